@@ -1,0 +1,55 @@
+# `make demo` and `make test` need nothing but Python 3.11, pip and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export OMP_NUM_THREADS ?= 2
+export MKL_NUM_THREADS ?= 2
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test slow lint format typecheck bench docs clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py --output demo-output
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py --output bench-output
+
+docs: $(DOCS_READY)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# torch goes first and alone: a resolver that meets it through another package may take a build
+# with gigabytes of CUDA libraries.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[all,test]'
+	touch $(READY)
+
+$(DOCS_READY): $(READY)
+	$(PIP) --editable '.[docs]'
+	touch $(DOCS_READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output bench-output docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

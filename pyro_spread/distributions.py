@@ -1,0 +1,114 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Distributions without a usable density: samplers and deterministic generators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+
+from spread_analysis import _messages
+
+
+class ImplicitDistribution(TorchDistribution):
+    r"""
+    The distribution of ``fn(eps)`` for ``eps ~ base_dist``: it can be sampled, it has no density.
+
+    It carries ``(fn, base_dist)`` and never a drawn value, so that ``expand``, ``sample_shape``,
+    vectorised particles and ``Predictive`` all draw fresh noise.
+
+        >>> import torch, pyro.distributions as dist
+        >>> base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        >>> d = ImplicitDistribution(lambda eps: eps[..., :2] ** 2, base, event_shape=(2,))
+        >>> d.expand([5]).rsample((7,)).shape
+        torch.Size([7, 5, 2])
+
+    :param fn: callable from noise of shape sample + batch + base event shape to values of shape
+        sample + batch + ``event_shape``; a module or a function, differentiable in its parameters.
+    :param base_dist: distribution of the noise; its batch shape is the batch shape here.
+    :param event_shape: shape of one value.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        fn: Callable[[torch.Tensor], torch.Tensor],
+        base_dist: TorchDistribution,
+        event_shape: tuple[int, ...] | torch.Size,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.fn = fn
+        self.base_dist = base_dist
+        super().__init__(base_dist.batch_shape, torch.Size(event_shape), validate_args=validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(
+        self, batch_shape: torch.Size, _instance: ImplicitDistribution | None = None
+    ) -> ImplicitDistribution:
+        return ImplicitDistribution(self.fn, self.base_dist.expand(batch_shape), self.event_shape)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:
+        """
+        Reparametrised draws of shape sample + batch + event.
+
+        :raises ValueError: if ``fn`` returns another shape.
+        """
+        draw = self.base_dist.rsample if self.base_dist.has_rsample else self.base_dist.sample
+        value = self.fn(draw(sample_shape))
+        expected = self._extended_shape(sample_shape)
+        if value.shape != expected:
+            raise ValueError(_messages.implicit_output_shape(value.shape, expected))
+        return value
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """
+        There is none.
+
+        :raises NotImplementedError: always, naming the losses that need no density.
+        """
+        raise NotImplementedError(_messages.implicit_has_no_density())
+
+
+class DeterministicGenerator(dist.Delta):
+    r"""
+    The likelihood :math:`p(x \mid z) = \delta(x - g(z))` of a deterministic generator.
+
+    A ``Delta`` that refuses to be scored: where a stock ``Delta`` silently gives -inf, ``log_prob``
+    is an error that names the losses for such models. Under :class:`~pyro_spread.SpreadELBO` the two
+    are the same.
+
+        >>> import torch
+        >>> DeterministicGenerator(torch.zeros(5, 2), event_dim=1).batch_shape
+        torch.Size([5])
+
+    :param value: the output g(z), of shape batch + event.
+    :param event_dim: number of event dimensions of ``value``.
+    """
+
+    def __init__(
+        self, value: torch.Tensor, event_dim: int = 0, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(value, event_dim=event_dim, validate_args=validate_args)
+
+    def expand(
+        self, batch_shape: torch.Size, _instance: DeterministicGenerator | None = None
+    ) -> DeterministicGenerator:
+        value = self.v.expand(torch.Size(batch_shape) + self.event_shape)
+        return DeterministicGenerator(value, event_dim=self.event_dim)
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Refused.
+
+        :raises NotImplementedError: always, naming the losses that can train this model.
+        """
+        raise NotImplementedError(_messages.generator_has_no_density())

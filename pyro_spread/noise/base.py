@@ -1,0 +1,170 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What all noise kernels share: the call, and the recursion of ``spread`` through wrappers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+
+from spread_analysis import _messages
+
+
+def is_positive(value: float | torch.Tensor) -> bool:
+    """Whether every element is positive and finite (NaN is neither)."""
+    tensor = torch.as_tensor(value).detach()
+    return bool(((tensor > 0) & torch.isfinite(tensor)).all())
+
+
+class SpreadNoise(ABC):
+    r"""
+    A noise kernel :math:`k(y \mid x)`, a small immutable object.
+
+    Passing data :math:`p` and model :math:`q` through the same kernel gives
+    :math:`\tilde p(y) = \int k(y \mid x)\, p(x)\, dx` and :math:`\tilde q` alike, and
+    :math:`\mathrm{KL}[\tilde p \,\|\, \tilde q] = 0` if and only if :math:`p = q`, provided that the
+    map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of this module
+    is, and refuses parameters for which it would not be.
+
+    To add a kernel, implement :meth:`_conditional`, and :meth:`_spread_exactly` for the
+    distributions (beyond ``Delta``) whose spread has a closed form.
+
+    **References**
+
+    [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
+    https://arxiv.org/abs/1811.08968
+    """
+
+    #: Number of rightmost dimensions of x that the kernel couples; 0 if it acts element by element.
+    coupled_dims: int = 0
+
+    def __call__(self, x: torch.Tensor, event_dim: int = 0) -> TorchDistribution:
+        """
+        The distribution of y given x.
+
+        :param x: values of the site, of shape batch + event.
+        :param event_dim: number of event dimensions of the site of x.
+        :return: a distribution over y with the same batch and event shape.
+        :raises TypeError: if x has an integer type under a continuous kernel, or the reverse.
+        :raises ValueError: if the event shape does not fit the kernel.
+        """
+        self.check_value(x)
+        if event_dim > x.dim():
+            raise ValueError(_messages.event_dim_too_large(repr(self), event_dim, x.dim()))
+        if event_dim < self.coupled_dims:
+            raise ValueError(
+                _messages.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
+            )
+        return self._conditional(x, event_dim)
+
+    def spread(self, distribution: TorchDistribution) -> TorchDistribution:
+        r"""
+        The exact distribution of y when x follows ``distribution``.
+
+        :param distribution: ``Delta`` under every kernel; ``Normal`` and ``MultivariateNormal``
+            under the Gaussian kernels; ``Categorical`` under a channel; mixtures of these; all also
+            inside ``Independent``, masked and expanded wrappers.
+        :return: :math:`\int k(y \mid x)\, p(x)\, dx`, of the same batch and event shape.
+        :raises NotImplementedError: for every other distribution, naming the pair and the way out.
+        """
+        return self._spread(distribution, 0)
+
+    def draw(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        One draw of y given x, of x's shape, without knowing which dimensions of x are event dims.
+
+        :param x: values of the site, of shape batch + event.
+        :raises ValueError: if the kernel does not fit the shape of x.
+        """
+        self.check_value(x)
+        y = self._conditional(x, self._coupled_dims_of(x), validate_args=False)
+        return y.rsample() if y.has_rsample else y.sample()
+
+    def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
+        r"""
+        :math:`E\, e^{i \omega (y - x)}` of a stationary kernel: real, and nowhere zero.
+
+        :param omega: frequencies, in radians per unit of x.
+        :raises NotImplementedError: for kernels that are not stationary.
+        """
+        raise NotImplementedError(_messages.no_characteristic_function(type(self).__name__))
+
+    def check_value(self, x: torch.Tensor) -> None:
+        """
+        Refuse values of the wrong type.
+
+        :raises TypeError: if x is not of a floating type.
+        """
+        if not x.dtype.is_floating_point:
+            raise TypeError(_messages.integer_under_continuous(type(self).__name__, x.dtype))
+
+    @abstractmethod
+    def _conditional(
+        self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None
+    ) -> TorchDistribution:
+        """The distribution of y given x; x and ``event_dim`` are checked."""
+
+    def _coupled_dims_of(self, x: torch.Tensor) -> int:
+        """The smallest ``event_dim`` with which ``x`` can be noised."""
+        return self.coupled_dims
+
+    def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:
+        """The spread of ``fn.to_event(extra)`` where this kernel has a closed form, else None."""
+        return None
+
+    def _spread(self, fn: Any, extra: int) -> TorchDistribution:
+        """The spread of ``fn.to_event(extra)``."""
+        # A kernel that couples dimensions must see them all, so the event dims of the wrappers
+        # around a distribution are carried inwards as ``extra`` instead of being put back outside.
+        if isinstance(fn, torch.distributions.Independent):
+            return self._spread(fn.base_dist, extra + fn.reinterpreted_batch_ndims)
+        if isinstance(fn, dist.Delta):
+            return self._spread_delta(fn, extra)
+        separable = extra == 0 or self.coupled_dims == 0
+        if isinstance(fn, MaskedDistribution) and separable:
+            return self._spread(fn.base_dist, 0).mask(fn._mask).to_event(extra)
+        if isinstance(fn, ExpandedDistribution):
+            if separable:
+                return self._spread(fn.base_dist, 0).expand(fn.batch_shape).to_event(extra)
+            expanded = fn.base_dist.expand(fn.batch_shape)
+            if not isinstance(expanded, ExpandedDistribution):
+                return self._spread(expanded, extra)
+        exact = self._spread_exactly(fn, extra)
+        if exact is not None:
+            return exact
+        if separable and self._components_separate(extra):
+            mixture = self._spread_mixture(fn)
+            if mixture is not None:
+                return mixture.to_event(extra)
+        raise NotImplementedError(
+            _messages.no_spread_rule(type(self).__name__, type(fn).__name__)
+        )
+
+    def _spread_delta(self, fn: dist.Delta, extra: int) -> TorchDistribution:
+        if not torch._C._get_tracing_state() and bool((fn.log_density != 0).any()):
+            raise NotImplementedError(_messages.delta_with_density(type(self).__name__))
+        return self(fn.v, fn.event_dim + extra)
+
+    def _spread_mixture(self, fn: Any) -> TorchDistribution | None:
+        if isinstance(fn, torch.distributions.MixtureSameFamily):
+            components = self._spread(fn.component_distribution, 0)
+            return dist.MixtureSameFamily(fn.mixture_distribution, components)
+        if isinstance(fn, dist.MaskedMixture):
+            return dist.MaskedMixture(
+                fn.mask, self._spread(fn.component0, 0), self._spread(fn.component1, 0)
+            )
+        return None
+
+    def _components_separate(self, extra: int) -> bool:
+        """
+        Whether the components of a mixture inside ``extra`` event dims may be spread one by one.
+
+        Their own dimension stands to the right of those event dims, where a scale that has the
+        event's shape would be taken for it.
+        """
+        return True

@@ -1,0 +1,25 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Threads, seeds and clean parameter stores for every test."""
+
+import os
+
+# Before the backends start their thread pools.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _fresh_pyro():
+    """No test sees another's params or random state; tests without Pyro never import it."""
+    if "pyro" in sys.modules:
+        import pyro
+
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+    yield
