@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 Key = int | str
+
+# Reading a signature costs a tenth of a millisecond, too much for every step of a small model.
+_known_names: weakref.WeakKeyDictionary[Callable[..., Any], list[str]] = weakref.WeakKeyDictionary()
 
 
 def positional_names(fn: Callable[..., Any]) -> list[str]:
@@ -17,6 +21,15 @@ def positional_names(fn: Callable[..., Any]) -> list[str]:
 
     :param fn: a model: function, handler around one, partial, or module with ``forward``.
     """
+    try:
+        if fn not in _known_names:
+            _known_names[fn] = _read_positional_names(fn)
+        return _known_names[fn]
+    except TypeError:  # neither hashable nor weakly referenced
+        return _read_positional_names(fn)
+
+
+def _read_positional_names(fn: Callable[..., Any]) -> list[str]:
     # The signature of a torch module's ``__call__`` is (*args, **kwargs): its own is forward's.
     target = getattr(fn, "forward", fn)
     try:
