@@ -160,6 +160,13 @@ def not_injective(transform: str, why: str) -> str:
     )
 
 
+def outside_domain(transform: str, domain: object) -> str:
+    return (
+        f"TransformedNoise: the value leaves the domain of {transform}, {domain}, outside of which it "
+        "is not injective. Rescale the data, or use another transform."
+    )
+
+
 def no_characteristic_function(kernel: str) -> str:
     return (
         f"{kernel} is not stationary (y - x depends on x), so it has no characteristic function. "
@@ -307,4 +314,11 @@ def mutable_particles(num_particles: int) -> str:
     return (
         f"SpreadELBO: the model or guide has mutable state, and num_particles={num_particles} would "
         "give one new state per particle. Use num_particles=1."
+    )
+
+
+def unregistered_params(names: Iterable[str]) -> str:
+    return (
+        f"noise declares the param site(s) {sorted(names)}, which SVI does not know, so they would "
+        "never be trained. Use SVI(model, loss.register(model, guide), optim, loss)."
     )

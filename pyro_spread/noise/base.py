@@ -15,6 +15,11 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from spread_analysis import _messages
 
 
+def as_parameter(value: float | torch.Tensor) -> float | torch.Tensor:
+    """A Python float, whose type follows x, or the tensor itself, learnable or not."""
+    return value if isinstance(value, torch.Tensor) else float(value)
+
+
 def is_positive(value: float | torch.Tensor) -> bool:
     """Whether every element is positive and finite (NaN is neither)."""
     tensor = torch.as_tensor(value).detach()
@@ -72,6 +77,7 @@ class SpreadNoise(ABC):
         :return: :math:`\int k(y \mid x)\, p(x)\, dx`, of the same batch and event shape.
         :raises NotImplementedError: for every other distribution, naming the pair and the way out.
         """
+        self._check_site(distribution.shape(), distribution.event_dim)
         return self._spread(distribution, 0)
 
     def draw(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,6 +119,13 @@ class SpreadNoise(ABC):
         """The smallest ``event_dim`` with which ``x`` can be noised."""
         return self.coupled_dims
 
+    def _check_site(self, shape: torch.Size, event_dim: int) -> None:
+        """Refuse to spread a distribution of ``shape`` that the parameters would widen."""
+
+    def _for_components(self, event_dim: int) -> SpreadNoise:
+        """This kernel for the components of a mixture, with a dimension left of the event dims."""
+        return self
+
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:
         """The spread of ``fn.to_event(extra)`` where this kernel has a closed form, else None."""
         return None
@@ -126,8 +139,11 @@ class SpreadNoise(ABC):
         if isinstance(fn, dist.Delta):
             return self._spread_delta(fn, extra)
         separable = extra == 0 or self.coupled_dims == 0
-        if isinstance(fn, MaskedDistribution) and separable:
-            return self._spread(fn.base_dist, 0).mask(fn._mask).to_event(extra)
+        if isinstance(fn, MaskedDistribution):
+            if isinstance(fn._mask, bool):
+                return self._spread(fn.base_dist, extra).mask(fn._mask)
+            if separable:
+                return self._spread(fn.base_dist, 0).mask(fn._mask).to_event(extra)
         if isinstance(fn, ExpandedDistribution):
             if separable:
                 return self._spread(fn.base_dist, 0).expand(fn.batch_shape).to_event(extra)
@@ -137,12 +153,15 @@ class SpreadNoise(ABC):
         exact = self._spread_exactly(fn, extra)
         if exact is not None:
             return exact
-        if separable and self._components_separate(extra):
+        if separable:
             mixture = self._spread_mixture(fn)
             if mixture is not None:
                 return mixture.to_event(extra)
+        name = type(fn).__name__
         raise NotImplementedError(
-            _messages.no_spread_rule(type(self).__name__, type(fn).__name__)
+            _messages.no_spread_rule(
+                type(self).__name__, name if separable else f"Independent({name}, {extra})"
+            )
         )
 
     def _spread_delta(self, fn: dist.Delta, extra: int) -> TorchDistribution:
@@ -152,19 +171,11 @@ class SpreadNoise(ABC):
 
     def _spread_mixture(self, fn: Any) -> TorchDistribution | None:
         if isinstance(fn, torch.distributions.MixtureSameFamily):
-            components = self._spread(fn.component_distribution, 0)
-            return dist.MixtureSameFamily(fn.mixture_distribution, components)
+            components = fn.component_distribution
+            kernel = self._for_components(len(components.event_shape))
+            return dist.MixtureSameFamily(fn.mixture_distribution, kernel._spread(components, 0))
         if isinstance(fn, dist.MaskedMixture):
             return dist.MaskedMixture(
                 fn.mask, self._spread(fn.component0, 0), self._spread(fn.component1, 0)
             )
         return None
-
-    def _components_separate(self, extra: int) -> bool:
-        """
-        Whether the components of a mixture inside ``extra`` event dims may be spread one by one.
-
-        Their own dimension stands to the right of those event dims, where a scale that has the
-        event's shape would be taken for it.
-        """
-        return True

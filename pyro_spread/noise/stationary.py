@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_spread.noise.base import SpreadNoise, is_positive
+from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive
 from spread_analysis import _messages, student_t_characteristic_function
 
 
@@ -23,45 +24,77 @@ class _ElementwiseNoise(SpreadNoise):
     scale: float | torch.Tensor
 
     def __post_init__(self) -> None:
-        if not is_positive(self.scale):
-            raise ValueError(_messages.bad_positive(type(self).__name__, "scale", self.scale))
+        for name in self._fields():
+            value = getattr(self, name)
+            if not is_positive(value):
+                raise ValueError(_messages.bad_positive(type(self).__name__, name, value))
+            object.__setattr__(self, name, as_parameter(value))
+
+    @classmethod
+    def _fields(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
     @abstractmethod
-    def _around(self, x: torch.Tensor, validate_args: bool | None) -> TorchDistribution:
-        """The distribution of every element of y, located at x."""
+    def _around(
+        self, x: torch.Tensor, *parameters: Any, validate_args: bool | None
+    ) -> TorchDistribution:
+        """The distribution of every element of y, located at x; parameters in field order."""
 
     def _conditional(
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None
     ) -> TorchDistribution:
-        self._check_scale(x.shape, event_dim)
-        return self._around(x, validate_args).to_event(event_dim)
+        self._check_event(x.shape, event_dim)
+        parameters = [_like(getattr(self, name), x) for name in self._fields()]
+        return self._around(x, *parameters, validate_args=validate_args).to_event(event_dim)
 
     def draw(self, x: torch.Tensor) -> torch.Tensor:
-        y = super().draw(x)
-        if y.shape != x.shape:
-            raise ValueError(_messages.scale_misfit(type(self).__name__, self._shape, x.shape, 0))
-        return y
+        self._check_site(x.shape, 0)
+        return super().draw(x)
 
     @property
     def _shape(self) -> torch.Size:
-        return self.scale.shape if isinstance(self.scale, torch.Tensor) else torch.Size()
+        parameters = (getattr(self, name) for name in self._fields())
+        shapes = [v.shape for v in parameters if isinstance(v, torch.Tensor)]
+        return torch.broadcast_shapes(*shapes) if shapes else torch.Size()
 
-    def _check_scale(self, shape: torch.Size, event_dim: int) -> None:
+    def _check_event(self, shape: torch.Size, event_dim: int) -> None:
         """A scale may broadcast like any parameter, but never widen the event of x."""
-        if not self._shape:
-            return
-        try:
-            full = torch.broadcast_shapes(self._shape, shape)
-        except RuntimeError:
-            full = None
-        event_shape = shape[len(shape) - event_dim :]
-        if full is None or full[len(full) - event_dim :] != event_shape:
+        full = self._broadcast(shape)
+        if full is None or full[len(full) - event_dim :] != shape[len(shape) - event_dim :]:
             raise ValueError(
                 _messages.scale_misfit(type(self).__name__, self._shape, shape, event_dim)
             )
 
-    def _components_separate(self, extra: int) -> bool:
-        return extra == 0 or not self._shape
+    def _check_site(self, shape: torch.Size, event_dim: int) -> None:
+        if self._broadcast(shape) != shape:
+            raise ValueError(
+                _messages.scale_misfit(type(self).__name__, self._shape, shape, event_dim)
+            )
+
+    def _broadcast(self, shape: torch.Size) -> torch.Size | None:
+        if not self._shape:
+            return shape
+        try:
+            return torch.broadcast_shapes(self._shape, shape)
+        except RuntimeError:
+            return None
+
+    def _for_components(self, event_dim: int) -> SpreadNoise:
+        if len(self._shape) <= event_dim:
+            return self
+
+        def with_component_dim(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and value.dim() > event_dim:
+                return value.unsqueeze(value.dim() - event_dim)
+            return value
+
+        changes = {name: with_component_dim(getattr(self, name)) for name in self._fields()}
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def _like(value: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
+    """A parameter in x's type and on x's device: a wider one would change the type of y."""
+    return value.to(x) if isinstance(value, torch.Tensor) else value
 
 
 class _SharedScaleNormal(dist.Normal):
@@ -155,25 +188,28 @@ class GaussianNoise(_ElementwiseNoise):
 
     scale: float | torch.Tensor
 
-    def _around(self, x: torch.Tensor, validate_args: bool | None) -> TorchDistribution:
+    def _around(
+        self, x: torch.Tensor, *parameters: Any, validate_args: bool | None
+    ) -> TorchDistribution:
+        (scale,) = parameters
         if not self._shape:
-            return _SharedScaleNormal(x, self.scale, validate_args)
-        return dist.Normal(x, self.scale, validate_args=validate_args)
+            return _SharedScaleNormal(x, scale, validate_args)
+        return dist.Normal(x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         return torch.exp(-0.5 * (self.scale * omega) ** 2)
 
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:
         if isinstance(fn, torch.distributions.Normal):
-            self._check_scale(fn.loc.shape, extra)
+            self._check_event(fn.loc.shape, extra)
             scale = torch.hypot(fn.scale, torch.as_tensor(self.scale).to(fn.scale))
             return dist.Normal(fn.loc, scale).to_event(extra)
         if isinstance(fn, torch.distributions.LowRankMultivariateNormal):
-            self._check_scale(fn.loc.shape, 1 + extra)
+            self._check_event(fn.loc.shape, 1 + extra)
             variance = fn.cov_diag + self._variance(fn.loc)
             return dist.LowRankMultivariateNormal(fn.loc, fn.cov_factor, variance).to_event(extra)
         if isinstance(fn, torch.distributions.MultivariateNormal):
-            self._check_scale(fn.loc.shape, 1 + extra)
+            self._check_event(fn.loc.shape, 1 + extra)
             covariance = fn.covariance_matrix + torch.diag_embed(self._variance(fn.loc))
             return dist.MultivariateNormal(fn.loc, covariance).to_event(extra)
         return None
@@ -195,8 +231,11 @@ class LaplaceNoise(_ElementwiseNoise):
 
     scale: float | torch.Tensor
 
-    def _around(self, x: torch.Tensor, validate_args: bool | None) -> TorchDistribution:
-        return dist.Laplace(x, self.scale, validate_args=validate_args)
+    def _around(
+        self, x: torch.Tensor, *parameters: Any, validate_args: bool | None
+    ) -> TorchDistribution:
+        (scale,) = parameters
+        return dist.Laplace(x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         return 1.0 / (1.0 + (self.scale * omega) ** 2)
@@ -219,17 +258,11 @@ class StudentTNoise(_ElementwiseNoise):
     df: float | torch.Tensor
     scale: float | torch.Tensor
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not is_positive(self.df):
-            raise ValueError(_messages.bad_positive("StudentTNoise", "df", self.df))
-
-    @property
-    def _shape(self) -> torch.Size:
-        return torch.broadcast_shapes(torch.as_tensor(self.df).shape, super()._shape)
-
-    def _around(self, x: torch.Tensor, validate_args: bool | None) -> TorchDistribution:
-        return dist.StudentT(self.df, x, self.scale, validate_args=validate_args)
+    def _around(
+        self, x: torch.Tensor, *parameters: Any, validate_args: bool | None
+    ) -> TorchDistribution:
+        df, scale = parameters
+        return dist.StudentT(df, x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         # Bessel functions of fractional order come from SciPy: this one is not differentiable.
@@ -252,8 +285,11 @@ class LogisticNoise(_ElementwiseNoise):
 
     scale: float | torch.Tensor
 
-    def _around(self, x: torch.Tensor, validate_args: bool | None) -> TorchDistribution:
-        return dist.Logistic(x, self.scale, validate_args=validate_args)
+    def _around(
+        self, x: torch.Tensor, *parameters: Any, validate_args: bool | None
+    ) -> TorchDistribution:
+        (scale,) = parameters
+        return dist.Logistic(x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         u = torch.abs(torch.pi * self.scale * omega)

@@ -1,0 +1,130 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Distributions without a usable density: samplers and deterministic generators."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+from numpyro.distributions import Delta, Distribution, constraints
+
+from spread_analysis import _messages
+
+
+def _as_pytree(fn: Callable[..., Any]) -> Any:
+    """``fn`` as a callable pytree, so that the arrays it carries cross jit and vmap."""
+    if isinstance(fn, Partial):
+        return fn
+    if isinstance(fn, functools.partial):
+        # This is what flax_module and its kin return, with the params among its arguments.
+        return Partial(fn.func, *fn.args, **fn.keywords)
+    if jax.tree.structure(fn) != jax.tree.structure(0):
+        return fn  # a module that is a pytree itself, as in equinox
+    return Partial(fn)
+
+
+class ImplicitDistribution(Distribution):
+    r"""
+    The distribution of ``fn(eps)`` for ``eps ~ base_dist``: it can be sampled, it has no density.
+
+    It carries ``(fn, base_dist)`` and never a drawn value, so that ``expand``, ``sample_shape``,
+    vectorised particles and ``Predictive`` all draw fresh noise. It is a pytree: arrays that ``fn``
+    needs cross jit, vmap and scan as arguments of a :class:`jax.tree_util.Partial` (a plain
+    ``functools.partial`` is converted); those that it closes over do not.
+
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> base = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+        >>> d = ImplicitDistribution(lambda eps: eps[..., :2] ** 2, base, event_shape=(2,))
+        >>> d.expand([5]).sample(jax.random.key(0), (7,)).shape
+        (7, 5, 2)
+
+    :param fn: callable from noise of shape sample + batch + base event shape to values of shape
+        sample + batch + ``event_shape``; a ``Partial``, function or module, differentiable in its
+        parameters.
+    :param base_dist: distribution of the noise; its batch shape is the batch shape here.
+    :param event_shape: shape of one value.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    pytree_data_fields = ("fn", "base_dist")
+
+    def __init__(
+        self,
+        fn: Callable[[jax.Array], jax.Array],
+        base_dist: Distribution,
+        event_shape: Sequence[int],
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.fn = _as_pytree(fn)
+        self.base_dist = base_dist
+        super().__init__(base_dist.batch_shape, tuple(event_shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, self.event_dim)
+
+    @property
+    def has_rsample(self) -> bool:
+        return bool(self.base_dist.has_rsample)
+
+    def expand(self, batch_shape: Sequence[int]) -> ImplicitDistribution:
+        if tuple(batch_shape) == self.batch_shape:
+            return self
+        return ImplicitDistribution(self.fn, self.base_dist.expand(batch_shape), self.event_shape)
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """
+        Draws of shape sample + batch + event, reparametrised if those of ``base_dist`` are.
+
+        :raises ValueError: if ``fn`` returns another shape.
+        """
+        value = self.fn(self.base_dist.sample(key, sample_shape))
+        expected = self.shape(sample_shape)
+        if jnp.shape(value) != expected:
+            raise ValueError(_messages.implicit_output_shape(jnp.shape(value), expected))
+        return value
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
+        """
+        There is none.
+
+        :raises NotImplementedError: always, naming the losses that need no density.
+        """
+        raise NotImplementedError(_messages.implicit_has_no_density())
+
+
+class DeterministicGenerator(Delta):
+    r"""
+    The likelihood :math:`p(x \mid z) = \delta(x - g(z))` of a deterministic generator.
+
+    A ``Delta`` that refuses to be scored: where a stock ``Delta`` silently gives -inf, ``log_prob``
+    is an error that names the losses for such models. Under
+    :class:`~numpyro_spread.SpreadELBO` the two are the same.
+
+        >>> import jax.numpy as jnp
+        >>> DeterministicGenerator(jnp.zeros((5, 2)), event_dim=1).batch_shape
+        (5,)
+
+    :param value: the output g(z), of shape batch + event.
+    :param event_dim: number of event dimensions of ``value``.
+    """
+
+    def __init__(
+        self, value: ArrayLike, event_dim: int = 0, *, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(value, event_dim=event_dim, validate_args=validate_args)
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
+        """
+        Refused.
+
+        :raises NotImplementedError: always, naming the losses that can train this model.
+        """
+        raise NotImplementedError(_messages.generator_has_no_density())

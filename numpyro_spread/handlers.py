@@ -1,0 +1,137 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The effect handler that spreads observed sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpyro.distributions import (
+    Delta,
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    MixtureGeneral,
+    MixtureSameFamily,
+)
+from numpyro.primitives import Messenger
+
+from numpyro_spread.noise import SpreadNoise
+from spread_analysis import _messages
+
+_MARK = "_spread"
+
+
+def check_noise(noise: Any) -> dict[str, SpreadNoise]:
+    """
+    A copy of ``noise`` if it is a dict from site names to kernels.
+
+    :raises TypeError: if it is not.
+    """
+    if not isinstance(noise, Mapping) or not noise:
+        raise TypeError(_messages.bad_noise_argument(noise))
+    for site, kernel in noise.items():
+        if not isinstance(site, str):
+            raise TypeError(_messages.bad_noise_argument(noise))
+        if not isinstance(kernel, SpreadNoise):
+            raise TypeError(_messages.at_site(site, _messages.not_a_kernel(kernel)))
+    return dict(noise)
+
+
+def is_delta(fn: Distribution) -> bool:
+    """Whether ``fn`` is a ``Delta`` or a mixture of them, also inside wrappers."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, MixtureSameFamily):
+        return is_delta(fn.component_distribution)
+    if isinstance(fn, MixtureGeneral):
+        return any(is_delta(part) for part in fn.component_distributions)
+    return isinstance(fn, Delta)
+
+
+class spread(Messenger):  # noqa: N801
+    r"""
+    Effect handler that passes the distribution at observed sites through a noise kernel.
+
+    At every observed site that ``noise`` names, the distribution p becomes
+    :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller hands the model
+    noisy values. Sites that are not observed are untouched too, so ``Predictive`` gives clean draws.
+
+    Both spellings work, ``spread(model, noise)`` and ``with spread(noise=noise):``.
+
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer.util import log_density
+        >>> from numpyro_spread import GaussianNoise, spread
+        >>> def model(y):
+        ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("x", dist.Delta(2 * z), obs=y)
+        >>> spread_model = spread(model, {"x": GaussianNoise(0.3)})
+        >>> density, _ = log_density(spread_model, (jnp.array(1.0),), {}, {"z": jnp.array(0.5)})
+        >>> bool(jnp.isfinite(density))
+        True
+
+    :param fn: a model.
+    :param noise: dict from the names of observed sites to noise kernels.
+    :return: the model with its observed sites spread; without ``fn``, a context manager and
+        decorator.
+    :raises TypeError: if noise is not such a dict, or a value's type does not fit its kernel.
+    :raises ValueError: if a named site does not exist, a kernel does not fit it, or it was made
+        observed by a handler outside of this one.
+    :raises NotImplementedError: if the spread of a site's distribution is not known exactly.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any] | None = None,
+        noise: Mapping[str, SpreadNoise] | None = None,
+    ) -> None:
+        self.noise = check_noise(noise)
+        self._seen: set[str] = set()
+        self._observed: set[str] = set()
+        super().__init__(fn)
+
+    def __enter__(self) -> Any:
+        self._seen, self._observed = set(), set()
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            self._check_complete()
+
+    def _check_complete(self) -> None:
+        for site in self.noise:
+            if site not in self._seen:
+                raise ValueError(_messages.no_such_site(site, self._observed))
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample":
+            return
+        site = msg["name"]
+        self._seen.add(site)
+        if not msg["is_observed"]:
+            return
+        self._observed.add(site)
+        if site in self.noise:
+            self._spread(msg)
+
+    def _spread(self, msg: Any) -> None:
+        site = msg["name"]
+        if msg["infer"].get(_MARK):
+            raise ValueError(_messages.already_spread(site))
+        kernel = self.noise[site]
+        try:
+            kernel.check_value(msg["value"])
+            msg["fn"] = kernel.spread(msg["fn"])
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise type(error)(_messages.at_site(site, error)) from error
+        # A copy: the dict belongs to the model, which may use it for several sites.
+        msg["infer"] = {**msg["infer"], _MARK: True}
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or not msg["is_observed"]:
+            return
+        if msg["name"] in self.noise and msg["name"] not in self._observed:
+            raise ValueError(_messages.conditioned_outside(msg["name"]))

@@ -1,0 +1,7 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Losses: each goes into an unmodified SVI."""
+
+from numpyro_spread.infer.spread_elbo import SpreadELBO
+
+__all__ = ["SpreadELBO"]

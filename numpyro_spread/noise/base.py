@@ -1,0 +1,246 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What all noise kernels share: the call, and the recursion of ``spread`` through wrappers."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from numpyro.distributions import (
+    Delta,
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
+
+from spread_analysis import _messages
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether all values are known now; values of tracers cannot be checked."""
+    return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def is_positive(value: ArrayLike) -> bool:
+    """Whether every element is positive and finite (NaN is neither); True where it is unknown."""
+    if not is_concrete(value):
+        return True
+    # NumPy, not jax.numpy: inside a jit trace even constants become tracers there.
+    array = np.asarray(value)
+    return bool(np.all((array > 0) & np.isfinite(array)))
+
+
+def as_parameter(value: ArrayLike) -> float | jax.Array:
+    """A Python float, whose type follows x, or an array of a floating type."""
+    if isinstance(value, int | float | np.generic):
+        return float(value)
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+class SpreadNoise(ABC):
+    r"""
+    A noise kernel :math:`k(y \mid x)`, a small immutable object and a JAX pytree.
+
+    Passing data :math:`p` and model :math:`q` through the same kernel gives
+    :math:`\tilde p(y) = \int k(y \mid x)\, p(x)\, dx` and :math:`\tilde q` alike, and
+    :math:`\mathrm{KL}[\tilde p \,\|\, \tilde q] = 0` if and only if :math:`p = q`, provided that the
+    map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of this module
+    is, and refuses parameters for which it would not be. Values are checked where they are
+    concrete; those of tracers, as of a scale that is learned, are not.
+
+    To add a kernel, write a frozen dataclass whose fields are its parameters and implement
+    :meth:`_conditional`, and :meth:`_spread_exactly` for the distributions (beyond ``Delta``) whose
+    spread has a closed form.
+
+    **References**
+
+    [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
+    https://arxiv.org/abs/1811.08968
+    """
+
+    #: Number of rightmost dimensions of x that the kernel couples; 0 if it acts element by element.
+    coupled_dims: int = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_pytree_node(cls, cls._flatten_tree, cls._unflatten_tree)
+
+    @classmethod
+    def _fields(cls) -> list[str]:
+        # Asked for late: the dataclass decorator runs after __init_subclass__.
+        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+    @staticmethod
+    def _flatten_tree(kernel: Any) -> tuple[tuple[Any, ...], None]:
+        return tuple(getattr(kernel, name) for name in kernel._fields()), None
+
+    @classmethod
+    def _unflatten_tree(cls, _: None, children: Any) -> Any:
+        # Without __post_init__: JAX unflattens with placeholders that no check would pass.
+        kernel = object.__new__(cls)
+        for name, child in zip(cls._fields(), children, strict=True):
+            object.__setattr__(kernel, name, child)
+        return kernel
+
+    def __call__(self, x: ArrayLike, event_dim: int = 0) -> Distribution:
+        """
+        The distribution of y given x.
+
+        :param x: values of the site, of shape batch + event.
+        :param event_dim: number of event dimensions of the site of x.
+        :return: a distribution over y with the same batch and event shape.
+        :raises TypeError: if x has an integer type under a continuous kernel, or the reverse.
+        :raises ValueError: if the event shape does not fit the kernel.
+        """
+        self.check_value(x)
+        if event_dim > jnp.ndim(x):
+            raise ValueError(_messages.event_dim_too_large(repr(self), event_dim, jnp.ndim(x)))
+        if event_dim < self.coupled_dims:
+            raise ValueError(
+                _messages.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
+            )
+        return self._conditional(jnp.asarray(x), event_dim)
+
+    def spread(self, distribution: Distribution) -> Distribution:
+        r"""
+        The exact distribution of y when x follows ``distribution``.
+
+        :param distribution: ``Delta`` under every kernel; ``Normal`` and ``MultivariateNormal``
+            under the Gaussian kernels; ``Categorical`` under a channel; mixtures of these; all also
+            inside ``Independent``, ``MaskedDistribution`` and ``ExpandedDistribution``.
+        :return: :math:`\int k(y \mid x)\, p(x)\, dx`, of the same batch and event shape.
+        :raises NotImplementedError: for every other distribution, naming the pair and the way out.
+        """
+        self._check_site(distribution.shape(), distribution.event_dim)
+        return self._spread(distribution, 0)
+
+    def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
+        """
+        One draw of y given x, of x's type, without knowing which dimensions of x are event dims.
+
+        :param rng_key: random key.
+        :param x: values of the site, of shape batch + event.
+        :raises ValueError: if the kernel does not fit the shape of x.
+        """
+        self.check_value(x)
+        x = jnp.asarray(x)
+        y = self._conditional(x, self._coupled_dims_of(x)).sample(rng_key)
+        # Samplers draw in the default type, which under x64 is wider than that of float32 data.
+        return jnp.asarray(y).astype(x.dtype)
+
+    def characteristic_function(self, omega: ArrayLike) -> jax.Array:
+        r"""
+        :math:`E\, e^{i \omega (y - x)}` of a stationary kernel: real, and nowhere zero.
+
+        :param omega: frequencies, in radians per unit of x.
+        :raises NotImplementedError: for kernels that are not stationary.
+        """
+        raise NotImplementedError(_messages.no_characteristic_function(type(self).__name__))
+
+    def check_value(self, x: ArrayLike) -> None:
+        """
+        Refuse values of the wrong type.
+
+        :raises TypeError: if x is not of a floating type.
+        """
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(_messages.integer_under_continuous(type(self).__name__, dtype))
+
+    @abstractmethod
+    def _conditional(self, x: jax.Array, event_dim: int) -> Distribution:
+        """The distribution of y given x; x and ``event_dim`` are checked."""
+
+    def _coupled_dims_of(self, x: jax.Array) -> int:
+        """The smallest ``event_dim`` with which ``x`` can be noised."""
+        return self.coupled_dims
+
+    def _moves_with_data(self) -> bool:
+        """Whether every element is noised alike, so that it does not matter where it stands."""
+        return False
+
+    def _check_site(self, shape: tuple[int, ...], event_dim: int) -> None:
+        """Refuse to spread a distribution of ``shape`` that the parameters would widen."""
+
+    def _for_components(self, event_dim: int) -> SpreadNoise:
+        """This kernel for the components of a mixture, with a dimension left of the event dims."""
+        return self
+
+    def _spread_exactly(self, fn: Distribution, extra: int) -> Distribution | None:
+        """The spread of ``fn.to_event(extra)`` where this kernel has a closed form, else None."""
+        return None
+
+    def _spread(self, fn: Distribution, extra: int) -> Distribution:
+        """The spread of ``fn.to_event(extra)``."""
+        # A kernel that couples dimensions must see them all, so the event dims of the wrappers
+        # around a distribution are carried inwards as ``extra`` instead of being put back outside.
+        if isinstance(fn, Independent):
+            return self._spread(fn.base_dist, extra + fn.reinterpreted_batch_ndims)
+        if isinstance(fn, Delta):
+            return self._spread_delta(fn, extra)
+        separable = extra == 0 or self.coupled_dims == 0
+        if isinstance(fn, MaskedDistribution):
+            if isinstance(fn._mask, bool):
+                return self._spread(fn.base_dist, extra).mask(fn._mask)  # type: ignore[arg-type]
+            if separable:
+                return self._spread(fn.base_dist, 0).mask(fn._mask).to_event(extra)
+        if isinstance(fn, ExpandedDistribution):
+            if separable:
+                return self._spread(fn.base_dist, 0).expand(fn.batch_shape).to_event(extra)
+            inner = _expand_inside(fn)
+            if inner is not None:
+                return self._spread(inner, extra)
+        exact = self._spread_exactly(fn, extra)
+        if exact is not None:
+            return exact
+        if separable:
+            mixture = self._spread_mixture(fn)
+            if mixture is not None:
+                return mixture.to_event(extra)
+        name = type(fn).__name__
+        raise NotImplementedError(
+            _messages.no_spread_rule(
+                type(self).__name__, name if separable else f"Independent({name}, {extra})"
+            )
+        )
+
+    def _spread_delta(self, fn: Delta, extra: int) -> Distribution:
+        density = fn.log_density
+        if is_concrete(density) and np.any(np.asarray(density) != 0):
+            raise NotImplementedError(_messages.delta_with_density(type(self).__name__))
+        return self(fn.v, fn.event_dim + extra)
+
+    def _spread_mixture(self, fn: Distribution) -> Distribution | None:
+        if isinstance(fn, dist.MixtureSameFamily):
+            components = self._for_components(fn.event_dim)._spread(fn.component_distribution, 0)
+            return dist.MixtureSameFamily(fn.mixing_distribution, components)
+        if isinstance(fn, dist.MixtureGeneral):
+            parts = [self._spread(part, 0) for part in fn.component_distributions]
+            return dist.MixtureGeneral(fn.mixing_distribution, parts)
+        return None
+
+
+def _expand_inside(fn: ExpandedDistribution) -> Distribution | None:
+    """``fn`` with its expansion carried into the parameters, or None where that is not known."""
+    base = fn.base_dist
+    if isinstance(base, Independent):
+        inner, ndims = base.base_dist, base.reinterpreted_batch_ndims
+        tail = inner.batch_shape[len(inner.batch_shape) - ndims :]
+        return inner.expand(fn.batch_shape + tail).to_event(ndims)
+    if isinstance(base, Delta):
+        value = jnp.broadcast_to(base.v, fn.shape())
+        log_density = base.log_density
+        return Delta(value, log_density=log_density, event_dim=base.event_dim)
+    if type(base) is dist.Normal:
+        shape = fn.batch_shape
+        return dist.Normal(jnp.broadcast_to(base.loc, shape), jnp.broadcast_to(base.scale, shape))
+    return None

@@ -1,0 +1,178 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel has a twin: same densities, spreads, characteristic functions and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as numpyro_dist
+import pyro.distributions as pyro_dist
+import pytest
+import torch
+
+import numpyro_spread
+import pyro_spread
+
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(3, 4)), RNG.normal(size=(3, 4))
+SCALES = 0.2 + RNG.random(4)
+FACTOR = RNG.normal(size=(4, 2))
+CHANNEL = RNG.dirichlet(np.full(4, 0.5), size=4).T + 2 * np.eye(4)
+CHANNEL = CHANNEL / CHANNEL.sum(0)
+
+# name -> (constructor given a package, an array function and the parameters; the parameters)
+KERNELS = {
+    "gaussian": (lambda p, s: p.GaussianNoise(s), (0.3,)),
+    "gaussian-per-element": (lambda p, s: p.GaussianNoise(s), (SCALES,)),
+    "laplace": (lambda p, s: p.LaplaceNoise(s), (SCALES,)),
+    "student": (lambda p, df, s: p.StudentTNoise(df, s), (3.5, SCALES)),
+    "cauchy": (lambda p, df, s: p.StudentTNoise(df, s), (1.0, 0.4)),
+    "logistic": (lambda p, s: p.LogisticNoise(s), (SCALES,)),
+    "low-rank": (lambda p, s, f: p.LowRankGaussianNoise(s, f), (0.3, FACTOR)),
+    "transformed": (
+        lambda p, s: p.TransformedNoise(_exp(p), p.GaussianNoise(s)),
+        (SCALES,),
+    ),
+    "transformed-low-rank": (
+        lambda p, s, f: p.TransformedNoise(_exp(p), p.LowRankGaussianNoise(s, f)),
+        (0.3, FACTOR),
+    ),
+}
+STATIONARY = [name for name in KERNELS if not name.startswith("transformed")]
+
+
+def _exp(package):
+    dist = pyro_dist if package is pyro_spread else numpyro_dist
+    return dist.transforms.ExpTransform()
+
+
+def _to_torch(value, grad=False):
+    return torch.tensor(value, requires_grad=grad) if np.ndim(value) else torch.tensor(float(value))
+
+
+def both(name):
+    """The same kernel in both packages."""
+    make, parameters = KERNELS[name]
+    ours = [_to_torch(v) if np.ndim(v) else v for v in parameters]
+    theirs = [jnp.asarray(v) if np.ndim(v) else v for v in parameters]
+    return make(pyro_spread, *ours), make(numpyro_spread, *theirs)
+
+
+def assert_same(ours, theirs):
+    np.testing.assert_allclose(ours.detach().numpy(), np.asarray(theirs), **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_log_density_and_its_gradient_in_x(name):
+    ours, theirs = both(name)
+    x = torch.tensor(X, requires_grad=True)
+    log_prob = ours(x, 1).log_prob(torch.tensor(Y))
+    log_prob.sum().backward()
+
+    def total(x):
+        return theirs(x, 1).log_prob(jnp.asarray(Y)).sum()
+
+    assert_same(log_prob, theirs(jnp.asarray(X), 1).log_prob(jnp.asarray(Y)))
+    assert_same(x.grad, jax.grad(total)(jnp.asarray(X)))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_gradient_in_every_parameter(name):
+    make, parameters = KERNELS[name]
+    ours = [torch.tensor(v, requires_grad=True) for v in parameters]
+    make(pyro_spread, *ours)(torch.tensor(X), 1).log_prob(torch.tensor(Y)).sum().backward()
+
+    def total(parameters):
+        kernel = make(numpyro_spread, *parameters)
+        return kernel(jnp.asarray(X), 1).log_prob(jnp.asarray(Y)).sum()
+
+    theirs = jax.grad(total)([jnp.asarray(v) for v in parameters])
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same(one.grad, other)
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_characteristic_function(name):
+    ours, theirs = both(name)
+    omega = RNG.normal(size=(5, 4)) * 3
+    assert_same(
+        ours.characteristic_function(torch.tensor(omega)),
+        theirs.characteristic_function(jnp.asarray(omega)),
+    )
+
+
+def _distributions(dist, array):
+    """Distributions that the Gaussian kernels spread exactly, in the backend's own classes."""
+    covariance = np.eye(4) + 0.3 * FACTOR @ FACTOR.T
+    mask = array(np.array([True, False, True]))
+    delta = dist.Delta(array(X), event_dim=1)
+    normal = dist.Normal(array(X), array(SCALES)).to_event(1)
+    return {
+        "delta": delta,
+        "independent delta": dist.Delta(array(X)).to_event(1),
+        "normal": normal,
+        "masked": normal.mask(mask),
+        "expanded": dist.Delta(array(X[0]), event_dim=1).expand((3,)),
+        "multivariate": dist.MultivariateNormal(array(X), array(covariance)),
+        "low rank": dist.LowRankMultivariateNormal(array(X), array(FACTOR), array(SCALES)),
+        "mixture": dist.MixtureSameFamily(
+            dist.Categorical(probs=array(np.array([0.2, 0.3, 0.5]))), delta
+        ),
+    }
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "gaussian-per-element", "low-rank"])
+@pytest.mark.parametrize("name", _distributions(numpyro_dist, np.asarray))
+def test_spread(kernel, name):
+    ours, theirs = both(kernel)
+    one = ours.spread(_distributions(pyro_dist, torch.as_tensor)[name])
+    other = theirs.spread(_distributions(numpyro_dist, jnp.asarray)[name])
+    assert tuple(one.batch_shape) == other.batch_shape
+    assert tuple(one.event_shape) == other.event_shape
+    assert_same(one.log_prob(torch.tensor(Y)), other.log_prob(jnp.asarray(Y)))
+
+
+def test_channel():
+    probs = RNG.dirichlet(np.ones(4), size=3)
+    ours = pyro_spread.ChannelNoise(torch.tensor(CHANNEL))
+    theirs = numpyro_spread.ChannelNoise(jnp.asarray(CHANNEL))
+    labels = np.array([0, 3, 2])
+    assert_same(
+        ours(torch.tensor(labels)).probs, theirs(jnp.asarray(labels)).probs
+    )
+    assert_same(
+        ours.spread(pyro_dist.Categorical(torch.tensor(probs))).log_prob(torch.tensor(labels)),
+        theirs.spread(numpyro_dist.Categorical(jnp.asarray(probs))).log_prob(jnp.asarray(labels)),
+    )
+
+
+def test_symmetric_channel():
+    assert_same(
+        pyro_spread.ChannelNoise.symmetric(5, 0.3).matrix,
+        numpyro_spread.ChannelNoise.symmetric(5, 0.3).matrix,
+    )
+
+
+def test_public_names_are_the_same():
+    assert set(pyro_spread.__all__) == set(numpyro_spread.__all__)
+
+
+def test_the_same_mistake_gives_the_same_message():
+    mistakes = [
+        lambda p, zeros: p.GaussianNoise(-1.0),
+        lambda p, zeros: p.StudentTNoise(float("nan"), 1.0),
+        lambda p, zeros: p.ChannelNoise.symmetric(3, 1.0),
+        lambda p, zeros: p.GaussianNoise(zeros((3,)) + 1)(zeros((4, 2)), 1),
+        lambda p, zeros: p.LowRankGaussianNoise(0.1, zeros((3, 1)))(zeros((4,)), 1),
+        lambda p, zeros: p.TransformedNoise(_exp(p), 0.3),
+        lambda p, zeros: p.SpreadELBO({"x": 0.3}),
+        lambda p, zeros: p.SpreadELBO({"x": p.GaussianNoise(1.0)}, data={"w": "images"}),
+    ]
+    for mistake in mistakes:
+        with pytest.raises((TypeError, ValueError)) as ours:
+            mistake(pyro_spread, torch.zeros)
+        with pytest.raises((TypeError, ValueError)) as theirs:
+            mistake(numpyro_spread, jnp.zeros)
+        assert type(ours.value) is type(theirs.value)
+        assert str(ours.value) == str(theirs.value)
