@@ -13,6 +13,7 @@ import pyro
 import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread.handlers import SpreadMessenger, check_noise, is_delta
 from pyro_spread.noise import ChannelNoise, SpreadNoise
@@ -53,6 +54,12 @@ class _LossSpread(SpreadMessenger):
     def __init__(self, noise: Mapping[str, SpreadNoise], handed: Mapping[str, torch.Tensor]):
         super().__init__(noise)
         self._handed = handed
+        self._indices: dict[str, torch.Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        super()._pyro_post_sample(msg)
+        if isinstance(msg["fn"], _Subsample):
+            self._indices[msg["name"]] = msg["value"]
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["infer"].get("_spread"):
@@ -64,8 +71,21 @@ class _LossSpread(SpreadMessenger):
         if site not in self.noise:
             if is_delta(msg["fn"]):
                 raise ValueError(_messages.unspread_delta(site))
-        elif not _observes(msg["value"], self._handed[site], self.noise[site]):
+        elif not self._observes_handed(msg):
             raise ValueError(_messages.observed_other_value(site))
+
+    def _observes_handed(self, msg: Any) -> bool:
+        value, handed = msg["value"], self._handed[msg["name"]]
+        if value is handed:
+            return True
+        for frame in msg["cond_indep_stack"]:
+            dim = frame.dim - msg["fn"].event_dim if frame.vectorized else 0
+            indices = self._indices.get(frame.name)
+            if indices is None or not -min(value.dim(), handed.dim()) <= dim < 0:
+                continue
+            if handed.shape[dim] != value.shape[dim] == len(indices) <= handed.shape[dim]:
+                handed = handed.index_select(dim, indices)
+        return _observes(value, handed, self.noise[msg["name"]])
 
     def _check_complete(self) -> None:
         super()._check_complete()
@@ -79,9 +99,9 @@ def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise) ->
     Whether ``value`` is the spread value, a reshape, a permutation or a subset of it.
 
     Continuous draws are almost surely unlike any clean value, so that a few elements tell. Labels
-    repeat: there only a whole batch can be told apart, by its counts.
+    repeat: there only values of the same number can be told apart, by their counts.
     """
-    if value is handed or torch._C._get_tracing_state():
+    if torch._C._get_tracing_state():
         return True
     flat, whole = value.reshape(-1), handed.reshape(-1)
     if flat.shape == whole.shape:
