@@ -1,0 +1,65 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
+
+from spread_analysis import reference
+from spread_analysis.datasets import Dataset, load_dataset
+from spread_analysis.evaluation import MeanAndError, SampleJudge, SampleQuality, mean_and_error
+from spread_analysis.features import FeatureExtractor, fit_features
+from spread_analysis.metrics import (
+    PrecisionRecall,
+    c2st,
+    frechet_distance,
+    gaussian_frechet_distance,
+    median_heuristic,
+    mmd2,
+    precision_recall,
+    sliced_wasserstein,
+)
+from spread_analysis.plots import (
+    plot_density_with_samples,
+    plot_loss_curve,
+    plot_reconstructions,
+    plot_sample_grid,
+)
+from spread_analysis.reference import (
+    cauchy_characteristic_function,
+    gaussian_characteristic_function,
+    laplace_characteristic_function,
+    logistic_characteristic_function,
+    match_columns,
+    mean_relative_error,
+    student_t_characteristic_function,
+)
+
+__all__ = [
+    "Dataset",
+    "FeatureExtractor",
+    "MeanAndError",
+    "PrecisionRecall",
+    "SampleJudge",
+    "SampleQuality",
+    "c2st",
+    "cauchy_characteristic_function",
+    "fit_features",
+    "frechet_distance",
+    "gaussian_characteristic_function",
+    "gaussian_frechet_distance",
+    "laplace_characteristic_function",
+    "load_dataset",
+    "logistic_characteristic_function",
+    "match_columns",
+    "mean_and_error",
+    "mean_relative_error",
+    "median_heuristic",
+    "mmd2",
+    "plot_density_with_samples",
+    "plot_loss_curve",
+    "plot_reconstructions",
+    "plot_sample_grid",
+    "precision_recall",
+    "reference",
+    "sliced_wasserstein",
+    "student_t_characteristic_function",
+]
