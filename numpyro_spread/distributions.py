@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def _as_pytree(fn: Callable[..., Any]) -> Any:
     if isinstance(fn, functools.partial):
         # This is what flax_module and its kin return, with the params among its arguments.
         return Partial(fn.func, *fn.args, **fn.keywords)
-    if jax.tree.structure(fn) != jax.tree.structure(0):
+    if not jax.tree_util.all_leaves([fn]):
         return fn  # a module that is a pytree itself, as in equinox
     return Partial(fn)
 
@@ -51,7 +51,7 @@ class ImplicitDistribution(Distribution):
     :param event_shape: shape of one value.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     pytree_data_fields = ("fn", "base_dist")
 
     def __init__(
@@ -68,13 +68,16 @@ class ImplicitDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
+        """All real values, for ``SVI.init``, which asks; fn may reach only some of them."""
         return constraints.independent(constraints.real, self.event_dim)
 
     @property
     def has_rsample(self) -> bool:
+        """Whether draws are differentiable in the parameters of fn and ``base_dist``."""
         return bool(self.base_dist.has_rsample)
 
     def expand(self, batch_shape: Sequence[int]) -> ImplicitDistribution:
+        """The distribution over ``batch_shape`` independent draws: it is the noise that expands."""
         if tuple(batch_shape) == self.batch_shape:
             return self
         return ImplicitDistribution(self.fn, self.base_dist.expand(batch_shape), self.event_shape)

@@ -57,7 +57,7 @@ class spread(Messenger):  # noqa: N801
 
     At every observed site that ``noise`` names, the distribution p becomes
     :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller hands the model
-    noisy values. Sites that are not observed are untouched too, so ``Predictive`` gives clean draws.
+    noisy values. Sites that are not observed are untouched too: ``Predictive`` gives clean draws.
 
     Both spellings work, ``spread(model, noise)`` and ``with spread(noise=noise):``.
 
@@ -107,6 +107,7 @@ class spread(Messenger):  # noqa: N801
                 raise ValueError(_messages.no_such_site(site, self._observed))
 
     def process_message(self, msg: Any) -> None:
+        """Spread the distribution of an observed site, after all handlers inside of this one."""
         if msg["type"] != "sample":
             return
         site = msg["name"]
@@ -131,6 +132,7 @@ class spread(Messenger):  # noqa: N801
         msg["infer"] = {**msg["infer"], _MARK: True}
 
     def postprocess_message(self, msg: Any) -> None:
+        """Notice sites that a handler outside of this one made observed."""
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
         if msg["name"] in self.noise and msg["name"] not in self._observed:

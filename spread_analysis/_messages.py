@@ -160,6 +160,13 @@ def not_injective(transform: str, why: str) -> str:
     )
 
 
+def not_a_real_array(transform: str) -> str:
+    return (
+        f"TransformedNoise: the values of {transform} are not a real array, so that no noise can be "
+        "added to them. Use a transform into real numbers."
+    )
+
+
 def outside_domain(transform: str, domain: object) -> str:
     return (
         f"TransformedNoise: the value leaves the domain of {transform}, {domain}, outside of which it "
@@ -251,6 +258,14 @@ def conditioned_outside(site: str) -> str:
     return (
         f"site '{site}' was made observed by a handler outside of spread, which came too late to "
         "spread it. Put spread outermost: spread(condition(model, data), noise)."
+    )
+
+
+def value_misfit(value: Sequence[int], event: Sequence[int]) -> str:
+    return (
+        f"the observed value of shape {tuple(value)} does not have the event shape {tuple(event)} of "
+        "its distribution, and broadcasting one to the other would count elements twice. Reshape the "
+        "data, or change what the model generates."
     )
 
 

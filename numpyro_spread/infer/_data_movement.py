@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Did a model observe the values it was handed? Decided on its jaxpr, before anything is computed."""
+"""Did a model observe the values it was handed? Decided on its jaxpr, without computing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from spread_analysis._arguments import Key, replace_arguments
 
 # Primitives whose first operand is the data and that only take, drop, repeat or reorder elements.
 _MOVES = frozenset(
-    "reshape squeeze expand_dims broadcast_in_dim slice dynamic_slice gather split copy copy_p "
-    "device_put sharding_constraint optimization_barrier".split()
+    [
+        *("reshape", "squeeze", "expand_dims", "broadcast_in_dim"),
+        *("slice", "dynamic_slice", "gather", "split"),
+        *("copy", "copy_p", "device_put", "sharding_constraint", "optimization_barrier"),
+    ]
 )
 _REORDERS = frozenset(["transpose", "rev"])
 _TAKES = frozenset(["slice", "dynamic_slice", "gather", "split"])

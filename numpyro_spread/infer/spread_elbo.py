@@ -89,11 +89,11 @@ class SpreadELBO(ELBO):
 
     in nats, and maximising it minimises :math:`\mathrm{KL}[\tilde p_{data} \| \tilde p_{model}]`,
     which is zero only where the clean distributions agree. At every step and for every particle
-    :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so that
-    the likelihood is scored at y. Importance-weighted bounds (``RenyiELBO``, ``Trace_ELBO`` with
-    ``multi_sample_guide``) share one y among the particles of a step, since all of them must bound
-    the same :math:`\log \tilde p(y)`. The model needs no change; at test time ``Predictive(model)``
-    gives clean samples.
+    :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so
+    that the likelihood is scored at y. Importance-weighted bounds (``RenyiELBO``; ``Trace_ELBO``
+    with ``multi_sample_guide``) share one y among the particles of a step, since all of them must
+    bound the same :math:`\log \tilde p(y)`. The model needs no change; at test time
+    ``Predictive(model)`` gives clean samples.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro.infer import SVI
@@ -114,19 +114,20 @@ class SpreadELBO(ELBO):
         >>> bool(jnp.isfinite(result.losses).all())
         True
 
-    Values can be checked only where they are concrete: in eager calls, in ``svi.run`` (which captures
-    the data) and, if the guide went through :meth:`register`, in ``SVI.init``. Structure, shapes and
-    types are checked under jit too, when it traces, at no cost when it runs. A plate that subsamples
-    full data inside the model has all of them noised at every step; mini-batches cost less.
+    Values can be checked only where they are concrete: in eager calls, in ``svi.run`` (which
+    captures the data) and, if the guide went through :meth:`register`, in ``SVI.init``. Structure,
+    shapes and types are checked under jit too, when it traces, at no cost when it runs. A plate
+    that subsamples full data inside the model has all of them noised at every step; mini-batches
+    cost less.
 
     **References**
 
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
     https://arxiv.org/abs/1811.08968
 
-    :param noise: dict from observed site to noise kernel; or a callable that returns it, called with
-        the model's (clean) arguments at every step, in which ``numpyro.param`` may be used if the
-        guide goes through :meth:`register`. An annealed scale that is an argument of the model
+    :param noise: dict from observed site to noise kernel; or a callable that returns it, called
+        with the model's (clean) arguments at every step, in which ``numpyro.param`` may be used if
+        the guide goes through :meth:`register`. An annealed scale that is an argument of the model
         reaches the kernel that way, also under jit.
     :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
     :param data: dict from site to the name of the model argument that carries its data. Left out:
@@ -152,7 +153,7 @@ class SpreadELBO(ELBO):
         self._particle.num_particles = 1
 
     @property
-    def can_infer_discrete(self) -> bool:  # type: ignore[override]
+    def can_infer_discrete(self) -> bool:
         """Whether the stock ELBO takes discrete latent variables; ``SVI.init`` asks."""
         return self.elbo.can_infer_discrete
 
@@ -163,8 +164,8 @@ class SpreadELBO(ELBO):
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
-        The guide to hand to SVI. With it, wrong data are an error in ``SVI.init`` already, and params
-        of a callable ``noise`` are trained.
+        The guide to hand to SVI. With it, wrong data are an error in ``SVI.init`` already, and
+        params of a callable ``noise`` are trained.
 
         :param model: the model.
         :param guide: the guide.
@@ -189,8 +190,8 @@ class SpreadELBO(ELBO):
         :param param_map: dict from param site to value.
         :param model: the model, as it is.
         :param guide: the guide, which is called on y.
-        :raises ValueError: if site, argument, data and kernel do not fit together; the message names
-            the site and the way out.
+        :raises ValueError: if site, argument, data and kernel do not fit together; the message
+            names the site and the way out.
         """
         return self._run("loss", rng_key, param_map, model, guide, args, kwargs)
 
@@ -267,7 +268,9 @@ class SpreadELBO(ELBO):
         """Where the data of every site are, after a check that they can be spread."""
         located = locate_data(model, noise, args, kwargs, self.data)
         for site, key in located.items():
-            _check_data(site, noise[site], argument_name(key, model), get_argument(key, args, kwargs))
+            _check_data(
+                site, noise[site], argument_name(key, model), get_argument(key, args, kwargs)
+            )
         return located
 
 
@@ -288,13 +291,14 @@ def _is_same(value: Any, handed: jax.Array) -> bool:
 
 
 def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, jax.Array | np.ndarray | np.generic | float | int):
+    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int):
         got = f"of type {type(x).__name__}"
         raise ValueError(_messages.not_an_array(site, argument, got, "an array"))
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:
         raise type(error)(_messages.at_site(site, error)) from error
+    # NumPy sees through jit where the data are captured, as svi.run captures them.
     if is_concrete(x) and not np.all(np.isfinite(np.asarray(x))):
         raise ValueError(_messages.nonfinite_data(site, argument))
 

@@ -52,10 +52,10 @@ class SpreadNoise(ABC):
 
     Passing data :math:`p` and model :math:`q` through the same kernel gives
     :math:`\tilde p(y) = \int k(y \mid x)\, p(x)\, dx` and :math:`\tilde q` alike, and
-    :math:`\mathrm{KL}[\tilde p \,\|\, \tilde q] = 0` if and only if :math:`p = q`, provided that the
-    map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of this module
-    is, and refuses parameters for which it would not be. Values are checked where they are
-    concrete; those of tracers, as of a scale that is learned, are not.
+    :math:`\mathrm{KL}[\tilde p \,\|\, \tilde q] = 0` if and only if :math:`p = q`, provided
+    that the map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of
+    this module is, and refuses parameters for which it would not be. Values are checked where they
+    are concrete; those of tracers, as of a scale that is learned, are not.
 
     To add a kernel, write a frozen dataclass whose fields are its parameters and implement
     :meth:`_conditional`, and :meth:`_spread_exactly` for the distributions (beyond ``Delta``) whose
@@ -170,9 +170,10 @@ class SpreadNoise(ABC):
 
     def _check_site(self, shape: tuple[int, ...], event_dim: int) -> None:
         """Refuse to spread a distribution of ``shape`` that the parameters would widen."""
+        return
 
     def _for_components(self, event_dim: int) -> SpreadNoise:
-        """This kernel for the components of a mixture, with a dimension left of the event dims."""
+        """The kernel for the components of a mixture, with a dimension left of the event dims."""
         return self
 
     def _spread_exactly(self, fn: Distribution, extra: int) -> Distribution | None:
@@ -190,7 +191,7 @@ class SpreadNoise(ABC):
         separable = extra == 0 or self.coupled_dims == 0
         if isinstance(fn, MaskedDistribution):
             if isinstance(fn._mask, bool):
-                return self._spread(fn.base_dist, extra).mask(fn._mask)  # type: ignore[arg-type]
+                return self._spread(fn.base_dist, extra).mask(fn._mask)
             if separable:
                 return self._spread(fn.base_dist, 0).mask(fn._mask).to_event(extra)
         if isinstance(fn, ExpandedDistribution):

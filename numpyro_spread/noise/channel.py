@@ -66,12 +66,12 @@ class ChannelNoise(SpreadNoise):
         """
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(_messages.bad_num_classes(num_classes))
-        if is_concrete(flip):
-            if np.ndim(flip) != 0 or not 0 <= float(flip) < 1:
-                raise ValueError(_messages.bad_flip(flip))
-            uniform = np.full((num_classes, num_classes), float(flip) / num_classes)
-            return cls(uniform + (1 - float(flip)) * np.eye(num_classes))
-        return cls(flip / num_classes + (1 - flip) * jnp.eye(num_classes))
+        if not is_concrete(flip):
+            return cls(flip / num_classes + (1 - flip) * jnp.eye(num_classes))
+        chance = np.asarray(flip)
+        if chance.ndim != 0 or not 0 <= chance < 1:
+            raise ValueError(_messages.bad_flip(flip))
+        return cls(chance / num_classes + (1 - chance) * np.eye(num_classes))
 
     @property
     def num_classes(self) -> int:

@@ -33,8 +33,8 @@ class LowRankGaussianNoise(SpreadNoise):
         >>> noise(jnp.zeros((3, 4)), event_dim=1).event_shape
         (4,)
 
-    The exact spread KL never gains from a factor that is learned without a constraint: its optimum is
-    F = 0. Learning it needs a constraint (trace, determinant or Lipschitz) and the entropy term.
+    The exact spread KL never gains from a factor that is learned without a constraint: its optimum
+    is F = 0. Learning it needs a constraint (trace, determinant or Lipschitz) and the entropy term.
 
     :param scale: isotropic standard deviation s: a number, or an array of shape () or (D,).
     :param factor: array of shape (D, R), in units of x.
@@ -108,9 +108,9 @@ class LowRankGaussianNoise(SpreadNoise):
             return self._around(loc, extra, self._variance(loc) + added)
         if extra > 0:
             return None
-        if type(fn) in (dist.MultivariateNormal, dist.LowRankMultivariateNormal):
-            if fn.event_shape != jnp.shape(self.factor)[:1]:
-                raise ValueError(_messages.factor_misfit(jnp.shape(self.factor), fn.event_shape))
+        joint = type(fn) in (dist.MultivariateNormal, dist.LowRankMultivariateNormal)
+        if joint and fn.event_shape != jnp.shape(self.factor)[:1]:
+            raise ValueError(_messages.factor_misfit(jnp.shape(self.factor), fn.event_shape))
         if type(fn) is dist.LowRankMultivariateNormal:
             own = jnp.broadcast_to(
                 jnp.asarray(self.factor, fn.loc.dtype),

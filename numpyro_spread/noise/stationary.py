@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
-from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_positive
+from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete, is_positive
 from spread_analysis import _messages, student_t_characteristic_function
 
 
@@ -38,9 +38,22 @@ class _ElementwiseNoise(SpreadNoise):
 
     def _conditional(self, x: jax.Array, event_dim: int) -> Distribution:
         self._check_event(x.shape, event_dim)
+        self._check_range(x.dtype)
         # A Python number would make float32 data float64 inside NumPyro under x64.
         parameters = [jnp.asarray(getattr(self, name), x.dtype) for name in self._fields()]
         return self._around(x, *parameters).to_event(event_dim)
+
+    def _check_range(self, dtype: Any) -> None:
+        """Refuse what is 0 or inf in the type of x: XLA flushes subnormal numbers to 0."""
+        limits = jnp.finfo(dtype)
+        low, high = float(limits.tiny), float(limits.max)
+        for name in self._fields():
+            value = getattr(self, name)
+            if is_concrete(value) and not np.all(
+                (low <= np.asarray(value)) & (np.asarray(value) <= high)
+            ):
+                got = f"{value}, which {limits.dtype} cannot hold"
+                raise ValueError(_messages.bad_positive(type(self).__name__, name, got))
 
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
         self._check_site(jnp.shape(x), 0)
@@ -113,6 +126,7 @@ class GaussianNoise(_ElementwiseNoise):
         return dist.Normal(x, scale)
 
     def characteristic_function(self, omega: ArrayLike) -> jax.Array:
+        r""":math:`\exp(-s^2\omega^2/2)` for every frequency in ``omega``."""
         return jnp.exp(-0.5 * jnp.square(self.scale * jnp.asarray(omega)))
 
     def _spread_exactly(self, fn: Distribution, extra: int) -> Distribution | None:
@@ -155,6 +169,7 @@ class LaplaceNoise(_ElementwiseNoise):
         return dist.Laplace(x, scale)
 
     def characteristic_function(self, omega: ArrayLike) -> jax.Array:
+        r""":math:`1/(1 + b^2\omega^2)` for every frequency in ``omega``."""
         return 1.0 / (1.0 + jnp.square(self.scale * jnp.asarray(omega)))
 
 
@@ -180,7 +195,11 @@ class StudentTNoise(_ElementwiseNoise):
         return dist.StudentT(df, x, scale)
 
     def characteristic_function(self, omega: ArrayLike) -> jax.Array:
-        # Bessel functions of fractional order come from SciPy: this one is not differentiable.
+        """
+        The Bessel form above for every frequency in ``omega``, computed by SciPy on the host.
+
+        It works under jit and vmap, but has no gradient.
+        """
         omega = jnp.asarray(omega, jnp.result_type(omega, float))
         shape = jnp.broadcast_shapes(omega.shape, self._shape)
         result = jax.ShapeDtypeStruct(shape, omega.dtype)
@@ -212,6 +231,7 @@ class LogisticNoise(_ElementwiseNoise):
         return dist.Logistic(x, scale)
 
     def characteristic_function(self, omega: ArrayLike) -> jax.Array:
+        r""":math:`\pi s\omega / \sinh(\pi s\omega)` for every frequency in ``omega``."""
         u = jnp.abs(jnp.pi * self.scale * jnp.asarray(omega))
         # u / sinh(u) written with decaying exponentials only: sinh overflows at 89 in float32. The
         # inner where keeps 0/0 out of the gradient.

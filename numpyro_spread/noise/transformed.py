@@ -56,17 +56,19 @@ def _why_not_injective(transform: Transform) -> str | None:
         indices = np.asarray(transform.permutation)
         if not np.array_equal(np.sort(indices), np.arange(indices.size)):
             return "its permutation drops an element"
-    if isinstance(transform, transforms.RealFastFourierTransform) and transform.transform_shape:
-        return "with a transform_shape it may cut off elements"
     if not getattr(transform, "bijective", True):
         return "its attribute bijective is False"
     return None
 
 
-def _is_real(constraint: constraints.Constraint) -> bool:
-    while isinstance(constraint, constraints._IndependentConstraint):
-        constraint = constraint.base_constraint
-    return constraint is not constraints.complex
+def _is_real_array(transform: Transform) -> bool:
+    """Whether noise can be added to f(x): it is neither complex nor a tree of arrays."""
+    if isinstance(transform, transforms.UnpackTransform):
+        return False
+    codomain = transform.codomain
+    while isinstance(codomain, constraints._IndependentConstraint):
+        codomain = codomain.base_constraint
+    return codomain is not constraints.complex
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,8 @@ class TransformedNoise(SpreadNoise):
 
     [1] `Spread Divergence`, Zhang, Hayes, Bird, Habib, Barber, https://arxiv.org/abs/1811.08968
 
-    :param transform: a :class:`numpyro.distributions.transforms.Transform`, injective on its domain.
+    :param transform: a :class:`numpyro.distributions.transforms.Transform`, injective on its
+        domain.
     :param noise: the kernel around f(x).
     :raises TypeError: if transform is not a Transform or noise is not a kernel.
     :raises ValueError: if the transform is not injective.
@@ -107,9 +110,12 @@ class TransformedNoise(SpreadNoise):
         reason = _why_not_injective(self.transform)
         if reason is not None:
             raise ValueError(_messages.not_injective(type(self.transform).__name__, reason))
+        if not _is_real_array(self.transform):
+            raise ValueError(_messages.not_a_real_array(type(self.transform).__name__))
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
+        """Event dims of x that the transform or the noise around it needs."""
         return max(self.transform.domain.event_dim, self.noise.coupled_dims - self._added_dims)
 
     @property
@@ -125,6 +131,7 @@ class TransformedNoise(SpreadNoise):
         self.noise.check_value(x)
 
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
+        """One draw of y given x, of the shape of f(x)."""
         self.check_value(x)
         return self.noise.draw(rng_key, self._map(jnp.asarray(x)))
 

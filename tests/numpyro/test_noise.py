@@ -1,0 +1,485 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Contract of the noise kernels and of the distributions without a density (NumPyro)."""
+
+import pickle
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import random
+from numpyro.distributions import transforms
+
+import numpyro_spread as ns
+from numpyro_spread import (
+    ChannelNoise,
+    DeterministicGenerator,
+    GaussianNoise,
+    ImplicitDistribution,
+    LaplaceNoise,
+    LogisticNoise,
+    LowRankGaussianNoise,
+    StudentTNoise,
+    TransformedNoise,
+)
+
+FACTOR = np.array([[0.5, 0.1], [-0.3, 0.2], [0.0, 0.4]], np.float32)
+
+# Kernels for events of shape (3,).
+CONTINUOUS = {
+    "gaussian": lambda: GaussianNoise(0.3),
+    "gaussian_vector": lambda: GaussianNoise(jnp.array([0.1, 0.3, 1.0])),
+    "laplace": lambda: LaplaceNoise(0.3),
+    "student_t": lambda: StudentTNoise(3.0, 0.3),
+    "cauchy": lambda: StudentTNoise(1.0, 0.3),
+    "logistic": lambda: LogisticNoise(0.3),
+    "low_rank": lambda: LowRankGaussianNoise(0.3, FACTOR),
+    "low_rank_vector": lambda: LowRankGaussianNoise(jnp.array([0.1, 0.3, 1.0]), FACTOR),
+    "transformed": lambda: TransformedNoise(transforms.ExpTransform(), GaussianNoise(0.3)),
+    "transformed_event": lambda: TransformedNoise(
+        transforms.LowerCholeskyAffine(
+            jnp.zeros(3), jnp.array([[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.2, 0.1, 2.0]])
+        ),
+        GaussianNoise(0.3),
+    ),
+    "transformed_low_rank": lambda: TransformedNoise(
+        transforms.SoftplusTransform(), LowRankGaussianNoise(0.3, FACTOR)
+    ),
+}
+KERNELS = CONTINUOUS | {
+    "channel": lambda: ChannelNoise.symmetric(4, 0.3),
+    "channel_matrix": lambda: ChannelNoise(
+        np.array([[0.7, 0.2, 0, 0], [0.3, 0.8, 0, 0], [0, 0, 0.9, 0.2], [0, 0, 0.1, 0.8]])
+    ),
+}
+
+
+@pytest.fixture(params=sorted(KERNELS.keys() - {"cauchy", "low_rank_vector", "channel_matrix"}))
+def kernel(request):
+    return KERNELS[request.param]()
+
+
+def values(kernel, shape=(5, 3)):
+    if isinstance(kernel, ChannelNoise):
+        return random.randint(random.key(0), shape, 0, 4)
+    return random.normal(random.key(0), shape)
+
+
+def test_call_has_the_shape_of_the_site(kernel):
+    x = values(kernel)
+    d = kernel(x, event_dim=1)
+    assert (d.batch_shape, d.event_shape) == ((5,), (3,))
+    y = d.sample(random.key(1), (7,))
+    assert y.shape == (7, 5, 3)
+    assert d.log_prob(y).shape == (7, 5)
+    assert kernel.draw(random.key(1), x).shape == x.shape
+    assert kernel.draw(random.key(1), x).dtype == x.dtype
+
+
+def test_spread_of_delta_is_the_conditional_inside_every_wrapper(kernel):
+    x = values(kernel)
+    y = kernel(x, 1).sample(random.key(1))
+    expected = kernel(x, 1).log_prob(y)
+    mask = jnp.array([True, False, True, True, False])
+    delta = dist.Delta(x, event_dim=1)
+    np.testing.assert_allclose(kernel.spread(delta).log_prob(y), expected, rtol=1e-5)
+    for same in [
+        dist.Delta(x).to_event(1),
+        DeterministicGenerator(x, event_dim=1),
+        DeterministicGenerator(x).to_event(1),
+        delta.expand((5,)),
+        dist.Delta(x).expand((5, 3)).to_event(1),
+        dist.Delta(x).mask(True).to_event(1),
+    ]:
+        d = kernel.spread(same)
+        assert (d.batch_shape, d.event_shape) == ((5,), (3,))
+        np.testing.assert_allclose(d.log_prob(y), expected, rtol=1e-5)
+    d = kernel.spread(delta.mask(mask))
+    np.testing.assert_allclose(d.log_prob(y), jnp.where(mask, expected, 0), rtol=1e-5)
+    assert (kernel.spread(delta.mask(False)).log_prob(y) == 0).all()
+
+    row = dist.Delta(x[0], event_dim=1)
+    for expanded in [
+        row.expand((4, 5)),
+        dist.Delta(x[0]).to_event(1).expand((4, 5)),
+        dist.Delta(x[0]).expand((4, 5, 3)).to_event(1),
+    ]:
+        d = kernel.spread(expanded)
+        assert (d.batch_shape, d.event_shape) == ((4, 5), (3,))
+        draws = d.sample(random.key(2))
+        assert draws.shape == (4, 5, 3)
+        np.testing.assert_allclose(
+            d.log_prob(draws),
+            kernel(jnp.broadcast_to(x[0], (4, 5, 3)), 1).log_prob(draws),
+            rtol=1e-5,
+        )
+        if not isinstance(kernel, ChannelNoise):
+            assert len(np.unique(np.asarray(draws[..., 0]))) == 20  # fresh noise in every copy
+
+
+def test_kernel_crosses_jit_vmap_pytree_and_pickle(kernel):
+    x = values(kernel)
+    y = kernel(x, 1).sample(random.key(1))
+    expected = kernel(x, 1).log_prob(y)
+
+    def log_prob(k, x, y):
+        return k(x, 1).log_prob(y)
+
+    leaves, treedef = jax.tree.flatten(kernel)
+    for other in [
+        jax.tree.unflatten(treedef, leaves),
+        pickle.loads(pickle.dumps(kernel)),
+        jax.jit(lambda k: k)(kernel),
+    ]:
+        assert type(other) is type(kernel)
+        np.testing.assert_allclose(log_prob(other, x, y), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(log_prob)(kernel, x, y), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(log_prob, (None, 0, 0))(kernel, x, y), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(kernel.draw)(random.key(3), x), kernel.draw(random.key(3), x), rtol=1e-5
+    )
+    assert "Noise(" in repr(kernel)
+
+
+def test_kernel_is_immutable(kernel):
+    name = kernel._fields()[0]
+    with pytest.raises(AttributeError):
+        setattr(kernel, name, 1.0)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_gradient_reaches_value_and_parameters(name):
+    kernel = CONTINUOUS[name]()
+    x = values(kernel)
+    y = kernel(x, 1).sample(random.key(1))
+    floats = jax.tree.map(jnp.asarray, kernel)
+    gradient = jax.grad(lambda k, x: k(x, 1).log_prob(y).sum(), argnums=(0, 1))(floats, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient[0]))
+    assert (gradient[1] != 0).all()
+    draws = jax.grad(lambda k: k.draw(random.key(0), x).sum())(floats)
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(draws))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", ["gaussian", "low_rank", "transformed", "transformed_event"])
+def test_type_follows_the_data_under_x64(name, dtype):
+    with jax.enable_x64(True):
+        kernel = CONTINUOUS[name]()
+        x = values(kernel).astype(dtype)
+        assert kernel.draw(random.key(0), x).dtype == dtype
+        assert kernel(x, 1).log_prob(x).dtype == dtype
+
+
+STATIONARY = ["gaussian", "laplace", "student_t", "cauchy", "logistic"]
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_characteristic_function_agrees_with_quadrature(name):
+    kernel = CONTINUOUS[name]()
+    omega = jnp.array([-4.0, 0.0, 0.5, 2.0])
+    grid = np.sinh(np.linspace(-14, 14, 200_001)) * 0.3
+    density = np.exp(np.asarray(kernel(jnp.zeros(1)).log_prob(jnp.asarray(grid)), float))
+    for w, value in zip(omega, kernel.characteristic_function(omega), strict=True):
+        if name == "cauchy" and w != 0:
+            expected = np.exp(-0.3 * abs(float(w)))  # tails too heavy for a plain grid
+        else:
+            expected = np.trapezoid(density * np.cos(float(w) * grid), grid)
+        np.testing.assert_allclose(value, expected, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(
+        jax.jit(kernel.characteristic_function)(omega),
+        kernel.characteristic_function(omega),
+        rtol=1e-5,
+    )
+    assert jax.vmap(kernel.characteristic_function)(omega).shape == omega.shape
+
+
+def test_low_rank_equals_the_dense_covariance_and_flattens_images():
+    kernel = LowRankGaussianNoise(0.3, FACTOR)
+    covariance = 0.09 * np.eye(3) + FACTOR @ FACTOR.T
+    x, y = values(kernel), values(kernel) + 0.7
+    expected = dist.MultivariateNormal(x, covariance).log_prob(y)
+    np.testing.assert_allclose(kernel(x, 1).log_prob(y), expected, rtol=1e-4)
+    image = kernel(x.reshape(5, 1, 3, 1), 3)
+    assert image.event_shape == (1, 3, 1)
+    np.testing.assert_allclose(image.log_prob(y.reshape(5, 1, 3, 1)), expected, rtol=1e-4)
+    omega = jnp.array([1.0, -2.0, 0.5])
+    np.testing.assert_allclose(
+        kernel.characteristic_function(omega), np.exp(-0.5 * omega @ covariance @ omega), rtol=1e-5
+    )
+    draws = kernel(jnp.zeros(3), 1).sample(random.key(0), (200_000,))
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.01)
+
+
+def test_low_rank_never_broadcasts_the_factor_to_the_batch():
+    batch, size, rank = 64, 1000, 4
+    kernel = LowRankGaussianNoise(0.3, np.ones((size, rank)))
+    x = jnp.zeros((batch, size))
+    shapes = []
+
+    def collect(jaxpr):
+        for equation in jaxpr.eqns:
+            shapes.extend(v.aval.shape for v in equation.outvars)
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    collect(inner)
+
+    for fn in (lambda x: kernel(x, 1).log_prob(x), partial(kernel.draw, random.key(0))):
+        collect(jax.make_jaxpr(fn)(x).jaxpr)
+    assert max(np.prod(shape) for shape in shapes) < batch * size * rank
+
+
+NORMALS = {
+    "normal": lambda: dist.Normal(jnp.array([[0.1, -0.5, 2.0]]), 0.4).to_event(1),
+    "normal_expanded": lambda: dist.Normal(0.2, 0.4).expand((1, 3)).to_event(1),
+    "mvn": lambda: dist.MultivariateNormal(jnp.ones((1, 3)), 0.5 * jnp.eye(3) + 0.1),
+    "low_rank_mvn": lambda: dist.LowRankMultivariateNormal(
+        jnp.ones((1, 3)), jnp.ones((3, 1)), jnp.array([0.1, 0.2, 0.3])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gaussian_vector", "low_rank", "low_rank_vector"])
+@pytest.mark.parametrize("normal", NORMALS)
+def test_gaussian_kernels_add_their_covariance(name, normal):
+    kernel, fn = CONTINUOUS[name](), NORMALS[normal]()
+    scale = np.broadcast_to(np.asarray(kernel.scale), (3,))
+    added = np.diag(scale**2)
+    if isinstance(kernel, LowRankGaussianNoise):
+        added = added + FACTOR @ FACTOR.T
+    base = fn
+    covariance = base.covariance_matrix if hasattr(base, "covariance_matrix") else 0.16 * np.eye(3)
+    expected = dist.MultivariateNormal(fn.mean, covariance + added)
+    y = jnp.array([[0.3, 1.0, -1.0]])
+    spread = kernel.spread(fn)
+    assert (spread.batch_shape, spread.event_shape) == ((1,), (3,))
+    np.testing.assert_allclose(spread.log_prob(y), expected.log_prob(y), rtol=1e-4)
+
+
+def test_channel_multiplies_the_class_probabilities():
+    kernel = KERNELS["channel_matrix"]()
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    for fn in (dist.Categorical(probs=p), dist.Categorical(logits=np.log(p))):
+        np.testing.assert_allclose(
+            kernel.spread(fn).probs, np.asarray(kernel.matrix) @ p, rtol=1e-5
+        )
+    wrapped = kernel.spread(dist.Categorical(p).expand((2, 3)).to_event(1))
+    assert (wrapped.batch_shape, wrapped.event_shape) == ((2,), (3,))
+
+
+@pytest.mark.parametrize("scale", [0.3, np.array([0.1, 0.3, 1.0])], ids=["scalar", "vector"])
+def test_mixtures_are_spread_component_by_component(scale):
+    kernel, y = GaussianNoise(scale), jnp.array([0.5, -0.5, 1.0])
+    weights, locs = jnp.array([0.3, 0.7]), jnp.array([[0.0, 1.0, 2.0], [1.0, -1.0, 0.5]])
+    full = jnp.broadcast_to(jnp.hypot(jnp.asarray(scale), 0.2), (3,))
+    parts = [dist.Normal(loc, 0.2).to_event(1) for loc in locs]
+    spread_parts = [dist.Normal(loc, full).to_event(1) for loc in locs]
+    expected = dist.MixtureGeneral(dist.Categorical(weights), spread_parts).log_prob(y)
+    general = dist.MixtureGeneral(dist.Categorical(weights), parts)
+    same = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(locs, 0.2).to_event(1))
+    np.testing.assert_allclose(kernel.spread(general).log_prob(y), expected, rtol=1e-5)
+    np.testing.assert_allclose(kernel.spread(same).log_prob(y), expected, rtol=1e-5)
+    # The mixture is inside the event: its components stand to the right of the event dimension.
+    inside = dist.MixtureSameFamily(
+        dist.Categorical(jnp.broadcast_to(weights, (3, 2))), dist.Normal(locs.T, 0.2)
+    ).to_event(1)
+    by_hand = jnp.logaddexp(
+        jnp.log(0.3) + dist.Normal(locs[0], full).log_prob(y),
+        jnp.log(0.7) + dist.Normal(locs[1], full).log_prob(y),
+    ).sum()
+    np.testing.assert_allclose(kernel.spread(inside).log_prob(y), by_hand, rtol=1e-5)
+
+
+def test_transform_may_change_the_shape():
+    kernel = TransformedNoise(transforms.ZeroSumTransform(1), GaussianNoise(0.1))
+    d = kernel(jnp.zeros((5, 3)), 1)
+    assert (d.batch_shape, d.event_shape) == ((5,), (4,))
+    assert kernel.draw(random.key(0), jnp.zeros((5, 3))).shape == (5, 4)
+
+
+def bad_kernels():
+    nan, x3 = float("nan"), jnp.zeros((5, 3))
+    circulant = sum(w * np.roll(np.eye(4), k, 0) for k, w in enumerate([0.25, 0.5, 0.25, 0.0]))
+    absolute = transforms.AbsTransform()
+    return {
+        "scale_zero": (lambda: GaussianNoise(0.0), ValueError, "scale must be positive"),
+        "scale_negative": (lambda: LaplaceNoise(-1), ValueError, "scale must be positive"),
+        "scale_nan": (lambda: LogisticNoise(nan), ValueError, "scale must be positive"),
+        "scale_inf": (lambda: GaussianNoise(np.inf), ValueError, "scale must be positive"),
+        "scale_array": (lambda: GaussianNoise(np.array([1.0, 0])), ValueError, "scale must be"),
+        "scale_subnormal": (
+            lambda: GaussianNoise(1e-40)(x3), ValueError, "which float32 cannot hold"
+        ),
+        "df": (lambda: StudentTNoise(0.0, 1.0), ValueError, "df must be positive"),
+        "scale_in_jit": (
+            lambda: jax.jit(lambda x: GaussianNoise(-0.3)(x).mean)(x3), ValueError, "scale must be"
+        ),
+        "factor_vector": (lambda: LowRankGaussianNoise(1.0, np.ones(3)), ValueError, "D x R"),
+        "factor_nan": (lambda: LowRankGaussianNoise(1.0, FACTOR * nan), ValueError, "NaN or inf"),
+        "factor_scale": (
+            lambda: LowRankGaussianNoise(np.ones(2), FACTOR), ValueError, "scalar or a vector"
+        ),
+        "factor_event": (
+            lambda: LowRankGaussianNoise(1.0, FACTOR)(jnp.zeros((5, 4)), 1), ValueError,
+            "has 4 element"
+        ),
+        "factor_no_event": (
+            lambda: LowRankGaussianNoise(1.0, FACTOR)(x3, 0), ValueError, "to_event"
+        ),
+        "channel_shape": (lambda: ChannelNoise(np.ones((2, 3)) / 2), ValueError, "square"),
+        "channel_rows": (
+            lambda: ChannelNoise(np.array([[0.9, 0.1], [0.2, 0.8]])), ValueError, "column-stoch"
+        ),
+        "channel_negative": (
+            lambda: ChannelNoise(np.array([[1.1, 0.0], [-0.1, 1.0]])), ValueError, "negative entry"
+        ),
+        "channel_nan": (lambda: ChannelNoise(np.full((2, 2), nan)), ValueError, "NaN"),
+        "channel_circulant": (lambda: ChannelNoise(circulant), ValueError, "singular"),
+        "channel_circulant_32": (
+            lambda: ChannelNoise(jnp.asarray(circulant, jnp.float32)), ValueError, "singular"
+        ),
+        "flip_one": (lambda: ChannelNoise.symmetric(4, 1.0), ValueError, "flip = 1"),
+        "flip_nan": (lambda: ChannelNoise.symmetric(4, nan), ValueError, r"\[0, 1\)"),
+        "one_class": (lambda: ChannelNoise.symmetric(1, 0.1), ValueError, "num_classes"),
+        "label_float": (lambda: ChannelNoise.symmetric(4, 0.1)(x3), TypeError, "class labels"),
+        "label_range": (
+            lambda: ChannelNoise.symmetric(4, 0.1)(jnp.array([0, 4])), ValueError, r"0\.\.3"
+        ),
+        "label_classes": (
+            lambda: ChannelNoise.symmetric(4, 0.1).spread(dist.Categorical(np.ones(5) / 5)),
+            ValueError, r"0\.\.3"
+        ),
+        "integer_value": (lambda: GaussianNoise(0.3)(jnp.arange(3)), TypeError, "ChannelNoise"),
+        "scale_widens_event": (
+            lambda: GaussianNoise(np.ones(3))(jnp.zeros((5, 1)), 1), ValueError, "does not fit"
+        ),
+        "scale_widens_batch": (
+            lambda: GaussianNoise(np.ones((4, 1))).spread(dist.Delta(x3[:1], event_dim=1)),
+            ValueError, "does not fit"
+        ),
+        "scale_misfit": (
+            lambda: GaussianNoise(np.ones(2))(x3, 1), ValueError, r"\(2,\) does not fit"
+        ),
+        "event_dim": (lambda: GaussianNoise(0.3)(jnp.zeros(3), 2), ValueError, "event_dim=2"),
+        "not_a_transform": (
+            lambda: TransformedNoise(jnp.tanh, GaussianNoise(0.1)), TypeError, "plain function"
+        ),
+        "not_a_kernel": (
+            lambda: TransformedNoise(transforms.ExpTransform(), 0.1), TypeError, "kernel"
+        ),
+        "complex": (
+            lambda: TransformedNoise(transforms.RealFastFourierTransform(), GaussianNoise(0.1)),
+            ValueError, "not a real array"
+        ),
+        "abs": (lambda: TransformedNoise(absolute, GaussianNoise(0.1)), ValueError, "injective"),
+        "abs_inside": (
+            lambda: TransformedNoise(
+                transforms.ComposeTransform(
+                    [transforms.ExpTransform(), transforms.IndependentTransform(absolute, 1)]
+                ),
+                GaussianNoise(0.1),
+            ),
+            ValueError, "injective"
+        ),
+        "affine": (
+            lambda: TransformedNoise(transforms.AffineTransform(0.0, 0.0), GaussianNoise(0.1)),
+            ValueError, "scale of 0"
+        ),
+        "power": (
+            lambda: TransformedNoise(transforms.PowerTransform(0.0), GaussianNoise(0.1)),
+            ValueError, "exponent of 0"
+        ),
+        "outside_domain": (
+            lambda: TransformedNoise(transforms.PowerTransform(2.0), GaussianNoise(0.1))(-x3 - 1),
+            ValueError, "domain"
+        ),
+        "not_stationary": (
+            lambda: ChannelNoise.symmetric(4, 0.1).characteristic_function(1.0),
+            NotImplementedError, "not stationary"
+        ),
+        "no_rule": (
+            lambda: GaussianNoise(0.1).spread(dist.Gamma(1.0, 1.0)),
+            NotImplementedError, "exact spread of Gamma"
+        ),
+        "no_rule_laplace": (
+            lambda: LaplaceNoise(0.1).spread(dist.Normal(0.0, 1.0)),
+            NotImplementedError, "LaplaceNoise has no exact spread of Normal"
+        ),
+        "delta_density": (
+            lambda: GaussianNoise(0.1).spread(dist.Delta(x3, log_density=1.0)),
+            NotImplementedError, "log_density"
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bad_kernels())
+def test_bad_kernels_and_values_are_refused_with_the_way_out(name):
+    make, error, text = bad_kernels()[name]
+    with pytest.raises(error, match=text):
+        make()
+
+
+def linear(weight, eps):
+    return eps @ weight
+
+
+class TestImplicitDistribution:
+    base = staticmethod(lambda: dist.Normal(jnp.zeros((4, 3)), 1.0).to_event(1))
+
+    def make(self, weight=None):
+        weight = jnp.ones((3, 2)) if weight is None else weight
+        return ImplicitDistribution(partial(linear, weight), self.base(), (2,))
+
+    def test_shapes(self):
+        d = self.make()
+        assert (d.batch_shape, d.event_shape) == ((4,), (2,))
+        assert d.sample(random.key(0), (7,)).shape == (7, 4, 2)
+        assert d.expand((5, 4)).sample(random.key(0)).shape == (5, 4, 2)
+        assert d.to_event(1).event_shape == (4, 2)
+        assert d.support(d.sample(random.key(0))).shape == (4,)
+        assert d.has_rsample
+
+    def test_copies_draw_fresh_noise(self):
+        draws = np.asarray(self.make().expand((100, 4)).sample(random.key(0)))
+        assert len(np.unique(draws[..., 0])) == 400
+
+    def test_is_a_pytree_with_the_arrays_of_fn_among_its_leaves(self):
+        def draw(d):
+            return d.sample(random.key(0)).sum()
+
+        d = self.make()
+        assert any(leaf.shape == (3, 2) for leaf in jax.tree.leaves(d))
+        np.testing.assert_allclose(jax.jit(draw)(d), draw(d), rtol=1e-5)
+        gradient = jax.grad(lambda w: draw(self.make(w)))(jnp.ones((3, 2)))
+        assert (gradient != 0).all()
+        _, stacked = jax.lax.scan(lambda c, _: (c, draw(d)), 0.0, None, length=3)
+        assert stacked.shape == (3,)
+        keys = random.split(random.key(0), 6)
+        assert jax.vmap(lambda k: d.sample(k))(keys).shape == (6, 4, 2)
+
+    def test_errors(self):
+        with pytest.raises(NotImplementedError, match="PriorContrastELBO"):
+            self.make().log_prob(jnp.zeros((4, 2)))
+        wrong = ImplicitDistribution(lambda eps: eps, self.base(), (2,))
+        with pytest.raises(ValueError, match=r"returned shape \(4, 3\), expected \(4, 2\)"):
+            wrong.sample(random.key(0))
+
+
+def test_generator_refuses_to_be_scored():
+    d = DeterministicGenerator(jnp.zeros((5, 2)), event_dim=1)
+    for fn in (d, d.expand((3, 5)), d.to_event(1), d.mask(jnp.ones(5, bool))):
+        with pytest.raises(NotImplementedError, match="SpreadELBO"):
+            fn.log_prob(jnp.zeros((5, 2)))
+    assert jax.jit(lambda d: d.v)(d).shape == (5, 2)
+    assert d.sample(random.key(0), (3,)).shape == (3, 5, 2)
+
+
+def test_public_names():
+    assert sorted(ns.__all__) == ns.__all__
+    assert all(hasattr(ns, name) for name in ns.__all__)
