@@ -133,7 +133,7 @@ class GaussianNoise(_ElementwiseNoise):
         if type(fn) is dist.Normal:
             scale = jnp.hypot(fn.scale, jnp.asarray(self.scale, jnp.result_type(fn.scale, float)))
             return dist.Normal(fn.loc, scale).to_event(extra)
-        if type(fn) is dist.LowRankMultivariateNormal:
+        if isinstance(fn, dist.LowRankMultivariateNormal):
             variance = fn.cov_diag + self._variance(fn.loc)
             return dist.LowRankMultivariateNormal(fn.loc, fn.cov_factor, variance).to_event(extra)
         if type(fn) is dist.MultivariateNormal:
