@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from numpyro.distributions import (
     Delta,
     Distribution,
@@ -126,6 +127,9 @@ class spread(Messenger):  # noqa: N801
         try:
             kernel.check_value(msg["value"])
             msg["fn"] = kernel.spread(msg["fn"])
+            event, value = msg["fn"].event_shape, jnp.shape(msg["value"])
+            if value[len(value) - len(event) :] != event:
+                raise ValueError(_messages.value_misfit(value, event))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise type(error)(_messages.at_site(site, error)) from error
         # A copy: the dict belongs to the model, which may use it for several sites.

@@ -138,9 +138,7 @@ def test_channel():
     ours = pyro_spread.ChannelNoise(torch.tensor(CHANNEL))
     theirs = numpyro_spread.ChannelNoise(jnp.asarray(CHANNEL))
     labels = np.array([0, 3, 2])
-    assert_same(
-        ours(torch.tensor(labels)).probs, theirs(jnp.asarray(labels)).probs
-    )
+    assert_same(ours(torch.tensor(labels)).probs, theirs(jnp.asarray(labels)).probs)
     assert_same(
         ours.spread(pyro_dist.Categorical(torch.tensor(probs))).log_prob(torch.tensor(labels)),
         theirs.spread(numpyro_dist.Categorical(jnp.asarray(probs))).log_prob(jnp.asarray(labels)),
@@ -176,3 +174,25 @@ def test_the_same_mistake_gives_the_same_message():
             mistake(numpyro_spread, jnp.zeros)
         assert type(ours.value) is type(theirs.value)
         assert str(ours.value) == str(theirs.value)
+
+
+def test_low_rank_density_keeps_its_digits_in_single_precision():
+    """Woodbury's identity alone loses whole nats here: its two terms are near 1e6 each."""
+    size, rank, scale = 784, 5, 0.01
+    factor = RNG.normal(size=(size, rank))
+    x = RNG.random(size=(3, size))
+    y = x + scale * RNG.normal(size=x.shape) + RNG.normal(size=(3, rank)) @ factor.T
+    covariance = scale**2 * np.eye(size) + factor @ factor.T
+    difference = y - x
+    mahalanobis = (difference * np.linalg.solve(covariance, difference.T).T).sum(-1)
+    exact = -0.5 * (size * np.log(2 * np.pi) + np.linalg.slogdet(covariance)[1] + mahalanobis)
+
+    def single(array):
+        return np.asarray(array, np.float32)
+
+    ours = pyro_spread.LowRankGaussianNoise(scale, torch.tensor(single(factor)))
+    theirs = numpyro_spread.LowRankGaussianNoise(scale, jnp.asarray(single(factor)))
+    one = ours(torch.tensor(single(x)), 1).log_prob(torch.tensor(single(y)))
+    other = theirs(jnp.asarray(single(x)), 1).log_prob(jnp.asarray(single(y)))
+    np.testing.assert_allclose(one.numpy(), exact, rtol=2e-6)
+    np.testing.assert_allclose(np.asarray(other), exact, rtol=2e-6)

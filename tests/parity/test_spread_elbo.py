@@ -109,9 +109,7 @@ def test_value_and_gradients(elbo, size, batch):
     params = {name: jnp.asarray(v) for name, v in PARAMS.items()}
 
     def loss(params):
-        return theirs.loss(
-            jax.random.key(0), params, *jax_pair(size, batch), jnp.asarray(DATA)
-        )
+        return theirs.loss(jax.random.key(0), params, *jax_pair(size, batch), jnp.asarray(DATA))
 
     other_value, other_grads = jax.value_and_grad(loss)(params)
     np.testing.assert_allclose(value, other_value, rtol=1e-10)
@@ -125,8 +123,28 @@ def test_the_value_is_that_of_the_formula():
     value = ours.loss(*torch_pair(N, N), torch.tensor(DATA))
     y = DATA + SCALE * NOISE
     z = y @ PARAMS["W"] + PARAMS["scale"] * LATENT
-    log_likelihood = (
-        -0.5 * ((y - np.tanh(z @ PARAMS["A"])) / SCALE) ** 2 - np.log(SCALE * np.sqrt(2 * np.pi))
+    log_likelihood = -0.5 * ((y - np.tanh(z @ PARAMS["A"])) / SCALE) ** 2 - np.log(
+        SCALE * np.sqrt(2 * np.pi)
     )
     log_ratio = -0.5 * z**2 + 0.5 * LATENT**2 + np.log(PARAMS["scale"])
     np.testing.assert_allclose(-value, log_likelihood.sum() + log_ratio.sum(), rtol=1e-10)
+
+
+def test_a_value_of_another_event_shape_is_refused_alike():
+    """Broadcasting (N, 1) data against D outputs would score every element D times."""
+    model, guide = torch_pair(N, N)
+    with pytest.raises(ValueError, match="site 'x'.*event shape") as ours:
+        pyro_spread.SpreadELBO({"x": pyro_spread.GaussianNoise(SCALE)}).loss(
+            model, lambda x: guide(x.expand(N, D)), torch.zeros(N, 1)
+        )
+    model, guide = jax_pair(N, N)
+    params = {name: jnp.asarray(v) for name, v in PARAMS.items()}
+    with pytest.raises(ValueError, match="site 'x'.*event shape") as theirs:
+        numpyro_spread.SpreadELBO({"x": numpyro_spread.GaussianNoise(SCALE)}).loss(
+            jax.random.key(0),
+            params,
+            model,
+            lambda x: guide(jnp.broadcast_to(x, (N, D))),
+            jnp.zeros((N, 1)),
+        )
+    assert str(ours.value) == str(theirs.value)
