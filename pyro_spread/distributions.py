@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -33,7 +33,7 @@ class ImplicitDistribution(TorchDistribution):
     :param event_shape: shape of one value.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(
@@ -45,24 +45,29 @@ class ImplicitDistribution(TorchDistribution):
     ) -> None:
         self.fn = fn
         self.base_dist = base_dist
-        super().__init__(base_dist.batch_shape, torch.Size(event_shape), validate_args=validate_args)
+        super().__init__(
+            base_dist.batch_shape, torch.Size(event_shape), validate_args=validate_args
+        )
 
     @constraints.dependent_property
     def support(self) -> Any:
+        """All real values; fn may reach only some of them."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(
         self, batch_shape: torch.Size, _instance: ImplicitDistribution | None = None
     ) -> ImplicitDistribution:
+        """The distribution over ``batch_shape`` independent draws: it is the noise that expands."""
         return ImplicitDistribution(self.fn, self.base_dist.expand(batch_shape), self.event_shape)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
         """
         Reparametrised draws of shape sample + batch + event.
 
         :raises ValueError: if ``fn`` returns another shape.
         """
         draw = self.base_dist.rsample if self.base_dist.has_rsample else self.base_dist.sample
+        sample_shape = torch.Size(sample_shape)
         value = self.fn(draw(sample_shape))
         expected = self._extended_shape(sample_shape)
         if value.shape != expected:
@@ -83,8 +88,8 @@ class DeterministicGenerator(dist.Delta):
     The likelihood :math:`p(x \mid z) = \delta(x - g(z))` of a deterministic generator.
 
     A ``Delta`` that refuses to be scored: where a stock ``Delta`` silently gives -inf, ``log_prob``
-    is an error that names the losses for such models. Under :class:`~pyro_spread.SpreadELBO` the two
-    are the same.
+    is an error that names the losses for such models. Under :class:`~pyro_spread.SpreadELBO` the
+    two are the same.
 
         >>> import torch
         >>> DeterministicGenerator(torch.zeros(5, 2), event_dim=1).batch_shape
@@ -102,6 +107,7 @@ class DeterministicGenerator(dist.Delta):
     def expand(
         self, batch_shape: torch.Size, _instance: DeterministicGenerator | None = None
     ) -> DeterministicGenerator:
+        """The generator over ``batch_shape``, each element with the same output."""
         value = self.v.expand(torch.Size(batch_shape) + self.event_shape)
         return DeterministicGenerator(value, event_dim=self.event_dim)
 

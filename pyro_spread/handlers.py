@@ -33,18 +33,24 @@ def check_noise(noise: Any) -> dict[str, SpreadNoise]:
     return dict(noise)
 
 
-def is_delta(fn: Any) -> bool:
-    """Whether ``fn`` is a ``Delta`` or a mixture of them, also inside wrappers."""
+def is_delta(fn: Any, value: Any = None) -> bool:
+    """
+    Whether ``fn`` is a ``Delta`` or a mixture of them, also inside wrappers, that scores ``value``.
+
+    Pyro's reparametrisers leave Deltas that are masked out or stand at their own value.
+    """
     wrappers = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
     while isinstance(fn, wrappers):
+        if getattr(fn, "_mask", None) is False:
+            return False
         fn = fn.base_dist
     if isinstance(fn, torch.distributions.MixtureSameFamily):
         return is_delta(fn.component_distribution)
-    return isinstance(fn, Delta)
+    return isinstance(fn, Delta) and fn.v is not value
 
 
 def is_data(msg: Any) -> bool:
-    """Whether a message is an observation: ``pyro.deterministic`` sites look like one but are not."""
+    """Whether a message is an observation: ``pyro.deterministic`` sites only look it."""
     return msg["is_observed"] and not msg["infer"].get("_deterministic", False)
 
 
@@ -89,6 +95,9 @@ class SpreadMessenger(Messenger):
         try:
             kernel.check_value(msg["value"])
             msg["fn"] = kernel.spread(msg["fn"])
+            event, value = msg["fn"].event_shape, msg["value"].shape
+            if value[len(value) - len(event) :] != event:
+                raise ValueError(_messages.value_misfit(value, event))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise type(error)(_messages.at_site(msg["name"], error)) from error
         msg["infer"]["_spread"] = True
@@ -107,7 +116,8 @@ def spread(
 
     At every observed site that ``noise`` names, the distribution p becomes
     :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller hands the model
-    noisy values. Sites that are not observed are untouched too, so ``Predictive`` gives clean draws.
+    noisy values. Sites that are not observed are untouched too, so ``Predictive`` gives clean
+    draws.
 
     Both spellings work, ``spread(model, noise)`` and ``with spread(noise=noise):``.
 

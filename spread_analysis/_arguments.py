@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which argument of a model carries the data of which site. Plain Python, shared by both backends."""
+"""Which argument of a model carries the data of which site; plain Python for both backends."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def locate_data(
             located[site] = given.index(wanted)
         elif site in data:
             raise ValueError(
-                f"site '{site}': data= says that the model argument '{wanted}' carries it, but this "
-                f"call has no such argument; it has {available}."
+                f"site '{site}': data= says that the model argument '{wanted}' carries it, but "
+                f"this call has no such argument; it has {available}."
             )
         elif args:
             located[site] = 0
@@ -85,7 +85,8 @@ def locate_data(
             raise ValueError(
                 f"site '{site}': the model was called without arguments, so there is no data to "
                 "spread. Pass the data as an argument of the model instead of capturing it, or "
-                f"score a fixed data set with spread(model, noise={{'{site}': ...}}) and a stock ELBO."
+                f"score a fixed data set with spread(model, noise={{'{site}': ...}}) and a stock "
+                "ELBO."
             )
     _refuse_shared(located, available)
     return located

@@ -1,7 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-What both backends say when something is wrong: each text names the site or argument and the way out.
+What both backends say when something is wrong: each text names the site or argument and the way
+out.
 
 They stand here once, so that the two packages cannot drift apart.
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 _DENSITY_FREE = (
-    "AdversarialDivergence, MMD, EnergyDistance, SlicedWasserstein or WassersteinCritic for a model; "
-    "PriorContrastELBO or JointContrastELBO for a guide"
+    "AdversarialDivergence, MMD, EnergyDistance, SlicedWasserstein or WassersteinCritic for a "
+    "model; PriorContrastELBO or JointContrastELBO for a guide"
 )
 
 
@@ -32,8 +33,8 @@ def at_site(site: str, message: object) -> str:
 
 def bad_positive(kernel: str, argument: str, value: object) -> str:
     return (
-        f"{kernel}: {argument} must be positive and finite, got {value}. A learned {argument} needs "
-        "a positive constraint."
+        f"{kernel}: {argument} must be positive and finite, got {value}. A learned {argument} "
+        "needs a positive constraint."
     )
 
 
@@ -59,8 +60,8 @@ def event_dim_too_large(kernel: str, event_dim: int, ndim: int) -> str:
 
 def factor_shape(shape: Sequence[int]) -> str:
     return (
-        "LowRankGaussianNoise: factor must be a D x R matrix (covariance scale² I + factor factorᵀ), "
-        f"got shape {tuple(shape)}."
+        "LowRankGaussianNoise: factor must be a D x R matrix (covariance scale² I + factor "
+        f"factorᵀ), got shape {tuple(shape)}."
     )
 
 
@@ -94,8 +95,8 @@ def integer_under_continuous(kernel: str, dtype: object) -> str:
 
 def float_under_channel(dtype: object) -> str:
     return (
-        f"ChannelNoise acts on class labels, but the value has the type {dtype}. Convert the labels "
-        "to integers, or use a continuous kernel such as GaussianNoise."
+        f"ChannelNoise acts on class labels, but the value has the type {dtype}. Convert the "
+        "labels to integers, or use a continuous kernel such as GaussianNoise."
     )
 
 
@@ -108,8 +109,8 @@ def label_out_of_range(num_classes: int, low: object, high: object) -> str:
 
 def channel_shape(shape: Sequence[int]) -> str:
     return (
-        "ChannelNoise: matrix must be square with P[i, j] = p(y=i | x=j), at least 2 x 2, got shape "
-        f"{tuple(shape)}."
+        "ChannelNoise: matrix must be square with P[i, j] = p(y=i | x=j), at least 2 x 2, got "
+        f"shape {tuple(shape)}."
     )
 
 
@@ -123,8 +124,8 @@ def channel_not_stochastic(reason: str) -> str:
 def channel_singular(smallest: object) -> str:
     return (
         "ChannelNoise: matrix is singular (smallest singular value "
-        f"{smallest}), so different distributions of x give the same distribution of y and the spread "
-        "divergence cannot tell them apart. Keep more of the labels unflipped."
+        f"{smallest}), so different distributions of x give the same distribution of y and the "
+        "spread divergence cannot tell them apart. Keep more of the labels unflipped."
     )
 
 
@@ -136,7 +137,9 @@ def bad_flip(flip: object) -> str:
 
 
 def bad_num_classes(num_classes: object) -> str:
-    return f"ChannelNoise.symmetric: num_classes must be an integer of at least 2, got {num_classes}."
+    return (
+        f"ChannelNoise.symmetric: num_classes must be an integer of at least 2, got {num_classes}."
+    )
 
 
 def not_a_kernel(value: object) -> str:
@@ -155,22 +158,22 @@ def not_a_transform(value: object, base: str) -> str:
 
 def not_injective(transform: str, why: str) -> str:
     return (
-        f"TransformedNoise: {transform} is not injective ({why}): two different models could spread to "
-        "the same distribution. Use an invertible transform."
+        f"TransformedNoise: {transform} is not injective ({why}): two different models could "
+        "spread to the same distribution. Use an invertible transform."
     )
 
 
 def not_a_real_array(transform: str) -> str:
     return (
-        f"TransformedNoise: the values of {transform} are not a real array, so that no noise can be "
-        "added to them. Use a transform into real numbers."
+        f"TransformedNoise: the values of {transform} are not a real array, so that no noise can "
+        "be added to them. Use a transform into real numbers."
     )
 
 
 def outside_domain(transform: str, domain: object) -> str:
     return (
-        f"TransformedNoise: the value leaves the domain of {transform}, {domain}, outside of which it "
-        "is not injective. Rescale the data, or use another transform."
+        f"TransformedNoise: the value leaves the domain of {transform}, {domain}, outside of which "
+        "it is not injective. Rescale the data, or use another transform."
     )
 
 
@@ -183,10 +186,11 @@ def no_characteristic_function(kernel: str) -> str:
 
 def no_spread_rule(kernel: str, distribution: str) -> str:
     return (
-        f"{kernel} has no exact spread of {distribution}. Exact are: Delta under every kernel; Normal "
-        "and MultivariateNormal under the Gaussian kernels; Categorical under ChannelNoise; mixtures "
-        "and Independent, Masked and Expanded wrappers of these. The way out: draw the value at a "
-        "latent site and observe Delta(value), or write the noise into the model by hand."
+        f"{kernel} has no exact spread of {distribution}. Exact are: Delta under every kernel; "
+        "Normal and MultivariateNormal under the Gaussian kernels; Categorical under ChannelNoise; "
+        "mixtures and Independent, Masked and Expanded wrappers of these. The way out: draw the "
+        "value at a latent site and observe Delta(value), or write the noise into the model by "
+        "hand."
     )
 
 
@@ -209,16 +213,16 @@ def implicit_has_no_density() -> str:
 
 def generator_has_no_density() -> str:
     return (
-        "DeterministicGenerator has no likelihood: the log density of data is -inf almost everywhere. "
-        "Use SpreadELBO({site: GaussianNoise(0.3)}), which spreads it, or a loss that needs no "
-        f"density: {_DENSITY_FREE}."
+        "DeterministicGenerator has no likelihood: the log density of data is -inf almost "
+        "everywhere. Use SpreadELBO({site: GaussianNoise(0.3)}), which spreads it, or a loss that "
+        f"needs no density: {_DENSITY_FREE}."
     )
 
 
 def implicit_output_shape(got: Sequence[int], expected: Sequence[int]) -> str:
     return (
-        f"ImplicitDistribution: fn returned shape {tuple(got)}, expected {tuple(expected)} = sample + "
-        "batch + event_shape. Check fn or event_shape."
+        f"ImplicitDistribution: fn returned shape {tuple(got)}, expected {tuple(expected)} = "
+        "sample + batch + event_shape. Check fn or event_shape."
     )
 
 
@@ -234,16 +238,16 @@ def bad_noise_argument(value: object) -> str:
 
 def unspread_delta(site: str) -> str:
     return (
-        f"site '{site}' is an observed Delta that no noise kernel covers: its log-likelihood is -inf "
-        f"for almost all data. Add one, as in SpreadELBO({{'{site}': GaussianNoise(0.3)}}), or give "
-        "the site a density."
+        f"site '{site}' is an observed Delta that no noise kernel covers: its log-likelihood is "
+        f"-inf for almost all data. Add one, as in SpreadELBO({{'{site}': GaussianNoise(0.3)}}), "
+        "or give the site a density."
     )
 
 
 def no_such_site(site: str, observed: Iterable[str]) -> str:
     return (
-        f"noise names the site '{site}', but the model has no sample site of that name. Its observed "
-        f"sites are {sorted(observed)}."
+        f"noise names the site '{site}', but the model has no sample site of that name. Its "
+        f"observed sites are {sorted(observed)}."
     )
 
 
@@ -263,16 +267,16 @@ def conditioned_outside(site: str) -> str:
 
 def value_misfit(value: Sequence[int], event: Sequence[int]) -> str:
     return (
-        f"the observed value of shape {tuple(value)} does not have the event shape {tuple(event)} of "
-        "its distribution, and broadcasting one to the other would count elements twice. Reshape the "
-        "data, or change what the model generates."
+        f"the observed value of shape {tuple(value)} does not have the event shape {tuple(event)} "
+        "of its distribution, and broadcasting one to the other would count elements twice. "
+        "Reshape the data, or change what the model generates."
     )
 
 
 def already_spread(site: str) -> str:
     return (
-        f"site '{site}' is spread already, by spread(...) around or inside the model. The loss spreads "
-        "it itself: hand it the model as it is."
+        f"site '{site}' is spread already, by spread(...) around or inside the model. The loss "
+        "spreads it itself: hand it the model as it is."
     )
 
 
@@ -285,22 +289,25 @@ def nonfinite_data(site: str, argument: str) -> str:
 
 def not_an_array(site: str, argument: str, got: str, wanted: str) -> str:
     return (
-        f"site '{site}': the model argument '{argument}' is {got}, not {wanted}. Pass the data itself "
-        f"there, or name another argument with data={{'{site}': ...}}."
+        f"site '{site}': the model argument '{argument}' is {got}, not {wanted}. Pass the data "
+        f"itself there, or name another argument with data={{'{site}': ...}}."
     )
 
 
 def observed_other_value(site: str) -> str:
     return (
         f"site '{site}': the model observes something other than the spread value it was handed. "
-        "Its argument carries y = x + noise; observe that argument itself (or a reshape or subset of "
-        "it), not clean data captured from outside and not a transformed copy: do preprocessing "
+        "Its argument carries y = x + noise; observe that argument itself (or a reshape or subset "
+        "of it), not clean data captured from outside and not a transformed copy: do preprocessing "
         "before the data go into SVI."
     )
 
 
 def unknown_data_sites(sites: Iterable[str], noise: Iterable[str]) -> str:
-    return f"data= names the site(s) {sorted(sites)}, for which noise has no kernel; it has {sorted(noise)}."
+    return (
+        f"data= names the site(s) {sorted(sites)}, for which noise has no kernel; it has "
+        f"{sorted(noise)}."
+    )
 
 
 def elbo_refused(name: str, why: str) -> str:
@@ -313,8 +320,8 @@ def no_elbo(value: object, base: str) -> str:
 
 def messenger_guide() -> str:
     return (
-        "SpreadELBO cannot use an AutoMessenger guide: it runs its own copy of the model, which would "
-        "stay unspread. Use an AutoGuide such as AutoNormal, or write the guide by hand."
+        "SpreadELBO cannot use an AutoMessenger guide: it runs its own copy of the model, which "
+        "would stay unspread. Use an AutoGuide such as AutoNormal, or write the guide by hand."
     )
 
 
@@ -327,8 +334,8 @@ def jit_keyword_data(site: str, argument: str, elbo: str) -> str:
 
 def mutable_particles(num_particles: int) -> str:
     return (
-        f"SpreadELBO: the model or guide has mutable state, and num_particles={num_particles} would "
-        "give one new state per particle. Use num_particles=1."
+        f"SpreadELBO: the model or guide has mutable state, and num_particles={num_particles} "
+        "would give one new state per particle. Use num_particles=1."
     )
 
 

@@ -3,15 +3,14 @@
 """Threads, seeds and clean parameter stores for every test."""
 
 import os
+import sys
+
+import pytest
 
 # Before the backends start their thread pools.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import sys
-
-import pytest
 
 
 @pytest.fixture(autouse=True)
@@ -22,4 +21,3 @@ def _fresh_pyro():
 
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-    yield

@@ -14,6 +14,7 @@ import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.poutine.subsample_messenger import _Subsample
+from torch.distributions.transforms import ComposeTransform
 
 from pyro_spread.handlers import SpreadMessenger, check_noise, is_delta
 from pyro_spread.noise import ChannelNoise, SpreadNoise
@@ -69,7 +70,7 @@ class _LossSpread(SpreadMessenger):
         if site not in self._observed:
             return
         if site not in self.noise:
-            if is_delta(msg["fn"]):
+            if is_delta(msg["fn"], msg["value"]):
                 raise ValueError(_messages.unspread_delta(site))
         elif not self._observes_handed(msg):
             raise ValueError(_messages.observed_other_value(site))
@@ -83,7 +84,7 @@ class _LossSpread(SpreadMessenger):
             indices = self._indices.get(frame.name)
             if indices is None or not -min(value.dim(), handed.dim()) <= dim < 0:
                 continue
-            if handed.shape[dim] != value.shape[dim] == len(indices) <= handed.shape[dim]:
+            if handed.shape[dim] == frame.full_size and value.shape[dim] == len(indices):
                 handed = handed.index_select(dim, indices)
         return _observes(value, handed, self.noise[msg["name"]])
 
@@ -92,6 +93,20 @@ class _LossSpread(SpreadMessenger):
         for site in self.noise:
             if site not in self._observed:
                 raise ValueError(_messages.site_not_observed(site, self._observed))
+
+
+def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
+    """A module of what is learnable in ``kernel``, the kernel and transform inside it included."""
+    module = torch.nn.Module()
+    for name, value in vars(kernel).items():
+        if isinstance(value, (torch.nn.Parameter, torch.nn.Module)):
+            setattr(module, name, value)
+        elif isinstance(value, SpreadNoise):
+            setattr(module, name, _parameters(value))
+        elif isinstance(value, ComposeTransform):
+            parts = (part for part in value.parts if isinstance(part, torch.nn.Module))
+            setattr(module, name, torch.nn.ModuleList(parts))
+    return module
 
 
 def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise) -> bool:
@@ -103,7 +118,7 @@ def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise) ->
     """
     if torch._C._get_tracing_state():
         return True
-    flat, whole = value.reshape(-1), handed.reshape(-1)
+    flat, whole = value.reshape(-1), handed.reshape(-1).to(value.dtype)
     if flat.shape == whole.shape:
         if torch.equal(flat, whole):
             return True
@@ -112,7 +127,7 @@ def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise) ->
     if flat.numel() == 0:
         return True
     some = flat[:: max(1, flat.numel() // 16)]
-    return bool(torch.isin(some.to(whole.dtype), whole).all())
+    return bool(torch.isin(some, whole).all())
 
 
 @contextmanager
@@ -142,10 +157,10 @@ class SpreadELBO(ELBO):
 
     in nats, and maximising it minimises :math:`\mathrm{KL}[\tilde p_{data} \| \tilde p_{model}]`,
     which is zero only where the clean distributions agree. At every step and for every particle
-    :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so that
-    the likelihood is scored at y. Importance-weighted bounds (Renyi, tail-adaptive, TMC) share one y
-    among the particles of a step, since all of them must bound the same :math:`\log \tilde p(y)`.
-    The model needs no change; at test time ``Predictive(model)`` gives clean samples.
+    :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so
+    that the likelihood is scored at y. Importance-weighted bounds (Renyi, tail-adaptive, TMC) share
+    one y among the particles of a step, since all of them must bound the same :math:`\log \tilde
+    p(y)`. The model needs no change; at test time ``Predictive(model)`` gives clean samples.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -165,16 +180,17 @@ class SpreadELBO(ELBO):
         True
 
     With ``vectorize_particles=True`` an averaged bound still runs its particles one after another:
-    each sees its own y, and a model written for x of shape (N, ...) cannot take (particles, N, ...).
+    each sees its own y, and a model written for x of shape (N, ...) cannot take (particles, N,
+    ...).
 
     **References**
 
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
     https://arxiv.org/abs/1811.08968
 
-    :param noise: dict from observed site to noise kernel; or a callable that returns it, called with
-        the model's (clean) arguments at every draw, in which ``pyro.param`` may be used. An annealed
-        scale that is an argument of the model reaches the kernel that way.
+    :param noise: dict from observed site to noise kernel; or a callable that returns it, called
+        with the model's (clean) arguments at every draw, in which ``pyro.param`` may be used. An
+        annealed scale that is an argument of the model reaches the kernel that way.
     :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
     :param data: dict from site to the name of the model argument that carries its data. Left out:
         the argument of the site's name, else the first.
@@ -188,15 +204,16 @@ class SpreadELBO(ELBO):
         elbo = infer.Trace_ELBO() if elbo is None else elbo
         _check_elbo(elbo)
         super().__init__(num_particles=elbo.num_particles)
-        self.noise = noise if callable(noise) else check_noise(noise)
+        by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
+        self.noise: Noise = noise if by_call else check_noise(noise)
         self.elbo = elbo
         self.data = dict(data or {})
-        if not callable(noise) and not self.data.keys() <= noise.keys():
-            unknown = self.data.keys() - noise.keys()
-            raise ValueError(_messages.unknown_data_sites(unknown, noise))
+        if isinstance(self.noise, Mapping) and not self.data.keys() <= self.noise.keys():
+            unknown = self.data.keys() - self.noise.keys()
+            raise ValueError(_messages.unknown_data_sites(unknown, self.noise))
         # The stock ELBO runs as it is, but for where its traces come from.
         self._runner = copy.copy(elbo)
-        self._runner._get_traces = self._get_traces  # type: ignore[method-assign]
+        self._runner._get_traces = self._get_traces
         self._particles = copy.copy(elbo)
         self._num_draws = 1
         if not isinstance(elbo, _SHARING):
@@ -213,12 +230,7 @@ class SpreadELBO(ELBO):
         """
         module = super().__call__(model, guide)
         kernels = {} if callable(self.noise) else self.noise
-        module.noise = torch.nn.ParameterList(
-            value
-            for kernel in kernels.values()
-            for value in vars(kernel).values()
-            if isinstance(value, torch.nn.Parameter)
-        )
+        module.noise = torch.nn.ModuleList(_parameters(kernel) for kernel in kernels.values())
         return module
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,8 +246,8 @@ class SpreadELBO(ELBO):
         """
         The negative bound in nats, a Monte Carlo estimate with fresh noise.
 
-        :raises ValueError: if site, argument, data and kernel do not fit together; the message names
-            the site and the way out, and params and data are as before.
+        :raises ValueError: if site, argument, data and kernel do not fit together; the message
+            names the site and the way out, and params and data are as before.
         """
         return self._run("loss", model, guide, args, kwargs)
 
@@ -243,7 +255,9 @@ class SpreadELBO(ELBO):
         """Like :meth:`loss`, and adds the gradients of the surrogate loss to the params' grads."""
         return self._run("loss_and_grads", model, guide, args, kwargs)
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def differentiable_loss(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Like :meth:`loss`, as a tensor to differentiate."""
         if not hasattr(self.elbo, "differentiable_loss"):
             name = type(self.elbo).__name__
@@ -269,21 +283,25 @@ class SpreadELBO(ELBO):
         located = self._locate(model, args, kwargs)
         for _ in range(self._num_draws):
             noise = self._kernels(args, kwargs)
-            handed = {s: _draw(noise[s], s, get_argument(k, args, kwargs)) for s, k in located.items()}
+            handed = {
+                s: _draw(noise[s], s, get_argument(k, args, kwargs)) for s, k in located.items()
+            }
             values = {key: handed[site] for site, key in located.items()}
             new_args, new_kwargs = replace_arguments(values, args, kwargs)
             spread_model = _LossSpread(noise, handed)(model)
             yield from self._particles._get_traces(spread_model, guide, new_args, new_kwargs)
 
     def _kernels(self, args: Any, kwargs: Any) -> dict[str, SpreadNoise]:
-        return check_noise(self.noise(*args, **kwargs)) if callable(self.noise) else self.noise
+        return check_noise(self.noise(*args, **kwargs) if callable(self.noise) else self.noise)
 
     def _locate(self, model: Any, args: Any, kwargs: Any) -> dict[str, Key]:
         """Where the data of every site are, after a check that they can be spread."""
         noise = self._kernels(args, kwargs)
         located = locate_data(model, noise, args, kwargs, self.data)
         for site, key in located.items():
-            _check_data(site, noise[site], argument_name(key, model), get_argument(key, args, kwargs))
+            _check_data(
+                site, noise[site], argument_name(key, model), get_argument(key, args, kwargs)
+            )
         return located
 
 

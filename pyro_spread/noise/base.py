@@ -20,6 +20,11 @@ def as_parameter(value: float | torch.Tensor) -> float | torch.Tensor:
     return value if isinstance(value, torch.Tensor) else float(value)
 
 
+def like(value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A parameter in x's type and on x's device, a Python float at x's full precision."""
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device)
+
+
 def is_positive(value: float | torch.Tensor) -> bool:
     """Whether every element is positive and finite (NaN is neither)."""
     tensor = torch.as_tensor(value).detach()
@@ -32,9 +37,9 @@ class SpreadNoise(ABC):
 
     Passing data :math:`p` and model :math:`q` through the same kernel gives
     :math:`\tilde p(y) = \int k(y \mid x)\, p(x)\, dx` and :math:`\tilde q` alike, and
-    :math:`\mathrm{KL}[\tilde p \,\|\, \tilde q] = 0` if and only if :math:`p = q`, provided that the
-    map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of this module
-    is, and refuses parameters for which it would not be.
+    :math:`\mathrm{KL}[\tilde p \,\|\, \tilde q] = 0` if and only if :math:`p = q`, provided that
+    the map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of this
+    module is, and refuses parameters for which it would not be.
 
     To add a kernel, implement :meth:`_conditional`, and :meth:`_spread_exactly` for the
     distributions (beyond ``Delta``) whose spread has a closed form.
@@ -121,9 +126,10 @@ class SpreadNoise(ABC):
 
     def _check_site(self, shape: torch.Size, event_dim: int) -> None:
         """Refuse to spread a distribution of ``shape`` that the parameters would widen."""
+        return
 
     def _for_components(self, event_dim: int) -> SpreadNoise:
-        """This kernel for the components of a mixture, with a dimension left of the event dims."""
+        """The kernel for the components of a mixture, with a dimension left of the event dims."""
         return self
 
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:

@@ -53,7 +53,9 @@ class ChannelNoise(SpreadNoise):
             raise ValueError(_messages.channel_not_stochastic("it has a negative entry"))
         sums = matrix.sum(0)
         if bool(((sums - 1).abs() > _SUM_TOLERANCE).any()):
-            raise ValueError(_messages.channel_not_stochastic(f"its columns sum to {sums.tolist()}"))
+            raise ValueError(
+                _messages.channel_not_stochastic(f"its columns sum to {sums.tolist()}")
+            )
         singular_values = torch.linalg.svdvals(matrix.double())
         if bool(singular_values[-1] <= _SINGULAR_TOLERANCE * singular_values[0]):
             raise ValueError(_messages.channel_singular(f"{float(singular_values[-1]):.1e}"))

@@ -13,8 +13,31 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from pyro_spread.noise.base import SpreadNoise, is_positive
+from pyro_spread.noise.base import SpreadNoise, is_positive, like
 from spread_analysis import _messages
+
+
+class _LowRankNormal(dist.LowRankMultivariateNormal):
+    """
+    The stock distribution with a Mahalanobis term that does not cancel.
+
+    Woodbury's identity subtracts two numbers that grow as 1/s²: in float32 784 pixels with s = 0.01
+    are off by nats. The same number is the minimum over w of a sum of squares, the (v - F w)² / D
+    of the isotropic part and the w² of the factor.
+    """
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        factor, variance = self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag
+        tril = self._capacitance_tril
+        difference = (value - self.loc).unsqueeze(-1)
+        w = torch.cholesky_solve(factor.mT @ (difference / variance.unsqueeze(-1)), tril)
+        rest = (difference - factor @ w).squeeze(-1)
+        mahalanobis = (rest**2 / variance).sum(-1) + (w**2).sum((-2, -1))
+        log_det = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + variance.log().sum(-1)
+        size = self.loc.shape[-1]
+        return -0.5 * (size * math.log(2 * math.pi) + log_det + mahalanobis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +54,8 @@ class LowRankGaussianNoise(SpreadNoise):
         >>> noise(torch.zeros(3, 4), event_dim=1).event_shape
         torch.Size([4])
 
-    The exact spread KL never gains from a factor that is learned without a constraint: its optimum is
-    F = 0. Learning it needs a constraint (trace, determinant or Lipschitz) and the entropy term.
+    The exact spread KL never gains from a factor that is learned without a constraint: its optimum
+    is F = 0. Learning it needs a constraint (trace, determinant or Lipschitz) and the entropy term.
 
     :param scale: isotropic standard deviation s: a number, or a tensor of shape () or (D,).
     :param factor: tensor of shape (D, R), in units of x.
@@ -86,7 +109,7 @@ class LowRankGaussianNoise(SpreadNoise):
         event_shape = x.shape[x.dim() - event_dim :]
         if math.prod(event_shape) != self.factor.shape[0]:
             raise ValueError(_messages.factor_misfit(self.factor.shape, event_shape))
-        return x.reshape(x.shape[: x.dim() - event_dim] + (-1,)), event_shape
+        return x.reshape(x.shape[: x.dim() - event_dim] + self.factor.shape[:1]), event_shape
 
     def _around(
         self,
@@ -95,10 +118,10 @@ class LowRankGaussianNoise(SpreadNoise):
         factor: torch.Tensor,
         validate_args: bool | None = None,
     ) -> TorchDistribution:
-        return dist.LowRankMultivariateNormal(loc, factor, variance, validate_args=validate_args)
+        return _LowRankNormal(loc, factor, variance, validate_args=validate_args)
 
-    def _variance(self, like: torch.Tensor) -> torch.Tensor:
-        return (torch.as_tensor(self.scale).to(like) ** 2).expand(self.factor.shape[:1])
+    def _variance(self, x: torch.Tensor) -> torch.Tensor:
+        return (like(self.scale, x) ** 2).expand(self.factor.shape[:1])
 
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:
         if isinstance(fn, torch.distributions.Normal) and extra > 0:

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive
+from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive, like
 from spread_analysis import _messages, student_t_characteristic_function
 
 
@@ -130,7 +130,9 @@ class _SharedScaleNormal(dist.Normal):
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
         if reinterpreted_batch_ndims == 0:
             return self
-        event_dim = self.loc.dim() if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        event_dim = (
+            self.loc.dim() if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
+        )
         return _SharedScaleEvent(self, event_dim)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
@@ -197,12 +199,13 @@ class GaussianNoise(_ElementwiseNoise):
         return dist.Normal(x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
+        r""":math:`\exp(-s^2\omega^2/2)` for every frequency in ``omega``."""
         return torch.exp(-0.5 * (self.scale * omega) ** 2)
 
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:
         if isinstance(fn, torch.distributions.Normal):
             self._check_event(fn.loc.shape, extra)
-            scale = torch.hypot(fn.scale, torch.as_tensor(self.scale).to(fn.scale))
+            scale = torch.hypot(fn.scale, like(self.scale, fn.scale))
             return dist.Normal(fn.loc, scale).to_event(extra)
         if isinstance(fn, torch.distributions.LowRankMultivariateNormal):
             self._check_event(fn.loc.shape, 1 + extra)
@@ -214,8 +217,8 @@ class GaussianNoise(_ElementwiseNoise):
             return dist.MultivariateNormal(fn.loc, covariance).to_event(extra)
         return None
 
-    def _variance(self, like: torch.Tensor) -> torch.Tensor:
-        return (torch.as_tensor(self.scale).to(like) ** 2).expand_as(like)
+    def _variance(self, x: torch.Tensor) -> torch.Tensor:
+        return (like(self.scale, x) ** 2).expand_as(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +241,7 @@ class LaplaceNoise(_ElementwiseNoise):
         return dist.Laplace(x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
+        r""":math:`1/(1 + b^2\omega^2)` for every frequency in ``omega``."""
         return 1.0 / (1.0 + (self.scale * omega) ** 2)
 
 
@@ -265,7 +269,7 @@ class StudentTNoise(_ElementwiseNoise):
         return dist.StudentT(df, x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
-        # Bessel functions of fractional order come from SciPy: this one is not differentiable.
+        """The Bessel form above, for every frequency in ``omega``; SciPy's, without a gradient."""
         df, scale, numbers = (
             torch.as_tensor(v).detach().cpu().numpy() for v in (self.df, self.scale, omega)
         )
@@ -292,6 +296,7 @@ class LogisticNoise(_ElementwiseNoise):
         return dist.Logistic(x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
+        r""":math:`\pi s\omega / \sinh(\pi s\omega)` for every frequency in ``omega``."""
         u = torch.abs(torch.pi * self.scale * omega)
         # u / sinh(u) written with decaying exponentials only: sinh overflows at 89 in float32.
         ratio = 2.0 * u * torch.exp(-u) / -torch.expm1(-2.0 * u)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch.distributions import transforms
+from torch.distributions import constraints, transforms
 from torch.distributions.transforms import Transform
 
 from pyro_spread.noise.base import SpreadNoise
@@ -22,15 +22,17 @@ def _why_not_injective(transform: Transform) -> str | None:
         return next((reason for reason in reasons if reason is not None), None)
     if isinstance(transform, transforms.IndependentTransform):
         return _why_not_injective(transform.base_transform)
-    if isinstance(transform, transforms.AffineTransform):
-        if bool((torch.as_tensor(transform.scale) == 0).any()):
-            return "a scale of 0 maps every value to the same one"
-    if isinstance(transform, transforms.PowerTransform):
-        if bool((torch.as_tensor(transform.exponent) == 0).any()):
-            return "an exponent of 0 maps every value to 1"
+    if isinstance(transform, transforms.AffineTransform) and _has_zero(transform.scale):
+        return "a scale of 0 maps every value to the same one"
+    if isinstance(transform, transforms.PowerTransform) and _has_zero(transform.exponent):
+        return "an exponent of 0 maps every value to 1"
     if not transform.bijective:
         return "its attribute bijective is False"
     return None
+
+
+def _has_zero(value: float | torch.Tensor) -> bool:
+    return bool((torch.as_tensor(value) == 0).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,7 @@ class TransformedNoise(SpreadNoise):
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
+        """Event dims of x that the transform or the noise around it needs."""
         return max(self.transform.domain.event_dim, self.noise.coupled_dims - self._added_dims)
 
     @property
@@ -80,15 +83,25 @@ class TransformedNoise(SpreadNoise):
         return self.transform.codomain.event_dim - self.transform.domain.event_dim
 
     def check_value(self, x: torch.Tensor) -> None:
+        """Refuse values that the noise around f(x) would refuse."""
         self.noise.check_value(x)
 
     def draw(self, x: torch.Tensor) -> torch.Tensor:
+        """One draw of y given x, of the shape of f(x)."""
         self.check_value(x)
-        return self.noise.draw(self.transform(x))
+        return self.noise.draw(self._map(x))
+
+    def _map(self, x: torch.Tensor) -> torch.Tensor:
+        domain = self.transform.domain
+        everywhere = getattr(domain, "base_constraint", domain) is constraints.real
+        checked = everywhere or bool(torch._C._get_tracing_state())
+        if not checked and not bool(domain.check(x).all()):
+            name = type(self.transform).__name__
+            raise ValueError(_messages.outside_domain(name, domain))
+        # A view: Pyro's transforms remember f(x) of the last x they saw, whatever it holds by now.
+        return self.transform(x.view_as(x))
 
     def _conditional(
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None
     ) -> TorchDistribution:
-        return self.noise._conditional(
-            self.transform(x), event_dim + self._added_dims, validate_args
-        )
+        return self.noise._conditional(self._map(x), event_dim + self._added_dims, validate_args)

@@ -133,13 +133,13 @@ def test_the_value_is_that_of_the_formula():
 def test_a_value_of_another_event_shape_is_refused_alike():
     """Broadcasting (N, 1) data against D outputs would score every element D times."""
     model, guide = torch_pair(N, N)
-    with pytest.raises(ValueError, match="site 'x'.*event shape") as ours:
+    with pytest.raises(ValueError, match=r"site 'x'.*event shape") as ours:
         pyro_spread.SpreadELBO({"x": pyro_spread.GaussianNoise(SCALE)}).loss(
             model, lambda x: guide(x.expand(N, D)), torch.zeros(N, 1)
         )
     model, guide = jax_pair(N, N)
     params = {name: jnp.asarray(v) for name, v in PARAMS.items()}
-    with pytest.raises(ValueError, match="site 'x'.*event shape") as theirs:
+    with pytest.raises(ValueError, match=r"site 'x'.*event shape") as theirs:
         numpyro_spread.SpreadELBO({"x": numpyro_spread.GaussianNoise(SCALE)}).loss(
             jax.random.key(0),
             params,
@@ -147,4 +147,5 @@ def test_a_value_of_another_event_shape_is_refused_alike():
             lambda x: guide(jnp.broadcast_to(x, (N, D))),
             jnp.zeros((N, 1)),
         )
-    assert str(ours.value) == str(theirs.value)
+    # Pyro's trace adds the shapes of the sites to the message.
+    assert str(ours.value).startswith(str(theirs.value))

@@ -1,0 +1,41 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The code that README and docs print runs as it is printed, and trains."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "start.md"]
+
+
+def _programs():
+    for page in PAGES:
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            if "import" in code and "SVI(" in code:
+                backend = "numpyro" if "import numpyro" in code else "pyro"
+                yield pytest.param(code, id=f"{page.name}-{backend}")
+
+
+_IMPROVES = {
+    "pyro": "assert svi.evaluate_loss(data) < 0.5 * first",
+    "numpyro": "assert result.losses[-1] < 0.5 * result.losses[0]",
+}
+
+
+@pytest.mark.parametrize("code", _programs())
+def test_printed_program_trains(code):
+    backend = "numpyro" if "import numpyro" in code else "pyro"
+    if backend == "pyro":
+        code = re.sub(r"(svi = SVI\(.*\)\n)", r"\1first = svi.step(data)\n", code)
+    program = code + "\n" + _IMPROVES[backend]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_backends_are_shown():
+    assert len(list(_programs())) >= 3
