@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class _ElementwiseNoise(SpreadNoise):
             object.__setattr__(self, name, as_parameter(value))
 
     @classmethod
+    @functools.cache
     def _fields(cls) -> list[str]:
         return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
@@ -51,7 +53,7 @@ class _ElementwiseNoise(SpreadNoise):
         self._check_site(x.shape, 0)
         return super().draw(x)
 
-    @property
+    @functools.cached_property
     def _shape(self) -> torch.Size:
         parameters = (getattr(self, name) for name in self._fields())
         shapes = [v.shape for v in parameters if isinstance(v, torch.Tensor)]
