@@ -93,9 +93,10 @@ class SpreadMessenger(Messenger):
     def _spread(self, msg: Any) -> None:
         kernel = self.noise[msg["name"]]
         try:
-            kernel.check_value(msg["value"])
+            observed = torch.as_tensor(msg["value"])
+            kernel.check_value(observed)
             msg["fn"] = kernel.spread(msg["fn"])
-            event, value = msg["fn"].event_shape, msg["value"].shape
+            event, value = msg["fn"].event_shape, observed.shape
             if value[len(value) - len(event) :] != event:
                 raise ValueError(_messages.value_misfit(value, event))
         except (TypeError, ValueError, NotImplementedError) as error:

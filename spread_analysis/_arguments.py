@@ -40,6 +40,20 @@ def _read_positional_names(fn: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in by_position]
 
 
+def check_data_sites(data: Mapping[str, str], sites: Collection[str]) -> None:
+    """
+    Refuse a ``data`` mapping with sites that have no kernel.
+
+    :raises ValueError: naming them.
+    """
+    unknown = data.keys() - set(sites)
+    if unknown:
+        raise ValueError(
+            f"data= names the site(s) {sorted(unknown)}, for which noise has no kernel; it has "
+            f"{sorted(sites)}."
+        )
+
+
 def locate_data(
     fn: Callable[..., Any],
     sites: Collection[str],
@@ -62,6 +76,7 @@ def locate_data(
     :raises ValueError: if an argument cannot be found or would serve two sites.
     """
     data = {} if data is None else data
+    check_data_sites(data, sites)
     names = positional_names(fn)
     given = [names[i] if i < len(names) else f"*args[{i}]" for i in range(len(args))]
     available = [*given, *kwargs]

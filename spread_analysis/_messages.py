@@ -236,11 +236,11 @@ def bad_noise_argument(value: object) -> str:
     )
 
 
-def unspread_delta(site: str) -> str:
+def unspread_delta(site: str, noise: Iterable[str]) -> str:
     return (
         f"site '{site}' is an observed Delta that no noise kernel covers: its log-likelihood is "
-        f"-inf for almost all data. Add one, as in SpreadELBO({{'{site}': GaussianNoise(0.3)}}), "
-        "or give the site a density."
+        f"-inf for almost all data. Noise has kernels for {sorted(noise)}; add one, as in "
+        f"SpreadELBO({{'{site}': GaussianNoise(0.3)}}), or give the site a density."
     )
 
 
@@ -300,13 +300,6 @@ def observed_other_value(site: str) -> str:
         "Its argument carries y = x + noise; observe that argument itself (or a reshape or subset "
         "of it), not clean data captured from outside and not a transformed copy: do preprocessing "
         "before the data go into SVI."
-    )
-
-
-def unknown_data_sites(sites: Iterable[str], noise: Iterable[str]) -> str:
-    return (
-        f"data= names the site(s) {sorted(sites)}, for which noise has no kernel; it has "
-        f"{sorted(noise)}."
     )
 
 

@@ -25,6 +25,7 @@ from spread_analysis import _messages
 from spread_analysis._arguments import (
     Key,
     argument_name,
+    check_data_sites,
     get_argument,
     locate_data,
     replace_arguments,
@@ -63,7 +64,7 @@ class _LossSpread(spread):
         site = msg["name"]
         if site not in self.noise:
             if is_delta(msg["fn"]):
-                raise ValueError(_messages.unspread_delta(site))
+                raise ValueError(_messages.unspread_delta(site, self.noise))
         elif not _is_same(msg["value"], self._handed[site]):
             # Decided later, outside of the transformations that the stock ELBO runs the model in.
             self._suspects.add(site)
@@ -142,12 +143,12 @@ class SpreadELBO(ELBO):
         elbo = infer.Trace_ELBO() if elbo is None else elbo
         _check_elbo(elbo)
         super().__init__(elbo.num_particles, elbo.vectorize_particles)
-        self.noise = noise if callable(noise) else check_noise(noise)
+        by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
+        self.noise: Noise = noise if by_call else check_noise(noise)
         self.elbo = elbo
         self.data = dict(data or {})
-        if not callable(noise) and not self.data.keys() <= noise.keys():
-            unknown = self.data.keys() - noise.keys()
-            raise ValueError(_messages.unknown_data_sites(unknown, noise))
+        if isinstance(self.noise, Mapping):
+            check_data_sites(self.data, self.noise)
         # Averaged bounds are run particle by particle, each on a y of its own.
         self._particle = copy.copy(elbo)
         self._particle.num_particles = 1

@@ -22,6 +22,7 @@ from spread_analysis import _messages
 from spread_analysis._arguments import (
     Key,
     argument_name,
+    check_data_sites,
     get_argument,
     locate_data,
     replace_arguments,
@@ -71,7 +72,7 @@ class _LossSpread(SpreadMessenger):
             return
         if site not in self.noise:
             if is_delta(msg["fn"], msg["value"]):
-                raise ValueError(_messages.unspread_delta(site))
+                raise ValueError(_messages.unspread_delta(site, self.noise))
         elif not self._observes_handed(msg):
             raise ValueError(_messages.observed_other_value(site))
 
@@ -208,9 +209,8 @@ class SpreadELBO(ELBO):
         self.noise: Noise = noise if by_call else check_noise(noise)
         self.elbo = elbo
         self.data = dict(data or {})
-        if isinstance(self.noise, Mapping) and not self.data.keys() <= self.noise.keys():
-            unknown = self.data.keys() - self.noise.keys()
-            raise ValueError(_messages.unknown_data_sites(unknown, self.noise))
+        if isinstance(self.noise, Mapping):
+            check_data_sites(self.data, self.noise)
         # The stock ELBO runs as it is, but for where its traces come from.
         self._runner = copy.copy(elbo)
         self._runner._get_traces = self._get_traces

@@ -114,8 +114,12 @@ class _SharedScaleNormal(dist.Normal):
         super().__init__(loc, scale, validate_args=False)
         self._shared = shared
         self._validate_args = self._wants_validation(validate_args)
-        # The kernel has checked the scale. One sum finds NaN in loc; stock code words the error.
-        if self._validate_args and bool(torch.isnan(loc.detach().sum())):
+        # One sum finds NaN in loc, and a learned scale is looked at once instead of per element;
+        # stock code words the error.
+        learned = isinstance(shared, torch.Tensor)
+        if self._validate_args and (
+            bool(torch.isnan(loc.detach().sum())) or (learned and not is_positive(shared))
+        ):
             dist.Normal(loc, scale, validate_args=True)
 
     @staticmethod

@@ -27,7 +27,7 @@ _IMPROVES = {
 }
 
 
-@pytest.mark.parametrize("code", _programs())
+@pytest.mark.parametrize("code", list(_programs()))
 def test_printed_program_trains(code):
     backend = "numpyro" if "import numpyro" in code else "pyro"
     if backend == "pyro":

@@ -149,3 +149,25 @@ def test_a_value_of_another_event_shape_is_refused_alike():
         )
     # Pyro's trace adds the shapes of the sites to the message.
     assert str(ours.value).startswith(str(theirs.value))
+
+
+def test_a_bare_kernel_is_not_taken_for_a_function_of_the_arguments():
+    for package in (pyro_spread, numpyro_spread):
+        with pytest.raises(TypeError, match="noise must be a dict"):
+            package.SpreadELBO(package.GaussianNoise(SCALE))
+
+
+def test_data_names_are_checked_for_callable_noise_too():
+    def noise(package):
+        return lambda x: {"x": package.GaussianNoise(SCALE)}
+
+    params = {name: jnp.asarray(v) for name, v in PARAMS.items()}
+    with pytest.raises(ValueError, match=r"\['w'\], for which noise has no kernel") as ours:
+        pyro_spread.SpreadELBO(noise(pyro_spread), data={"w": "x"}).loss(
+            *torch_pair(N, N), torch.tensor(DATA)
+        )
+    with pytest.raises(ValueError, match=r"\['w'\], for which noise has no kernel") as theirs:
+        numpyro_spread.SpreadELBO(noise(numpyro_spread), data={"w": "x"}).loss(
+            jax.random.key(0), params, *jax_pair(N, N), jnp.asarray(DATA)
+        )
+    assert str(ours.value) == str(theirs.value)

@@ -222,3 +222,11 @@ def test_auto_normal_and_predictive():
     clean = Predictive(model, guide=guide, num_samples=50)()["x"]
     assert torch.equal(clean, clean[:, :1].expand(50, 4))
     assert abs(clean.mean() - 2 * mean) < 0.1
+
+
+def test_a_python_number_may_be_observed():
+    def number_model():
+        pyro.sample("x", dist.Delta(torch.tensor(0.0)), obs=0.5)
+
+    trace = pyro.poutine.trace(spread(number_model, {"x": GaussianNoise(0.3)})).get_trace()
+    assert trace.nodes["x"]["fn"].scale == torch.tensor(0.3)

@@ -214,3 +214,12 @@ def test_event_dims():
             noise(torch.zeros(shape), len(shape))
     with pytest.raises(ValueError, match="Its first dimension must be 4"):
         noise.draw(torch.zeros(5, 4))
+
+
+def test_a_learned_scale_that_turns_negative_is_refused_where_it_is_used():
+    scale = torch.nn.Parameter(torch.tensor(0.3))
+    noise = GaussianNoise(scale)
+    with torch.no_grad():
+        scale.fill_(-0.1)
+    with pytest.raises(ValueError, match="scale"):
+        noise(torch.zeros(3))
