@@ -44,6 +44,8 @@ def check_noise(noise: Any) -> dict[str, SpreadNoise]:
 def is_delta(fn: Distribution) -> bool:
     """Whether ``fn`` is a ``Delta`` or a mixture of them, also inside wrappers."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        if getattr(fn, "_mask", None) is False:
+            return False
         fn = fn.base_dist
     if isinstance(fn, MixtureSameFamily):
         return is_delta(fn.component_distribution)

@@ -34,13 +34,13 @@ class ImplicitDistribution(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    has_rsample = True
 
     def __init__(
         self,
         fn: Callable[[torch.Tensor], torch.Tensor],
         base_dist: TorchDistribution,
         event_shape: tuple[int, ...] | torch.Size,
+        *,
         validate_args: bool | None = None,
     ) -> None:
         self.fn = fn
@@ -53,6 +53,11 @@ class ImplicitDistribution(TorchDistribution):
     def support(self) -> Any:
         """All real values; fn may reach only some of them."""
         return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws are differentiable in the parameters of fn and ``base_dist``."""
+        return bool(self.base_dist.has_rsample)
 
     def expand(
         self, batch_shape: torch.Size, _instance: ImplicitDistribution | None = None
@@ -100,7 +105,7 @@ class DeterministicGenerator(dist.Delta):
     """
 
     def __init__(
-        self, value: torch.Tensor, event_dim: int = 0, validate_args: bool | None = None
+        self, value: torch.Tensor, event_dim: int = 0, *, validate_args: bool | None = None
     ) -> None:
         super().__init__(value, event_dim=event_dim, validate_args=validate_args)
 

@@ -91,6 +91,8 @@ class SpreadMessenger(Messenger):
             self._spread(msg)
 
     def _spread(self, msg: Any) -> None:
+        if msg["infer"].get("_spread"):
+            raise ValueError(_messages.already_spread(msg["name"]))
         kernel = self.noise[msg["name"]]
         try:
             observed = torch.as_tensor(msg["value"])

@@ -56,7 +56,7 @@ def check_data_sites(data: Mapping[str, str], sites: Collection[str]) -> None:
 
 def locate_data(
     fn: Callable[..., Any],
-    sites: Collection[str],
+    sites: Mapping[str, object] | Collection[str],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     data: Mapping[str, str] | None = None,
@@ -65,10 +65,12 @@ def locate_data(
     For every site, the position or keyword of the argument that carries its data.
 
     Looked for in this order: the argument that ``data`` names, the argument of the site's own
-    name, the first argument.
+    name, the first argument. Sites may share an argument, as the steps of a time series do, if they
+    share the kernel too: one draw of the noise then serves them all.
 
     :param fn: the model.
-    :param sites: names of the spread sites.
+    :param sites: names of the spread sites, as the keys of a dict to their kernels or by
+        themselves.
     :param args: positional arguments of this call.
     :param kwargs: keyword arguments of this call.
     :param data: dict from site to argument name.
@@ -103,21 +105,28 @@ def locate_data(
                 f"score a fixed data set with spread(model, noise={{'{site}': ...}}) and a stock "
                 "ELBO."
             )
-    _refuse_shared(located, available)
+    _refuse_shared(located, sites, available)
     return located
 
 
-def _refuse_shared(located: Mapping[str, Key], available: list[str]) -> None:
+def _refuse_shared(
+    located: Mapping[str, Key],
+    sites: Mapping[str, object] | Collection[str],
+    available: list[str],
+) -> None:
+    kernels = sites if isinstance(sites, Mapping) else {site: site for site in sites}
     owner: dict[Key, str] = {}
     for site, key in located.items():
-        if key in owner:
+        if key in owner and kernels[site] is not kernels[owner[key]]:
             argument = available[key] if isinstance(key, int) else key
             raise ValueError(
                 f"sites '{owner[key]}' and '{site}' would both take their data from the model "
                 f"argument '{argument}'. Say which argument carries which site: "
-                f"data={{'{owner[key]}': ..., '{site}': ...}}; the arguments are {available}."
+                f"data={{'{owner[key]}': ..., '{site}': ...}}; the arguments are {available}. "
+                "Sites that do observe parts of one argument must have one and the same kernel "
+                "object."
             )
-        owner[key] = site
+        owner.setdefault(key, site)
 
 
 def get_argument(key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import random
 from jax.extend.core import Literal
 from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import init_to_feasible
 
 from spread_analysis._arguments import Key, replace_arguments
 
@@ -20,7 +21,14 @@ _MOVES = frozenset(
     [
         *("reshape", "squeeze", "expand_dims", "broadcast_in_dim"),
         *("slice", "dynamic_slice", "gather", "split"),
-        *("copy", "copy_p", "device_put", "sharding_constraint", "optimization_barrier"),
+        *(
+            "copy",
+            "copy_p",
+            "stop_gradient",
+            "device_put",
+            "sharding_constraint",
+            "optimization_barrier",
+        ),
     ]
 )
 _REORDERS = frozenset(["transpose", "rev"])
@@ -55,31 +63,35 @@ def sites_of_other_values(
     :param kwargs: keyword arguments of the model.
     """
     suspects = sorted(suspects)
-    sites = list(handed)
+    shapes = {located[site]: shape for site, shape in handed.items()}  # sites may share one
 
     def observed(*values: jax.Array) -> list[Any]:
-        replaced = {located[site]: value for site, value in zip(sites, values, strict=True)}
+        replaced = dict(zip(shapes, values, strict=True))
         new_args, new_kwargs = replace_arguments(replaced, args, kwargs)
         # Containers are copied, since a model may write to those of mutable sites.
         own_params = jax.tree.map(lambda leaf: leaf, dict(params))
-        seeded = seed(substitute(model, data=own_params), random.key(0))
-        sample_sites = trace(seeded).get_trace(*new_args, **new_kwargs)
+        # Latents need shapes here, not draws: improper priors have none.
+        feasible = substitute(
+            seed(substitute(model, data=own_params), random.key(0)),
+            substitute_fn=init_to_feasible,
+        )
+        sample_sites = trace(feasible).get_trace(*new_args, **new_kwargs)
         return [jnp.asarray(sample_sites[site]["value"]) for site in suspects]
 
-    closed = jax.make_jaxpr(observed)(*(handed[site] for site in sites))
+    closed = jax.make_jaxpr(observed)(*shapes.values())
     others = []
     for index, site in enumerate(suspects):
-        source = _sources(closed.jaxpr, sites, site in free)[index]
-        if source != site:
+        source = _sources(closed.jaxpr, list(shapes), site in free)[index]
+        if source != located[site]:
             others.append(site)
     return others
 
 
-def _sources(jaxpr: Any, inputs: Sequence[str | None], free: bool) -> list[str | None]:
+def _sources(jaxpr: Any, inputs: Sequence[Key | None], free: bool) -> list[Key | None]:
     """For every output, the input that it is made of by moving elements alone, or None."""
-    known: dict[Any, str | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+    known: dict[Any, Key | None] = dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def source_of(variable: Any) -> str | None:
+    def source_of(variable: Any) -> Key | None:
         return None if isinstance(variable, Literal) else known.get(variable)
 
     for equation in jaxpr.eqns:
@@ -90,9 +102,9 @@ def _sources(jaxpr: Any, inputs: Sequence[str | None], free: bool) -> list[str |
     return [source_of(variable) for variable in jaxpr.outvars]
 
 
-def _through(equation: Any, sources: list[str | None], free: bool) -> list[str | None]:
+def _through(equation: Any, sources: list[Key | None], free: bool) -> list[Key | None]:
     name, count = equation.primitive.name, len(equation.outvars)
-    lost: list[str | None] = [None] * count
+    lost: list[Key | None] = [None] * count
     inner = next((equation.params[key] for key in _INNER if key in equation.params), None)
     if inner is not None and name not in ("scan", "while", "cond"):
         inner = getattr(inner, "jaxpr", inner)
@@ -104,7 +116,7 @@ def _through(equation: Any, sources: list[str | None], free: bool) -> list[str |
         kinds = (jnp.floating, jnp.integer)
         same = any(jnp.issubdtype(old, kind) and jnp.issubdtype(new, kind) for kind in kinds)
         return sources[:1] if same else lost
-    if name == "concatenate":
+    if name in ("concatenate", "stack"):
         return [sources[0]] if len(set(sources)) == 1 else lost
     if name in _REORDERS and free:
         return sources[:1]

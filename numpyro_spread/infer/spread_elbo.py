@@ -76,6 +76,23 @@ class _LossSpread(spread):
                 raise ValueError(_messages.site_not_observed(site, self._observed))
 
 
+class _Registered:
+    """A guide that checks its arguments first; all else, such as ``median``, is the guide's own."""
+
+    def __init__(self, guide: Callable[..., Any], check: Callable[..., None]) -> None:
+        functools.update_wrapper(self, guide, updated=())
+        self._guide, self._check = guide, check
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._check(args, kwargs)
+        return self._guide(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_guide":  # pickle asks before there is a guide
+            raise AttributeError(name)
+        return getattr(self._guide, name)
+
+
 class SpreadELBO(ELBO):
     r"""
     Evidence lower bound of the spread model, for models whose likelihood is zero almost everywhere.
@@ -173,13 +190,14 @@ class SpreadELBO(ELBO):
         :return: a guide of the same signature.
         """
 
-        @functools.wraps(guide, updated=())
-        def registered(*args: Any, **kwargs: Any) -> Any:
+        def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Predictive runs guides without data: then there is nothing to check.
+            if all(argument is None for argument in (*args, *kwargs.values())):
+                return
             noise = check_noise(self.noise(*args, **kwargs)) if callable(self.noise) else self.noise
             self._locate(model, noise, args, kwargs)
-            return guide(*args, **kwargs)
 
-        return registered
+        return _Registered(guide, check)
 
     def loss(
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
@@ -311,12 +329,14 @@ def _draw(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> dict[str, jax.Array]:
-    handed = {}
+    values: dict[Key, jax.Array] = {}
     for (site, key), site_key in zip(
         located.items(), random.split(rng_key, len(located)), strict=True
     ):
+        if key in values:
+            continue
         try:
-            handed[site] = noise[site].draw(site_key, get_argument(key, args, kwargs))
+            values[key] = noise[site].draw(site_key, get_argument(key, args, kwargs))
         except (TypeError, ValueError) as error:
             raise type(error)(_messages.at_site(site, error)) from error
-    return handed
+    return {site: values[key] for site, key in located.items()}

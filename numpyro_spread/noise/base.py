@@ -30,11 +30,14 @@ def is_concrete(*values: Any) -> bool:
 
 
 def is_positive(value: ArrayLike) -> bool:
-    """Whether every element is positive and finite (NaN is neither); True where it is unknown."""
+    """Whether every element is a positive, finite number (NaN is not); True where it is unknown."""
     if not is_concrete(value):
         return True
     # NumPy, not jax.numpy: inside a jit trace even constants become tracers there.
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return False
     return bool(np.all((array > 0) & np.isfinite(array)))
 
 
@@ -102,7 +105,7 @@ class SpreadNoise(ABC):
         :raises ValueError: if the event shape does not fit the kernel.
         """
         self.check_value(x)
-        if event_dim > jnp.ndim(x):
+        if not 0 <= event_dim <= jnp.ndim(x):
             raise ValueError(_messages.event_dim_too_large(repr(self), event_dim, jnp.ndim(x)))
         if event_dim < self.coupled_dims:
             raise ValueError(
@@ -120,6 +123,9 @@ class SpreadNoise(ABC):
         :return: :math:`\int k(y \mid x)\, p(x)\, dx`, of the same batch and event shape.
         :raises NotImplementedError: for every other distribution, naming the pair and the way out.
         """
+        if not isinstance(distribution, Distribution):
+            name = type(distribution).__name__
+            raise NotImplementedError(_messages.no_spread_rule(type(self).__name__, name))
         self._check_site(distribution.shape(), distribution.event_dim)
         return self._spread(distribution, 0)
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import jax
@@ -47,12 +48,12 @@ class ChannelNoise(SpreadNoise):
     matrix: ArrayLike
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", as_parameter(self.matrix))
         shape = jnp.shape(self.matrix)
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2:
             raise ValueError(_messages.channel_shape(shape))
         if is_concrete(self.matrix):
             _check_channel(np.asarray(self.matrix, float))
-        object.__setattr__(self, "matrix", as_parameter(self.matrix))
 
     @classmethod
     def symmetric(cls, num_classes: int, flip: ArrayLike) -> ChannelNoise:
@@ -64,7 +65,7 @@ class ChannelNoise(SpreadNoise):
         :param flip: probability e of a fresh draw, in [0, 1).
         :raises ValueError: if num_classes < 2 or flip is outside [0, 1).
         """
-        if not isinstance(num_classes, int) or num_classes < 2:
+        if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
             raise ValueError(_messages.bad_num_classes(num_classes))
         if not is_concrete(flip):
             return cls(flip / num_classes + (1 - flip) * jnp.eye(num_classes))

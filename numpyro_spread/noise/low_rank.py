@@ -75,15 +75,15 @@ class LowRankGaussianNoise(SpreadNoise):
     def __post_init__(self) -> None:
         if not is_positive(self.scale):
             raise ValueError(_messages.bad_positive("LowRankGaussianNoise", "scale", self.scale))
+        object.__setattr__(self, "scale", as_parameter(self.scale))
+        object.__setattr__(self, "factor", as_parameter(self.factor))
         shape, scale_shape = jnp.shape(self.factor), jnp.shape(self.scale)
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise ValueError(_messages.factor_shape(shape))
         if is_concrete(self.factor) and not np.all(np.isfinite(np.asarray(self.factor))):
             raise ValueError(_messages.bad_factor())
         if scale_shape not in ((), (1,), shape[:1]):
             raise ValueError(_messages.low_rank_scale_shape(scale_shape, shape))
-        object.__setattr__(self, "scale", as_parameter(self.scale))
-        object.__setattr__(self, "factor", as_parameter(self.factor))
 
     def characteristic_function(self, omega: ArrayLike) -> jax.Array:
         r"""

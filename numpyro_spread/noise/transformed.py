@@ -32,8 +32,11 @@ def _parts(transform: Transform) -> Sequence[Transform]:
     return []
 
 
-def _has_zero(value: Any) -> bool:
-    return is_concrete(value) and bool(np.any(np.asarray(value) == 0))
+def _is_degenerate(value: Any) -> bool:
+    if not is_concrete(value):
+        return False
+    array = np.asarray(value)
+    return bool(np.any((array == 0) | ~np.isfinite(array)))
 
 
 def _why_not_injective(transform: Transform) -> str | None:
@@ -44,13 +47,13 @@ def _why_not_injective(transform: Transform) -> str | None:
             return reason
     if isinstance(transform, transforms.AbsTransform):
         return "x and -x have the same absolute value"
-    if isinstance(transform, transforms.AffineTransform) and _has_zero(transform.scale):
+    if isinstance(transform, transforms.AffineTransform) and _is_degenerate(transform.scale):
         return "a scale of 0 maps every value to the same one"
-    if isinstance(transform, transforms.PowerTransform) and _has_zero(transform.exponent):
+    if isinstance(transform, transforms.PowerTransform) and _is_degenerate(transform.exponent):
         return "an exponent of 0 maps every value to 1"
     if isinstance(transform, transforms.LowerCholeskyAffine):
         tril = transform.scale_tril
-        if is_concrete(tril) and _has_zero(np.diagonal(np.asarray(tril), axis1=-2, axis2=-1)):
+        if is_concrete(tril) and _is_degenerate(np.diagonal(np.asarray(tril), axis1=-2, axis2=-1)):
             return "its scale_tril is singular"
     if isinstance(transform, transforms.PermuteTransform) and is_concrete(transform.permutation):
         indices = np.asarray(transform.permutation)

@@ -17,7 +17,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions.transforms import ComposeTransform
 
 from pyro_spread.handlers import SpreadMessenger, check_noise, is_delta
-from pyro_spread.noise import ChannelNoise, SpreadNoise
+from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
 from spread_analysis._arguments import (
     Key,
@@ -64,14 +64,12 @@ class _LossSpread(SpreadMessenger):
             self._indices[msg["name"]] = msg["value"]
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("_spread"):
-            raise ValueError(_messages.already_spread(msg["name"]))
         super()._pyro_sample(msg)
         site = msg["name"]
         if site not in self._observed:
             return
         if site not in self.noise:
-            if is_delta(msg["fn"], msg["value"]):
+            if msg["mask"] is not False and is_delta(msg["fn"], msg["value"]):
                 raise ValueError(_messages.unspread_delta(site, self.noise))
         elif not self._observes_handed(msg):
             raise ValueError(_messages.observed_other_value(site))
@@ -87,7 +85,8 @@ class _LossSpread(SpreadMessenger):
                 continue
             if handed.shape[dim] == frame.full_size and value.shape[dim] == len(indices):
                 handed = handed.index_select(dim, indices)
-        return _observes(value, handed, self.noise[msg["name"]])
+        width = msg["fn"].event_shape.numel()
+        return _observes(value, handed, self.noise[msg["name"]], width)
 
     def _check_complete(self) -> None:
         super()._check_complete()
@@ -110,9 +109,12 @@ def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
     return module
 
 
-def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise) -> bool:
+def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise, width: int) -> bool:
     """
     Whether ``value`` is the spread value, a reshape, a permutation or a subset of it.
+
+    Where a kernel treats elements differently they must keep their places: only whole events, of
+    ``width`` elements, may be taken or permuted.
 
     Continuous draws are almost surely unlike any clean value, so that a few elements tell. Labels
     repeat: there only values of the same number can be told apart, by their counts.
@@ -123,10 +125,17 @@ def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise) ->
     if flat.shape == whole.shape:
         if torch.equal(flat, whole):
             return True
-        if isinstance(kernel, ChannelNoise):
+        if kernel._moves_with_data() and not value.is_floating_point():
             return torch.equal(flat.sort().values, whole.sort().values)
     if flat.numel() == 0:
         return True
+    if not kernel._moves_with_data():
+        width = width if width > 1 else value.shape[-1] if value.dim() else 1
+        if flat.numel() % width or whole.numel() % width:
+            return False
+        rows, whole = flat.reshape(-1, width), whole.reshape(-1, width)
+        some = rows[:: max(1, len(rows) // 16)]
+        return all(bool((whole == row).all(-1).any()) for row in some)
     some = flat[:: max(1, flat.numel() // 16)]
     return bool(torch.isin(some, whole).all())
 
@@ -179,6 +188,10 @@ class SpreadELBO(ELBO):
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss)
         >>> svi.step(torch.randn(100)) < float("inf")
         True
+
+    A plate that subsamples full data inside the model has all of them noised at every step;
+    mini-batches cost less. A kernel's ``nn.Parameter`` is trained through ``loss(model, guide)``
+    only: under ``SVI`` make the scale a ``pyro.param`` in a callable ``noise``.
 
     With ``vectorize_particles=True`` an averaged bound still runs its particles one after another:
     each sees its own y, and a model written for x of shape (N, ...) cannot take (particles, N,
@@ -283,10 +296,11 @@ class SpreadELBO(ELBO):
         located = self._locate(model, args, kwargs)
         for _ in range(self._num_draws):
             noise = self._kernels(args, kwargs)
-            handed = {
-                s: _draw(noise[s], s, get_argument(k, args, kwargs)) for s, k in located.items()
-            }
-            values = {key: handed[site] for site, key in located.items()}
+            values: dict[Key, torch.Tensor] = {}
+            for site, key in located.items():
+                if key not in values:
+                    values[key] = _draw(noise[site], site, get_argument(key, args, kwargs))
+            handed = {site: values[key] for site, key in located.items()}
             new_args, new_kwargs = replace_arguments(values, args, kwargs)
             spread_model = _LossSpread(noise, handed)(model)
             yield from self._particles._get_traces(spread_model, guide, new_args, new_kwargs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -16,8 +17,11 @@ from spread_analysis import _messages
 
 
 def as_parameter(value: float | torch.Tensor) -> float | torch.Tensor:
-    """A Python float, whose type follows x, or the tensor itself, learnable or not."""
-    return value if isinstance(value, torch.Tensor) else float(value)
+    """A Python float, whose type follows x, or a tensor of a floating type, learnable or not."""
+    if isinstance(value, int | float | np.generic):
+        return float(value)
+    tensor = torch.as_tensor(value)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 def like(value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -26,8 +30,11 @@ def like(value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def is_positive(value: float | torch.Tensor) -> bool:
-    """Whether every element is positive and finite (NaN is neither)."""
-    tensor = torch.as_tensor(value).detach()
+    """Whether every element is a positive and finite number (NaN is neither)."""
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        return False
     return bool(((tensor > 0) & torch.isfinite(tensor)).all())
 
 
@@ -64,7 +71,7 @@ class SpreadNoise(ABC):
         :raises ValueError: if the event shape does not fit the kernel.
         """
         self.check_value(x)
-        if event_dim > x.dim():
+        if not 0 <= event_dim <= x.dim():
             raise ValueError(_messages.event_dim_too_large(repr(self), event_dim, x.dim()))
         if event_dim < self.coupled_dims:
             raise ValueError(
@@ -82,7 +89,11 @@ class SpreadNoise(ABC):
         :return: :math:`\int k(y \mid x)\, p(x)\, dx`, of the same batch and event shape.
         :raises NotImplementedError: for every other distribution, naming the pair and the way out.
         """
-        self._check_site(distribution.shape(), distribution.event_dim)
+        if not isinstance(distribution, torch.distributions.Distribution):
+            name = type(distribution).__name__
+            raise NotImplementedError(_messages.no_spread_rule(type(self).__name__, name))
+        shape = distribution.batch_shape + distribution.event_shape
+        self._check_site(shape, len(distribution.event_shape))
         return self._spread(distribution, 0)
 
     def draw(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,6 +134,10 @@ class SpreadNoise(ABC):
     def _coupled_dims_of(self, x: torch.Tensor) -> int:
         """The smallest ``event_dim`` with which ``x`` can be noised."""
         return self.coupled_dims
+
+    def _moves_with_data(self) -> bool:
+        """Whether every element is noised alike, so that it does not matter where it stands."""
+        return False
 
     def _check_site(self, shape: torch.Size, event_dim: int) -> None:
         """Refuse to spread a distribution of ``shape`` that the parameters would widen."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_spread.noise.base import SpreadNoise
+from pyro_spread.noise.base import SpreadNoise, as_parameter
 from spread_analysis import _messages
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
@@ -44,6 +45,7 @@ class ChannelNoise(SpreadNoise):
     matrix: torch.Tensor
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", torch.as_tensor(as_parameter(self.matrix)))
         matrix = self.matrix.detach()
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 2:
             raise ValueError(_messages.channel_shape(matrix.shape))
@@ -70,7 +72,7 @@ class ChannelNoise(SpreadNoise):
         :param flip: probability e of a fresh draw, in [0, 1).
         :raises ValueError: if num_classes < 2 or flip is outside [0, 1).
         """
-        if not isinstance(num_classes, int) or num_classes < 2:
+        if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
             raise ValueError(_messages.bad_num_classes(num_classes))
         if not 0 <= flip < 1:
             raise ValueError(_messages.bad_flip(flip))
@@ -96,10 +98,13 @@ class ChannelNoise(SpreadNoise):
             if low < 0 or high >= self.num_classes:
                 raise ValueError(_messages.label_out_of_range(self.num_classes, low, high))
 
+    def _moves_with_data(self) -> bool:
+        return True
+
     def _conditional(
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None
     ) -> TorchDistribution:
-        probs = self.matrix.T[x.long()]
+        probs = self.matrix.to(x.device).T[x.long()]
         return dist.Categorical(probs, validate_args=validate_args).to_event(event_dim)
 
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:

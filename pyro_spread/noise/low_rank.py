@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from pyro_spread.noise.base import SpreadNoise, is_positive, like
+from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive, like
 from spread_analysis import _messages
 
 
@@ -70,7 +70,9 @@ class LowRankGaussianNoise(SpreadNoise):
     def __post_init__(self) -> None:
         if not is_positive(self.scale):
             raise ValueError(_messages.bad_positive("LowRankGaussianNoise", "scale", self.scale))
-        if self.factor.dim() != 2:
+        object.__setattr__(self, "scale", as_parameter(self.scale))
+        object.__setattr__(self, "factor", torch.as_tensor(as_parameter(self.factor)))
+        if self.factor.dim() != 2 or 0 in self.factor.shape:
             raise ValueError(_messages.factor_shape(self.factor.shape))
         if not bool(torch.isfinite(self.factor.detach()).all()):
             raise ValueError(_messages.bad_factor())
@@ -85,8 +87,9 @@ class LowRankGaussianNoise(SpreadNoise):
         :param omega: frequencies of shape (..., D).
         :return: tensor of shape (...).
         """
+        omega = torch.as_tensor(omega)
         isotropic = ((self.scale * omega) ** 2).sum(-1)
-        return torch.exp(-0.5 * (isotropic + ((omega @ self.factor) ** 2).sum(-1)))
+        return torch.exp(-0.5 * (isotropic + ((omega @ self.factor.to(omega)) ** 2).sum(-1)))
 
     def _coupled_dims_of(self, x: torch.Tensor) -> int:
         size = self.factor.shape[0]

@@ -59,6 +59,9 @@ class _ElementwiseNoise(SpreadNoise):
         shapes = [v.shape for v in parameters if isinstance(v, torch.Tensor)]
         return torch.broadcast_shapes(*shapes) if shapes else torch.Size()
 
+    def _moves_with_data(self) -> bool:
+        return not self._shape
+
     def _check_event(self, shape: torch.Size, event_dim: int) -> None:
         """A scale may broadcast like any parameter, but never widen the event of x."""
         full = self._broadcast(shape)
@@ -206,7 +209,7 @@ class GaussianNoise(_ElementwiseNoise):
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         r""":math:`\exp(-s^2\omega^2/2)` for every frequency in ``omega``."""
-        return torch.exp(-0.5 * (self.scale * omega) ** 2)
+        return torch.exp(-0.5 * (self.scale * torch.as_tensor(omega)) ** 2)
 
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:
         if isinstance(fn, torch.distributions.Normal):
@@ -248,7 +251,7 @@ class LaplaceNoise(_ElementwiseNoise):
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         r""":math:`1/(1 + b^2\omega^2)` for every frequency in ``omega``."""
-        return 1.0 / (1.0 + (self.scale * omega) ** 2)
+        return 1.0 / (1.0 + (self.scale * torch.as_tensor(omega)) ** 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +282,9 @@ class StudentTNoise(_ElementwiseNoise):
         df, scale, numbers = (
             torch.as_tensor(v).detach().cpu().numpy() for v in (self.df, self.scale, omega)
         )
-        return torch.as_tensor(student_t_characteristic_function(numbers, df, scale)).to(omega)
+        return torch.as_tensor(student_t_characteristic_function(numbers, df, scale)).to(
+            torch.as_tensor(omega)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +308,9 @@ class LogisticNoise(_ElementwiseNoise):
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         r""":math:`\pi s\omega / \sinh(\pi s\omega)` for every frequency in ``omega``."""
-        u = torch.abs(torch.pi * self.scale * omega)
-        # u / sinh(u) written with decaying exponentials only: sinh overflows at 89 in float32.
-        ratio = 2.0 * u * torch.exp(-u) / -torch.expm1(-2.0 * u)
-        return torch.where(u == 0, torch.ones_like(u), ratio)
+        u = torch.abs(torch.pi * self.scale * torch.as_tensor(omega))
+        # u / sinh(u) written with decaying exponentials only: sinh overflows at 89 in float32. The
+        # inner where keeps 0/0 out of the gradient.
+        one = torch.ones_like(u)
+        safe = torch.where(u == 0, one, u)
+        return torch.where(u == 0, one, 2 * safe * torch.exp(-safe) / -torch.expm1(-2 * safe))

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions import transforms as pyro_transforms
 from torch.distributions import constraints, transforms
 from torch.distributions.transforms import Transform
 
@@ -15,24 +17,43 @@ from pyro_spread.noise.base import SpreadNoise
 from spread_analysis import _messages
 
 
-def _why_not_injective(transform: Transform) -> str | None:
+def _why_not_injective(transform: Any) -> str | None:
     """The reason, or None where no reason is known. Degenerate parameters pass torch's own flag."""
-    if isinstance(transform, transforms.ComposeTransform):
-        reasons = [_why_not_injective(part) for part in transform.parts]
-        return next((reason for reason in reasons if reason is not None), None)
-    if isinstance(transform, transforms.IndependentTransform):
-        return _why_not_injective(transform.base_transform)
-    if isinstance(transform, transforms.AffineTransform) and _has_zero(transform.scale):
+    for part in _parts(transform):
+        reason = _why_not_injective(part)
+        if reason is not None:
+            return reason
+    if isinstance(transform, transforms.AffineTransform) and _is_degenerate(transform.scale):
         return "a scale of 0 maps every value to the same one"
-    if isinstance(transform, transforms.PowerTransform) and _has_zero(transform.exponent):
+    if isinstance(transform, transforms.PowerTransform) and _is_degenerate(transform.exponent):
         return "an exponent of 0 maps every value to 1"
+    triangular = isinstance(transform, pyro_transforms.LowerCholeskyAffine)
+    if triangular and _is_degenerate(transform.scale_tril.diagonal(dim1=-2, dim2=-1)):
+        return "its scale_tril is singular"
+    if isinstance(transform, pyro_transforms.Permute):
+        indices = transform.permutation
+        if not torch.equal(indices.sort().values, torch.arange(len(indices)).to(indices)):
+            return "its permutation drops an element"
     if not transform.bijective:
         return "its attribute bijective is False"
     return None
 
 
-def _has_zero(value: float | torch.Tensor) -> bool:
-    return bool((torch.as_tensor(value) == 0).any())
+def _parts(transform: Transform) -> list[Transform]:
+    if isinstance(transform, transforms.ComposeTransform):
+        return list(transform.parts)
+    if isinstance(transform, transforms.CatTransform | transforms.StackTransform):
+        return list(transform.transforms)
+    if isinstance(transform, transforms.IndependentTransform):
+        return [transform.base_transform]
+    if isinstance(transform, transforms._InverseTransform):
+        return [transform.inv]
+    return []
+
+
+def _is_degenerate(value: float | torch.Tensor) -> bool:
+    tensor = torch.as_tensor(value)
+    return bool(((tensor == 0) | ~torch.isfinite(tensor)).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +111,18 @@ class TransformedNoise(SpreadNoise):
         """One draw of y given x, of the shape of f(x)."""
         self.check_value(x)
         return self.noise.draw(self._map(x))
+
+    def _moves_with_data(self) -> bool:
+        return self.coupled_dims == 0 and self.noise._moves_with_data()
+
+    def _check_site(self, shape: torch.Size, event_dim: int) -> None:
+        if event_dim >= self.coupled_dims:
+            mapped = torch.Size(self.transform.forward_shape(shape))
+            self.noise._check_site(mapped, event_dim + self._added_dims)
+
+    def _for_components(self, event_dim: int) -> SpreadNoise:
+        inner = self.noise._for_components(event_dim + self._added_dims)
+        return TransformedNoise(self.transform, inner)
 
     def _map(self, x: torch.Tensor) -> torch.Tensor:
         domain = self.transform.domain

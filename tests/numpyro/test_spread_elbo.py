@@ -646,8 +646,11 @@ BAD_DATA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("when", ["init", "loss", "run"])
-@pytest.mark.parametrize("name", BAD_DATA)
+@pytest.mark.parametrize(
+    ("name", "when"),
+    # A registered guide runs without data, as Predictive runs it: None is refused by the loss.
+    [(n, w) for n in BAD_DATA for w in ("init", "loss", "run") if (n, w) != ("none", "init")],
+)
 def test_bad_data_are_refused(name, when):
     make, noise, error, text = BAD_DATA[name]
     loss = SpreadELBO(noise)
@@ -805,3 +808,39 @@ def test_linear_generator_finds_the_clean_principal_subspace():
     error = np.linalg.norm(A.T @ A - clean) / np.linalg.norm(clean)
     # Noise on the data side only would give L_k - s², an error of 0.3.
     assert error < 0.02
+
+
+def test_a_registered_guide_is_still_the_guide():
+    """It runs without data in Predictive, and an autoguide keeps its methods."""
+    noise = {"x": GaussianNoise(0.3)}
+
+    def model(x=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Delta(z), obs=x)
+
+    loss = SpreadELBO(noise)
+    guide = loss.register(model, AutoNormal(spread(model, noise)))
+    svi = SVI(model, guide, ADAM, loss)
+    result = svi.run(random.key(0), 5, jnp.array(1.0), progress_bar=False)
+    for call in ((), (None,)):
+        draws = Predictive(model, guide=guide, params=result.params, num_samples=3)(
+            random.key(1), *call
+        )
+        assert draws["x"].shape == (3,)
+    assert set(guide.median(result.params)) == {"z"}
+
+
+def test_subsets_are_traced_without_drawing_from_the_prior():
+    """An improper prior has no sampler; the check of what is observed needs none."""
+
+    def model(x):
+        w = numpyro.sample("w", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with numpyro.plate("data", 6, subsample_size=2) as index:
+            numpyro.sample("x", dist.Delta(jnp.full(2, w)), obs=x[index])
+
+    def guide(x):
+        numpyro.sample("w", dist.Normal(numpyro.param("loc", 0.0), 1.0))
+
+    svi = SVI(model, guide, ADAM, SpreadELBO({"x": GaussianNoise(0.3)}))
+    result = svi.run(random.key(0), 3, jnp.arange(6.0), progress_bar=False)
+    assert jnp.isfinite(result.losses).all()
