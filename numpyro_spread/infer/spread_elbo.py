@@ -18,7 +18,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.handlers import check_noise, is_delta, spread
-from numpyro_spread.infer._data_movement import sites_of_other_values
+from numpyro_spread.infer._observation import sites_of_other_values
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages

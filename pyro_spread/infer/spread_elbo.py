@@ -17,6 +17,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions.transforms import ComposeTransform
 
 from pyro_spread.handlers import SpreadMessenger, check_noise, is_delta
+from pyro_spread.infer._observation import observes
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
 from spread_analysis._arguments import (
@@ -86,7 +87,7 @@ class _LossSpread(SpreadMessenger):
             if handed.shape[dim] == frame.full_size and value.shape[dim] == len(indices):
                 handed = handed.index_select(dim, indices)
         width = msg["fn"].event_shape.numel()
-        return _observes(value, handed, self.noise[msg["name"]], width)
+        return observes(value, handed, self.noise[msg["name"]], width)
 
     def _check_complete(self) -> None:
         super()._check_complete()
@@ -107,37 +108,6 @@ def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
             parts = (part for part in value.parts if isinstance(part, torch.nn.Module))
             setattr(module, name, torch.nn.ModuleList(parts))
     return module
-
-
-def _observes(value: torch.Tensor, handed: torch.Tensor, kernel: SpreadNoise, width: int) -> bool:
-    """
-    Whether ``value`` is the spread value, a reshape, a permutation or a subset of it.
-
-    Where a kernel treats elements differently they must keep their places: only whole events, of
-    ``width`` elements, may be taken or permuted.
-
-    Continuous draws are almost surely unlike any clean value, so that a few elements tell. Labels
-    repeat: there only values of the same number can be told apart, by their counts.
-    """
-    if torch._C._get_tracing_state():
-        return True
-    flat, whole = value.reshape(-1), handed.reshape(-1).to(value.dtype)
-    if flat.shape == whole.shape:
-        if torch.equal(flat, whole):
-            return True
-        if kernel._moves_with_data() and not value.is_floating_point():
-            return torch.equal(flat.sort().values, whole.sort().values)
-    if flat.numel() == 0:
-        return True
-    if not kernel._moves_with_data():
-        width = width if width > 1 else value.shape[-1] if value.dim() else 1
-        if flat.numel() % width or whole.numel() % width:
-            return False
-        rows, whole = flat.reshape(-1, width), whole.reshape(-1, width)
-        some = rows[:: max(1, len(rows) // 16)]
-        return all(bool((whole == row).all(-1).any()) for row in some)
-    some = flat[:: max(1, flat.numel() // 16)]
-    return bool(torch.isin(some, whole).all())
 
 
 @contextmanager
