@@ -276,7 +276,10 @@ class SpreadELBO(ELBO):
             yield from self._particles._get_traces(spread_model, guide, new_args, new_kwargs)
 
     def _kernels(self, args: Any, kwargs: Any) -> dict[str, SpreadNoise]:
-        return check_noise(self.noise(*args, **kwargs) if callable(self.noise) else self.noise)
+        # Those of a callable are made afresh for every particle, since each has its own backward.
+        return (
+            check_noise(self.noise(*args, **kwargs)) if callable(self.noise) else dict(self.noise)
+        )
 
     def _locate(self, model: Any, args: Any, kwargs: Any) -> dict[str, Key]:
         """Where the data of every site are, after a check that they can be spread."""

@@ -46,7 +46,9 @@ class _ElementwiseNoise(SpreadNoise):
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None
     ) -> TorchDistribution:
         self._check_event(x.shape, event_dim)
-        parameters = [_like(getattr(self, name), x) for name in self._fields()]
+        # Numbers stay numbers: their logarithm costs nothing, and they take the type of x anyway.
+        values = (getattr(self, name) for name in self._fields())
+        parameters = [like(v, x) if isinstance(v, torch.Tensor) else v for v in values]
         return self._around(x, *parameters, validate_args=validate_args).to_event(event_dim)
 
     def draw(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,11 +97,6 @@ class _ElementwiseNoise(SpreadNoise):
 
         changes = {name: with_component_dim(getattr(self, name)) for name in self._fields()}
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
-
-
-def _like(value: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
-    """A parameter in x's type and on x's device: a wider one would change the type of y."""
-    return value.to(x) if isinstance(value, torch.Tensor) else value
 
 
 class _SharedScaleNormal(dist.Normal):
