@@ -11,8 +11,20 @@ except ImportError as error:
     raise ImportError(_messages.missing_extra("numpyro_spread", "numpyro", error)) from error
 
 from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
+from numpyro_spread.divergences import (
+    KL,
+    ChiSquared,
+    Divergence,
+    Jeffreys,
+    JSPi,
+    ReverseChiSquared,
+    ReverseKL,
+    SquaredHellinger,
+    TotalVariation,
+)
 from numpyro_spread.handlers import spread
-from numpyro_spread.infer import SpreadELBO
+from numpyro_spread.infer import AdversarialDivergence, SpreadELBO
+from numpyro_spread.kernels import GaussianKernel, LaplaceKernel, RationalQuadraticKernel
 from numpyro_spread.noise import (
     ChannelNoise,
     GaussianNoise,
@@ -23,18 +35,45 @@ from numpyro_spread.noise import (
     StudentTNoise,
     TransformedNoise,
 )
+from numpyro_spread.optim import two_player
+from numpyro_spread.ratio import (
+    R1,
+    GradientPenalty,
+    concat_sites,
+    critic_report,
+)
+from spread_analysis import SupportMismatchWarning
 
 __all__ = [
+    "KL",
+    "R1",
+    "AdversarialDivergence",
     "ChannelNoise",
+    "ChiSquared",
     "DeterministicGenerator",
+    "Divergence",
+    "GaussianKernel",
     "GaussianNoise",
+    "GradientPenalty",
     "ImplicitDistribution",
+    "JSPi",
+    "Jeffreys",
+    "LaplaceKernel",
     "LaplaceNoise",
     "LogisticNoise",
     "LowRankGaussianNoise",
+    "RationalQuadraticKernel",
+    "ReverseChiSquared",
+    "ReverseKL",
     "SpreadELBO",
     "SpreadNoise",
+    "SquaredHellinger",
     "StudentTNoise",
+    "SupportMismatchWarning",
+    "TotalVariation",
     "TransformedNoise",
+    "concat_sites",
+    "critic_report",
     "spread",
+    "two_player",
 ]

@@ -11,8 +11,20 @@ except ImportError as error:
     raise ImportError(_messages.missing_extra("pyro_spread", "pyro", error)) from error
 
 from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
+from pyro_spread.divergences import (
+    KL,
+    ChiSquared,
+    Divergence,
+    Jeffreys,
+    JSPi,
+    ReverseChiSquared,
+    ReverseKL,
+    SquaredHellinger,
+    TotalVariation,
+)
 from pyro_spread.handlers import spread
-from pyro_spread.infer import SpreadELBO
+from pyro_spread.infer import AdversarialDivergence, SpreadELBO
+from pyro_spread.kernels import GaussianKernel, LaplaceKernel, RationalQuadraticKernel
 from pyro_spread.noise import (
     ChannelNoise,
     GaussianNoise,
@@ -23,18 +35,45 @@ from pyro_spread.noise import (
     StudentTNoise,
     TransformedNoise,
 )
+from pyro_spread.optim import two_player
+from pyro_spread.ratio import (
+    R1,
+    GradientPenalty,
+    concat_sites,
+    critic_report,
+)
+from spread_analysis import SupportMismatchWarning
 
 __all__ = [
+    "KL",
+    "R1",
+    "AdversarialDivergence",
     "ChannelNoise",
+    "ChiSquared",
     "DeterministicGenerator",
+    "Divergence",
+    "GaussianKernel",
     "GaussianNoise",
+    "GradientPenalty",
     "ImplicitDistribution",
+    "JSPi",
+    "Jeffreys",
+    "LaplaceKernel",
     "LaplaceNoise",
     "LogisticNoise",
     "LowRankGaussianNoise",
+    "RationalQuadraticKernel",
+    "ReverseChiSquared",
+    "ReverseKL",
     "SpreadELBO",
     "SpreadNoise",
+    "SquaredHellinger",
     "StudentTNoise",
+    "SupportMismatchWarning",
+    "TotalVariation",
     "TransformedNoise",
+    "concat_sites",
+    "critic_report",
     "spread",
+    "two_player",
 ]

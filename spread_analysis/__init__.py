@@ -4,6 +4,12 @@
 """Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
 
 from spread_analysis import reference
+from spread_analysis.critic import (
+    CriticReport,
+    SupportMismatchMonitor,
+    SupportMismatchWarning,
+    critic_report,
+)
 from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import MeanAndError, SampleJudge, SampleQuality, mean_and_error
 from spread_analysis.features import FeatureExtractor, fit_features
@@ -18,6 +24,7 @@ from spread_analysis.metrics import (
     sliced_wasserstein,
 )
 from spread_analysis.plots import (
+    plot_calibration,
     plot_density_with_samples,
     plot_loss_curve,
     plot_reconstructions,
@@ -34,14 +41,18 @@ from spread_analysis.reference import (
 )
 
 __all__ = [
+    "CriticReport",
     "Dataset",
     "FeatureExtractor",
     "MeanAndError",
     "PrecisionRecall",
     "SampleJudge",
     "SampleQuality",
+    "SupportMismatchMonitor",
+    "SupportMismatchWarning",
     "c2st",
     "cauchy_characteristic_function",
+    "critic_report",
     "fit_features",
     "frechet_distance",
     "gaussian_characteristic_function",
@@ -54,6 +65,7 @@ __all__ = [
     "mean_relative_error",
     "median_heuristic",
     "mmd2",
+    "plot_calibration",
     "plot_density_with_samples",
     "plot_loss_curve",
     "plot_reconstructions",

@@ -22,6 +22,8 @@ from spread_analysis._validation import FloatArray, as_count, as_finite, as_floa
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from spread_analysis.critic import CriticReport
+
 _INK = "#2b2b2b"
 _COLOURS = ("#1f5fa8", "#d1662a", "#2f8f5b", "#8a4fa3", "#b8860b", "#5c5c5c")
 
@@ -334,4 +336,36 @@ def plot_density_with_samples(
     axes.spines[["top", "right"]].set_visible(False)
     if title is not None:
         axes.set_title(title, fontsize=11, color=_INK)
+    return axes
+
+
+def plot_calibration(
+    report: CriticReport, *, title: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Show how often a critic's verdict "data" is right, against how sure it was.
+
+    On the diagonal the logits are log-ratios up to the prior log-odds, as the losses take them to
+    be. The area of a point grows with the share of samples in its bin.
+
+    :param report: Report of :func:`~spread_analysis.critic_report`.
+    :param title: Title of the axes; None gives the calibration error.
+    :param ax: Axes to draw on; None makes a figure.
+    :return: The axes.
+    :raises ImportError: If matplotlib is missing.
+    """
+    axes = _axes(ax, (4.4, 4.2), "plot_calibration")
+    filled = report.bin_weight > 0
+    confidence, frequency = report.bin_confidence[filled], report.bin_frequency[filled]
+    axes.plot([0, 1], [0, 1], color=_COLOURS[5], linewidth=1, linestyle="--", zorder=1)
+    axes.plot(confidence, frequency, color=_COLOURS[0], linewidth=1.5, zorder=2)
+    area = 20 + 180 * report.bin_weight[filled]
+    axes.scatter(confidence, frequency, s=area, color=_COLOURS[0], zorder=3, clip_on=False)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.set_xlabel("critic's probability of data", color=_INK)
+    axes.set_ylabel("share of data", color=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    default = f"calibration error {report.expected_calibration_error:.3f}"
+    axes.set_title(default if title is None else title, fontsize=11, color=_INK)
     return axes

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: each goes into an unmodified SVI."""
 
+from numpyro_spread.infer.adversarial_divergence import AdversarialDivergence
 from numpyro_spread.infer.spread_elbo import SpreadELBO
 
-__all__ = ["SpreadELBO"]
+__all__ = ["AdversarialDivergence", "SpreadELBO"]

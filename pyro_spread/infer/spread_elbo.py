@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO, ELBOModule
@@ -17,6 +15,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions.transforms import ComposeTransform
 
 from pyro_spread.handlers import SpreadMessenger, check_noise, is_delta
+from pyro_spread.infer._guards import is_finite, no_new_params_on_error
 from pyro_spread.infer._observation import observes
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
@@ -108,19 +107,6 @@ def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
             parts = (part for part in value.parts if isinstance(part, torch.nn.Module))
             setattr(module, name, torch.nn.ModuleList(parts))
     return module
-
-
-@contextmanager
-def _no_new_params_on_error() -> Iterator[None]:
-    """Forget the params that a failing call has put into the store."""
-    store = pyro.get_param_store()
-    before = set(store.keys())
-    try:
-        yield
-    except Exception:
-        for name in set(store.keys()) - before:
-            del store[name]
-        raise
 
 
 class SpreadELBO(ELBO):
@@ -251,7 +237,7 @@ class SpreadELBO(ELBO):
     def _run(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
             raise NotImplementedError(_messages.messenger_guide())
-        with _no_new_params_on_error():
+        with no_new_params_on_error():
             if isinstance(self.elbo, _JIT):
                 # A compiled graph runs no checks: make them before it.
                 located = self._locate(model, args, kwargs)
@@ -318,15 +304,8 @@ def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:
         raise type(error)(_messages.at_site(site, error)) from error
-    if not _is_finite(x):
+    if not is_finite(x):
         raise ValueError(_messages.nonfinite_data(site, argument))
-
-
-def _is_finite(x: torch.Tensor) -> bool:
-    if not x.dtype.is_floating_point or torch._C._get_tracing_state():
-        return True
-    # One reduction finds NaN and inf; only a sum that overflowed has to be looked at again.
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def _draw(kernel: SpreadNoise, site: str, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,297 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""A game of two players as one loss: both gradients exact, and nothing leaks between them."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import lax, random
+from numpyro.handlers import block
+from numpyro.infer.elbo import ELBO
+
+from numpyro_spread.infer._gradients import with_gradients
+from numpyro_spread.infer._two_sides import (
+    Noise,
+    TwoSides,
+    as_noise,
+    draw_sides,
+    kernels_of,
+    no_guide,
+)
+from numpyro_spread.ratio.adapters import SiteValues
+from numpyro_spread.ratio.binding import bind
+from numpyro_spread.ratio.losses import weighted_mean
+from numpyro_spread.ratio.regularizers import Regularizer
+from spread_analysis import _messages
+
+_UPDATES = ("one_pass", "two_pass")
+# Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
+_NEGLIGIBLE = 1e-12
+
+
+class Logits(NamedTuple):
+    """What the critic said about both sides, and how much each sample counts."""
+
+    data: jax.Array
+    model: jax.Array
+    data_weights: jax.Array | None
+    model_weights: jax.Array | None
+
+
+class _WithCritic:
+    """A guide that declares the critic's params; all else is the guide's own."""
+
+    def __init__(self, guide: Callable[..., Any], declare: Callable[..., None]) -> None:
+        functools.update_wrapper(self, guide, updated=())
+        self._guide, self._declare = guide, declare
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._guide(*args, **kwargs)
+        self._declare(args, kwargs)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_guide":  # pickle asks before there is a guide
+            raise AttributeError(name)
+        return getattr(self._guide, name)
+
+
+class CriticLoss(ELBO):
+    """
+    Base of the losses in which a critic compares data with the model's draws.
+
+    Subclasses say what each player minimises, as functions of the logits.
+
+    :param discriminator: a module ``discriminator(values, *args, **kwargs) -> logits``.
+    :param noise: dict from site to kernel, a callable that returns one, or None.
+    :param regularizer: penalty on the critic, or None.
+    :param update: ``"one_pass"`` or ``"two_pass"``; None chooses.
+    :param num_particles: number of draws of the model per datum and step.
+    :param name: of the discriminator among the params.
+    """
+
+    #: Draws need no enumeration; ``SVI.init`` asks.
+    can_infer_discrete = True
+
+    def __init__(
+        self,
+        discriminator: Any,
+        noise: Noise | None,
+        regularizer: Regularizer | None,
+        update: str | None,
+        num_particles: int,
+        name: str,
+    ) -> None:
+        if num_particles < 1 or num_particles != int(num_particles):
+            raise ValueError(
+                _messages.bad_range("num_particles", num_particles, "a positive integer")
+            )
+        super().__init__(num_particles)
+        if update is not None and update not in _UPDATES:
+            raise ValueError(_messages.bad_choice("update", update, _UPDATES))
+        if regularizer is not None and not isinstance(regularizer, Regularizer):
+            wanted = "a Regularizer such as R1(), or None"
+            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        self.discriminator = discriminator
+        self._critic = bind(discriminator)
+        self.noise = as_noise(noise)
+        self.regularizer = regularizer
+        self.update = update
+        self.name = name
+
+    @abstractmethod
+    def _critic_loss(self, logits: Logits) -> jax.Array:
+        """What the critic minimises: a scalar."""
+
+    @abstractmethod
+    def _generator_loss(self, logits: jax.Array) -> jax.Array:
+        """What the generator minimises, for every sample of the model."""
+
+    @abstractmethod
+    def _value(self, logits: Logits) -> jax.Array:
+        """What is reported."""
+
+    def _watch(self, logits: Logits) -> None:
+        """Look for signs of trouble; called at every step."""
+
+    def register(
+        self, model: Callable[..., Any], guide: Callable[..., Any] | None
+    ) -> Callable[..., Any]:
+        """
+        The guide to hand to SVI: it carries the discriminator's params too.
+
+        ``SVI.init`` collects params from model and guide only. The shapes of the critic's inputs
+        are found by tracing the model abstractly.
+
+        :param model: the model.
+        :param guide: the guide; empty, or over global latents.
+        :return: a guide of the same signature.
+        """
+        site = f"{self.name}$params"
+
+        def declare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if numpyro.param(site) is None:
+                numpyro.param(site, self._init(model, guide, args, kwargs))
+
+        return _WithCritic(guide or no_guide, declare)
+
+    def _init(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        rng_key = numpyro.prng_key()
+        rng_key = random.key(0) if rng_key is None else rng_key
+        draw_key, init_key = random.split(rng_key)
+        kernels = kernels_of(self.noise, args, kwargs)
+        batch_shape: list[int] = []
+        others: dict[str, Any] = {}
+
+        def draw(key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+            data = draw_sides(key, {}, model, guide, kernels, args, kwargs).data
+            is_array = {n: isinstance(a, jax.Array | np.ndarray) for n, a in data.arguments.items()}
+            batch_shape.extend(data.batch_shape)
+            others.update({n: a for n, a in data.arguments.items() if not is_array[n]})
+            return dict(data), {n: a for n, a in data.arguments.items() if is_array[n]}
+
+        with block():
+            shapes = jax.eval_shape(draw, draw_key)
+            values, arrays = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            example = SiteValues(values, tuple(batch_shape), others | arrays)
+            return self._critic.init(init_key, example, args, kwargs)
+
+    def loss(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """
+        What is reported; its gradient in every param is that of the param's own player.
+
+        It is the derivative of no single function: second derivatives make no sense.
+
+        :param rng_key: random key; the same key gives the same draws.
+        :param param_map: dict from param site to value.
+        :param model: the model, as it is.
+        :param guide: the guide that :meth:`register` returned.
+        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
+            the site and the way out.
+        """
+        return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)[
+            "loss"
+        ]
+
+    def loss_with_mutable_state(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Like :meth:`loss`, in a dict with the new mutable state."""
+        if f"{self.name}$params" not in param_map:
+            raise ValueError(_messages.not_registered(self.name))
+        losses, mutable = [], {}
+        for key in random.split(rng_key, self.num_particles):
+            loss, mutable = self._play_once(key, param_map, model, guide, args, kwargs)
+            losses.append(loss)
+        if mutable and self.num_particles > 1:
+            raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+        loss = losses[0] if len(losses) == 1 else jnp.mean(jnp.stack(losses))
+        return {"loss": loss, "mutable_state": mutable or None}
+
+    def _play_once(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """The reported value, which carries both players' gradients, and new mutable state."""
+        draw_key, penalty_key = random.split(rng_key)
+        kernels = kernels_of(self.noise, args, kwargs)
+        sides = draw_sides(draw_key, params, model, guide, kernels, args, kwargs)
+        learned = {"critic": params[f"{self.name}$params"], "model": dict(sides.model)}
+        # Both players see the other, and the data, as constants.
+        frozen = lax.stop_gradient(learned)
+        data = sides.data.replaced(lax.stop_gradient(dict(sides.data)))
+
+        def judge(critic: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            fake = sides.model.replaced(values)
+            return (
+                self._critic.apply(critic, data, args, kwargs),
+                self._critic.apply(critic, fake, args, kwargs),
+            )
+
+        (data_logits, model_logits), pull_back = jax.vjp(judge, frozen["critic"], frozen["model"])
+        logits = Logits(data_logits, model_logits, sides.data_weights, sides.model_weights)
+        logits = lax.stop_gradient(logits)
+        pull_data, pull_model, push = self._slopes(logits)
+        if self._is_one_pass():
+            # The critic's own backward pass runs on to its input, where it is rescaled.
+            pull_model = _away_from_zero(pull_model)
+            critic_grads, at_input = pull_back((pull_data, pull_model))
+            factor = jnp.where(push == 0, 0.0, push / pull_model)
+            model_grads = {
+                name: grad * factor.reshape(*factor.shape, *[1] * (grad.ndim - factor.ndim))
+                for name, grad in at_input.items()
+            }
+        else:
+            critic_grads, _ = pull_back((pull_data, pull_model))
+            _, model_grads = pull_back((jnp.zeros_like(pull_data), push))
+        critic_grads = self._add_penalty(
+            penalty_key, critic_grads, frozen, data, sides, args, kwargs
+        )
+        self._watch(logits)
+        grads = {"critic": critic_grads, "model": model_grads}
+        return with_gradients(self._value(logits), learned, grads), sides.mutable
+
+    def _add_penalty(
+        self,
+        rng_key: jax.Array,
+        grads: Any,
+        frozen: Any,
+        data: SiteValues,
+        sides: TwoSides,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        regularizer = self.regularizer
+        if regularizer is None:
+            return grads
+        turn_key, penalty_key = random.split(rng_key)
+        weights = lax.stop_gradient(sides.data_weights)
+        fake = sides.model.replaced(frozen["model"])
+
+        def penalty(critic: Any) -> jax.Array:
+            def judge(values: SiteValues) -> jax.Array:
+                return self._critic.apply(critic, values, args, kwargs)
+
+            return regularizer.every * regularizer.penalty(penalty_key, judge, data, fake, weights)
+
+        def penalised(grads: Any) -> Any:
+            return jax.tree.map(jnp.add, grads, jax.grad(penalty)(frozen["critic"]))
+
+        if regularizer.every == 1:
+            return penalised(grads)
+        # By chance and not by a counter: there is no state to keep between steps.
+        turn = random.bernoulli(turn_key, 1 / regularizer.every)
+        return lax.cond(turn, penalised, lambda grads: grads, grads)
+
+    def _is_one_pass(self) -> bool:
+        if self._critic.coupled and self.update == "one_pass":
+            raise ValueError(_messages.coupled_critic())
+        return not self._critic.coupled and self.update != "two_pass"
+
+    def _slopes(self, logits: Logits) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""
+        weights = logits[2:]
+
+        def critic(data: jax.Array, model: jax.Array) -> jax.Array:
+            return self._critic_loss(Logits(data, model, *weights))
+
+        def generator(model: jax.Array) -> jax.Array:
+            return weighted_mean(self._generator_loss(model), logits.model_weights)
+
+        pull_data, pull_model = jax.grad(critic, (0, 1))(logits.data, logits.model)
+        return pull_data, pull_model, jax.grad(generator)(logits.model)
+
+
+def _away_from_zero(pull: jax.Array) -> jax.Array:
+    """Slopes that the generator's can be divided by; the critic does not feel the difference."""
+    floor = _NEGLIGIBLE / max(1, pull.size)
+    return jnp.where(jnp.abs(pull) < floor, floor, pull)

@@ -1,0 +1,301 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of both sides: the observed values and the model's own draws at the same sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import random
+from numpyro.distributions import Distribution, MaskedDistribution
+from numpyro.handlers import replay, seed, substitute, trace, uncondition
+from numpyro.primitives import Messenger
+
+from numpyro_spread.handlers import check_noise
+from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.noise import SpreadNoise
+from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.ratio.adapters import SiteValues
+from spread_analysis import _messages
+from spread_analysis._arguments import positional_names
+
+Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
+
+
+class TwoSides(NamedTuple):
+    """
+    Values of the data (P) and of the model (Q), after the noise, with weights or None.
+
+    ``mutable`` holds the new mutable state of model and guide.
+    """
+
+    data: SiteValues
+    model: SiteValues
+    data_weights: jax.Array | None
+    model_weights: jax.Array | None
+    mutable: dict[str, Any]
+
+
+def as_noise(noise: Noise | None) -> Noise:
+    """``noise`` as a loss keeps it: a checked dict, empty for None, or the callable."""
+    if noise is None:
+        return {}
+    by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
+    return noise if by_call else check_noise(noise)
+
+
+def kernels_of(noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The kernels of this step."""
+    return check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
+
+
+class _Guarded(Messenger):
+    """Draws without a gradient are an error as soon as somebody asks for their gradient."""
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
+            return
+        fn = msg["fn"]
+        if isinstance(fn, Distribution) and not fn.has_rsample:
+            message = _messages.latent_without_gradient(msg["name"], _plain_name(fn))
+            msg["fn"] = refuse_gradient(fn, NotImplementedError(message))
+
+
+def draw_sides(
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    noise: Mapping[str, SpreadNoise],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> TwoSides:
+    """
+    Run the model once: its draws at observed sites are Q, what it would have observed is P.
+
+    Global latents that the guide has are taken from it, all others from the prior.
+
+    :param rng_key: random key.
+    :param params: values of param and mutable sites.
+    :param model: the model; its observed sites are compared.
+    :param guide: empty, or over global latents.
+    :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
+    :param args: positional arguments of model and guide.
+    :param kwargs: keyword arguments of both.
+    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    :raises NotImplementedError: if no gradient can reach the model through its draws.
+    """
+    guide_key, model_key, data_key, draw_key = random.split(rng_key, 4)
+    # Containers are copied, since a model may write to those of mutable sites.
+    params = jax.tree.map(lambda leaf: leaf, dict(params))
+    with trace() as guide_trace, _Guarded():
+        seed(substitute(guide or no_guide, data=params), guide_key)(*args, **kwargs)
+    fixed = replay(substitute(model, data=params), trace=guide_trace)
+    with trace() as sites, _Guarded(), uncondition():
+        seed(fixed, model_key)(*args, **kwargs)
+    observed = {n: s for n, s in sites.items() if _is_compared(s)}
+    if not observed:
+        raise ValueError(_messages.nothing_observed())
+    _check_sites(guide_trace, observed)
+    _check_noise_sites(sites, observed, noise)
+    noise = {
+        name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
+        for name, kernel in noise.items()
+    }
+    batch_ndim = _common_batch(observed)
+    data = _Side(data_key, observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
+    model_side = _Side(draw_key, observed, noise, batch_ndim, lambda site: site["value"])
+    for name, value in data.values.items():
+        if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
+            raise ValueError(_messages.nonfinite_value(name))
+    arguments = _arguments(model, args, kwargs, sites, observed, batch_ndim, data.batch_shape)
+    return TwoSides(
+        SiteValues(data.values, data.batch_shape, arguments),
+        SiteValues(model_side.values, model_side.batch_shape, arguments),
+        data.weights,
+        model_side.weights,
+        {
+            name: site["value"]
+            for name, site in [*guide_trace.items(), *sites.items()]
+            if site["type"] == "mutable"
+        },
+    )
+
+
+def no_guide(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model all of whose latents come from the prior."""
+
+
+def _is_compared(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and bool(site["infer"].get("was_observed"))
+
+
+def _check_sites(guide_trace: Mapping[str, Any], observed: Mapping[str, Any]) -> None:
+    plates = {f.name for site in observed.values() for f in site["cond_indep_stack"]}
+    for name, site in guide_trace.items():
+        if site["type"] == "sample" and not site["infer"].get("is_auxiliary"):
+            shared = {frame.name for frame in site["cond_indep_stack"]} & plates
+            if shared:
+                raise ValueError(_messages.local_guide_site(name, shared))
+    for name, site in observed.items():
+        fn = site["fn"]
+        if isinstance(fn, dist.Unit):
+            raise ValueError(_messages.factor_site(name))
+        floating = jnp.issubdtype(jnp.result_type(site["value"]), jnp.floating)
+        if not fn.has_rsample or not floating:
+            raise NotImplementedError(_messages.discrete_draw(name, _plain_name(fn)))
+
+
+def _plain_name(fn: Any) -> str:
+    while isinstance(getattr(fn, "base_dist", None), Distribution):
+        if type(fn).__name__ not in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+            break
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _check_noise_sites(
+    sites: Mapping[str, Any], observed: Mapping[str, Any], noise: Mapping[str, Any]
+) -> None:
+    for name in noise:
+        if name not in sites or sites[name]["type"] != "sample":
+            raise ValueError(_messages.no_such_site(name, observed))
+        if name not in observed:
+            raise ValueError(_messages.site_not_observed(name, observed))
+
+
+def _common_batch(observed: Mapping[str, Any]) -> int:
+    """Number of batch dims, counted from the right, that all compared sites share."""
+    shapes = {name: tuple(site["fn"].batch_shape) for name, site in observed.items()}
+    first = min(shapes, key=lambda name: len(shapes[name]))
+    count = len(shapes[first])
+    for name, shape in shapes.items():
+        if shape[len(shape) - count :] != shapes[first]:
+            raise ValueError(_messages.batch_mismatch(first, shapes[first], name, shape))
+    return count
+
+
+class _Side:
+    """One side's values, with shared batch dims first and masked elements set to zero."""
+
+    def __init__(
+        self,
+        rng_key: jax.Array,
+        observed: Mapping[str, Any],
+        noise: Mapping[str, SpreadNoise],
+        batch_ndim: int,
+        take: Callable[[Any], Any],
+    ) -> None:
+        self.values: dict[str, jax.Array] = {}
+        self.batch_shape: tuple[int, ...] = ()
+        self.weights: jax.Array | None = None
+        kept: jax.Array | None = None
+        all_masked = True
+        keys = random.split(rng_key, len(observed))
+        for key, (name, site) in zip(keys, observed.items(), strict=True):
+            value, event_dim = take(site), site["fn"].event_dim
+            shape = jnp.shape(value)
+            extra = len(shape) - event_dim - batch_ndim
+            if extra < 0 or shape[len(shape) - event_dim :] != site["fn"].event_shape:
+                raise ValueError(
+                    _messages.at_site(name, _messages.value_misfit(shape, site["fn"].event_shape))
+                )
+            # NumPy's arrays stay: they are concrete under jit too, where svi.run captures them.
+            dtype = jnp.result_type(site["value"])
+            value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
+            if name in noise:
+                value = _noisy(key, name, noise[name], value)
+            mask = _mask(name, site, shape)
+            if mask is not None:
+                value = jnp.where(mask, value, jnp.zeros((), dtype))
+                whole = _batch_first(mask, extra, batch_ndim)
+                some = whole.reshape(*whole.shape[:batch_ndim], -1).any(-1)
+                kept = some if kept is None else kept | some
+            all_masked = all_masked and mask is not None
+            self.values[name] = _batch_first(value, extra, batch_ndim)
+            self.batch_shape = self.values[name].shape[:batch_ndim]
+            self._weigh(name, site)
+        # A datum counts as long as one of its sites has something to show.
+        if kept is not None and all_masked:
+            weights = kept.astype(next(iter(self.values.values())).dtype)
+            self.weights = weights if self.weights is None else self.weights * weights
+        known = self.weights is not None and is_concrete(self.weights)
+        if known and not np.any(np.asarray(self.weights) > 0):
+            raise ValueError(_messages.everything_masked())
+
+    def _weigh(self, name: str, site: Mapping[str, Any]) -> None:
+        # A number is the same for all data and cancels in the mean: plates that subsample.
+        scale = site["scale"]
+        if scale is None or jnp.ndim(scale) == 0:
+            return
+        value = self.values[name]
+        try:
+            scale = jnp.broadcast_to(scale, self.batch_shape).astype(value.dtype)
+        except ValueError as error:
+            raise ValueError(_messages.mask_misfit(name, jnp.shape(scale), value.shape)) from error
+        self.weights = scale if self.weights is None else jnp.maximum(self.weights, scale)
+
+
+def _noisy(rng_key: jax.Array, name: str, kernel: SpreadNoise, value: Any) -> jax.Array:
+    try:
+        return kernel.draw(rng_key, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(_messages.at_site(name, error)) from error
+
+
+def _batch_first(value: Any, extra: int, batch_ndim: int) -> Any:
+    """Shared batch dims, which stand rightmost among the batch dims, moved to the front."""
+    if not extra:
+        return value
+    moved = tuple(range(batch_ndim, batch_ndim + extra))
+    return jnp.moveaxis(value, tuple(range(extra)), moved)
+
+
+def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:
+    """Which elements of a value of ``shape`` count; None if all do."""
+    fn, result = site["fn"], None
+    while isinstance(fn, Distribution):
+        mask = fn._mask if isinstance(fn, MaskedDistribution) else None
+        if mask is not None and mask is not True:
+            mask = jnp.asarray(mask, bool)
+            try:
+                event = [1] * fn.event_dim
+                full = jnp.broadcast_to(mask.reshape(*mask.shape, *event), shape)
+            except ValueError as error:
+                raise ValueError(_messages.mask_misfit(name, mask.shape, shape)) from error
+            result = full if result is None else result & full
+        fn = getattr(fn, "base_dist", None)
+    return result
+
+
+def _arguments(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sites: Mapping[str, Any],
+    observed: Mapping[str, Any],
+    batch_ndim: int,
+    batch_shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """The model's arguments by name, those of full data reduced to what plates subsampled."""
+    arguments = dict(zip(positional_names(model), args, strict=False)) | dict(kwargs)
+    site = next(iter(observed.values()))
+    for frame in site["cond_indep_stack"]:
+        plate = sites.get(frame.name)
+        if plate is None or not -batch_ndim <= frame.dim < 0:
+            continue
+        dim, indices = batch_ndim + frame.dim, plate["value"]
+        full_size, taken = plate["args"][0], len(indices)
+        if full_size == taken:
+            continue
+        for name, value in arguments.items():
+            if not isinstance(value, jax.Array | np.ndarray) or value.ndim <= dim:
+                continue
+            if value.shape[dim] == full_size and value.shape[:dim] == batch_shape[:dim]:
+                arguments[name] = jnp.take(jnp.asarray(value), indices, axis=dim)
+    return arguments

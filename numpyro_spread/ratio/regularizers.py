@@ -1,0 +1,158 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Penalties on the gradient of a critic, which keep it from running ahead of the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax import random
+
+from numpyro_spread.ratio.adapters import SiteValues
+from numpyro_spread.ratio.losses import weighted_mean
+from spread_analysis import _messages
+
+Critic = Callable[[SiteValues], jax.Array]
+
+
+def _squared_norms(critic: Critic, values: SiteValues) -> jax.Array:
+    """Squared norm of the gradient of every logit at its own input, of the batch shape."""
+    grads = jax.grad(lambda inputs: critic(values.replaced(inputs)).sum())(dict(values))
+    flat = [jnp.square(g).reshape(*values.batch_shape, -1).sum(-1) for g in grads.values()]
+    return jnp.asarray(sum(flat))
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """
+    What is added to the critic's loss; subclasses say what in :meth:`penalty`.
+
+    Only the critic is trained by it.
+    """
+
+    #: On average, the penalty is computed at every ``every``-th step, and is then as much larger.
+    every: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.every != int(self.every):
+            raise ValueError(_messages.bad_range("every", self.every, "a positive integer"))
+
+    def penalty(
+        self,
+        rng_key: jax.Array,
+        critic: Critic,
+        data: SiteValues,
+        model: SiteValues,
+        weights: jax.Array | None = None,
+    ) -> jax.Array:
+        """
+        The penalty, a scalar that is differentiable in the critic's params.
+
+        :param rng_key: random key.
+        :param critic: from values to logits.
+        :param data: values of the data, after the noise.
+        :param model: values of the model's draws, after the noise.
+        :param weights: of the data samples, of the batch shape.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class R1(Regularizer):
+    r"""
+    :math:`\gamma/2 \; E_P |\nabla_x \mathrm{logit}(x)|^2` at the (noisy) data.
+
+    It makes GAN training converge locally where the plain game orbits or collapses [1, equation 9].
+    With ``every=k`` it is computed at one step in k, chosen at random, and multiplied by k (lazy
+    regularisation, [2, appendix B]).
+
+        >>> R1(gamma=1.0, every=4)
+        R1(gamma=1.0, every=4)
+
+    **References**
+
+    [1] `Which Training Methods for GANs do actually Converge?`, Lars Mescheder, Andreas Geiger,
+    Sebastian Nowozin, https://arxiv.org/abs/1801.04406
+
+    [2] `Analyzing and Improving the Image Quality of StyleGAN`, Tero Karras et al.,
+    https://arxiv.org/abs/1912.04958
+
+    :param gamma: its weight.
+    :param every: one step in that many has the penalty.
+    """
+
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gamma > 0:
+            raise ValueError(_messages.bad_range("R1: gamma", self.gamma, "positive"))
+
+    def penalty(
+        self,
+        rng_key: jax.Array,
+        critic: Critic,
+        data: SiteValues,
+        model: SiteValues,
+        weights: jax.Array | None = None,
+    ) -> jax.Array:
+        """The penalty at the data, a scalar."""
+        return self.gamma / 2 * weighted_mean(_squared_norms(critic, data), weights)
+
+
+@dataclass(frozen=True)
+class GradientPenalty(Regularizer):
+    r"""
+    :math:`\lambda\, E (|\nabla_x c(x)| - t)^2` at random points between data and model draws.
+
+    With target :math:`t = 1` it is the gradient penalty of WGAN-GP [1, equation 3]. Datum i is
+    paired with draw i, so both sides need equal numbers.
+
+        >>> GradientPenalty(10.0)
+        GradientPenalty(weight=10.0, target=1.0, every=1)
+
+    **References**
+
+    [1] `Improved Training of Wasserstein GANs`, Ishaan Gulrajani et al.,
+    https://arxiv.org/abs/1704.00028
+
+    :param weight: the factor lambda.
+    :param target: the norm that is not penalised.
+    :param every: one step in that many has the penalty, which is then as much larger.
+    """
+
+    weight: float = 10.0
+    target: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.weight > 0:
+            raise ValueError(
+                _messages.bad_range("GradientPenalty: weight", self.weight, "positive")
+            )
+
+    def penalty(
+        self,
+        rng_key: jax.Array,
+        critic: Critic,
+        data: SiteValues,
+        model: SiteValues,
+        weights: jax.Array | None = None,
+    ) -> jax.Array:
+        """The penalty at points between data and draws, a scalar."""
+        share = random.uniform(rng_key, data.batch_shape)
+        between = {}
+        for site, real in data.items():
+            fake = model[site]
+            if fake.shape != real.shape:
+                raise ValueError(_messages.unequal_for_penalty(site, real.shape, fake.shape))
+            mixing = share.reshape(*share.shape, *[1] * (real.ndim - share.ndim))
+            mixing = mixing.astype(real.dtype)
+            between[site] = mixing * real + (1 - mixing) * fake
+        squared = _squared_norms(critic, data.replaced(between))
+        # The root's gradient is infinite at zero, where a critic that is still flat stands.
+        norms = jnp.sqrt(squared + jnp.finfo(squared.dtype).tiny ** 0.5)
+        return self.weight * weighted_mean(jnp.square(norms - self.target), weights)

@@ -1,0 +1,399 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Divergences of the data P from the model Q, as pure functions of the log-ratio log(P/Q).
+
+Every class is an f-divergence :math:`E_Q[f(P/Q)]` in nats (or, for powers of the ratio, without a
+unit), and works on log-ratios of any shape, element by element.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from spread_analysis import _messages
+
+# exp(80) leaves room in float32 (whose largest number is near exp(88)) for the linear part below.
+_EXP_LIMIT = 80.0
+
+
+def _exp(x: torch.Tensor) -> torch.Tensor:
+    """
+    exp(x), continued by its tangent above 80.
+
+    There exp would soon overflow, and one such sample would turn a whole gradient into inf or NaN.
+    The tangent keeps value and slope continuous, so that the sample still pulls.
+    """
+    large = x > _EXP_LIMIT
+    return torch.exp(torch.where(large, _EXP_LIMIT, x)) * torch.where(
+        large, 1.0 + (x - _EXP_LIMIT), 1.0
+    )
+
+
+def _expm1(x: torch.Tensor) -> torch.Tensor:
+    """exp(x) - 1 with the digits of expm1 near 0 and the tangent of :func:`_exp` above 80."""
+    # Away from 0 nothing cancels in exp(x) - 1, whose slope is exact, while the slope of expm1 is
+    # taken from 1 + expm1(x): nothing is left of it at x = -20.
+    near = torch.abs(x) < 1.0
+    return torch.where(near, torch.expm1(torch.where(near, x, 0.0)), _exp(x) - 1.0)
+
+
+def _floating(name: str, value: object) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(_messages.not_floating(name, "torch.Tensor", type(value).__name__))
+    if not value.is_floating_point():
+        raise TypeError(_messages.not_floating(name, "torch.Tensor", str(value.dtype)))
+    return value
+
+
+class Divergence(ABC):
+    r"""
+    A divergence of the data P from the model Q, computed from log-ratios.
+
+    Subclasses state three functions of :math:`\ell = \log(P/Q)`, each element by element:
+
+    - ``data_term`` and ``model_term``, with which the divergence is
+      :math:`E_P[\text{data term}(\ell)] + E_Q[\text{model term}(\ell)]`;
+    - ``generator_loss`` on samples of Q, :math:`-f^*(f'(e^\ell))` up to a constant. Its gradient in
+      the sample, with the function :math:`\ell` held fixed, is that of the divergence (Nowozin et
+      al. 2016, "f-GAN", equation 4 at the optimal critic);
+
+    and, where they differ from the defaults, ``pi``, the fraction of data among the samples that
+    the critic classifies, and ``upper``, the divergence between disjoint distributions.
+
+    A divergence of one's own takes five lines. This is that of Vincze and Le Cam,
+    :math:`\int (p-q)^2/(p+q)`:
+
+        >>> import torch
+        >>> from pyro_spread import Divergence
+        >>> class LeCam(Divergence):
+        ...     upper = 2.0
+        ...     def data_term(self, log_ratio): return torch.tanh(log_ratio / 2)
+        ...     def model_term(self, log_ratio): return -torch.tanh(log_ratio / 2)
+        ...     def generator_loss(self, log_ratio): return -((1 + torch.tanh(log_ratio / 2)) ** 2)
+        >>> LeCam().estimate(torch.tensor([80.0, 80.0]), torch.tensor([-80.0, -80.0]))
+        tensor(2.)
+    """
+
+    pi: float = 0.5
+    upper: float = math.inf
+
+    @abstractmethod
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """What is averaged over the data: log_ratio at samples of P -> the same shape."""
+
+    @abstractmethod
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """What is averaged over the model: log_ratio at samples of Q -> the same shape."""
+
+    @abstractmethod
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        """
+        Loss of the generator for every sample, whose gradient is that of the divergence.
+
+        :param log_ratio_q: log(P/Q) at samples of Q from a critic that is held fixed, any shape.
+        :return: a tensor of the same shape; its value means nothing by itself.
+        :raises TypeError: if log_ratio_q is not a floating-point tensor.
+        """
+
+    def estimate(
+        self,
+        log_ratio_p: torch.Tensor,
+        log_ratio_q: torch.Tensor,
+        weights_p: torch.Tensor | None = None,
+        weights_q: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        The divergence, from log-ratios at samples of both sides.
+
+        With a learned log-ratio this is an estimate, not a bound, save for
+        :class:`TotalVariation`.
+
+        :param log_ratio_p: log(P/Q) at samples of P, of any shape.
+        :param log_ratio_q: log(P/Q) at samples of Q, of any shape.
+        :param weights_p: weights of the samples of P, not negative, that broadcast to the shape of
+            log_ratio_p; a mask will do. They are scaled to sum to one. Weight 0 leaves a sample out
+            even where its log-ratio is inf or NaN; a side of nothing but zeros adds 0.
+        :param weights_q: the same for samples of Q.
+        :return: a scalar.
+        :raises TypeError: if log-ratios are not floating-point tensors, or weights not tensors.
+        :raises ValueError: if weights do not broadcast to the shape of their log-ratios.
+        """
+        log_ratio_p, share_p = _shares("p", log_ratio_p, weights_p)
+        log_ratio_q, share_q = _shares("q", log_ratio_q, weights_q)
+        # Shares first: a sum of finite terms near the largest number would overflow.
+        data = (self.data_term(log_ratio_p) * share_p).sum()
+        return data + (self.model_term(log_ratio_q) * share_q).sum()
+
+
+def _shares(
+    side: str, log_ratio: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Log-ratios with those of weight 0 made harmless, and the share of each in the mean."""
+    log_ratio = _floating(f"log_ratio_{side}", log_ratio)
+    if weights is None:
+        return log_ratio, 1.0 / max(log_ratio.numel(), 1)
+    if not isinstance(weights, torch.Tensor):
+        raise TypeError(
+            _messages.weights_type(f"weights_{side}", "torch.Tensor", type(weights).__name__)
+        )
+    try:
+        full = weights.to(log_ratio).expand(log_ratio.shape)
+    except RuntimeError:
+        raise ValueError(
+            _messages.weights_misfit(side, tuple(weights.shape), tuple(log_ratio.shape))
+        ) from None
+    unused = full == 0
+    # Before the terms and not after: 0 times the slope at inf would still be NaN.
+    safe = torch.where(unused, 0.0, log_ratio)
+    total = full.sum()
+    return safe, full / torch.where(total == 0, 1.0, total)
+
+
+@dataclass(frozen=True)
+class KL(Divergence):
+    r"""
+    :math:`KL[P\|Q] = E_P[\log(P/Q)]`, of data from model: mass covering.
+
+    The generator's loss :math:`-e^\ell` has a high variance, since few samples of Q fall where P/Q
+    is large; ``JSPi(pi, normalised=True)`` with a small pi is tamer.
+
+        >>> KL().estimate(torch.tensor([1.0, 3.0]), torch.tensor([-1.0]))
+        tensor(2.)
+    """
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`\ell`."""
+        return log_ratio
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """0."""
+        return torch.zeros_like(log_ratio)
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        r""":math:`-e^\ell`, continued by its tangent above 80."""
+        return -_exp(_floating("log_ratio_q", log_ratio_q))
+
+
+@dataclass(frozen=True)
+class ReverseKL(Divergence):
+    r"""
+    :math:`KL[Q\|P] = -E_Q[\log(P/Q)]`, of model from data: mode seeking.
+
+        >>> ReverseKL().generator_loss(torch.tensor([2.0]))
+        tensor([-2.])
+    """
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """0."""
+        return torch.zeros_like(log_ratio)
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`-\ell`."""
+        return -log_ratio
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        r""":math:`-\ell`."""
+        return -_floating("log_ratio_q", log_ratio_q)
+
+
+@dataclass(frozen=True)
+class JSPi(Divergence):
+    r"""
+    Generalised Jensen-Shannon divergence,
+    :math:`\pi KL[P\|M] + (1-\pi) KL[Q\|M]` with :math:`M = \pi P + (1-\pi) Q`.
+
+    It lies between 0 and the entropy :math:`H(\pi)`, which disjoint distributions reach, and is
+    :math:`H(\pi)` minus the least loss of a classifier that sees data with probability pi (Huszár
+    2015, "How (not) to train your generative model"). Divided by :math:`\pi(1-\pi)` it goes from
+    :math:`KL[P\|Q]` at pi -> 0 (mass covering) to :math:`KL[Q\|P]` at pi -> 1 (mode seeking).
+
+        >>> disjoint = JSPi(0.5).estimate(torch.tensor([80.0]), torch.tensor([-80.0]))
+        >>> round(float(disjoint), 4), round(JSPi(0.5).upper, 4)
+        (0.6931, 0.6931)
+
+    :param pi: fraction of data, strictly between 0 and 1; also the critic's class prior.
+    :param normalised: divide by pi (1 - pi).
+    :raises TypeError: if pi is not a plain Python number.
+    :raises ValueError: if pi does not lie strictly between 0 and 1.
+    """
+
+    pi: float = field()  # no default: a bare annotation would inherit that of the base
+    normalised: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pi, bool) or not isinstance(self.pi, (int, float)):
+            raise TypeError(_messages.prior_type(type(self.pi).__name__))
+        if not 0.0 < self.pi < 1.0:
+            raise ValueError(_messages.bad_prior(self.pi))
+        data, model = self._factors
+        entropy = -data * math.log(self.pi) - model * math.log1p(-self.pi)
+        object.__setattr__(self, "upper", entropy)
+
+    @property
+    def _factors(self) -> tuple[float, float]:
+        if self.normalised:
+            return 1.0 / (1.0 - self.pi), 1.0 / self.pi
+        return self.pi, 1.0 - self.pi
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`\pi \log(P/M)`."""
+        # log(P/M) as a sum of two exponentials, not as the difference of two large logarithms.
+        log_pi = log_ratio.new_full((), math.log(self.pi))
+        return -self._factors[0] * torch.logaddexp(log_pi, math.log1p(-self.pi) - log_ratio)
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`(1-\pi) \log(Q/M)`."""
+        log_rest = log_ratio.new_full((), math.log1p(-self.pi))
+        return -self._factors[1] * torch.logaddexp(log_rest, math.log(self.pi) + log_ratio)
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        r""":math:`(1-\pi) \log(Q/M)`: with pi = 1/2 the saturating loss of GANs."""
+        return self.model_term(_floating("log_ratio_q", log_ratio_q))
+
+
+@dataclass(frozen=True)
+class SquaredHellinger(Divergence):
+    r"""
+    :math:`\int (\sqrt p - \sqrt q)^2`, between 0 and 2, without the half that some authors put.
+
+        >>> SquaredHellinger().estimate(torch.tensor([80.0]), torch.tensor([-80.0]))
+        tensor(2.)
+    """
+
+    upper = 2.0
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`1 - e^{-\ell/2}`."""
+        return -_expm1(-0.5 * log_ratio)
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`1 - e^{\ell/2}`."""
+        return -_expm1(0.5 * log_ratio)
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        r""":math:`1 - e^{\ell/2}`."""
+        return self.model_term(_floating("log_ratio_q", log_ratio_q))
+
+
+@dataclass(frozen=True)
+class ChiSquared(Divergence):
+    r"""
+    Pearson's :math:`\chi^2`, :math:`\int (p-q)^2/q = E_P[P/Q] - 1`: mass covering, more than KL.
+
+        >>> ChiSquared().estimate(torch.tensor([0.0]), torch.tensor([0.0]))
+        tensor(0.)
+    """
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`e^\ell - 1`."""
+        return _expm1(log_ratio)
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """0."""
+        return torch.zeros_like(log_ratio)
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        r""":math:`1 - e^{2\ell}`, continued by its tangent above 40."""
+        return -_expm1(2.0 * _floating("log_ratio_q", log_ratio_q))
+
+
+@dataclass(frozen=True)
+class ReverseChiSquared(Divergence):
+    r"""
+    Neyman's :math:`\chi^2`, :math:`\int (p-q)^2/p = E_Q[Q/P] - 1`: mode seeking, more than
+    :class:`ReverseKL`.
+
+        >>> ReverseChiSquared().estimate(torch.tensor([0.0]), torch.tensor([0.0]))
+        tensor(0.)
+    """
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        """0."""
+        return torch.zeros_like(log_ratio)
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`e^{-\ell} - 1`."""
+        return _expm1(-log_ratio)
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        r""":math:`2 e^{-\ell} - 2`."""
+        return 2.0 * _expm1(-_floating("log_ratio_q", log_ratio_q))
+
+
+@dataclass(frozen=True)
+class Jeffreys(Divergence):
+    r"""
+    :math:`KL[P\|Q] + KL[Q\|P]`.
+
+        >>> Jeffreys().estimate(torch.tensor([1.0]), torch.tensor([-2.0]))
+        tensor(3.)
+    """
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`\ell`."""
+        return log_ratio
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`-\ell`."""
+        return -log_ratio
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        r""":math:`1 - \ell - e^\ell`, continued by its tangent above 80."""
+        return -(_floating("log_ratio_q", log_ratio_q) + _expm1(log_ratio_q))
+
+
+@dataclass(frozen=True)
+class TotalVariation(Divergence):
+    r"""
+    :math:`\frac12\int |p-q| = P(\ell > 0) - Q(\ell > 0)`, between 0 and 1, for estimation only.
+
+    Its expectation is a lower bound for every critic that did not see the samples: twice the
+    balanced accuracy of the critic, minus 1.
+
+        >>> float(TotalVariation().estimate(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 3.0])))
+        0.5
+    """
+
+    upper = 1.0
+
+    def data_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`\text{sign}(\ell)/2`."""
+        # torch.sign(NaN) is 0, which would pass a broken critic off as a useless one.
+        return 0.5 * torch.where(torch.isnan(log_ratio), log_ratio, torch.sign(log_ratio))
+
+    def model_term(self, log_ratio: torch.Tensor) -> torch.Tensor:
+        r""":math:`-\text{sign}(\ell)/2`."""
+        return -self.data_term(log_ratio)
+
+    def generator_loss(self, log_ratio_q: torch.Tensor) -> torch.Tensor:
+        """
+        Refused: a step function of the log-ratio gives a generator nothing to follow.
+
+        :raises NotImplementedError: always.
+        """
+        raise NotImplementedError(_messages.no_generator_loss())
+
+
+def non_saturating_loss(logits: torch.Tensor) -> torch.Tensor:
+    r"""
+    The non-saturating loss of GANs for every sample, :math:`-\log D = \log(1 + e^{-\text{logit}})`.
+
+    Its gradient is not that of :math:`JS_\pi` but of
+    :math:`KL[Q\|P] - JS_\pi[P\|Q]/(1-\pi)`: mode seeking, whatever pi (Arjovsky and Bottou 2017,
+    "Towards principled methods", theorem 2.5, for pi = 1/2). ``JSPi(pi).generator_loss`` is the
+    loss that follows :math:`JS_\pi`.
+
+        >>> non_saturating_loss(torch.tensor([-80.0]))
+        tensor([80.])
+
+    :param logits: the critic's logits (prior odds included, unlike in log-ratios) at samples of Q.
+    :return: a tensor of the same shape, in nats.
+    :raises TypeError: if logits are not a floating-point tensor.
+    """
+    return -functional.logsigmoid(_floating("logits", logits))

@@ -1,0 +1,284 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""A game of two players as one loss: both gradients exact, and nothing leaks between them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.nn import PyroModule
+from pyro.params import param_with_module_name
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._two_sides import Noise, TwoSides, as_noise, draw_sides, kernels_of
+from pyro_spread.ratio.adapters import SiteValues
+from pyro_spread.ratio.losses import weighted_mean
+from pyro_spread.ratio.regularizers import Regularizer
+from spread_analysis import _messages
+
+_UPDATES = ("one_pass", "two_pass")
+# Params that some loss has put into the store, other than by loading it from a file.
+_registered = WeakTensorKeyDictionary()
+# Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
+_NEGLIGIBLE = 1e-12
+
+
+class Logits(NamedTuple):
+    """What the critic said about both sides, and how much each sample counts."""
+
+    data: torch.Tensor
+    model: torch.Tensor
+    data_weights: torch.Tensor | None
+    model_weights: torch.Tensor | None
+
+
+class _Rescale(torch.autograd.Function):
+    """The identity; the gradient that comes back is multiplied by ``factor``, sample by sample."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, factor: list[torch.Tensor]) -> torch.Tensor:
+        ctx.factor = factor  # filled in after the forward pass
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (factor,) = ctx.factor
+        return grad * factor.reshape(*factor.shape, *[1] * (grad.dim() - factor.dim())), None
+
+
+class CriticLoss(ELBO):
+    """
+    Base of the losses in which a critic compares data with the model's draws.
+
+    Subclasses say what each player minimises, as functions of the logits.
+
+    :param discriminator: a module ``discriminator(values, *args, **kwargs) -> logits``.
+    :param noise: dict from site to kernel, a callable that returns one, or None.
+    :param regularizer: penalty on the critic, or None.
+    :param update: ``"one_pass"`` or ``"two_pass"``; None chooses.
+    :param num_particles: number of draws of the model per datum and step.
+    :param name: of the discriminator in the param store.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        noise: Noise | None,
+        regularizer: Regularizer | None,
+        update: str | None,
+        num_particles: int,
+        name: str,
+    ) -> None:
+        super().__init__(num_particles=num_particles)
+        if not isinstance(discriminator, nn.Module):
+            raise TypeError(_messages.no_critic(discriminator, "a torch.nn.Module"))
+        if any(isinstance(module, PyroModule) for module in discriminator.modules()):
+            raise TypeError(_messages.pyro_module_critic())
+        if update is not None and update not in _UPDATES:
+            raise ValueError(_messages.bad_choice("update", update, _UPDATES))
+        if num_particles < 1 or num_particles != int(num_particles):
+            raise ValueError(
+                _messages.bad_range("num_particles", num_particles, "a positive integer")
+            )
+        if regularizer is not None and not isinstance(regularizer, Regularizer):
+            wanted = "a Regularizer such as R1(), or None"
+            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        self.discriminator = discriminator
+        self.noise = as_noise(noise)
+        self.regularizer = regularizer
+        self.update = update
+        self.name = name
+
+    @abstractmethod
+    def _critic_loss(self, logits: Logits) -> torch.Tensor:
+        """What the critic minimises: a scalar."""
+
+    @abstractmethod
+    def _generator_loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the generator minimises, for every sample of the model."""
+
+    @abstractmethod
+    def _value(self, logits: Logits) -> torch.Tensor:
+        """What is reported."""
+
+    def _watch(self, logits: Logits) -> None:
+        """Look for signs of trouble; called at every training step."""
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+        """
+        A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
+
+        Its parameters are those of model, guide and ``discriminator``; one ``backward`` gives both
+        players their own gradients.
+        """
+        module = super().__call__(model, guide)
+        module.discriminator = self.discriminator
+        return module
+
+    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
+
+        Lazy layers of the discriminator are initialised at the first step.
+
+        :param model: the model.
+        :param guide: the guide.
+        """
+        return guide
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """
+        What is reported, at fresh draws and without penalties; nothing is trained.
+
+        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
+            the site and the way out, and params are as before.
+        """
+        with torch.no_grad(), no_new_params_on_error():
+            sides = self._sides(model, guide, args, kwargs)
+            self._register()
+            values = []
+            for particle in range(self.num_particles):
+                sides = sides if not particle else self._sides(model, guide, args, kwargs)
+                values.append(float(self._value(self._logits(sides, sides.model, args, kwargs))))
+        return sum(values) / len(values)
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
+        with no_new_params_on_error():
+            sides = self._sides(model, guide, args, kwargs)
+            self._register()
+            loss = self._play(sides, model, guide, args, kwargs)
+            loss.backward()
+        return float(loss.detach())
+
+    def differentiable_loss(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """
+        Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
+
+        The tensor is the derivative of no single function: second derivatives make no sense.
+        """
+        sides = self._sides(model, guide, args, kwargs)
+        return self._play(sides, model, guide, args, kwargs)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError  # densities are what this loss does without
+
+    def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> TwoSides:
+        sides = draw_sides(model, guide, kernels_of(self.noise, args, kwargs), args, kwargs)
+        if any(nn.parameter.is_lazy(p) for p in self.discriminator.parameters()):
+            with torch.no_grad():
+                self._judge(sides.data, args, kwargs)
+        return sides
+
+    def _register(self) -> None:
+        """Put the discriminator's params into the store, where SVI looks for them."""
+        store = pyro.get_param_store()
+        for name, param in self.discriminator.named_parameters():
+            stored = store._params.get(param_with_module_name(self.name, name))
+            # One that was loaded from a file is no other critic's: the module takes its value.
+            if stored is not None and stored is not param and stored in _registered:
+                raise ValueError(_messages.stale_critic(self.name))
+        pyro.module(self.name, self.discriminator)
+        for param in self.discriminator.parameters():
+            _registered[param] = self.name
+
+    def _judge(self, values: SiteValues, args: Any, kwargs: Any) -> torch.Tensor:
+        logits = self.discriminator(values, *args, **kwargs)
+        if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
+            got = logits.shape if isinstance(logits, torch.Tensor) else ()
+            raise ValueError(_messages.logit_shape(got, values.batch_shape))
+        return logits
+
+    def _logits(self, sides: TwoSides, model_values: SiteValues, args: Any, kwargs: Any) -> Logits:
+        return Logits(
+            self._judge(sides.data, args, kwargs),
+            self._judge(model_values, args, kwargs),
+            sides.data_weights,
+            sides.model_weights,
+        )
+
+    def _is_one_pass(self) -> bool:
+        coupled = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            for module in self.discriminator.modules()
+        )
+        if coupled and self.update == "one_pass":
+            raise ValueError(_messages.coupled_critic())
+        return not coupled and self.update != "two_pass"
+
+    def _play(
+        self, sides: TwoSides, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        for particle in range(self.num_particles):
+            if particle:
+                sides = self._sides(model, guide, args, kwargs)
+            loss = self._play_once(sides, args, kwargs)
+            total = loss if total is None else total + loss
+        assert total is not None
+        return total / self.num_particles
+
+    def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> torch.Tensor:
+        """The reported value, with a surrogate behind it that gives both players' gradients."""
+        factor: list[torch.Tensor] = []
+        one_pass = self._is_one_pass()
+        generator_learns = any(v.requires_grad for v in sides.model.values())
+        if one_pass:
+            # The critic's own backward pass runs on into the generator, rescaled on the way.
+            inputs = {n: _Rescale.apply(v, factor) for n, v in sides.model.items()}
+        else:
+            inputs = {
+                name: value.detach().requires_grad_(value.requires_grad)
+                for name, value in sides.model.items()
+            }
+        logits = self._logits(sides, sides.model.replaced(inputs), args, kwargs)
+        pull_data, pull_model, push = self._slopes(logits)
+        surrogate = (logits.data * pull_data).sum()
+        if one_pass and generator_learns:
+            pull_model = _away_from_zero(pull_model)
+            factor.append(torch.where(push == 0, push, push / pull_model))
+        surrogate = surrogate + (logits.model * pull_model).sum()
+        if not one_pass and generator_learns:
+            learned = {n: v for n, v in inputs.items() if v.requires_grad}
+            grads = torch.autograd.grad(logits.model, learned.values(), push, retain_graph=True)
+            for name, grad in zip(learned, grads, strict=True):
+                surrogate = surrogate + (grad * sides.model[name]).sum()
+        if self.regularizer is not None:
+            penalty = self.regularizer(
+                lambda values: self._judge(values, args, kwargs),
+                sides.data,
+                sides.model,
+                sides.data_weights,
+            )
+            surrogate = surrogate if penalty is None else surrogate + penalty
+        with torch.no_grad():
+            detached = Logits(logits.data.detach(), logits.model.detach(), *logits[2:])
+            value = self._value(detached)
+            self._watch(detached)
+        return value + (surrogate - surrogate.detach())
+
+    def _slopes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""
+        data = logits.data.detach().requires_grad_()
+        model = logits.model.detach().requires_grad_()
+        with torch.enable_grad():
+            critic = self._critic_loss(Logits(data, model, *logits[2:]))
+            generator = weighted_mean(self._generator_loss(model), logits.model_weights)
+        pull_data, pull_model = torch.autograd.grad(critic, (data, model))
+        (push,) = torch.autograd.grad(generator, model)
+        return pull_data, pull_model, push
+
+
+def _away_from_zero(pull: torch.Tensor) -> torch.Tensor:
+    """Slopes that the generator's can be divided by; the critic does not feel the difference."""
+    floor = _NEGLIGIBLE / max(1, pull.numel())
+    return torch.where(pull.abs() < floor, torch.full_like(pull, floor), pull)

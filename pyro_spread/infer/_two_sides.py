@@ -1,0 +1,288 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of both sides: the observed values and the model's own draws at the same sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.subsample_messenger import _Subsample
+
+from pyro_spread.handlers import check_noise
+from pyro_spread.infer._guards import is_finite
+from pyro_spread.noise import SpreadNoise
+from pyro_spread.ratio.adapters import SiteValues
+from spread_analysis import _messages
+from spread_analysis._arguments import positional_names
+
+Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
+
+
+class TwoSides(NamedTuple):
+    """Values of the data (P) and of the model (Q), after the noise, with weights or None."""
+
+    data: SiteValues
+    model: SiteValues
+    data_weights: torch.Tensor | None
+    model_weights: torch.Tensor | None
+
+
+def as_noise(noise: Noise | None) -> Noise:
+    """``noise`` as a loss keeps it: a checked dict, empty for None, or the callable."""
+    if noise is None:
+        return {}
+    by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
+    return noise if by_call else check_noise(noise)
+
+
+def kernels_of(noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The kernels of this step."""
+    return check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
+
+
+def draw_sides(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    noise: Mapping[str, SpreadNoise],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> TwoSides:
+    """
+    Run the model once: its draws at observed sites are Q, what it would have observed is P.
+
+    Global latents that the guide has are taken from it, all others from the prior.
+
+    :param model: the model; its observed sites are compared.
+    :param guide: empty, or over global latents.
+    :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
+    :param args: positional arguments of model and guide.
+    :param kwargs: keyword arguments of both.
+    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    :raises NotImplementedError: if no gradient can reach the model through its draws.
+    """
+    guide_trace = poutine.trace(guide or no_guide).get_trace(*args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    trace = poutine.trace(poutine.uncondition(replayed)).get_trace(*args, **kwargs)
+    observed = {n: s for n, s in trace.nodes.items() if _is_compared(s)}
+    if not observed:
+        raise ValueError(_messages.nothing_observed())
+    _check_sites(trace, guide_trace, observed)
+    _check_noise_sites(trace, observed, noise)
+    batch_ndim = _common_batch(observed)
+    data = _Side(observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
+    model_side = _Side(observed, noise, batch_ndim, lambda site: site["value"])
+    for name, value in data.values.items():
+        if not is_finite(value):
+            raise ValueError(_messages.nonfinite_value(name))
+    arguments = _arguments(model, args, kwargs, trace, observed, batch_ndim, data.batch_shape)
+    return TwoSides(
+        SiteValues(data.values, data.batch_shape, arguments),
+        SiteValues(model_side.values, model_side.batch_shape, arguments),
+        data.weights,
+        model_side.weights,
+    )
+
+
+def no_guide(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model all of whose latents come from the prior."""
+
+
+def _is_compared(site: dict[str, Any]) -> bool:
+    if site["type"] != "sample" or not site["infer"].get("was_observed"):
+        return False
+    return not site["infer"].get("_deterministic", False)
+
+
+def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> None:
+    plates = {f.name for site in observed.values() for f in site["cond_indep_stack"]}
+    for name, site in guide_trace.nodes.items():
+        if _is_latent(site) and not site["infer"].get("is_auxiliary"):
+            shared = {frame.name for frame in site["cond_indep_stack"]} & plates
+            if shared:
+                raise ValueError(_messages.local_guide_site(name, shared))
+    for name, site in [*guide_trace.nodes.items(), *trace.nodes.items()]:
+        if site["type"] != "sample":
+            continue
+        fn = site["fn"]
+        if name in observed:
+            if isinstance(fn, Unit):
+                raise ValueError(_messages.factor_site(name))
+            if not fn.has_rsample or not site["value"].is_floating_point():
+                raise NotImplementedError(_messages.discrete_draw(name, _plain_name(fn)))
+        elif _is_latent(site) and not fn.has_rsample and _is_learned(fn):
+            if site is trace.nodes.get(name) and name in guide_trace.nodes:
+                continue  # not drawn here, but taken from the guide
+            raise NotImplementedError(_messages.latent_without_gradient(name, _plain_name(fn)))
+
+
+def _is_latent(site: Mapping[str, Any]) -> bool:
+    if site["type"] != "sample" or site["is_observed"]:
+        return False
+    return not isinstance(site["fn"], _Subsample) and not site["infer"].get("_deterministic")
+
+
+def _plain_name(fn: Any) -> str:
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        if type(fn).__name__ not in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+            break
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _is_learned(fn: Any) -> bool:
+    """Whether any parameter of a distribution or kernel, also of one inside it, has a gradient."""
+    for value in vars(fn).values():
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            return True
+        if isinstance(value, torch.nn.Module) and any(p.requires_grad for p in value.parameters()):
+            return True
+        if isinstance(value, (torch.distributions.Distribution, SpreadNoise)) and _is_learned(
+            value
+        ):
+            return True
+    return False
+
+
+def _check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[str, Any]) -> None:
+    for name, kernel in noise.items():
+        if name not in trace.nodes or trace.nodes[name]["type"] != "sample":
+            raise ValueError(_messages.no_such_site(name, observed))
+        if name not in observed:
+            raise ValueError(_messages.site_not_observed(name, observed))
+        if _is_learned(kernel):
+            raise ValueError(_messages.learned_noise(name))
+
+
+def _common_batch(observed: Mapping[str, Any]) -> int:
+    """Number of batch dims, counted from the right, that all compared sites share."""
+    shapes = {name: tuple(site["fn"].batch_shape) for name, site in observed.items()}
+    first = min(shapes, key=lambda name: len(shapes[name]))
+    count = len(shapes[first])
+    for name, shape in shapes.items():
+        if shape[len(shape) - count :] != shapes[first]:
+            raise ValueError(_messages.batch_mismatch(first, shapes[first], name, shape))
+    return count
+
+
+class _Side:
+    """One side's values, with shared batch dims first and masked elements set to zero."""
+
+    def __init__(
+        self,
+        observed: Mapping[str, Any],
+        noise: Mapping[str, SpreadNoise],
+        batch_ndim: int,
+        take: Callable[[Any], torch.Tensor],
+    ) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        self.batch_shape = torch.Size()
+        self.weights: torch.Tensor | None = None
+        kept: torch.Tensor | None = None
+        all_masked = True
+        for name, site in observed.items():
+            value, event_dim = torch.as_tensor(take(site)), site["fn"].event_dim
+            extra = value.dim() - event_dim - batch_ndim
+            if extra < 0 or value.shape[value.dim() - event_dim :] != site["fn"].event_shape:
+                raise ValueError(
+                    _messages.at_site(
+                        name, _messages.value_misfit(value.shape, site["fn"].event_shape)
+                    )
+                )
+            value = value.to(site["value"].dtype)
+            if name in noise:
+                value = _noisy(name, noise[name], value)
+            mask = _mask(name, site, value)
+            if mask is not None:
+                value = torch.where(mask, value, torch.zeros_like(value))
+                whole = _batch_first(mask, extra, batch_ndim)
+                some = whole.reshape(*whole.shape[:batch_ndim], -1).any(-1)
+                kept = some if kept is None else kept | some
+            all_masked = all_masked and mask is not None
+            self.values[name] = _batch_first(value, extra, batch_ndim)
+            self.batch_shape = self.values[name].shape[:batch_ndim]
+            self._weigh(name, site)
+        # A datum counts as long as one of its sites has something to show.
+        if kept is not None and all_masked:
+            weights = kept.to(next(iter(self.values.values())).dtype)
+            self.weights = weights if self.weights is None else self.weights * weights
+        if self.weights is not None and not bool((self.weights > 0).any()):
+            raise ValueError(_messages.everything_masked())
+
+    def _weigh(self, name: str, site: Mapping[str, Any]) -> None:
+        # A number is the same for all data and cancels in the mean: plates that subsample.
+        scale = site["scale"]
+        if not isinstance(scale, torch.Tensor) or scale.dim() == 0:
+            return
+        try:
+            scale = scale.expand(self.batch_shape).to(self.values[name].dtype)
+        except RuntimeError as error:
+            shapes = (scale.shape, self.values[name].shape)
+            raise ValueError(_messages.mask_misfit(name, *shapes)) from error
+        self.weights = scale if self.weights is None else torch.maximum(self.weights, scale)
+
+
+def _noisy(name: str, kernel: SpreadNoise, value: torch.Tensor) -> torch.Tensor:
+    try:
+        return kernel.draw(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(_messages.at_site(name, error)) from error
+
+
+def _batch_first(value: torch.Tensor, extra: int, batch_ndim: int) -> torch.Tensor:
+    """Shared batch dims, which stand rightmost among the batch dims, moved to the front."""
+    if not extra:
+        return value
+    return value.movedim(tuple(range(extra)), tuple(range(batch_ndim, batch_ndim + extra)))
+
+
+def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tensor | None:
+    """Which elements of ``value`` count, in its shape; None if all do."""
+    masks = [(site["mask"], site["fn"].event_dim)]
+    fn = site["fn"]
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    result: torch.Tensor | None = None
+    for mask, event_dim in masks:
+        if mask is None or mask is True:
+            continue
+        mask = torch.as_tensor(mask, device=value.device).bool()
+        try:
+            full = mask.reshape(*mask.shape, *[1] * event_dim).expand(value.shape)
+        except RuntimeError as error:
+            raise ValueError(_messages.mask_misfit(name, mask.shape, value.shape)) from error
+        result = full if result is None else result & full
+    return result
+
+
+def _arguments(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    trace: Any,
+    observed: Mapping[str, Any],
+    batch_ndim: int,
+    batch_shape: torch.Size,
+) -> dict[str, Any]:
+    """The model's arguments by name, those of full data reduced to what plates subsampled."""
+    arguments = dict(zip(positional_names(model), args, strict=False)) | dict(kwargs)
+    site = next(iter(observed.values()))
+    for frame in site["cond_indep_stack"]:
+        plate = trace.nodes.get(frame.name)
+        if not frame.vectorized or plate is None or not -batch_ndim <= frame.dim < 0:
+            continue
+        dim, indices = batch_ndim + frame.dim, plate["value"]
+        if frame.full_size == len(indices):
+            continue
+        for name, value in arguments.items():
+            if not isinstance(value, torch.Tensor) or value.dim() <= dim:
+                continue
+            if value.shape[dim] == frame.full_size and value.shape[:dim] == batch_shape[:dim]:
+                arguments[name] = value.index_select(dim, indices.to(value.device))
+    return arguments

@@ -1,0 +1,247 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Is the critic of an adversarial loss any good? Answers from its logits, and a watch over them.
+
+A critic that tells data (probability ``pi``) from model draws has the optimal logit
+``log(P / Q) + log(pi / (1 - pi))``. What a loss reports is only as right as the critic is, so these
+diagnostics belong to **held-out** samples: on the batches it was trained on, a critic that
+memorises looks good.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from spread_analysis import _messages
+from spread_analysis._validation import FloatArray, as_count, as_finite, as_probability
+from spread_analysis.reference.divergences import class_entropy
+
+# From here on sigmoid(-|logit|) is below 5e-5: the saturating generator loss has no gradient left.
+_SATURATED = 10.0
+_PERFECT_ACCURACY = 0.99
+_PERFECT_SATURATION = 0.9
+
+
+def _suspicious(
+    accuracy: float,
+    saturated: float,
+    accuracy_limit: float = _PERFECT_ACCURACY,
+    saturated_limit: float = _PERFECT_SATURATION,
+) -> bool:
+    return accuracy >= accuracy_limit and saturated >= saturated_limit
+
+
+@dataclass(frozen=True, eq=False)
+class CriticReport:
+    r"""What held-out logits say about a critic; made by :func:`critic_report`.
+
+    :param pi: Weight of the data, the class prior of the critic.
+    :param accuracy: Share of samples on the right side of logit zero; zero itself counts half.
+    :param cross_entropy: Mean negative log probability of the right class, in nats.
+    :param divergence: ``H(pi) - cross_entropy`` in nats. In expectation a lower bound of
+        :math:`JS_\pi`, tight for the optimal critic; negative for one worse than a constant.
+    :param expected_calibration_error: Mean of ``|bin_confidence - bin_frequency|`` over
+        ``bin_weight``.
+    :param saturated: Share of samples with a logit of at least 10 in size.
+    :param effective_sample_size: Of the importance weights ``exp(log_ratio)`` at the model samples,
+        as a fraction of their number, in (0, 1]; one for equal weights. Near zero, a few model
+        samples stand for all the data.
+    :param bin_confidence: Mean probability of "data" in each bin, shape ``(num_bins,)``; NaN in an
+        empty bin.
+    :param bin_frequency: Share of data in each bin, shape ``(num_bins,)``; NaN in an empty bin.
+    :param bin_weight: Share of all samples in each bin, shape ``(num_bins,)``; sums to one.
+
+    All shares give the data the total weight ``pi`` and the model draws ``1 - pi``.
+    """
+
+    pi: float
+    accuracy: float
+    cross_entropy: float
+    divergence: float
+    expected_calibration_error: float
+    saturated: float
+    effective_sample_size: float
+    bin_confidence: FloatArray
+    bin_frequency: FloatArray
+    bin_weight: FloatArray
+
+    @property
+    def supports_overlap(self) -> bool:
+        r"""False if the critic is right about at least 99 % with at least 90 % of logits saturated.
+
+        Then data and model have practically no common support, :math:`JS_\pi` is stuck at its
+        maximum and the generator gets no gradient.
+        """
+        return not _suspicious(self.accuracy, self.saturated)
+
+    def __str__(self) -> str:
+        rows = [
+            ("accuracy", f"{self.accuracy:.4f}", f"pi = {self.pi:g}"),
+            ("cross-entropy", f"{self.cross_entropy:.4f}", "nats"),
+            ("divergence", f"{self.divergence:.4f}", f"nats, of {class_entropy(self.pi):.4f}"),
+            ("calibration error", f"{self.expected_calibration_error:.4f}", ""),
+            ("saturated", f"{self.saturated:.4f}", f"|logit| >= {_SATURATED:g}"),
+            ("effective samples", f"{self.effective_sample_size:.4f}", "of the model's"),
+            ("supports overlap", "yes" if self.supports_overlap else "no", ""),
+        ]
+        return "\n".join(f"{name:<18}{value:>9}  {note}".rstrip() for name, value, note in rows)
+
+
+def _logits_and_shares(
+    logits: ArrayLike, weights: ArrayLike | None, side: str
+) -> tuple[FloatArray, FloatArray]:
+    """Flat logits and weights that sum to one."""
+    values = as_finite(logits, f"logits_{side}")
+    if values.size == 0:
+        raise ValueError(f"`logits_{side}` is empty; pass the critic's logits of held-out samples.")
+    if weights is None:
+        return values.ravel(), np.full(values.size, 1.0 / values.size)
+    share = as_finite(weights, f"weights_{side}")
+    try:
+        share = np.broadcast_to(share, values.shape).ravel()
+    except ValueError as error:
+        raise ValueError(
+            f"`weights_{side}` of shape {share.shape} does not broadcast to the shape "
+            f"{values.shape} of `logits_{side}`; give one weight per logit."
+        ) from error
+    if (share < 0).any() or not share.any():
+        raise ValueError(
+            f"`weights_{side}` must be nonnegative with at least one positive entry; a weight of "
+            "zero leaves a sample out."
+        )
+    share = share / share.max()  # so that neither huge nor tiny weights overflow in the sum
+    return values.ravel(), share / share.sum()
+
+
+def critic_report(
+    logits_p: ArrayLike,
+    logits_q: ArrayLike,
+    pi: float = 0.5,
+    num_bins: int = 10,
+    weights_p: ArrayLike | None = None,
+    weights_q: ArrayLike | None = None,
+) -> CriticReport:
+    r"""Diagnose a critic from its logits on held-out data and model draws.
+
+    The cross-entropy is
+    :math:`\pi E_P[-\log D] + (1 - \pi) E_Q[-\log(1 - D)]`, :math:`D` the sigmoid of the logit; its
+    least value is :math:`H(\pi) - JS_\pi[P \| Q]` (Huszar 2015, arXiv:1511.05101). The calibration
+    curve compares, in bins of equal width over [0, 1], the mean of :math:`D` with the share of
+    data: a critic whose logits are log-ratios lies on the diagonal.
+
+    :param logits_p: Logits at data, any nonempty shape.
+    :param logits_q: Logits at model draws, any nonempty shape.
+    :param pi: Weight of the data that the critic was trained with, strictly between 0 and 1.
+    :param num_bins: Bins of the calibration curve.
+    :param weights_p: Nonnegative weights or a mask that broadcast to ``logits_p``; None is equal.
+    :param weights_q: The same for ``logits_q``.
+    :raises ValueError: If logits are empty or not finite, weights do not fit or are all zero, or
+        ``pi`` or ``num_bins`` is out of range.
+
+    >>> report = critic_report([2.0, 1.0, -0.5], [-2.0, -1.0, 0.5])
+    >>> print(report)
+    accuracy             0.6667  pi = 0.5
+    cross-entropy        0.4714  nats
+    divergence           0.2217  nats, of 0.6931
+    calibration error    0.3369
+    saturated            0.0000  |logit| >= 10
+    effective samples    0.5375  of the model's
+    supports overlap        yes
+    """
+    prior, bins = as_probability(pi, "pi"), as_count(num_bins, "num_bins")
+    data, data_share = _logits_and_shares(logits_p, weights_p, "p")
+    model, model_share = _logits_and_shares(logits_q, weights_q, "q")
+
+    logits = np.concatenate([data, model])
+    is_data = np.arange(logits.size) < data.size
+    share = np.concatenate([prior * data_share, (1.0 - prior) * model_share])
+    margin = np.where(is_data, logits, -logits)  # positive where the critic is right
+    # -log sigmoid(m) = log(1 + e^-m), which neither overflows nor rounds to zero early
+    cross_entropy = float(share @ np.logaddexp(0.0, -margin))
+
+    probability = special.expit(logits)
+    index = np.minimum((probability * bins).astype(int), bins - 1)
+    weight = np.bincount(index, share, bins).astype(np.float64)
+    safe = np.where(weight > 0, weight, np.nan)
+    confidence = np.bincount(index, share * probability, bins) / safe
+    frequency = np.bincount(index, share * is_data, bins) / safe
+
+    # (E w)² / E w² of w = exp(log-ratio); the prior log-odds are a constant factor, and cancel.
+    log_ess = 2 * special.logsumexp(model, b=model_share)
+    log_ess -= special.logsumexp(2 * model, b=model_share)
+
+    return CriticReport(
+        pi=prior,
+        accuracy=float(share @ np.where(margin == 0, 0.5, margin > 0)),
+        cross_entropy=cross_entropy,
+        divergence=class_entropy(prior) - cross_entropy,
+        expected_calibration_error=float(np.nansum(weight * np.abs(confidence - frequency))),
+        saturated=float(share @ (np.abs(logits) >= _SATURATED)),
+        effective_sample_size=float(min(np.exp(log_ess), 1.0)),
+        bin_confidence=confidence,
+        bin_frequency=frequency,
+        bin_weight=weight,
+    )
+
+
+class SupportMismatchWarning(UserWarning):
+    """Data and model have practically no common support, so the generator gets no gradient."""
+
+
+class SupportMismatchMonitor:
+    """Watch a critic during training and warn, once, when it has become perfect.
+
+    A step is suspicious if the critic is right about nearly every sample with nearly all logits
+    saturated. One such batch is chance; ``patience`` of them in a row are a support mismatch.
+
+    :param patience: Consecutive suspicious steps before the warning, at least 1.
+    :param accuracy_limit: Accuracy from which a step is suspicious.
+    :param saturated_limit: Share of saturated logits, in size at least 10, from which it is.
+    :raises ValueError: If ``patience`` is no positive integer or a limit is not in (0, 1].
+
+    >>> monitor = SupportMismatchMonitor(patience=2)
+    >>> monitor.observe(accuracy=1.0, saturated=1.0), monitor.observe(accuracy=0.7, saturated=0.0)
+    (False, False)
+    """
+
+    def __init__(
+        self,
+        patience: int = 20,
+        accuracy_limit: float = _PERFECT_ACCURACY,
+        saturated_limit: float = _PERFECT_SATURATION,
+    ) -> None:
+        self.patience = as_count(patience, "patience")
+        for name, limit in (
+            ("accuracy_limit", accuracy_limit),
+            ("saturated_limit", saturated_limit),
+        ):
+            if not 0.0 < limit <= 1.0:
+                raise ValueError(f"`{name}` must lie in (0, 1], got {limit}.")
+        self.accuracy_limit = float(accuracy_limit)
+        self.saturated_limit = float(saturated_limit)
+        self.warned = False
+        self._streak = 0
+
+    def observe(self, accuracy: float, saturated: float, stacklevel: int = 2) -> bool:
+        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+
+        :param accuracy: Share of samples that the critic classifies correctly.
+        :param saturated: Share of samples with a saturated logit.
+        :param stacklevel: Frames up to the line that the warning names; 2 is the caller.
+        :return: Whether this call issued the warning.
+        """
+        # NaN compares false: a diverged step ends the streak instead of counting as perfect.
+        suspicious = _suspicious(accuracy, saturated, self.accuracy_limit, self.saturated_limit)
+        self._streak = self._streak + 1 if suspicious else 0
+        if self.warned or self._streak < self.patience:
+            return False
+        # Set before warning: under an "error" filter warn() raises and would repeat every step.
+        self.warned = True
+        warnings.warn(_messages.support_mismatch(), SupportMismatchWarning, stacklevel=stacklevel)
+        return True

@@ -1,0 +1,286 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Every divergence has a twin, and both are the f-divergence that they claim to be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import numpyro_spread
+import pyro_spread
+from numpyro_spread.divergences import non_saturating_loss as numpyro_non_saturating_loss
+from pyro_spread.divergences import non_saturating_loss as pyro_non_saturating_loss
+
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
+RNG = np.random.default_rng(0)
+# The continued exponential begins at 80 and, in the chi-squared loss, at 40.
+LOG_RATIOS = np.array(
+    [0.0, 1e-9, 0.3, 1.0, 3.0, 20.5, 40.0, 41.0, 79.0, 80.0, 81.0, 160.0, 200.0, np.inf]
+)
+LOG_RATIOS = np.concatenate([-LOG_RATIOS[:0:-1], LOG_RATIOS])
+
+
+def _jspi(pi, normalised=False):
+    scale = 1 / (pi * (1 - pi)) if normalised else 1.0
+
+    def f(u):
+        m = 1 - pi + pi * u
+        return scale * (pi * u * np.log(u) - m * np.log(m))
+
+    def f_prime(u):
+        return scale * pi * np.log(u / (1 - pi + pi * u))
+
+    def conjugate(t):
+        return scale * (1 - pi) * np.log((1 - pi) / (1 - pi * np.exp(t / (scale * pi))))
+
+    return lambda p: p.JSPi(pi, normalised=normalised), f, f_prime, conjugate
+
+
+def _neyman_conjugate(t):
+    return 2 - 2 * np.sqrt(1 - t)
+
+
+# name -> (constructor given a package; f, f' and the conjugate f* in NumPy, where f* is short)
+DIVERGENCES = {
+    "kl": (
+        lambda p: p.KL(),
+        lambda u: u * np.log(u),
+        lambda u: np.log(u) + 1,
+        lambda t: np.exp(t - 1),
+    ),
+    "reverse kl": (
+        lambda p: p.ReverseKL(),
+        lambda u: -np.log(u),
+        lambda u: -1 / u,
+        lambda t: -1 - np.log(-t),
+    ),
+    "js .1": _jspi(0.1),
+    "js .5": _jspi(0.5),
+    "js .9": _jspi(0.9),
+    "js .2 normalised": _jspi(0.2, normalised=True),
+    "squared hellinger": (
+        lambda p: p.SquaredHellinger(),
+        lambda u: (np.sqrt(u) - 1) ** 2,
+        lambda u: 1 - 1 / np.sqrt(u),
+        lambda t: t / (1 - t),
+    ),
+    "chi-squared": (
+        lambda p: p.ChiSquared(),
+        lambda u: (u - 1) ** 2,
+        lambda u: 2 * (u - 1),
+        lambda t: t + t**2 / 4,
+    ),
+    "reverse chi-squared": (
+        lambda p: p.ReverseChiSquared(),
+        lambda u: (u - 1) ** 2 / u,
+        lambda u: 1 - 1 / u**2,
+        _neyman_conjugate,
+    ),
+    "jeffreys": (
+        lambda p: p.Jeffreys(),
+        lambda u: (u - 1) * np.log(u),
+        lambda u: np.log(u) + 1 - 1 / u,
+        None,
+    ),
+    "total variation": (lambda p: p.TotalVariation(), lambda u: np.abs(u - 1) / 2, None, None),
+}
+TRAINED = [name for name in DIVERGENCES if name != "total variation"]
+BOUNDED = [name for name in DIVERGENCES if name.startswith(("js", "squared", "total"))]
+
+
+def both(name):
+    make = DIVERGENCES[name][0]
+    return make(pyro_spread), make(numpyro_spread)
+
+
+def value_and_gradient(function, x):
+    x = torch.tensor(x, requires_grad=True)
+    value = function(x)
+    if not value.requires_grad:  # a term that is constant
+        return value.numpy(), np.zeros(x.shape)
+    return value.detach().numpy(), torch.autograd.grad(value.sum(), x)[0].numpy()
+
+
+def assert_twins(ours, theirs, x):
+    value, gradient = value_and_gradient(ours, x)
+    np.testing.assert_allclose(value, np.asarray(theirs(jnp.asarray(x))), **TOLERANCE)
+    other = jax.grad(lambda x: theirs(x).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(gradient, np.asarray(other), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(method, name) for method in ("data_term", "model_term") for name in DIVERGENCES]
+    + [("generator_loss", name) for name in TRAINED],
+)
+def test_terms_and_their_gradients(method, name):
+    ours, theirs = (getattr(divergence, method) for divergence in both(name))
+    assert_twins(ours, theirs, LOG_RATIOS)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_estimate_and_its_gradients(name, weighted):
+    ours, theirs = both(name)
+    p, q = RNG.normal(1.0, 2.0, size=(4, 3)), RNG.normal(-1.0, 2.0, size=5)
+    weights = (RNG.random((4, 3)), np.array([1.0, 0.0, 2.0, 0.5, 3.0])) if weighted else (None,) * 2
+    torches = [None if w is None else torch.tensor(w) for w in weights]
+    arrays = [None if w is None else jnp.asarray(w) for w in weights]
+    assert_twins(
+        lambda x: ours.estimate(x, torch.tensor(q), *torches),
+        lambda x: theirs.estimate(x, jnp.asarray(q), *arrays),
+        p,
+    )
+    assert_twins(
+        lambda x: ours.estimate(torch.tensor(p), x, *torches),
+        lambda x: theirs.estimate(jnp.asarray(p), x, *arrays),
+        q,
+    )
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_attributes(name):
+    ours, theirs = both(name)
+    assert (ours.pi, ours.upper, repr(ours)) == (theirs.pi, theirs.upper, repr(theirs))
+    assert eval(repr(ours), vars(pyro_spread)) == ours
+    assert np.isfinite(ours.upper) == (name in BOUNDED)
+
+
+def test_non_saturating_loss():
+    assert_twins(pyro_non_saturating_loss, numpyro_non_saturating_loss, LOG_RATIOS)
+
+
+# --- that they are what they claim to be, in one backend: the other has just been compared -------
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if DIVERGENCES[name][3]])
+def test_conjugate_is_the_supremum(name):
+    """The table itself: f* at slopes of f against the largest u t - f(u) of a fine grid."""
+    _, f, f_prime, conjugate = DIVERGENCES[name]
+    grid = np.exp(np.linspace(-8, 8, 200_001))
+    for u in (0.1, 0.7, 1.0, 2.5, 9.0):
+        t = f_prime(u)
+        np.testing.assert_allclose(conjugate(t), np.max(grid * t - f(grid)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_generator_loss_is_minus_the_conjugate_at_the_slope(name):
+    make, f, f_prime, conjugate = DIVERGENCES[name]
+    u = np.exp(np.linspace(-4, 4, 41))
+    loss = make(pyro_spread).generator_loss(torch.tensor(np.log(u))).numpy()
+    expected = -(u * f_prime(u) - f(u)) if conjugate is None else -conjugate(f_prime(u))
+    difference = loss - expected
+    np.testing.assert_allclose(difference, difference[0], atol=1e-9 * np.abs(expected).max())
+
+
+GRID = np.linspace(-16.0, 18.0, 20_001)
+STEP = GRID[1] - GRID[0]
+
+
+def normal(loc, scale):
+    return np.exp(-0.5 * ((GRID - loc) / scale) ** 2) / (scale * np.sqrt(2 * np.pi))
+
+
+def log_ratio(loc, scale, x=GRID):
+    """log N(x; 0, 1) - log N(x; loc, scale²) and its slope in x."""
+    z = (x - loc) / scale
+    return 0.5 * z**2 - 0.5 * x**2 + np.log(scale), z / scale - x
+
+
+def divergence_of_normals(divergence, loc, scale):
+    ell = torch.tensor(log_ratio(loc, scale)[0])
+    weights = (torch.tensor(normal(0.0, 1.0)), torch.tensor(normal(loc, scale)))
+    return float(divergence.estimate(ell, ell, *weights))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_expectations_are_the_f_divergence(name):
+    make, f, *_ = DIVERGENCES[name]
+    ell, q = log_ratio(0.5, 1.2)[0], normal(0.5, 1.2)
+    inside = np.abs(ell) < 40  # f would overflow; the density there is below exp(-40)
+    expected = np.sum(q[inside] * f(np.exp(ell[inside]))) * STEP
+    np.testing.assert_allclose(
+        divergence_of_normals(make(pyro_spread), 0.5, 1.2),
+        expected,
+        rtol=1e-4 if "total" in name else 1e-9,
+    )
+
+
+# (loc, scale) of Q -> KL[P||Q], KL[Q||P], JS .1, JS .5, JS .9, for P = N(0, 1); the KLs are
+# (log s² + (1 + m²)/s² - 1)/2 and its reverse.
+PUBLISHED = {
+    (1.0, 2.0): (0.4431471806, 1.3068528194, 0.0406182074, 0.1281749731, 0.0652703233),
+    (0.0, 1.5): (0.12768733, 0.21953489, 0.0117446758, 0.0366814149, 0.0166711939),
+    (2.0, 1.0): (2.0, 2.0, 0.1420204064, 0.3368308203, 0.1420204064),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_known_numbers(model):
+    divergences = [both(name)[0] for name in ("kl", "reverse kl", "js .1", "js .5", "js .9")]
+    values = [divergence_of_normals(divergence, *model) for divergence in divergences]
+    np.testing.assert_allclose(values, PUBLISHED[model], atol=6e-9)
+
+
+def test_limits_of_the_normalised_divergence():
+    low, high = (pyro_spread.JSPi(pi, normalised=True) for pi in (1e-6, 1 - 1e-6))
+    kl, reverse = (
+        divergence_of_normals(d, 0.5, 1.2) for d in (both("kl")[0], both("reverse kl")[0])
+    )
+    np.testing.assert_allclose(divergence_of_normals(low, 0.5, 1.2), kl, rtol=1e-5)
+    np.testing.assert_allclose(divergence_of_normals(high, 0.5, 1.2), reverse, rtol=1e-5)
+
+
+def pathwise_gradient(loss, loc, scale):
+    """d/d(loc, scale) of E_Q[loss(log-ratio)] with x = loc + scale eps and the log-ratio frozen."""
+    ell, slope = log_ratio(loc, scale)
+    per_sample = value_and_gradient(loss, ell)[1] * slope * normal(loc, scale) * STEP
+    return np.sum(per_sample), np.sum(per_sample * (GRID - loc) / scale)
+
+
+def gradient_of_divergence(divergence, loc, scale, h=1e-4):
+    def centred(*step):
+        up = divergence_of_normals(divergence, loc + step[0], scale + step[1])
+        down = divergence_of_normals(divergence, loc - step[0], scale - step[1])
+        return (up - down) / (2 * h)
+
+    return np.array([centred(h, 0.0), centred(0.0, h)])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_generator_gradient_is_that_of_the_divergence(name):
+    divergence = both(name)[0]
+    np.testing.assert_allclose(
+        pathwise_gradient(divergence.generator_loss, 0.5, 1.2),
+        gradient_of_divergence(divergence, 0.5, 1.2),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("pi", [0.1, 0.5, 0.9])
+def test_gradient_of_the_non_saturating_loss(pi):
+    offset = np.log(pi / (1 - pi))
+    ours = pathwise_gradient(lambda ell: pyro_non_saturating_loss(ell + offset), 0.5, 1.2)
+    reverse, js = (
+        gradient_of_divergence(d, 0.5, 1.2) for d in (pyro_spread.ReverseKL(), pyro_spread.JSPi(pi))
+    )
+    np.testing.assert_allclose(ours, reverse - js / (1 - pi), rtol=1e-6)
+
+
+def test_the_same_mistake_gives_the_same_message():
+    mistakes = [
+        lambda p, zeros: p.JSPi(0.0),
+        lambda p, zeros: p.JSPi(float("nan")),
+        lambda p, zeros: p.JSPi("half"),
+        lambda p, zeros: p.TotalVariation().generator_loss(zeros((3,))),
+        lambda p, zeros: p.KL().estimate(zeros((3,)), zeros((3,)), zeros((2,))),
+    ]
+    for mistake in mistakes:
+        with pytest.raises((TypeError, ValueError, NotImplementedError)) as ours:
+            mistake(pyro_spread, torch.zeros)
+        with pytest.raises((TypeError, ValueError, NotImplementedError)) as theirs:
+            mistake(numpyro_spread, jnp.zeros)
+        assert type(ours.value) is type(theirs.value)
+        assert str(ours.value) == str(theirs.value)

@@ -1,0 +1,398 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Two-sample statistics of both backends against double loops in NumPy, values and gradients."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import numpyro_spread
+import pyro_spread
+from numpyro_spread.infer import _two_sample as theirs
+from pyro_spread.infer import _two_sample as ours
+from spread_analysis import metrics
+
+RNG = np.random.default_rng(3)
+X, Y = RNG.normal(size=(7, 3)), 0.5 + RNG.normal(size=(6, 3))
+Y[2] = Y[4]  # coincident points
+WIDE_X, WIDE_Y = 50 + RNG.normal(size=(7, 20)), 50 + RNG.normal(size=(6, 20))
+WEIGHTS_X, WEIGHTS_Y = RNG.random(7), RNG.random(6)
+WEIGHTS_X[3] = WEIGHTS_Y[0] = 0.0
+VARIANCE = np.array([0.1, 0.4, 0.9])
+DIRECTIONS = RNG.normal(size=(5, 3))
+DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
+
+
+def _gaussian(r, width):
+    return np.exp(-0.5 * (r @ r) / width**2)
+
+
+def _convolved(r, width, variance):
+    total = width**2 + 2 * variance
+    return np.prod(np.sqrt(width**2 / total) * np.exp(-0.5 * r**2 / total))
+
+
+def _rational(r, length, alpha):
+    return (1 + r @ r / (2 * alpha * length**2)) ** -alpha
+
+
+# name -> (constructor given a package, the same as a function of one difference)
+KERNELS = {
+    "gaussian": (lambda p: p.GaussianKernel(0.8), lambda r: _gaussian(r, 0.8)),
+    "gaussian-mixture": (
+        lambda p: p.GaussianKernel([0.5, 2.0, 3.0]),
+        lambda r: np.mean([_gaussian(r, width) for width in (0.5, 2.0, 3.0)]),
+    ),
+    "convolved": (
+        lambda p: p.GaussianKernel(0.8).convolved(0.3),
+        lambda r: _convolved(r, 0.8, np.full(len(r), 0.3)),
+    ),
+    "convolved-mixture": (
+        lambda p: p.GaussianKernel((0.8, 2.0)).convolved(np.resize(VARIANCE, 3)),
+        lambda r: np.mean([_convolved(r, width, VARIANCE) for width in (0.8, 2.0)]),
+    ),
+    "rational": (
+        lambda p: p.RationalQuadraticKernel(0.7, 1.5),
+        lambda r: _rational(r, 0.7, 1.5),
+    ),
+    "rational-mixture": (
+        lambda p: p.RationalQuadraticKernel(0.7, [0.5, 2.0]),
+        lambda r: np.mean([_rational(r, 0.7, alpha) for alpha in (0.5, 2.0)]),
+    ),
+    "laplace": (
+        lambda p: p.LaplaceKernel([0.7, 1.4]),
+        lambda r: np.mean([np.exp(-np.abs(r).sum() / width) for width in (0.7, 1.4)]),
+    ),
+}
+WIDE = ["gaussian", "convolved", "laplace"]
+
+
+def brute_force(kernel, x, y, weights_x=None, weights_y=None):
+    weights_x = np.ones(len(x)) if weights_x is None else weights_x
+    weights_y = np.ones(len(y)) if weights_y is None else weights_y
+
+    def mean(a, b, u, v, same):
+        pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if not same or i != j]
+        total = sum(u[i] * v[j] * kernel(a[i] - b[j]) for i, j in pairs)
+        return total / sum(u[i] * v[j] for i, j in pairs)
+
+    return (
+        mean(x, x, weights_x, weights_x, True)
+        + mean(y, y, weights_y, weights_y, True)
+        - 2 * mean(x, y, weights_x, weights_y, False)
+    )
+
+
+def brute_force_wasserstein(x, y, directions, p, weights_x, weights_y):
+    """Mass moved step by step in the one order that is optimal on a line."""
+    total = 0.0
+    for direction in directions:
+        piles = []
+        for points, weights in ((x @ direction, weights_x), (y @ direction, weights_y)):
+            order = np.argsort(points)
+            piles.append([points[order], (weights / weights.sum())[order]])
+        (a, u), (b, v) = piles
+        u, v, i, j = u.copy(), v.copy(), 0, 0
+        while i < len(a) and j < len(b):
+            moved = min(u[i], v[j])
+            total += moved * abs(a[i] - b[j]) ** p
+            u[i] -= moved
+            v[j] -= moved
+            i, j = (i + 1, j) if u[i] <= v[j] else (i, j + 1)
+    return total / len(directions)
+
+
+def numerical_gradient(function, y, step=1e-5):
+    gradient = np.zeros_like(y)
+    for index in itertools.product(*map(range, y.shape)):
+        shift = np.zeros_like(y)
+        shift[index] = step
+        gradient[index] = (function(y + shift) - function(y - shift)) / (2 * step)
+    return gradient
+
+
+def both(statistic, y):
+    """Value and gradient of ``statistic(package, functions, array, y)`` from both backends."""
+    tensor = torch.tensor(y, requires_grad=True)
+    one = statistic(pyro_spread, ours, torch.as_tensor, tensor)
+    one.backward()
+
+    def other(values):
+        return statistic(numpyro_spread, theirs, jnp.asarray, values)
+
+    value_and_grad = jax.value_and_grad(other)
+    other_value, other_grad = jax.jit(value_and_grad)(jnp.asarray(y))
+    np.testing.assert_allclose(other_value, one.item(), rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(other_grad, tensor.grad.numpy(), rtol=1e-10, atol=1e-13)
+    return one.item(), tensor.grad.numpy()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mmd2_is_the_double_loop(name, weighted):
+    make, kernel = KERNELS[name]
+    weights = (WEIGHTS_X, WEIGHTS_Y) if weighted else (None, None)
+
+    def statistic(package, functions, array, y):
+        given = [None if w is None else array(w) for w in weights]
+        return functions.mmd2_unbiased(make(package), array(X), y, *given)
+
+    value, gradient = both(statistic, Y)
+    np.testing.assert_allclose(value, brute_force(kernel, X, Y, *weights), rtol=1e-10)
+    numerical = numerical_gradient(lambda y: brute_force(kernel, X, y, *weights), Y)
+    if name == "laplace":  # no derivative where two points coincide
+        gradient, numerical = (np.delete(g, [2, 4], 0) for g in (gradient, numerical))
+    np.testing.assert_allclose(gradient, numerical, atol=2e-9)
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_matrix_product_far_from_the_origin(name):
+    make, kernel = KERNELS[name]
+
+    def statistic(package, functions, array, y):
+        return functions.mmd2_unbiased(make(package), array(WIDE_X), y)
+
+    value, _ = both(statistic, WIDE_Y)
+    np.testing.assert_allclose(value, brute_force(kernel, WIDE_X, WIDE_Y), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "block_size"), [("gaussian", 1), ("gaussian", 4), ("gaussian", 7), ("laplace", 6)]
+)
+def test_blocks_change_nothing(name, block_size):
+    make, _ = KERNELS[name]
+    calls = []
+
+    def statistic(block_size):
+        def of(package, functions, array, y):
+            def kernel(a, b):
+                calls.append(len(a))
+                return make(package)(a, b)
+
+            weights = array(WEIGHTS_X), array(WEIGHTS_Y)
+            return functions.mmd2_unbiased(kernel, array(X), y, *weights, block_size)
+
+        return of
+
+    dense = both(statistic(None), Y)
+    calls.clear()
+    blocked = both(statistic(block_size), Y)
+    assert max(calls) == block_size
+    np.testing.assert_allclose(blocked[0], dense[0], rtol=1e-10)
+    np.testing.assert_allclose(blocked[1], dense[1], rtol=1e-10, atol=1e-14)
+
+
+def test_reference_metrics():
+    value, _ = both(lambda p, f, array, y: f.mmd2_unbiased(p.GaussianKernel(1.3), array(X), y), Y)
+    np.testing.assert_allclose(value, metrics.mmd2(X, Y, 1.3), rtol=1e-10)
+    # The directions that spread_analysis draws.
+    directions = np.random.default_rng(5).standard_normal((3, 9)).T
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    for y, p in itertools.product((Y, RNG.normal(size=X.shape)), (1, 2)):
+        value, _ = both(
+            lambda package, f, array, y, p=p: f.sliced_wasserstein(
+                array(X), y, array(directions), p
+            ),
+            y,
+        )
+        expected = metrics.sliced_wasserstein(X, y, 9, p, seed=5) ** p
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_energy_distance_is_the_double_loop(beta, weighted):
+    weights = (WEIGHTS_X, WEIGHTS_Y) if weighted else (None, None)
+
+    def statistic(package, functions, array, y):
+        given = [None if w is None else array(w) for w in weights]
+        return functions.energy_distance(array(X), y, *given, beta=beta)
+
+    def kernel(r):
+        return -((r @ r) ** (beta / 2))
+
+    value, gradient = both(statistic, Y)
+    np.testing.assert_allclose(value, brute_force(kernel, X, Y, *weights), rtol=1e-10)
+    numerical = numerical_gradient(lambda y: brute_force(kernel, X, y, *weights), Y)
+    assert np.isfinite(gradient).all()
+    apart = [0, 1, 3, 5]
+    np.testing.assert_allclose(gradient[apart], numerical[apart], atol=2e-9)
+
+
+@pytest.mark.parametrize("p", [1, 2, 2.5])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sliced_wasserstein_moves_the_mass(p, weighted):
+    weights = (WEIGHTS_X, WEIGHTS_Y) if weighted else (None, None)
+    apart = np.delete(Y, 4, 0)
+    if weighted:
+        weights = WEIGHTS_X, np.delete(WEIGHTS_Y, 4)
+
+    def statistic(package, functions, array, y):
+        given = [None if w is None else array(w) for w in weights]
+        return functions.sliced_wasserstein(array(X), y, array(DIRECTIONS), p, *given)
+
+    filled = [np.ones(len(s)) if w is None else w for s, w in zip((X, apart), weights, strict=True)]
+
+    def exact(y):
+        return brute_force_wasserstein(X, y, DIRECTIONS, p, *filled)
+
+    value, gradient = both(statistic, apart)
+    np.testing.assert_allclose(value, exact(apart), rtol=1e-10)
+    np.testing.assert_allclose(gradient, numerical_gradient(exact, apart), atol=1e-8)
+
+
+STATISTICS = {
+    "mmd2": lambda p, f, array, x, y, w, v: f.mmd2_unbiased(p.GaussianKernel(1.0), x, y, w, v),
+    "mmd2-blocks": lambda p, f, array, x, y, w, v: f.mmd2_unbiased(
+        p.LaplaceKernel(1.0), x, y, w, v, 2
+    ),
+    "energy": lambda p, f, array, x, y, w, v: f.energy_distance(x, y, w, v),
+    "sliced": lambda p, f, array, x, y, w, v: f.sliced_wasserstein(
+        x, y, array(np.resize(DIRECTIONS, (5, x.shape[1]))), 2, w, v
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [*((name, "narrow") for name in STATISTICS), ("mmd2", "wide"), ("energy", "wide")],
+)
+def test_weight_zero_removes_a_sample(name, data):
+    """Even one whose distances overflow, and which would drag the centre along."""
+    x, y = (X, Y) if data == "narrow" else (WIDE_X, WIDE_Y)
+    weights_x, weights_y = np.array([0, 1, 1, 0.5, 2, 1, 0]), np.array([1, 1, 0, 1, 0.2, 1])
+    huge_x, huge_y = x.copy(), y.copy()
+    huge_x[[0, 6]], huge_y[2] = 1e200, -1e200
+
+    def statistic(x, w, v):
+        return lambda p, f, array, y: STATISTICS[name](p, f, array, array(x), y, array(w), array(v))
+
+    kept_x, kept_y = weights_x > 0, weights_y > 0
+    value, gradient = both(statistic(huge_x, weights_x, weights_y), huge_y)
+    kept, kept_gradient = both(
+        statistic(x[kept_x], weights_x[kept_x], weights_y[kept_y]), y[kept_y]
+    )
+    np.testing.assert_allclose(value, kept, rtol=1e-10)
+    np.testing.assert_allclose(gradient[kept_y], kept_gradient, rtol=1e-10, atol=1e-13)
+    assert not gradient[~kept_y].any()
+
+
+@pytest.mark.parametrize("name", ["energy", "sliced"])
+def test_only_ratios_of_weights_count(name):
+    def statistic(w, v):
+        return lambda p, f, array, y: STATISTICS[name](p, f, array, array(X), y, array(w), array(v))
+
+    value, _ = both(statistic(WEIGHTS_X, WEIGHTS_Y), Y)
+    scaled, _ = both(statistic(1e200 * WEIGHTS_X, 1e-200 * WEIGHTS_Y), Y)
+    np.testing.assert_allclose(scaled, value, rtol=1e-10)
+
+
+def test_one_dominating_weight():
+    """The pair weights of a U-statistic must not be a difference of squares."""
+    weights = np.array([1.0, 1e-12, 1e-12])
+    x, y = np.array([[0.0], [1.0], [1.0]]), np.array([[9.0], [9.0]])
+
+    def statistic(package, functions, array, y):
+        return functions.energy_distance(array(x), y, array(weights))
+
+    value, _ = both(statistic, y)
+    np.testing.assert_allclose(value, 2 * 9 - 1, rtol=1e-10)
+
+
+def test_tensors_as_parameters_carry_gradients():
+    def value(package, functions, array, width, variance):
+        kernel = package.GaussianKernel(width).convolved(variance)
+        return functions.mmd2_unbiased(kernel, array(X), array(Y))
+
+    width, variance = torch.tensor([0.6, 1.1], requires_grad=True), torch.tensor(VARIANCE)
+    variance.requires_grad_()
+    value(pyro_spread, ours, torch.as_tensor, width, variance).backward()
+    gradients = jax.jit(
+        jax.grad(lambda w, v: value(numpyro_spread, theirs, jnp.asarray, w, v), argnums=(0, 1))
+    )(jnp.array([0.6, 1.1]), jnp.asarray(VARIANCE))
+    np.testing.assert_allclose(gradients[0], width.grad, rtol=1e-10)
+    np.testing.assert_allclose(gradients[1], variance.grad, rtol=1e-10)
+
+
+# What is refused, and a part of the message, as functions of (package, functions, array).
+MISTAKES = [
+    (lambda p, f, a: p.GaussianKernel(0.0), ValueError, "GaussianKernel: bandwidth must be pos"),
+    (lambda p, f, a: p.GaussianKernel([1.0, -2.0]), ValueError, "GaussianKernel: bandwidth"),
+    (lambda p, f, a: p.GaussianKernel([]), ValueError, "bandwidth must be a number, or a seq"),
+    (lambda p, f, a: p.GaussianKernel(a(np.ones((2, 2)))), ValueError, r"got shape \(2, 2\)"),
+    (lambda p, f, a: p.LaplaceKernel(float("nan")), ValueError, "LaplaceKernel: bandwidth"),
+    (lambda p, f, a: p.RationalQuadraticKernel(-1.0), ValueError, "lengthscale must be pos"),
+    (lambda p, f, a: p.RationalQuadraticKernel(1.0, 0.0), ValueError, "alpha must be positive"),
+    (
+        lambda p, f, a: p.RationalQuadraticKernel([1.0, 2.0], [1.0, 2.0, 3.0]),
+        ValueError,
+        "2 lengthscales do not pair with 3 alphas",
+    ),
+    (lambda p, f, a: p.GaussianKernel(1.0).convolved(-0.1), ValueError, "variance must be a"),
+    (lambda p, f, a: p.GaussianKernel(1.0).convolved([[1.0]]), ValueError, "number or a vector"),
+    (
+        lambda p, f, a: p.GaussianKernel(1.0).convolved([1.0, 2.0])(a(X), a(Y)),
+        ValueError,
+        "does not fit samples of 3 dim",
+    ),
+    (lambda p, f, a: p.GaussianKernel(1.0)(a(X[0]), a(Y)), ValueError, "x must be a matrix"),
+    (lambda p, f, a: p.GaussianKernel(1.0)(a(X), a(Y[:, 1:])), ValueError, "samples of one space"),
+    (lambda p, f, a: p.GaussianKernel(1.0)(a(X), a(np.ones((2, 3), int))), TypeError, "y must be"),
+    (lambda p, f, a: p.GaussianKernel(1.0)([[1.0]], a(Y)), TypeError, "x must be .* got list"),
+    (
+        lambda p, f, a: p.GaussianKernel(1.0)(a(X), a(Y.astype(np.float32))),
+        TypeError,
+        "x and y must have one floating type",
+    ),
+    (lambda p, f, a: f.energy_distance(a(X[:1]), a(Y)), ValueError, "x holds 1 sample"),
+    (lambda p, f, a: f.energy_distance(a(X), a(Y[:0])), ValueError, "y holds 0 sample"),
+    (
+        lambda p, f, a: f.sliced_wasserstein(a(X), a(Y[:1]), a(DIRECTIONS)),
+        ValueError,
+        "y holds 1 sample",
+    ),
+    (lambda p, f, a: f.energy_distance(a(X), a(Y), beta=2.0), ValueError, "beta must lie"),
+    (lambda p, f, a: f.energy_distance(a(X), a(Y), beta=0.0), ValueError, "beta must lie"),
+    (
+        lambda p, f, a: f.energy_distance(a(X), a(Y), block_size=0),
+        ValueError,
+        "block_size must be a positive integer",
+    ),
+    (
+        lambda p, f, a: f.energy_distance(a(X), a(Y), a(np.ones(6))),
+        ValueError,
+        "weights_x must hold one weight for each of 7",
+    ),
+    (
+        lambda p, f, a: f.energy_distance(a(X), a(Y), None, a(-np.ones(6))),
+        ValueError,
+        "weights_y must be nonnegative",
+    ),
+    (
+        lambda p, f, a: f.energy_distance(a(X), a(Y), None, a(np.eye(6)[0])),
+        ValueError,
+        "at least two positive weights",
+    ),
+    (
+        lambda p, f, a: f.sliced_wasserstein(a(X), a(Y), a(DIRECTIONS), 0.5),
+        ValueError,
+        "p must be a finite number of at least 1",
+    ),
+    (
+        lambda p, f, a: f.sliced_wasserstein(a(X), a(Y), a(DIRECTIONS[:, :2])),
+        ValueError,
+        "directions must be a nonempty matrix",
+    ),
+]
+
+
+@pytest.mark.parametrize(("mistake", "kind", "match"), MISTAKES)
+def test_refusals(mistake, kind, match):
+    with pytest.raises(kind, match=match):
+        mistake(pyro_spread, ours, torch.as_tensor)
+    with pytest.raises(kind, match=match):
+        mistake(numpyro_spread, theirs, jnp.asarray)
