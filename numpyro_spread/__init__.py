@@ -23,7 +23,14 @@ from numpyro_spread.divergences import (
     TotalVariation,
 )
 from numpyro_spread.handlers import spread
-from numpyro_spread.infer import AdversarialDivergence, SpreadELBO
+from numpyro_spread.infer import (
+    MMD,
+    AdversarialDivergence,
+    EnergyDistance,
+    SlicedWasserstein,
+    SpreadELBO,
+    WassersteinCritic,
+)
 from numpyro_spread.kernels import GaussianKernel, LaplaceKernel, RationalQuadraticKernel
 from numpyro_spread.noise import (
     ChannelNoise,
@@ -46,12 +53,14 @@ from spread_analysis import SupportMismatchWarning
 
 __all__ = [
     "KL",
+    "MMD",
     "R1",
     "AdversarialDivergence",
     "ChannelNoise",
     "ChiSquared",
     "DeterministicGenerator",
     "Divergence",
+    "EnergyDistance",
     "GaussianKernel",
     "GaussianNoise",
     "GradientPenalty",
@@ -65,6 +74,7 @@ __all__ = [
     "RationalQuadraticKernel",
     "ReverseChiSquared",
     "ReverseKL",
+    "SlicedWasserstein",
     "SpreadELBO",
     "SpreadNoise",
     "SquaredHellinger",
@@ -72,6 +82,7 @@ __all__ = [
     "SupportMismatchWarning",
     "TotalVariation",
     "TransformedNoise",
+    "WassersteinCritic",
     "concat_sites",
     "critic_report",
     "spread",

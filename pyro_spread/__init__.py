@@ -23,7 +23,14 @@ from pyro_spread.divergences import (
     TotalVariation,
 )
 from pyro_spread.handlers import spread
-from pyro_spread.infer import AdversarialDivergence, SpreadELBO
+from pyro_spread.infer import (
+    MMD,
+    AdversarialDivergence,
+    EnergyDistance,
+    SlicedWasserstein,
+    SpreadELBO,
+    WassersteinCritic,
+)
 from pyro_spread.kernels import GaussianKernel, LaplaceKernel, RationalQuadraticKernel
 from pyro_spread.noise import (
     ChannelNoise,
@@ -46,12 +53,14 @@ from spread_analysis import SupportMismatchWarning
 
 __all__ = [
     "KL",
+    "MMD",
     "R1",
     "AdversarialDivergence",
     "ChannelNoise",
     "ChiSquared",
     "DeterministicGenerator",
     "Divergence",
+    "EnergyDistance",
     "GaussianKernel",
     "GaussianNoise",
     "GradientPenalty",
@@ -65,6 +74,7 @@ __all__ = [
     "RationalQuadraticKernel",
     "ReverseChiSquared",
     "ReverseKL",
+    "SlicedWasserstein",
     "SpreadELBO",
     "SpreadNoise",
     "SquaredHellinger",
@@ -72,6 +82,7 @@ __all__ = [
     "SupportMismatchWarning",
     "TotalVariation",
     "TransformedNoise",
+    "WassersteinCritic",
     "concat_sites",
     "critic_report",
     "spread",

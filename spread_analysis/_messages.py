@@ -642,8 +642,9 @@ def coupled_critic() -> str:
 
 def unequal_for_penalty(site: str, data: Sequence[int], model: Sequence[int]) -> str:
     return (
-        f"site '{site}': the gradient penalty pairs every datum with a draw of the model, but their "
-        f"shapes are {tuple(data)} and {tuple(model)}. Draw as many as there are data, or use R1."
+        f"site '{site}': the gradient penalty pairs every datum with a draw of the model, but "
+        f"their shapes are {tuple(data)} and {tuple(model)}. Draw as many as there are data, or "
+        "use R1."
     )
 
 

@@ -189,7 +189,8 @@ class CriticLoss(ELBO):
         """Like :meth:`loss`, in a dict with the new mutable state."""
         if f"{self.name}$params" not in param_map:
             raise ValueError(_messages.not_registered(self.name))
-        losses, mutable = [], {}
+        losses = []
+        mutable: dict[str, Any] = {}
         for key in random.split(rng_key, self.num_particles):
             loss, mutable = self._play_once(key, param_map, model, guide, args, kwargs)
             losses.append(loss)

@@ -38,6 +38,7 @@ class TwoSides(NamedTuple):
     model: SiteValues
     data_weights: jax.Array | None
     model_weights: jax.Array | None
+    is_masked: bool
     mutable: dict[str, Any]
 
 
@@ -74,6 +75,7 @@ def draw_sides(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    draw_noise: bool = True,
 ) -> TwoSides:
     """
     Run the model once: its draws at observed sites are Q, what it would have observed is P.
@@ -87,6 +89,7 @@ def draw_sides(
     :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
+    :param draw_noise: False for losses that have the noise in closed form.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     :raises NotImplementedError: if no gradient can reach the model through its draws.
     """
@@ -106,6 +109,7 @@ def draw_sides(
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
         for name, kernel in noise.items()
+        if draw_noise
     }
     batch_ndim = _common_batch(observed)
     data = _Side(data_key, observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
@@ -119,6 +123,7 @@ def draw_sides(
         SiteValues(model_side.values, model_side.batch_shape, arguments),
         data.weights,
         model_side.weights,
+        data.is_masked or model_side.is_masked,
         {
             name: site["value"]
             for name, site in [*guide_trace.items(), *sites.items()]
@@ -220,6 +225,8 @@ class _Side:
             self.values[name] = _batch_first(value, extra, batch_ndim)
             self.batch_shape = self.values[name].shape[:batch_ndim]
             self._weigh(name, site)
+        #: Whether any element was set to zero, as far as shapes tell.
+        self.is_masked = kept is not None
         # A datum counts as long as one of its sites has something to show.
         if kept is not None and all_masked:
             weights = kept.astype(next(iter(self.values.values())).dtype)

@@ -149,8 +149,11 @@ class AdversarialDivergence(CriticLoss):
         right = pi * jnp.mean(data > 0) + (1 - pi) * jnp.mean(model < 0)
         flat = pi * jnp.mean(jnp.abs(data) > 10) + (1 - pi) * jnp.mean(jnp.abs(model) > 10)
 
+        def observe(right: jax.Array, flat: jax.Array) -> None:
+            self._monitor.observe(float(right), float(flat))
+
         def report() -> None:
-            jax.debug.callback(self._monitor.observe, right, flat)
+            jax.debug.callback(observe, right, flat)
 
         # The host is called only when something is amiss, also inside jit and scan.
         lax.cond((right >= 0.99) & (flat >= 0.9), report, lambda: None)

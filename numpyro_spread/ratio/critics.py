@@ -236,7 +236,7 @@ class ConvCritic(nn.Module):
         if jnp.shape(x)[-1:] != (math.prod(self.image_shape),):
             raise ValueError(_messages.critic_image_misfit(jnp.shape(x), self.image_shape))
         # Channels come first in the features, as in PyTorch, and last in flax's convolutions.
-        x = jnp.moveaxis(x.reshape(math.prod(batch_shape), *self.image_shape), 1, -1)
+        x = jnp.moveaxis(x.reshape(-1, *self.image_shape), 1, -1)
         convolution = _normalised_convolution if self.spectral_norm else None
         for width in self.channels:
             layer = nn.Conv(width, (4, 4), strides=2, padding=1, conv_general_dilated=convolution)

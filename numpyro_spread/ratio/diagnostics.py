@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -30,7 +32,7 @@ def critic_report(
     :param weights_q: weights of the draws, of the shape of ``logits_q``.
     :return: see :class:`spread_analysis.CriticReport`.
     """
-    arrays = [
+    arrays: list[Any] = [
         None if value is None else np.asarray(value, dtype=float).ravel()
         for value in (logits_p, logits_q, weights_p, weights_q)
     ]

@@ -69,8 +69,8 @@ class R1(Regularizer):
     With ``every=k`` it is computed at one step in k, chosen at random, and multiplied by k (lazy
     regularisation, [2, appendix B]).
 
-        >>> R1(gamma=1.0, every=4)
-        R1(gamma=1.0, every=4)
+        >>> R1(every=4, gamma=1.0)
+        R1(every=4, gamma=1.0)
 
     **References**
 
@@ -112,7 +112,7 @@ class GradientPenalty(Regularizer):
     paired with draw i, so both sides need equal numbers.
 
         >>> GradientPenalty(10.0)
-        GradientPenalty(weight=10.0, target=1.0, every=1)
+        GradientPenalty(every=1, weight=10.0, target=1.0)
 
     **References**
 

@@ -3,6 +3,15 @@
 """Losses: each goes into an unmodified SVI."""
 
 from pyro_spread.infer.adversarial_divergence import AdversarialDivergence
+from pyro_spread.infer.discrepancy import MMD, EnergyDistance, SlicedWasserstein
 from pyro_spread.infer.spread_elbo import SpreadELBO
+from pyro_spread.infer.wasserstein_critic import WassersteinCritic
 
-__all__ = ["AdversarialDivergence", "SpreadELBO"]
+__all__ = [
+    "MMD",
+    "AdversarialDivergence",
+    "EnergyDistance",
+    "SlicedWasserstein",
+    "SpreadELBO",
+    "WassersteinCritic",
+]

@@ -249,7 +249,9 @@ class CriticLoss(ELBO):
         surrogate = surrogate + (logits.model * pull_model).sum()
         if not one_pass and generator_learns:
             learned = {n: v for n, v in inputs.items() if v.requires_grad}
-            grads = torch.autograd.grad(logits.model, learned.values(), push, retain_graph=True)
+            grads = torch.autograd.grad(
+                logits.model, list(learned.values()), push, retain_graph=True
+            )
             for name, grad in zip(learned, grads, strict=True):
                 surrogate = surrogate + (grad * sides.model[name]).sum()
         if self.regularizer is not None:

@@ -30,6 +30,7 @@ class TwoSides(NamedTuple):
     model: SiteValues
     data_weights: torch.Tensor | None
     model_weights: torch.Tensor | None
+    is_masked: bool
 
 
 def as_noise(noise: Noise | None) -> Noise:
@@ -51,6 +52,7 @@ def draw_sides(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    draw_noise: bool = True,
 ) -> TwoSides:
     """
     Run the model once: its draws at observed sites are Q, what it would have observed is P.
@@ -62,6 +64,7 @@ def draw_sides(
     :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
+    :param draw_noise: False for losses that have the noise in closed form.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     :raises NotImplementedError: if no gradient can reach the model through its draws.
     """
@@ -73,6 +76,7 @@ def draw_sides(
         raise ValueError(_messages.nothing_observed())
     _check_sites(trace, guide_trace, observed)
     _check_noise_sites(trace, observed, noise)
+    noise = noise if draw_noise else {}
     batch_ndim = _common_batch(observed)
     data = _Side(observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
     model_side = _Side(observed, noise, batch_ndim, lambda site: site["value"])
@@ -85,6 +89,7 @@ def draw_sides(
         SiteValues(model_side.values, model_side.batch_shape, arguments),
         data.weights,
         model_side.weights,
+        data.is_masked or model_side.is_masked,
     )
 
 
@@ -206,6 +211,8 @@ class _Side:
             self.values[name] = _batch_first(value, extra, batch_ndim)
             self.batch_shape = self.values[name].shape[:batch_ndim]
             self._weigh(name, site)
+        #: Whether any element was set to zero, as far as shapes tell.
+        self.is_masked = kept is not None
         # A datum counts as long as one of its sites has something to show.
         if kept is not None and all_masked:
             weights = kept.to(next(iter(self.values.values())).dtype)

@@ -46,6 +46,7 @@ class AdversarialDivergence(CriticLoss):
         ...         pyro.sample("x", dist.Delta(w * z), obs=x)
         >>> def guide(x):
         ...     pass
+        >>> pyro.clear_param_store()
         >>> loss = AdversarialDivergence(concat_sites(torch.nn.Linear(1, 1), "x"), JSPi(0.5))
         >>> adam = pyro.optim.Adam({"lr": 1e-3})
         >>> optim = two_player(adam, pyro.optim.Adam({"lr": 2e-3}))

@@ -224,7 +224,7 @@ class ConvCritic(nn.Module):
         """
         if x.shape[-1:] != (math.prod(self.image_shape),):
             raise ValueError(_messages.critic_image_misfit(x.shape, self.image_shape))
-        logits = self.layers(x.reshape(x.shape[:-1].numel(), *self.image_shape))
+        logits = self.layers(x.reshape(-1, *self.image_shape))
         return logits.reshape(*x.shape[:-1], 1)
 
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from spread_analysis import CriticReport
@@ -29,7 +31,7 @@ def critic_report(
     :param weights_q: weights of the draws, of the shape of ``logits_q``.
     :return: see :class:`spread_analysis.CriticReport`.
     """
-    arrays = [
+    arrays: list[Any] = [
         None if value is None else value.detach().cpu().double().numpy().ravel()
         for value in (logits_p, logits_q, weights_p, weights_q)
     ]

@@ -79,8 +79,8 @@ class R1(Regularizer):
     With ``every=k`` it is computed at one step in k, chosen at random, and multiplied by k (lazy
     regularisation, [2, appendix B]).
 
-        >>> R1(gamma=1.0, every=4)
-        R1(gamma=1.0, every=4)
+        >>> R1(every=4, gamma=1.0)
+        R1(every=4, gamma=1.0)
 
     **References**
 
@@ -121,7 +121,7 @@ class GradientPenalty(Regularizer):
     paired with draw i, so both sides need equal numbers.
 
         >>> GradientPenalty(10.0)
-        GradientPenalty(weight=10.0, target=1.0, every=1)
+        GradientPenalty(every=1, weight=10.0, target=1.0)
 
     **References**
 
@@ -151,7 +151,7 @@ class GradientPenalty(Regularizer):
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The penalty at points between data and draws, a scalar."""
-        between = {}
+        between: dict[str, torch.Tensor] = {}
         for site, real in data.items():
             fake = model[site].detach()
             if fake.shape != real.shape:

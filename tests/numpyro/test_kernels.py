@@ -58,7 +58,7 @@ def test_unbiased(name):
 )
 def test_blocks_in_single_precision(name, width):
     kernel = KERNELS[name]
-    x, y = 100 + _normal(70, width, seed=1), 100.2 + _normal(50, width, seed=2)
+    x, y = 1000 + _normal(70, width, seed=1), 1000.2 + _normal(50, width, seed=2)
     dense, blocked = (
         jax.jit(
             jax.value_and_grad(lambda y, size=size: mmd2_unbiased(kernel, x, y, block_size=size))
@@ -67,6 +67,8 @@ def test_blocks_in_single_precision(name, width):
     )
     np.testing.assert_allclose(blocked[0], dense[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(blocked[1], dense[1], rtol=0, atol=1e-6)
+    # Nothing is lost by the distance to the origin: the centre is exact there.
+    np.testing.assert_allclose(kernel(x, y), kernel(x - 1000, y - 1000), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,317 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Discrepancies between the data and as many draws of the model: nothing has to be learned."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.infer.elbo import ELBO
+
+from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
+from pyro_spread.infer._two_sides import Noise, TwoSides, as_noise, draw_sides, kernels_of
+from pyro_spread.noise import GaussianNoise
+from pyro_spread.ratio.adapters import SiteValues, site_features
+from spread_analysis import _messages
+
+Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Samples of data and model, of shape (number, features), and their weights.
+Both = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+class _Discrepancy(ELBO):
+    """Base of the losses that compare a batch of data with a batch of draws."""
+
+    def __init__(self, noise: Noise | None, given: Sequence[str], num_particles: int) -> None:
+        if num_particles < 1 or num_particles != int(num_particles):
+            raise ValueError(
+                _messages.bad_range("num_particles", num_particles, "a positive integer")
+            )
+        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+            raise TypeError(_messages.bad_range("given", given, "a sequence of argument names"))
+        super().__init__(num_particles=num_particles)
+        self.noise = as_noise(noise)
+        self.given = tuple(given)
+
+    @abstractmethod
+    def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        """The discrepancy at one draw of the model for every datum."""
+
+    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        The guide to hand to SVI: the guide itself, since there is no critic.
+
+        :param model: the model.
+        :param guide: the guide.
+        """
+        return guide
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """
+        The discrepancy at fresh draws.
+
+        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
+            the site and the way out, and params are as before.
+        """
+        with torch.no_grad(), no_new_params_on_error():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Like :meth:`loss`, and adds its gradient to those of the params."""
+        with no_new_params_on_error():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            if loss.requires_grad:
+                loss.backward()
+        return float(loss.detach())
+
+    def differentiable_loss(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Like :meth:`loss`, as a tensor to differentiate."""
+        losses = [self._once(model, guide, args, kwargs) for _ in range(self.num_particles)]
+        return sum(losses[1:], losses[0]) / self.num_particles
+
+    def _draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Both:
+        """Samples and weights of both sides, after the noise."""
+        kernels = kernels_of(self.noise, args, kwargs)
+        return self._both(draw_sides(model, guide, kernels, args, kwargs), kwargs)
+
+    def _both(self, sides: TwoSides, kwargs: Mapping[str, Any]) -> Both:
+        data_weights, model_weights = sides.data_weights, sides.model_weights
+        return (
+            self._samples(sides.data, kwargs).detach(),
+            self._samples(sides.model, kwargs),
+            None if data_weights is None else data_weights.reshape(-1),
+            None if model_weights is None else model_weights.reshape(-1),
+        )
+
+    def _samples(self, values: SiteValues, kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """All sites and given arguments side by side, of shape (number, features)."""
+        names = [*values, *self.given]
+        joined = torch.cat([site_features(values, name, kwargs) for name in names], -1)
+        return joined.reshape(-1, joined.shape[-1])
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError  # densities are what this loss does without
+
+
+class MMD(_Discrepancy):
+    r"""
+    Squared maximum mean discrepancy between the data P and the model Q, without a critic.
+
+    .. math::
+        E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y), \qquad x, x' \sim P, \; y, y' \sim Q,
+
+    as the unbiased U-statistic over the batch [1, equation 3]: pairs of different samples only, so
+    that its mean is zero where the two agree and single values may be negative. (The V-statistic
+    over particles, as in Pyro's own ``Trace_MMD``, compares latents with their prior.) Draws of the
+    model, of the sites it observes, take the place of y [2].
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import MMD, GaussianKernel
+        >>> def model(x):
+        ...     w = pyro.param("w", torch.tensor(0.5))
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Delta(w * z), obs=x)
+        >>> def guide(x):
+        ...     pass
+        >>> loss = MMD(GaussianKernel([0.5, 1.0, 2.0]))
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss)
+        >>> svi.step(torch.randn(100)) < 1.0
+        True
+
+    Sites are laid side by side, as are the arguments in ``given``; without them a model of x given
+    an argument is compared by its average over the arguments only. With :class:`GaussianNoise` and
+    a :class:`GaussianKernel` the noise is in closed form: the MMD of the spread distributions is
+    that of the convolved kernel, and nothing is drawn. In all other cases both sides get fresh
+    noise.
+
+    **References**
+
+    [1] `A Kernel Two-Sample Test`, Arthur Gretton et al., JMLR 13, 2012.
+
+    [2] `Training generative neural networks via Maximum Mean Discrepancy optimization`, Gintare
+    Karolina Dziugaite, Daniel M. Roy, Zoubin Ghahramani, https://arxiv.org/abs/1505.03906
+
+    :param kernel: a positive definite kernel: any callable from samples of shapes (n, d) and (m, d)
+        to an (n, m) matrix, such as :class:`GaussianKernel`.
+    :param noise: dict from observed site to noise kernel, or a callable that returns it.
+    :param given: names of arguments of the model that are compared together with the sites.
+    :param num_particles: number of draws of the model per datum and step.
+    :param block_size: rows of the kernel matrix that are held at once; chosen if left out.
+    :raises TypeError: if the kernel is not callable.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        noise: Noise | None = None,
+        *,
+        given: Sequence[str] = (),
+        num_particles: int = 1,
+        block_size: int | None = None,
+    ) -> None:
+        super().__init__(noise, given, num_particles)
+        if not callable(kernel):
+            raise TypeError(_messages.bad_range("MMD: kernel", kernel, "callable"))
+        self.kernel = kernel
+        self.block_size = block_size
+
+    def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        kernels = kernels_of(self.noise, args, kwargs)
+        closed = hasattr(self.kernel, "convolved") and bool(kernels)
+        closed = closed and all(type(kernel) is GaussianNoise for kernel in kernels.values())
+        sides = draw_sides(model, guide, kernels, args, kwargs, draw_noise=not closed)
+        if closed and sides.is_masked:
+            # Masked elements carry no noise, so that rows would need kernels of their own.
+            sides = draw_sides(model, guide, kernels, args, kwargs)
+            closed = False
+        kernel: Any = self.kernel
+        if closed:
+            kernel = kernel.convolved(self._variances(sides, kernels, kwargs))
+        return mmd2_unbiased(kernel, *self._both(sides, kwargs), block_size=self.block_size)
+
+    def _variances(
+        self, sides: TwoSides, kernels: Mapping[str, Any], kwargs: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """The noise variance of every feature."""
+        parts = []
+        for name in [*sides.data, *self.given]:
+            values = site_features(sides.data, name, kwargs)
+            if name not in sides.data or name not in kernels:
+                parts.append(values.new_zeros(values.shape[-1]))
+                continue
+            scale = torch.as_tensor(kernels[name].scale, dtype=values.dtype, device=values.device)
+            shape = sides.data[name].shape[sides.data.batch_ndim :]
+            try:
+                parts.append(scale.square().expand(shape).reshape(-1))
+            except RuntimeError as error:
+                message = _messages.scale_misfit("GaussianNoise", scale.shape, shape, len(shape))
+                raise ValueError(_messages.at_site(name, message)) from error
+        return torch.cat(parts)
+
+
+class EnergyDistance(_Discrepancy):
+    r"""
+    Energy distance between the data P and the model Q.
+
+    .. math::
+        2 E|x - y|^\beta - E|x - x'|^\beta - E|y - y'|^\beta, \qquad 0 < \beta < 2,
+
+    as the unbiased U-statistic over the batch [1]: two samples are compared, where
+    ``pyro.infer.EnergyDistance`` scores every datum by particles of its own. It has no bandwidth to
+    choose; it grows with the scale of x to the power :math:`\beta`, so that sites on larger scales
+    weigh more.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import EnergyDistance
+        >>> def model(x):
+        ...     w = pyro.param("w", torch.tensor(0.5))
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Delta(w * z), obs=x)
+        >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), EnergyDistance())
+        >>> svi.step(torch.randn(100)) < 1.0
+        True
+
+    **References**
+
+    [1] `Energy statistics: A class of statistics based on distances`, Gábor Székely, Maria Rizzo,
+    Journal of Statistical Planning and Inference 143, 2013.
+
+    :param beta: the power of the distance.
+    :param noise: dict from observed site to noise kernel, or a callable that returns it.
+    :param given: names of arguments of the model that are compared together with the sites.
+    :param num_particles: number of draws of the model per datum and step.
+    :param block_size: rows of the distance matrix that are held at once; chosen if left out.
+    :raises ValueError: if beta is not inside (0, 2).
+    """
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        noise: Noise | None = None,
+        *,
+        given: Sequence[str] = (),
+        num_particles: int = 1,
+        block_size: int | None = None,
+    ) -> None:
+        super().__init__(noise, given, num_particles)
+        if not 0 < beta < 2:
+            raise ValueError(_messages.bad_energy_power(beta))
+        self.beta = beta
+        self.block_size = block_size
+
+    def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        both = self._draw(model, guide, args, kwargs)
+        return energy_distance(*both, beta=self.beta, block_size=self.block_size)
+
+
+class SlicedWasserstein(_Discrepancy):
+    r"""
+    Sliced Wasserstein distance between the data P and the model Q, to the power p.
+
+    The mean over random directions :math:`\theta` on the sphere of the one-dimensional
+    :math:`W_p^p(\theta^\top x, \theta^\top y)`, which sorting gives exactly [1, 2]. Directions are
+    drawn afresh at every step. Unlike the other two it is biased upwards: two batches of one
+    distribution are a positive distance apart.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import SlicedWasserstein
+        >>> def model(x):
+        ...     w = pyro.param("w", torch.tensor(0.5))
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Delta(w * z), obs=x)
+        >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), SlicedWasserstein(10))
+        >>> 0.0 < svi.step(torch.randn(100)) < 1.0
+        True
+
+    **References**
+
+    [1] `Sliced and Radon Wasserstein Barycenters of Measures`, Nicolas Bonneel et al., Journal of
+    Mathematical Imaging and Vision 51, 2015.
+
+    [2] `Generative Modeling using the Sliced Wasserstein Distance`, Ishan Deshpande, Ziyu Zhang,
+    Alexander Schwing, https://arxiv.org/abs/1803.11188
+
+    :param num_projections: number of directions per step.
+    :param noise: dict from observed site to noise kernel, or a callable that returns it.
+    :param p: the order, at least 1; the value is in units of x to that power.
+    :param given: names of arguments of the model that are compared together with the sites.
+    :param num_particles: number of draws of the model per datum and step.
+    :raises ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_projections: int = 100,
+        noise: Noise | None = None,
+        *,
+        p: float = 2.0,
+        given: Sequence[str] = (),
+        num_particles: int = 1,
+    ) -> None:
+        super().__init__(noise, given, num_particles)
+        if num_projections < 1 or num_projections != int(num_projections):
+            wanted = "a positive integer"
+            raise ValueError(_messages.bad_range("num_projections", num_projections, wanted))
+        if not p >= 1:
+            raise ValueError(_messages.bad_order(p))
+        self.num_projections = num_projections
+        self.p = p
+
+    def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        data, draws, *weights = self._draw(model, guide, args, kwargs)
+        directions = torch.randn(self.num_projections, data.shape[-1]).to(data)
+        directions = torch.nn.functional.normalize(directions, dim=-1)
+        return sliced_wasserstein(data, draws, directions, self.p, *weights)
