@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+BENCH_READY := $(VENV)/.bench-ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 export OMP_NUM_THREADS ?= 2
@@ -32,7 +33,7 @@ format: $(READY)
 typecheck: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(BENCH_READY)
 	$(BIN)/python benchmarks/run.py --output bench-output
 
 docs: $(DOCS_READY)
@@ -49,6 +50,10 @@ $(READY): pyproject.toml constraints.txt
 $(DOCS_READY): $(READY)
 	$(PIP) --editable '.[docs]'
 	touch $(DOCS_READY)
+
+$(BENCH_READY): $(READY)
+	$(PIP) --editable '.[bench]'
+	touch $(BENCH_READY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output bench-output docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ harness.bind_threads()
 import jax  # noqa: E402
 import numpyro  # noqa: E402
 import numpyro_contestants as programs  # noqa: E402
+import numpyro_gan  # noqa: E402
 import optax  # noqa: E402
 from harness import Contestant, Pair, Row  # noqa: E402
 from jax import Array, random  # noqa: E402
@@ -141,6 +142,10 @@ def main() -> None:
             rows += step_ratios(parts, args.smoke, args.seed)
         if "e" in parts:
             rows += scaling(args.smoke, args.seed)
+        if "g" in parts:
+            rows += numpyro_gan.step_ratios(args.smoke, args.seed)
+        if "h" in parts:
+            rows += numpyro_gan.mmd(args.smoke, args.seed, programs.compiled_memory)
     versions = {
         "jax": jax.__version__,
         "numpyro": numpyro.__version__,

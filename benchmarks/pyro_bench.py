@@ -12,6 +12,7 @@ harness.bind_threads()
 
 import pyro  # noqa: E402
 import pyro_contestants as programs  # noqa: E402
+import pyro_gan  # noqa: E402
 import torch  # noqa: E402
 from harness import Contestant, Pair, Row  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
@@ -157,6 +158,10 @@ def main() -> None:
             rows += step_ratios(parts, args.smoke, args.seed)
         if "e" in parts:
             rows += scaling(args.smoke, args.seed)
+        if "f" in parts:
+            rows += pyro_gan.step_ratios(args.smoke, args.seed)
+        if "h" in parts:
+            rows += pyro_gan.mmd(args.smoke, args.seed, tensor_peak)
     versions = {"torch": torch.__version__, "pyro-ppl": pyro.__version__}
     harness.write_result(args.result, rows, versions)
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-Measure what a spread loss costs beside the stock loss and beside a hand-written loop.
+Measure what the losses cost beside the stock loss and beside hand-written loops.
 
     python benchmarks/run.py --output bench-output              # everything, about ten minutes
     python benchmarks/run.py --only a,c --backend pyro
@@ -26,7 +26,7 @@ from typing import Any
 import harness
 
 # Which backend has which timed part; "d" is measured apart, a process for each contestant.
-TIMED = {"pyro": {"a", "c", "e"}, "numpyro": {"a", "b", "e"}}
+TIMED = {"pyro": {"a", "c", "e", "f", "h"}, "numpyro": {"a", "b", "e", "g", "h"}}
 CONTESTANTS = {
     "pyro": ("hand", "stock-module", "spread-module", "stock-svi", "spread-svi"),
     "numpyro": ("hand", "stock", "spread"),
@@ -131,7 +131,7 @@ def _arguments() -> argparse.Namespace:
 
         return parse
 
-    summary = "Measure what a spread loss costs; parts are described in benchmarks/README.md."
+    summary = "Measure what the losses cost; parts are described in benchmarks/README.md."
     parser = argparse.ArgumentParser(description=summary)
     parser.add_argument("--output", type=Path, default=Path("bench-output"))
     parser.add_argument("--only", type=listed(harness.PARTS), default=set(harness.PARTS))
