@@ -472,7 +472,7 @@ def jit_keyword_data(site: str, argument: str, elbo: str) -> str:
 
 def mutable_particles(num_particles: int) -> str:
     return (
-        f"SpreadELBO: the model or guide has mutable state, and num_particles={num_particles} "
+        f"the model or guide has mutable state, and num_particles={num_particles} "
         "would give one new state per particle. Use num_particles=1."
     )
 
@@ -527,15 +527,15 @@ def no_divergence(value: object) -> str:
 
 def no_such_value(name: str, sites: Iterable[str], arguments: Iterable[str]) -> str:
     return (
-        f"the critic asks for '{name}', which is neither a contrasted site (they are "
+        f"'{name}' is neither a site that is compared (they are "
         f"{sorted(sites)}) nor an argument of the model ({sorted(arguments)})."
     )
 
 
 def feature_shape(name: str, shape: Sequence[int], batch: Sequence[int]) -> str:
     return (
-        f"the critic's input '{name}' of shape {tuple(shape)} does not begin with the plates' "
-        f"batch shape {tuple(batch)}. Give it those dimensions, or write a critic that handles it."
+        f"the value '{name}' of shape {tuple(shape)} does not begin with the plates' batch shape "
+        f"{tuple(batch)}. Give it those dimensions, or write a critic that handles it."
     )
 
 

@@ -119,7 +119,7 @@ class CriticLoss(ELBO):
     def _value(self, logits: Logits) -> jax.Array:
         """What is reported."""
 
-    def _watch(self, logits: Logits) -> None:
+    def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
         """Look for signs of trouble; called at every step."""
 
     def register(
@@ -139,7 +139,9 @@ class CriticLoss(ELBO):
 
         def declare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if numpyro.param(site) is None:
-                numpyro.param(site, self._init(model, guide, args, kwargs))
+                params = self._init(model, guide, args, kwargs)
+                # NumPyro takes what can be called, as equinox modules can, for an initialiser.
+                numpyro.param(site, (lambda _: params) if callable(params) else params)
 
         return _WithCritic(guide or no_guide, declare)
 
@@ -226,18 +228,20 @@ class CriticLoss(ELBO):
             # The critic's own backward pass runs on to its input, where it is rescaled.
             pull_model = _away_from_zero(pull_model)
             critic_grads, at_input = pull_back((pull_data, pull_model))
-            factor = jnp.where(push == 0, 0.0, push / pull_model)
-            model_grads = {
-                name: grad * factor.reshape(*factor.shape, *[1] * (grad.ndim - factor.ndim))
-                for name, grad in at_input.items()
-            }
+            # One after the other: their product may overflow where the result does not.
+            for factor in (jnp.where(push == 0, 0.0, 1 / pull_model), push):
+                at_input = {
+                    name: grad * factor.reshape(*factor.shape, *[1] * (grad.ndim - factor.ndim))
+                    for name, grad in at_input.items()
+                }
+            model_grads = at_input
         else:
             critic_grads, _ = pull_back((pull_data, pull_model))
             _, model_grads = pull_back((jnp.zeros_like(pull_data), push))
         critic_grads = self._add_penalty(
             penalty_key, critic_grads, frozen, data, sides, args, kwargs
         )
-        self._watch(logits)
+        self._watch(random.fold_in(penalty_key, 2), logits)
         grads = {"critic": critic_grads, "model": model_grads}
         return with_gradients(self._value(logits), learned, grads), sides.mutable
 

@@ -213,9 +213,12 @@ class _Side:
             # NumPy's arrays stay: they are concrete under jit too, where svi.run captures them.
             dtype = jnp.result_type(site["value"])
             value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
-            if name in noise:
-                value = _noisy(key, name, noise[name], value)
             mask = _mask(name, site, shape)
+            if name in noise:
+                if mask is not None:  # what may be NaN there need not be a valid mean
+                    value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
+                value = _noisy(key, name, noise[name], value)
+                mask = _mask(name, site, jnp.shape(value))
             if mask is not None:
                 value = jnp.where(mask, value, jnp.zeros((), dtype))
                 whole = _batch_first(mask, extra, batch_ndim)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import lax, random
 
 from numpyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from numpyro_spread.infer._critic_loss import CriticLoss, Logits
@@ -19,6 +19,7 @@ from numpyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
 
 _GENERATORS = ("divergence", "non_saturating")
+_WATCH_EVERY = 16
 
 
 class AdversarialDivergence(CriticLoss):
@@ -143,7 +144,7 @@ class AdversarialDivergence(CriticLoss):
             return value
         return jnp.clip(value, 0.0, self.divergence.upper)
 
-    def _watch(self, logits: Logits) -> None:
+    def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
         pi = self.divergence.pi
         data, model = logits.data, logits.model
         right = pi * jnp.mean(data > 0) + (1 - pi) * jnp.mean(model < 0)
@@ -155,5 +156,7 @@ class AdversarialDivergence(CriticLoss):
         def report() -> None:
             jax.debug.callback(observe, right, flat)
 
-        # The host is called only when something is amiss, also inside jit and scan.
-        lax.cond((right >= 0.99) & (flat >= 0.9), report, lambda: None)
+        # Calling the host takes time, also inside jit and scan: it is done when something is amiss,
+        # and now and then when nothing is, so that the monitor does not add up bad steps far apart.
+        amiss = (right >= 0.99) & (flat >= 0.9)
+        lax.cond(amiss | random.bernoulli(rng_key, 1 / _WATCH_EVERY), report, lambda: None)

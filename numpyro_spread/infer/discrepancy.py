@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer.elbo import ELBO
 
+from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from numpyro_spread.infer._two_sides import (
     Noise,
@@ -148,8 +149,8 @@ class MMD(_Discrepancy):
     Sites are laid side by side, as are the arguments in ``given``; without them a model of x given
     an argument is compared by its average over the arguments only. With :class:`GaussianNoise` and
     a :class:`GaussianKernel` the noise is in closed form: the MMD of the spread distributions is
-    that of the convolved kernel, and nothing is drawn. In all other cases both sides get fresh
-    noise.
+    that of the convolved kernel, and nothing is drawn. In all other cases, such as masked data or a
+    scale for every datum, both sides get fresh noise.
 
     **References**
 
@@ -190,33 +191,35 @@ class MMD(_Discrepancy):
         closed = closed and all(type(kernel) is GaussianNoise for kernel in kernels.values())
         draw = functools.partial(draw_sides, rng_key, params, model, guide, kernels, args, kwargs)
         sides = draw(draw_noise=not closed)
-        if closed and sides.is_masked:
-            # Masked elements carry no noise, so that rows would need kernels of their own.
-            sides = draw()
-            closed = False
         kernel: Any = self.kernel
         if closed:
-            kernel = kernel.convolved(self._variances(sides, kernels, kwargs))
+            variances = self._variances(sides, kernels, kwargs)
+            if variances is None:
+                sides = draw()
+            else:
+                kernel = kernel.convolved(variances)
         value = mmd2_unbiased(kernel, *self._both(sides, kwargs), block_size=self.block_size)
         return value, sides.mutable
 
     def _variances(
         self, sides: TwoSides, kernels: Mapping[str, Any], kwargs: Mapping[str, Any]
-    ) -> jax.Array:
-        """The noise variance of every feature."""
+    ) -> jax.Array | None:
+        """The noise variance of every feature; None if data differ in it."""
+        if sides.is_masked:
+            return None  # masked elements carry no noise
         parts = []
         for name in [*sides.data, *self.given]:
             values = site_features(sides.data, name, kwargs)
             if name not in sides.data or name not in kernels:
                 parts.append(jnp.zeros(values.shape[-1], values.dtype))
                 continue
-            scale = jnp.asarray(kernels[name].scale, values.dtype)
+            kernel = refuse_gradient(kernels[name], ValueError(_messages.learned_noise(name)))
+            scale = jnp.asarray(kernel.scale, values.dtype)
             shape = sides.data[name].shape[sides.data.batch_ndim :]
             try:
                 parts.append(jnp.broadcast_to(jnp.square(scale), shape).reshape(-1))
-            except ValueError as error:
-                message = _messages.scale_misfit("GaussianNoise", scale.shape, shape, len(shape))
-                raise ValueError(_messages.at_site(name, message)) from error
+            except ValueError:
+                return None
         return jnp.concatenate(parts)
 
 
@@ -330,7 +333,7 @@ class SlicedWasserstein(_Discrepancy):
         if num_projections < 1 or num_projections != int(num_projections):
             wanted = "a positive integer"
             raise ValueError(_messages.bad_range("num_projections", num_projections, wanted))
-        if not p >= 1:
+        if not 1 <= p < float("inf"):
             raise ValueError(_messages.bad_order(p))
         self.num_projections = num_projections
         self.p = p

@@ -70,7 +70,9 @@ def site_features(
     value = values[name] if name in values else arguments.get(name)
     if value is None:
         raise ValueError(_messages.no_such_value(name, values, arguments))
-    floating = [v.dtype for v in values.values() if jnp.issubdtype(v.dtype, jnp.floating)]
+    # As JAX will hold it: a NumPy array of doubles may stay outside.
+    dtypes = map(jnp.result_type, values.values())
+    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     value = jnp.asarray(value).astype(floating[0] if floating else float)
     batch = getattr(values, "batch_shape", value.shape[:1])
     if value.shape[: len(batch)] != batch:

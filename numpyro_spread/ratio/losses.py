@@ -86,12 +86,22 @@ def logistic_loss(
     :param label_smoothing: the data's label is 1 minus this (one-sided smoothing, Salimans et al.
         2016, https://arxiv.org/abs/1606.03498, section 3.4). It bounds the logits and thereby
         biases the log-ratio.
-    :raises ValueError: if pi is not inside (0, 1).
+    :raises ValueError: if pi is not inside (0, 1) or label_smoothing not in [0, 1).
     """
     prior_log_odds(pi)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
+    logits_p, logits_q = _counted(logits_p, weights_p), _counted(logits_q, weights_q)
     data = softplus(-logits_p)
     if label_smoothing:
         data = (1 - label_smoothing) * data + label_smoothing * softplus(logits_p)
     return pi * weighted_mean(data, weights_p) + (1 - pi) * weighted_mean(
         softplus(logits_q), weights_q
     )
+
+
+def _counted(logits: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Logits without those of weight zero, where NaN would come back as a gradient of NaN."""
+    if weights is None:
+        return logits
+    return jnp.where(weights > 0, logits, 0.0)

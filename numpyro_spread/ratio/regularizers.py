@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import weighted_mean
@@ -20,7 +20,8 @@ Critic = Callable[[SiteValues], jax.Array]
 
 def _squared_norms(critic: Critic, values: SiteValues) -> jax.Array:
     """Squared norm of the gradient of every logit at its own input, of the batch shape."""
-    grads = jax.grad(lambda inputs: critic(values.replaced(inputs)).sum())(dict(values))
+    inputs = lax.stop_gradient(dict(values))
+    grads = jax.grad(lambda inputs: critic(values.replaced(inputs)).sum())(inputs)
     flat = [jnp.square(g).reshape(*values.batch_shape, -1).sum(-1) for g in grads.values()]
     return jnp.asarray(sum(flat))
 

@@ -40,17 +40,31 @@ class Logits(NamedTuple):
 
 
 class _Rescale(torch.autograd.Function):
-    """The identity; the gradient that comes back is multiplied by ``factor``, sample by sample."""
+    """The identity; the gradient that comes back is multiplied by ``factors``, sample by sample."""
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, factor: list[torch.Tensor]) -> torch.Tensor:
-        ctx.factor = factor  # filled in after the forward pass
+    def forward(ctx: Any, value: torch.Tensor, factors: list[torch.Tensor]) -> torch.Tensor:
+        ctx.factors = factors  # filled in after the forward pass
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (factor,) = ctx.factor
-        return grad * factor.reshape(*factor.shape, *[1] * (grad.dim() - factor.dim())), None
+        # One after the other: their product may overflow where the result does not.
+        for factor in ctx.factors:
+            grad = grad * factor.reshape([*factor.shape, *[1] * (grad.dim() - factor.dim())])
+        return grad, None
+
+
+class _Report(torch.autograd.Function):
+    """``value``, whose gradient is that of ``surrogate``: finite even where that overflows."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, grad
 
 
 class CriticLoss(ELBO):
@@ -183,10 +197,17 @@ class CriticLoss(ELBO):
         """Put the discriminator's params into the store, where SVI looks for them."""
         store = pyro.get_param_store()
         for name, param in self.discriminator.named_parameters():
-            stored = store._params.get(param_with_module_name(self.name, name))
-            # One that was loaded from a file is no other critic's: the module takes its value.
-            if stored is not None and stored is not param and stored in _registered:
+            full_name = param_with_module_name(self.name, name)
+            stored = store._params.get(full_name)
+            if stored is None or stored is param:
+                continue
+            if stored in _registered or stored.shape != param.shape:
                 raise ValueError(_messages.stale_critic(self.name))
+            # Loaded from a file, so no other critic's: the module takes its value. The module's
+            # own tensor stays, since pyro.module would leave the two side by side.
+            with torch.no_grad():
+                param.copy_(stored)
+            del store[full_name]
         pyro.module(self.name, self.discriminator)
         for param in self.discriminator.parameters():
             _registered[param] = self.name
@@ -229,12 +250,12 @@ class CriticLoss(ELBO):
 
     def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> torch.Tensor:
         """The reported value, with a surrogate behind it that gives both players' gradients."""
-        factor: list[torch.Tensor] = []
+        factors: list[torch.Tensor] = []
         one_pass = self._is_one_pass()
         generator_learns = any(v.requires_grad for v in sides.model.values())
         if one_pass:
             # The critic's own backward pass runs on into the generator, rescaled on the way.
-            inputs = {n: _Rescale.apply(v, factor) for n, v in sides.model.items()}
+            inputs = {n: _Rescale.apply(v, factors) for n, v in sides.model.items()}
         else:
             inputs = {
                 name: value.detach().requires_grad_(value.requires_grad)
@@ -245,12 +266,18 @@ class CriticLoss(ELBO):
         surrogate = (logits.data * pull_data).sum()
         if one_pass and generator_learns:
             pull_model = _away_from_zero(pull_model)
-            factor.append(torch.where(push == 0, push, push / pull_model))
+            factors += [torch.where(push == 0, push, 1 / pull_model), push]
         surrogate = surrogate + (logits.model * pull_model).sum()
         if not one_pass and generator_learns:
             learned = {n: v for n, v in inputs.items() if v.requires_grad}
+            # A critic may ignore some of the sites.
             grads = torch.autograd.grad(
-                logits.model, list(learned.values()), push, retain_graph=True
+                logits.model,
+                list(learned.values()),
+                push,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
             )
             for name, grad in zip(learned, grads, strict=True):
                 surrogate = surrogate + (grad * sides.model[name]).sum()
@@ -266,7 +293,7 @@ class CriticLoss(ELBO):
             detached = Logits(logits.data.detach(), logits.model.detach(), *logits[2:])
             value = self._value(detached)
             self._watch(detached)
-        return value + (surrogate - surrogate.detach())
+        return _Report.apply(value, surrogate)
 
     def _slopes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""

@@ -261,7 +261,7 @@ def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tens
             continue
         mask = torch.as_tensor(mask, device=value.device).bool()
         try:
-            full = mask.reshape(*mask.shape, *[1] * event_dim).expand(value.shape)
+            full = mask.reshape([*mask.shape, *[1] * event_dim]).expand(value.shape)
         except RuntimeError as error:
             raise ValueError(_messages.mask_misfit(name, mask.shape, value.shape)) from error
         result = full if result is None else result & full

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.elbo import ELBO
 
 from pyro_spread.infer._guards import no_new_params_on_error
@@ -86,8 +87,8 @@ class _Discrepancy(ELBO):
         return (
             self._samples(sides.data, kwargs).detach(),
             self._samples(sides.model, kwargs),
-            None if data_weights is None else data_weights.reshape(-1),
-            None if model_weights is None else model_weights.reshape(-1),
+            None if data_weights is None else data_weights.detach().reshape(-1),
+            None if model_weights is None else model_weights.detach().reshape(-1),
         )
 
     def _samples(self, values: SiteValues, kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -130,8 +131,11 @@ class MMD(_Discrepancy):
     Sites are laid side by side, as are the arguments in ``given``; without them a model of x given
     an argument is compared by its average over the arguments only. With :class:`GaussianNoise` and
     a :class:`GaussianKernel` the noise is in closed form: the MMD of the spread distributions is
-    that of the convolved kernel, and nothing is drawn. In all other cases both sides get fresh
-    noise.
+    that of the convolved kernel, and nothing is drawn. In all other cases, such as masked data or a
+    scale for every datum, both sides get fresh noise.
+
+    A Pyro kernel, such as those of ``pyro.contrib.gp.kernels``, keeps its parameters: minimising
+    the discrepancy would flatten it.
 
     **References**
 
@@ -169,19 +173,26 @@ class MMD(_Discrepancy):
         closed = hasattr(self.kernel, "convolved") and bool(kernels)
         closed = closed and all(type(kernel) is GaussianNoise for kernel in kernels.values())
         sides = draw_sides(model, guide, kernels, args, kwargs, draw_noise=not closed)
-        if closed and sides.is_masked:
-            # Masked elements carry no noise, so that rows would need kernels of their own.
-            sides = draw_sides(model, guide, kernels, args, kwargs)
-            closed = False
         kernel: Any = self.kernel
         if closed:
-            kernel = kernel.convolved(self._variances(sides, kernels, kwargs))
-        return mmd2_unbiased(kernel, *self._both(sides, kwargs), block_size=self.block_size)
+            variances = self._variances(sides, kernels, kwargs)
+            if variances is None:
+                sides = draw_sides(model, guide, kernels, args, kwargs)
+            else:
+                kernel = kernel.convolved(variances)
+
+        def fixed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            with poutine.block():  # SVI would train the params that the kernel names
+                return kernel(x, y)
+
+        return mmd2_unbiased(fixed, *self._both(sides, kwargs), block_size=self.block_size)
 
     def _variances(
         self, sides: TwoSides, kernels: Mapping[str, Any], kwargs: Mapping[str, Any]
-    ) -> torch.Tensor:
-        """The noise variance of every feature."""
+    ) -> torch.Tensor | None:
+        """The noise variance of every feature; None if data differ in it."""
+        if sides.is_masked:
+            return None  # masked elements carry no noise
         parts = []
         for name in [*sides.data, *self.given]:
             values = site_features(sides.data, name, kwargs)
@@ -192,9 +203,8 @@ class MMD(_Discrepancy):
             shape = sides.data[name].shape[sides.data.batch_ndim :]
             try:
                 parts.append(scale.square().expand(shape).reshape(-1))
-            except RuntimeError as error:
-                message = _messages.scale_misfit("GaussianNoise", scale.shape, shape, len(shape))
-                raise ValueError(_messages.at_site(name, message)) from error
+            except RuntimeError:
+                return None
         return torch.cat(parts)
 
 
@@ -305,7 +315,7 @@ class SlicedWasserstein(_Discrepancy):
         if num_projections < 1 or num_projections != int(num_projections):
             wanted = "a positive integer"
             raise ValueError(_messages.bad_range("num_projections", num_projections, wanted))
-        if not p >= 1:
+        if not 1 <= p < float("inf"):
             raise ValueError(_messages.bad_order(p))
         self.num_projections = num_projections
         self.p = p

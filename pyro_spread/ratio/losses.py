@@ -84,12 +84,27 @@ def logistic_loss(
     :param label_smoothing: the data's label is 1 minus this (one-sided smoothing, Salimans et al.
         2016, https://arxiv.org/abs/1606.03498, section 3.4). It bounds the logits and thereby
         biases the log-ratio.
-    :raises ValueError: if pi is not inside (0, 1).
+    :raises ValueError: if pi is not inside (0, 1) or label_smoothing not in [0, 1).
     """
     prior_log_odds(pi)
-    data = softplus(-logits_p)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
+    logits_p, logits_q = _counted(logits_p, weights_p), _counted(logits_q, weights_q)
+    data = _softplus(-logits_p)
     if label_smoothing:
-        data = (1 - label_smoothing) * data + label_smoothing * softplus(logits_p)
+        data = (1 - label_smoothing) * data + label_smoothing * _softplus(logits_p)
     return pi * weighted_mean(data, weights_p) + (1 - pi) * weighted_mean(
-        softplus(logits_q), weights_q
+        _softplus(logits_q), weights_q
     )
+
+
+def _counted(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Logits without those of weight zero, where NaN would come back as a gradient of NaN."""
+    if weights is None:
+        return logits
+    return torch.where(weights > 0, logits, torch.zeros_like(logits))
+
+
+def _softplus(x: torch.Tensor) -> torch.Tensor:
+    # PyTorch goes over to x itself at 20 by default, which double precision still sees.
+    return softplus(x, threshold=40)

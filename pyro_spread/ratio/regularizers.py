@@ -20,7 +20,10 @@ def _squared_norms(critic: Critic, values: SiteValues) -> torch.Tensor:
     """Squared norm of the gradient of every logit at its own input, of the batch shape."""
     inputs = {name: value.detach().requires_grad_() for name, value in values.items()}
     logits = critic(values.replaced(inputs))
-    grads = torch.autograd.grad(logits.sum(), list(inputs.values()), create_graph=True)
+    # A critic need not look at every site.
+    grads = torch.autograd.grad(
+        logits.sum(), list(inputs.values()), create_graph=True, materialize_grads=True
+    )
     return sum(grad.square().reshape(*values.batch_shape, -1).sum(-1) for grad in grads)  # type: ignore[return-value]
 
 
@@ -159,7 +162,7 @@ class GradientPenalty(Regularizer):
             if not between:
                 ndim = len(data.batch_shape)
                 share = torch.rand(data.batch_shape, dtype=real.dtype, device=real.device)
-            mixing = share.reshape(*share.shape, *[1] * (real.dim() - ndim))
+            mixing = share.reshape([*share.shape, *[1] * (real.dim() - ndim)])
             between[site] = mixing * real + (1 - mixing) * fake
         squared = _squared_norms(critic, data.replaced(between))
         # The root's gradient is infinite at zero, where a critic that is still flat stands.
