@@ -194,6 +194,9 @@ def batches(
     """
     Indices of mini-batches, shape (at most 100, batch size) at a time, drawn with replacement.
 
+        >>> [chunk.shape for chunk in batches(10, 4, 150, seed=0)]
+        [(100, 4), (50, 4)]
+
     :param num_images: number of images.
     :param batch_size: images per batch.
     :param num_steps: number of batches in all.

@@ -64,7 +64,7 @@ ARGUMENTS = {
     "generator": (
         {"generator": "saturating"},
         ValueError,
-        r"generator must be one of .*saturating",
+        r"generator must be one of .*'sat",
     ),
     "no gradient": ({"divergence": TotalVariation()}, NotImplementedError, "TotalVariation"),
     "update": ({"update": "both"}, ValueError, r"update must be one of .* got 'both'"),

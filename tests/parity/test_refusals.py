@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as pyro_dist
 import pytest
 import torch
+from flax import linen
 
 import numpyro_spread
 import pyro_spread
@@ -215,3 +216,82 @@ def test_the_steps_of_a_series_may_share_one_argument(backend):
     several = {f"x{t}": _noise(backend) for t in range(6)}
     with pytest.raises(ValueError, match="one and the same kernel object"):
         backend.loss(backend.package.SpreadELBO(several), model, backend.array(DATA))
+
+
+# --- adversarial losses: the same program, refused in the same words
+
+
+class _PyroGame:
+    @staticmethod
+    def run(model, data, **options):
+        net = pyro_spread.concat_sites(torch.nn.Linear(1, 1), "x")
+        loss = pyro_spread.AdversarialDivergence(net, **options)
+        pyro.clear_param_store()
+        loss.loss_and_grads(model, lambda *args: None, torch.as_tensor(data))
+
+
+class _NumPyroGame:
+    @staticmethod
+    def run(model, data, **options):
+        net = numpyro_spread.concat_sites(linen.Dense(1), "x")
+        loss = numpyro_spread.AdversarialDivergence(net, **options)
+        critic = {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}
+
+        def value(w):
+            params = {"w": w, "discriminator$params": critic}
+            return loss.loss(jax.random.key(0), params, model, lambda *args: None, data)
+
+        jax.grad(value)(0.5)
+
+
+def _observe(b, likelihood, plate=6):
+    param = pyro.param if b is Pyro else numpyro.param
+
+    def model(x):
+        w = param("w", b.array(0.5))
+        with b.plate("data", plate):
+            b.sample("x", likelihood(w), obs=x)
+
+    return model
+
+
+def _normal(b):
+    return _observe(b, lambda w: b.dist.Normal(w, 1.0))
+
+
+GAMES = {
+    "no data": lambda b: (lambda x: None, {}),
+    "NaN": lambda b: (lambda x: _normal(b)(x * float("nan")), {}),
+    "events": lambda b: (
+        _observe(b, lambda w: b.dist.Normal(w * b.array(np.ones(3)), 1.0).to_event(1)),
+        {},
+    ),
+    "draws for the penalty": lambda b: (
+        _observe(b, lambda w: b.dist.Normal(w, 1.0), 8),
+        {"regularizer": b.package.GradientPenalty()},
+    ),
+    "noise at no site": lambda b: (_normal(b), {"noise": {"y": _noise(b)}}),
+    "masked": lambda b: (
+        lambda x: _observe(
+            b, lambda w: b.dist.Normal(w, 1.0).expand([6]).mask(b.array(np.zeros(6, bool)))
+        )(x),
+        {},
+    ),
+    "form": lambda b: (_normal(b), {"generator": "both"}),
+    "update": lambda b: (_normal(b), {"update": "once"}),
+    "smoothing": lambda b: (_normal(b), {"label_smoothing": 2.0}),
+    "particles": lambda b: (_normal(b), {"num_particles": -1}),
+    "divergence": lambda b: (_normal(b), {"divergence": "js"}),
+    "variation": lambda b: (_normal(b), {"divergence": b.package.TotalVariation()}),
+}
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_adversarial_losses_refuse_in_the_same_words(name):
+    texts = []
+    for backend, game in ((Pyro, _PyroGame), (NumPyro, _NumPyroGame)):
+        model, options = GAMES[name](backend)
+        with pytest.raises((ValueError, TypeError, NotImplementedError)) as caught:
+            game.run(model, DATA[:, 0], **options)
+        texts.append((caught.type, str(caught.value)))
+    assert texts[0] == texts[1]

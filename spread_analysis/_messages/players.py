@@ -1,0 +1,234 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""About losses that compare draws, and their critics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def bad_pi(pi: object) -> str:
+    return f"pi is the share of data among the critic's samples and must lie in (0, 1), got {pi}."
+
+
+def bad_choice(argument: str, value: object, choices: Iterable[str]) -> str:
+    return f"{argument} must be one of {sorted(choices)}, got {value!r}."
+
+
+def bad_range(argument: str, value: object, wanted: str) -> str:
+    return f"{argument} must be {wanted}, got {value!r}."
+
+
+def no_critic(value: object, wanted: str) -> str:
+    return (
+        f"discriminator must be {wanted}, called as discriminator(values, *args, **kwargs) -> "
+        f"logits, got {value!r}. A plain net on features is adapted by concat_sites(net, 'x')."
+    )
+
+
+def pyro_module_critic() -> str:
+    return (
+        "discriminator is a PyroModule, whose params would be registered twice: by itself and by "
+        "the loss. Use a plain torch.nn.Module."
+    )
+
+
+def stale_critic(name: str) -> str:
+    return (
+        f"the param store already holds the params of another discriminator under the name "
+        f"'{name}', so that a stale critic would be trained. Call pyro.clear_param_store() before "
+        f"a new run, or give this loss a name of its own: name='...'."
+    )
+
+
+def no_divergence(value: object) -> str:
+    return f"divergence must be a Divergence such as JSPi(0.5), got {value!r}."
+
+
+def no_such_value(name: str, sites: Iterable[str], arguments: Iterable[str]) -> str:
+    return (
+        f"'{name}' is neither a site that is compared (they are "
+        f"{sorted(sites)}) nor an argument of the model ({sorted(arguments)})."
+    )
+
+
+def feature_shape(name: str, shape: Sequence[int], batch: Sequence[int]) -> str:
+    return (
+        f"the value '{name}' of shape {tuple(shape)} does not begin with the plates' batch shape "
+        f"{tuple(batch)}. Give it those dimensions, or write a critic that handles it."
+    )
+
+
+def logit_shape(got: Sequence[int], batch: Sequence[int]) -> str:
+    return (
+        f"the discriminator returned logits of shape {tuple(got)}, expected the plates' batch "
+        f"shape {tuple(batch)}: one number per datum. Drop a trailing dimension of one, or use "
+        "concat_sites."
+    )
+
+
+def net_output_shape(got: Sequence[int], batch: Sequence[int]) -> str:
+    return (
+        f"concat_sites: the net returned shape {tuple(got)} for features of batch shape "
+        f"{tuple(batch)}, expected {tuple(batch)} or {(*batch, 1)}: one logit per datum."
+    )
+
+
+def nothing_observed() -> str:
+    return (
+        "the model observes no site, so there are no data to compare its draws with. Pass the data "
+        "to the model and observe them with obs=."
+    )
+
+
+def factor_site(site: str) -> str:
+    return (
+        f"site '{site}' is a factor: it changes the model's density but not its draws, so a loss "
+        "that compares draws would ignore it. Write it as a distribution, or use an ELBO."
+    )
+
+
+def discrete_draw(site: str, distribution: str) -> str:
+    return (
+        f"site '{site}': draws of {distribution} are discrete or not reparametrised, so no "
+        "gradient reaches the model through them. Use a continuous relaxation (such as "
+        "RelaxedOneHotCategorical), an ELBO, or make the value an argument of the model instead of "
+        "a contrasted site."
+    )
+
+
+def latent_without_gradient(site: str, distribution: str) -> str:
+    return (
+        f"latent site '{site}': draws of {distribution} are not reparametrised, but its parameters "
+        "are being learned: their gradient would silently be zero. Fix them, or use a continuous "
+        "relaxation."
+    )
+
+
+def local_guide_site(site: str, plates: Iterable[str]) -> str:
+    return (
+        f"guide site '{site}' stands in the plate(s) {sorted(plates)} of the data, but the loss "
+        "compares data with the model's own draws, whose local latents come from the prior. Use an "
+        "empty guide, lambda *args: None; a guide over global latents may stay."
+    )
+
+
+def batch_mismatch(first: str, shape: Sequence[int], second: str, other: Sequence[int]) -> str:
+    return (
+        f"sites '{first}' and '{second}' have batch shapes {tuple(shape)} and {tuple(other)}, "
+        "which end in different plates, so that no critic can see them together."
+    )
+
+
+def mask_misfit(site: str, mask: Sequence[int], value: Sequence[int]) -> str:
+    return (
+        f"site '{site}': a mask or scale of shape {tuple(mask)} does not fit the value of shape "
+        f"{tuple(value)}."
+    )
+
+
+def everything_masked() -> str:
+    return "every datum is masked out or has weight zero, so there is nothing to compare."
+
+
+def nonfinite_value(site: str) -> str:
+    return (
+        f"site '{site}': the observed data contain NaN or inf. Clean or impute them first, or mask "
+        "those entries out in the model."
+    )
+
+
+def learned_noise(site: str) -> str:
+    return (
+        f"site '{site}': the noise kernel has learnable parameters, but a divergence is smallest "
+        "under the largest noise, so that they cannot be learned by minimising it. Fix them, or "
+        "anneal them through noise=lambda *args: {...}."
+    )
+
+
+def not_registered(name: str) -> str:
+    return (
+        f"the params '{name}$params' of the discriminator are unknown to SVI. Use "
+        "SVI(model, loss.register(model, guide), optim, loss)."
+    )
+
+
+def coupled_critic() -> str:
+    return (
+        "update='one_pass' needs a critic that treats samples one by one, but it contains batch "
+        "normalisation. Use update='two_pass' (the default there), or another normalisation."
+    )
+
+
+def unequal_for_penalty(site: str, data: Sequence[int], model: Sequence[int]) -> str:
+    return (
+        f"site '{site}': the gradient penalty pairs every datum with a draw of the model, but "
+        f"their shapes are {tuple(data)} and {tuple(model)}. Draw as many as there are data, or "
+        "use R1."
+    )
+
+
+def unknown_player(name: str, names: Iterable[str]) -> str:
+    return (
+        f"two_player: no param belongs to the discriminator '{name}'; the params are "
+        f"{sorted(names)}. Its loss must be one with a discriminator of that name, and in NumPyro "
+        "the guide must go through loss.register(model, guide)."
+    )
+
+
+def bad_player(role: str, value: object, wanted: str) -> str:
+    return f"two_player: {role} must be {wanted}, got {value!r}."
+
+
+def critic_size(critic: str, argument: str, value: object) -> str:
+    return f"{critic}: {argument} must be a positive integer, got {value!r}."
+
+
+def critic_sizes(critic: str, argument: str, value: object) -> str:
+    wanted = {
+        "hidden": "a tuple of positive integers such as (64, 64)",
+        "channels": "a tuple of positive integers such as (64, 128)",
+        "image_shape": "(H, W) or (C, H, W) in positive integers, such as (28, 28)",
+    }
+    return f"{critic}: {argument} must be {wanted[argument]}, got {value!r}."
+
+
+def critic_activation(critic: str, value: object, example: str) -> str:
+    return (
+        f"{critic}: activation must be a function of one array, or a module, got {value!r}. Pass "
+        f"for example {example}; a class has to be called first."
+    )
+
+
+def critic_features(critic: str, shape: Sequence[int], input_dim: int) -> str:
+    return (
+        f"{critic}: features of shape {tuple(shape)} do not have the last dimension "
+        f"input_dim={input_dim}. Leave input_dim out, or check which sites the critic is given."
+    )
+
+
+def critic_image_misfit(shape: Sequence[int], image_shape: Sequence[int]) -> str:
+    size = 1
+    for length in image_shape:
+        size *= length
+    return (
+        f"ConvCritic: features of shape {tuple(shape)} are not flat images of image_shape (C, H, "
+        f"W) = {tuple(image_shape)}: the last dimension must be {size}. Change image_shape, or "
+        "flatten the event dimensions of the image into one."
+    )
+
+
+def critic_image_too_small(image_shape: Sequence[int], channels: Sequence[int]) -> str:
+    return (
+        f"ConvCritic: channels={tuple(channels)} halve the image {len(channels)} times, which an "
+        f"image_shape of {tuple(image_shape)} is too small for. Use fewer channels."
+    )
+
+
+def support_mismatch() -> str:
+    return (
+        "the critic tells data and model apart perfectly and its logits are saturated: the "
+        "supports of data and model do not overlap, the divergence is stuck at its maximum and "
+        "the generator's gradient vanishes. Spread both sides with noise, as in "
+        'noise={"x": GaussianNoise(0.3)}, so that they overlap.'
+    )
