@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from numpyro_spread._pytree import FieldsAsPytree
 from numpyro_spread.noise.base import as_parameter, is_concrete, is_positive
 from spread_analysis import _messages
 
@@ -117,33 +117,12 @@ def _count(value: Any) -> int:
     return len(value) if isinstance(value, tuple) else int(np.prod(jnp.shape(value)))
 
 
-class _Kernel(ABC):
+class _Kernel(FieldsAsPytree, ABC):
     """
     A small immutable object whose fields are positive numbers, or several for a mixture.
 
     It is a JAX pytree. Values of tracers, as of a bandwidth that is learned, are not checked.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        jax.tree_util.register_pytree_node(cls, cls._flatten_tree, cls._unflatten_tree)
-
-    @classmethod
-    def _fields(cls) -> list[str]:
-        # Asked for late: the dataclass decorator runs after __init_subclass__.
-        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-
-    @staticmethod
-    def _flatten_tree(kernel: Any) -> tuple[tuple[Any, ...], None]:
-        return tuple(getattr(kernel, name) for name in kernel._fields()), None
-
-    @classmethod
-    def _unflatten_tree(cls, _: None, children: Any) -> Any:
-        # Without __post_init__: JAX unflattens with placeholders that no check would pass.
-        kernel = object.__new__(cls)
-        for name, child in zip(cls._fields(), children, strict=True):
-            object.__setattr__(kernel, name, child)
-        return kernel
 
     def __post_init__(self) -> None:
         for name in self._fields():

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spread_analysis._options import add_run_options
 from spread_analysis.datasets import DATASETS, Dataset, load_dataset
 from spread_analysis.evaluation import (
     SampleJudge,
@@ -121,13 +122,7 @@ def parse_args(
     parser.add_argument("--hidden-dim", type=int, help="width of the two hidden layers of each net")
     parser.add_argument("--seed", default=0, type=int, help="of the first run")
     parser.add_argument("--num-seeds", default=3, type=int, help="runs per model")
-    if backend == "pyro":
-        parser.add_argument("--num-threads", type=int, help="CPU threads")
-        parser.add_argument("--cuda", action="store_true", help="train on the GPU")
-    else:
-        parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
-    parser.add_argument("--smoke-test", action="store_true", help="tiny: does it run at all")
-    parser.add_argument("--output", default=f"delta-vae-{backend}", help="folder of the pictures")
+    add_run_options(parser, backend, "delta-vae", num_threads=None)
     args = parser.parse_args(argv)
     preset = _SMOKE if args.smoke_test else PRESETS[args.dataset]
     for option, value in asdict(preset).items():

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spread_analysis._optional import import_extra
+from spread_analysis._options import add_run_options
 from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import SampleJudge, format_table, mean_and_error
 from spread_analysis.metrics import median_heuristic
@@ -127,14 +128,7 @@ def parse_args(
     parser.add_argument("--hidden-dim", type=int, help="width of the two hidden layers of each net")
     parser.add_argument("--seed", default=0, type=int, help="of the first run")
     parser.add_argument("--num-seeds", default=3, type=int, help="runs per loss")
-    if backend == "pyro":
-        # A second thread gains little here, and loses much beside other work.
-        parser.add_argument("--num-threads", type=int, default=1, help="CPU threads")
-        parser.add_argument("--cuda", action="store_true", help="train on the GPU")
-    else:
-        parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
-    parser.add_argument("--smoke-test", action="store_true", help="tiny: does it run at all")
-    parser.add_argument("--output", default=f"{program}-{backend}", help="folder of the picture")
+    add_run_options(parser, backend, program)
     args = parser.parse_args(argv)
     preset = _SMOKE if args.smoke_test else PRESETS[args.dataset]
     for option, value in asdict(preset).items():

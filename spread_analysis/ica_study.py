@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spread_analysis._optional import import_extra
+from spread_analysis._options import add_run_options
 from spread_analysis._validation import FloatArray
 from spread_analysis.ica import laplace_ica, laplace_ica_em, spread_scale
 from spread_analysis.plots import _COLOURS
@@ -62,14 +63,7 @@ def parse_args(
     parser.add_argument("--seed", type=int, default=0, help="of the first problem")
     parser.add_argument("--num-seeds", type=int, default=5, help="problems per setting")
     parser.add_argument("--paper", action="store_true", help="the paper's sizes: hours")
-    if backend == "pyro":
-        # Tensors this small gain little from a second thread, and lose much beside other work.
-        parser.add_argument("--num-threads", type=int, default=1, help="CPU threads")
-        parser.add_argument("--cuda", action="store_true", help="train on the GPU")
-    else:
-        parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
-    parser.add_argument("--smoke-test", action="store_true", help="few steps: does it run at all")
-    parser.add_argument("--output", default=f"ica-{backend}", help="folder of the pictures")
+    add_run_options(parser, backend, "ica")
     args = parser.parse_args(argv)
     if args.num_data is None:
         args.num_data = [1000, 4000, 16000] if args.paper else [100, 300, 1000]

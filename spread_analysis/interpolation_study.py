@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spread_analysis._optional import import_extra
+from spread_analysis._options import add_run_options
 from spread_analysis._validation import FloatArray
 from spread_analysis.plots import _COLOURS, _INK
 from spread_analysis.reference import isotropic_js_optimum, mixture_js_optimum
@@ -86,16 +87,7 @@ def parse_args(
     parser.add_argument("--hidden-dim", type=int, default=64, help="of the MLP critic")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--num-seeds", type=int, default=1, help="runs per setting")
-    if backend == "pyro":
-        # Tensors this small are slower on two threads, and very much so beside other work.
-        parser.add_argument("--num-threads", type=int, default=1, help="CPU threads")
-        parser.add_argument("--cuda", action="store_true", help="train on the GPU")
-    else:
-        parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
-    parser.add_argument("--smoke-test", action="store_true", help="few steps: does it run at all")
-    parser.add_argument(
-        "--output", default=f"js-interpolation-{backend}", help="folder of the picture"
-    )
+    add_run_options(parser, backend, "js-interpolation")
     args = parser.parse_args(argv)
     if not all(0.0 < pi < 1.0 for pi in args.pi):
         parser.error("--pi: every weight of the data lies strictly between 0 and 1")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spread_analysis._optional import import_extra
+from spread_analysis._options import add_run_options
 from spread_analysis._validation import FloatArray
 from spread_analysis.plots import _COLOURS
 from spread_analysis.reference import delta_pca_one_sided_optimum, delta_pca_optimum
@@ -51,14 +52,7 @@ def parse_args(
     parser.add_argument("--num-components", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--num-seeds", type=int, default=1, help="runs per noise scale")
-    if backend == "pyro":
-        # Tensors this small are slower on two threads, and very much so beside other work.
-        parser.add_argument("--num-threads", type=int, default=1, help="CPU threads")
-        parser.add_argument("--cuda", action="store_true", help="train on the GPU")
-    else:
-        parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
-    parser.add_argument("--smoke-test", action="store_true", help="few steps: does it run at all")
-    parser.add_argument("--output", default=f"delta-pca-{backend}", help="folder of the picture")
+    add_run_options(parser, backend, "delta-pca")
     args = parser.parse_args(argv)
     if args.smoke_test:
         args.num_steps, args.num_data = min(args.num_steps, 400), min(args.num_data, 500)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpyro.distributions import (
     MaskedDistribution,
 )
 
+from numpyro_spread._pytree import FieldsAsPytree
 from spread_analysis import _messages
 
 
@@ -49,7 +49,7 @@ def as_parameter(value: ArrayLike) -> float | jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-class SpreadNoise(ABC):
+class SpreadNoise(FieldsAsPytree, ABC):
     r"""
     A noise kernel :math:`k(y \mid x)`, a small immutable object and a JAX pytree.
 
@@ -72,27 +72,6 @@ class SpreadNoise(ABC):
 
     #: Number of rightmost dimensions of x that the kernel couples; 0 if it acts element by element.
     coupled_dims: int = 0
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        jax.tree_util.register_pytree_node(cls, cls._flatten_tree, cls._unflatten_tree)
-
-    @classmethod
-    def _fields(cls) -> list[str]:
-        # Asked for late: the dataclass decorator runs after __init_subclass__.
-        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-
-    @staticmethod
-    def _flatten_tree(kernel: Any) -> tuple[tuple[Any, ...], None]:
-        return tuple(getattr(kernel, name) for name in kernel._fields()), None
-
-    @classmethod
-    def _unflatten_tree(cls, _: None, children: Any) -> Any:
-        # Without __post_init__: JAX unflattens with placeholders that no check would pass.
-        kernel = object.__new__(cls)
-        for name, child in zip(cls._fields(), children, strict=True):
-            object.__setattr__(kernel, name, child)
-        return kernel
 
     def __call__(self, x: ArrayLike, event_dim: int = 0) -> Distribution:
         """

@@ -1,0 +1,27 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The options that all examples share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_run_options(
+    parser: argparse.ArgumentParser, backend: str, program: str, num_threads: int | None = 1
+) -> None:
+    """Add the device, ``--smoke-test`` and ``--output`` to the options of an example.
+
+    :param parser: The parser.
+    :param backend: ``"pyro"`` or ``"numpyro"``.
+    :param program: Name of the example, of which the default folder is made.
+    :param num_threads: PyTorch's threads if nothing is said. Small tensors are slower on two, and
+        very much so beside other work.
+    """
+    if backend == "pyro":
+        parser.add_argument("--num-threads", type=int, default=num_threads, help="CPU threads")
+        parser.add_argument("--cuda", action="store_true", help="train on the GPU")
+    else:
+        parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
+    parser.add_argument("--smoke-test", action="store_true", help="tiny: does it run at all")
+    parser.add_argument("--output", default=f"{program}-{backend}", help="folder of the pictures")
