@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py --output demo-output
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

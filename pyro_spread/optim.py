@@ -61,7 +61,12 @@ class TwoPlayer(PyroOptim):
             self.generator(rest, *args, **kwargs)
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Advance the learning rate schedules of those players that have one."""
+        """
+        Advance the learning rate schedules of those players that have one, both by one.
+
+        A schedule of the generator thus counts the steps of the discriminator too; in NumPyro it
+        counts its own.
+        """
         for optim in (self.generator, self.discriminator):
             if hasattr(optim, "step"):
                 optim.step(*args, **kwargs)

@@ -23,16 +23,16 @@ from spread_analysis._validation import FloatArray, as_count, as_finite, as_prob
 from spread_analysis.reference.divergences import class_entropy
 
 # From here on sigmoid(-|logit|) is below 5e-5: the saturating generator loss has no gradient left.
-_SATURATED = 10.0
-_PERFECT_ACCURACY = 0.99
-_PERFECT_SATURATION = 0.9
+SATURATED_LOGIT = 10.0
+PERFECT_ACCURACY = 0.99
+PERFECT_SATURATION = 0.9
 
 
 def _suspicious(
     accuracy: float,
     saturated: float,
-    accuracy_limit: float = _PERFECT_ACCURACY,
-    saturated_limit: float = _PERFECT_SATURATION,
+    accuracy_limit: float = PERFECT_ACCURACY,
+    saturated_limit: float = PERFECT_SATURATION,
 ) -> bool:
     return accuracy >= accuracy_limit and saturated >= saturated_limit
 
@@ -86,7 +86,7 @@ class CriticReport:
             ("cross-entropy", f"{self.cross_entropy:.4f}", "nats"),
             ("divergence", f"{self.divergence:.4f}", f"nats, of {class_entropy(self.pi):.4f}"),
             ("calibration error", f"{self.expected_calibration_error:.4f}", ""),
-            ("saturated", f"{self.saturated:.4f}", f"|logit| >= {_SATURATED:g}"),
+            ("saturated", f"{self.saturated:.4f}", f"|logit| >= {SATURATED_LOGIT:g}"),
             ("effective samples", f"{self.effective_sample_size:.4f}", "of the model's"),
             ("supports overlap", "yes" if self.supports_overlap else "no", ""),
         ]
@@ -182,7 +182,7 @@ def critic_report(
         cross_entropy=cross_entropy,
         divergence=class_entropy(prior) - cross_entropy,
         expected_calibration_error=float(np.nansum(weight * np.abs(confidence - frequency))),
-        saturated=float(share @ (np.abs(logits) >= _SATURATED)),
+        saturated=float(share @ (np.abs(logits) >= SATURATED_LOGIT)),
         effective_sample_size=float(min(np.exp(log_ess), 1.0)),
         bin_confidence=confidence,
         bin_frequency=frequency,
@@ -213,8 +213,8 @@ class SupportMismatchMonitor:
     def __init__(
         self,
         patience: int = 20,
-        accuracy_limit: float = _PERFECT_ACCURACY,
-        saturated_limit: float = _PERFECT_SATURATION,
+        accuracy_limit: float = PERFECT_ACCURACY,
+        saturated_limit: float = PERFECT_SATURATION,
     ) -> None:
         self.patience = as_count(patience, "patience")
         for name, limit in (
@@ -226,7 +226,8 @@ class SupportMismatchMonitor:
         self.accuracy_limit = float(accuracy_limit)
         self.saturated_limit = float(saturated_limit)
         self.warned = False
-        self._streak = 0
+        #: Suspicious steps in a row, up to now.
+        self.streak = 0
 
     def observe(self, accuracy: float, saturated: float, stacklevel: int = 2) -> bool:
         """Take in one step; warn at the ``patience``-th suspicious one in a row.
@@ -238,8 +239,8 @@ class SupportMismatchMonitor:
         """
         # NaN compares false: a diverged step ends the streak instead of counting as perfect.
         suspicious = _suspicious(accuracy, saturated, self.accuracy_limit, self.saturated_limit)
-        self._streak = self._streak + 1 if suspicious else 0
-        if self.warned or self._streak < self.patience:
+        self.streak = self.streak + 1 if suspicious else 0
+        if self.warned or self.streak < self.patience:
             return False
         # Set before warning: under an "error" filter warn() raises and would repeat every step.
         self.warned = True

@@ -11,6 +11,12 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "slow" not in sys.argv:
+    # Most of a short test is compiling. Tests that train for minutes want fast code instead.
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -201,6 +201,32 @@ class CriticLoss(ELBO):
         loss = losses[0] if len(losses) == 1 else jnp.mean(jnp.stack(losses))
         return {"loss": loss, "mutable_state": mutable or None}
 
+    def logits(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Logits:
+        """
+        What the critic says about the data handed in and about fresh draws, after the noise.
+
+        With held-out data it tells how far the critic can be trusted:
+        ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
+
+        :param rng_key: random key.
+        :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
+        :param model: the model.
+        :param guide: the guide.
+        :return: a named tuple ``(data, model, data_weights, model_weights)``, the logits of the
+            plates' batch shape; weights may be None.
+        """
+        if f"{self.name}$params" not in param_map:
+            raise ValueError(_messages.not_registered(self.name))
+        kernels = kernels_of(self.noise, args, kwargs)
+        sides = draw_sides(rng_key, param_map, model, guide, kernels, args, kwargs)
+        critic = param_map[f"{self.name}$params"]
+        data, draws = (
+            self._critic.apply(critic, values, args, kwargs) for values in (sides.data, sides.model)
+        )
+        return Logits(data, draws, sides.data_weights, sides.model_weights)
+
     def _play_once(
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:

@@ -31,14 +31,15 @@ class TwoSides(NamedTuple):
     """
     Values of the data (P) and of the model (Q), after the noise, with weights or None.
 
-    ``mutable`` holds the new mutable state of model and guide.
+    ``noise_left`` holds the kernels whose noise the loss has in closed form, ``mutable`` the new
+    mutable state of model and guide.
     """
 
     data: SiteValues
     model: SiteValues
     data_weights: jax.Array | None
     model_weights: jax.Array | None
-    is_masked: bool
+    noise_left: dict[str, SpreadNoise]
     mutable: dict[str, Any]
 
 
@@ -75,7 +76,7 @@ def draw_sides(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    draw_noise: bool = True,
+    closed_form: Callable[[SpreadNoise, tuple[int, ...]], bool] | None = None,
 ) -> TwoSides:
     """
     Run the model once: its draws at observed sites are Q, what it would have observed is P.
@@ -89,7 +90,8 @@ def draw_sides(
     :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
-    :param draw_noise: False for losses that have the noise in closed form.
+    :param closed_form: whether the loss has the noise of a kernel on an event shape in closed form,
+        so that it is not drawn; asked for sites without masks only.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     :raises NotImplementedError: if no gradient can reach the model through its draws.
     """
@@ -109,8 +111,15 @@ def draw_sides(
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
         for name, kernel in noise.items()
-        if draw_noise
     }
+    left = {
+        name: kernel
+        for name, kernel in noise.items()
+        if closed_form is not None
+        and _mask(name, observed[name], jnp.shape(observed[name]["value"])) is None
+        and closed_form(kernel, observed[name]["fn"].event_shape)
+    }
+    noise = {name: kernel for name, kernel in noise.items() if name not in left}
     batch_ndim = _common_batch(observed)
     data = _Side(data_key, observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
     model_side = _Side(draw_key, observed, noise, batch_ndim, lambda site: site["value"])
@@ -123,7 +132,7 @@ def draw_sides(
         SiteValues(model_side.values, model_side.batch_shape, arguments),
         data.weights,
         model_side.weights,
-        data.is_masked or model_side.is_masked,
+        left,
         {
             name: site["value"]
             for name, site in [*guide_trace.items(), *sites.items()]
@@ -228,8 +237,6 @@ class _Side:
             self.values[name] = _batch_first(value, extra, batch_ndim)
             self.batch_shape = self.values[name].shape[:batch_ndim]
             self._weigh(name, site)
-        #: Whether any element was set to zero, as far as shapes tell.
-        self.is_masked = kept is not None
         # A datum counts as long as one of its sites has something to show.
         if kept is not None and all_masked:
             weights = kept.astype(next(iter(self.values.values())).dtype)

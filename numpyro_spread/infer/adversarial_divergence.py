@@ -14,9 +14,10 @@ from jax import lax, random
 from numpyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from numpyro_spread.infer._critic_loss import CriticLoss, Logits
 from numpyro_spread.infer._two_sides import Noise
-from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds
+from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
+from spread_analysis.critic import PERFECT_ACCURACY, PERFECT_SATURATION, SATURATED_LOGIT
 
 _GENERATORS = ("divergence", "non_saturating")
 _WATCH_EVERY = 16
@@ -62,7 +63,7 @@ class AdversarialDivergence(CriticLoss):
     the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
     datum that is masked altogether does not count. Where supports do not overlap, one
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
-    pass, with fresh draws at every step [4].
+    pass, with fresh draws at every step [4]. (Evaluations count for the warning as steps do.)
 
     **References**
 
@@ -146,9 +147,16 @@ class AdversarialDivergence(CriticLoss):
 
     def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
         pi = self.divergence.pi
-        data, model = logits.data, logits.model
-        right = pi * jnp.mean(data > 0) + (1 - pi) * jnp.mean(model < 0)
-        flat = pi * jnp.mean(jnp.abs(data) > 10) + (1 - pi) * jnp.mean(jnp.abs(model) > 10)
+        data, model, data_weights, model_weights = logits
+
+        def share(of_data: jax.Array, of_model: jax.Array) -> jax.Array:
+            data_share = weighted_mean(of_data.astype(data.dtype), data_weights)
+            return pi * data_share + (1 - pi) * weighted_mean(
+                of_model.astype(model.dtype), model_weights
+            )
+
+        right = share(data > 0, model < 0)
+        flat = share(jnp.abs(data) >= SATURATED_LOGIT, jnp.abs(model) >= SATURATED_LOGIT)
 
         def observe(right: jax.Array, flat: jax.Array) -> None:
             self._monitor.observe(float(right), float(flat))
@@ -158,5 +166,5 @@ class AdversarialDivergence(CriticLoss):
 
         # Calling the host takes time, also inside jit and scan: it is done when something is amiss,
         # and now and then when nothing is, so that the monitor does not add up bad steps far apart.
-        amiss = (right >= 0.99) & (flat >= 0.9)
+        amiss = (right >= PERFECT_ACCURACY) & (flat >= PERFECT_SATURATION)
         lax.cond(amiss | random.bernoulli(rng_key, 1 / _WATCH_EVERY), report, lambda: None)

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer.elbo import ELBO
 
-from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from numpyro_spread.infer._two_sides import (
     Noise,
@@ -24,7 +22,7 @@ from numpyro_spread.infer._two_sides import (
     kernels_of,
     no_guide,
 )
-from numpyro_spread.noise import GaussianNoise
+from numpyro_spread.noise import GaussianNoise, SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues, site_features
 from spread_analysis import _messages
 
@@ -104,21 +102,21 @@ class _Discrepancy(ELBO):
         """Samples and weights of both sides, after the noise, and new mutable state."""
         kernels = kernels_of(self.noise, args, kwargs)
         sides = draw_sides(rng_key, params, model, guide, kernels, args, kwargs)
-        return self._both(sides, kwargs), sides.mutable
+        return self._both(sides), sides.mutable
 
-    def _both(self, sides: TwoSides, kwargs: Mapping[str, Any]) -> Both:
+    def _both(self, sides: TwoSides) -> Both:
         data_weights, model_weights = sides.data_weights, sides.model_weights
         return (
-            lax.stop_gradient(self._samples(sides.data, kwargs)),
-            self._samples(sides.model, kwargs),
+            lax.stop_gradient(self._samples(sides.data)),
+            self._samples(sides.model),
             None if data_weights is None else lax.stop_gradient(data_weights).reshape(-1),
             None if model_weights is None else lax.stop_gradient(model_weights).reshape(-1),
         )
 
-    def _samples(self, values: SiteValues, kwargs: Mapping[str, Any]) -> jax.Array:
+    def _samples(self, values: SiteValues) -> jax.Array:
         """All sites and given arguments side by side, of shape (number, features)."""
         names = [*values, *self.given]
-        joined = jnp.concatenate([site_features(values, name, kwargs) for name in names], -1)
+        joined = jnp.concatenate([site_features(values, name) for name in names], -1)
         return joined.reshape(-1, joined.shape[-1])
 
 
@@ -187,39 +185,36 @@ class MMD(_Discrepancy):
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
         kernels = kernels_of(self.noise, args, kwargs)
-        closed = hasattr(self.kernel, "convolved") and bool(kernels)
-        closed = closed and all(type(kernel) is GaussianNoise for kernel in kernels.values())
-        draw = functools.partial(draw_sides, rng_key, params, model, guide, kernels, args, kwargs)
-        sides = draw(draw_noise=not closed)
+        sides = draw_sides(
+            rng_key, params, model, guide, kernels, args, kwargs, self._has_closed_form
+        )
         kernel: Any = self.kernel
-        if closed:
-            variances = self._variances(sides, kernels, kwargs)
-            if variances is None:
-                sides = draw()
-            else:
-                kernel = kernel.convolved(variances)
-        value = mmd2_unbiased(kernel, *self._both(sides, kwargs), block_size=self.block_size)
+        if sides.noise_left:
+            kernel = kernel.convolved(self._variances(sides))
+        value = mmd2_unbiased(kernel, *self._both(sides), block_size=self.block_size)
         return value, sides.mutable
 
-    def _variances(
-        self, sides: TwoSides, kernels: Mapping[str, Any], kwargs: Mapping[str, Any]
-    ) -> jax.Array | None:
-        """The noise variance of every feature; None if data differ in it."""
-        if sides.is_masked:
-            return None  # masked elements carry no noise
+    def _has_closed_form(self, noise: SpreadNoise, event_shape: tuple[int, ...]) -> bool:
+        if type(noise) is not GaussianNoise or not hasattr(self.kernel, "convolved"):
+            return False
+        # A scale for every datum would need a kernel for every pair.
+        shape = jnp.shape(noise.scale)
+        return len(shape) <= len(event_shape) and all(
+            size in (1, event) for size, event in zip(shape[::-1], event_shape[::-1], strict=False)
+        )
+
+    def _variances(self, sides: TwoSides) -> jax.Array:
+        """The noise variance of every feature that is not in the samples already."""
         parts = []
         for name in [*sides.data, *self.given]:
-            values = site_features(sides.data, name, kwargs)
-            if name not in sides.data or name not in kernels:
-                parts.append(jnp.zeros(values.shape[-1], values.dtype))
-                continue
-            kernel = refuse_gradient(kernels[name], ValueError(_messages.learned_noise(name)))
-            scale = jnp.asarray(kernel.scale, values.dtype)
-            shape = sides.data[name].shape[sides.data.batch_ndim :]
-            try:
-                parts.append(jnp.broadcast_to(jnp.square(scale), shape).reshape(-1))
-            except ValueError:
-                return None
+            values = site_features(sides.data, name)
+            variance = jnp.zeros((), values.dtype)
+            shape = values.shape[sides.data.batch_ndim :]
+            if name in sides.data and name in sides.noise_left:
+                scale = sides.noise_left[name].scale  # type: ignore[attr-defined]
+                variance = jnp.square(jnp.asarray(scale, values.dtype))
+                shape = sides.data[name].shape[sides.data.batch_ndim :]
+            parts.append(jnp.broadcast_to(variance, shape).reshape(-1))
         return jnp.concatenate(parts)
 
 

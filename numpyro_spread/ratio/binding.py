@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from numpyro_spread.ratio.adapters import ConcatSites, SiteValues
 from spread_analysis import _messages
 
+_CALLED = "a module that takes the dict of sites and the arguments of the model"
 _WANTED = "a module of flax linen, flax nnx or equinox, or concat_sites(...) of one"
 
 
@@ -37,6 +39,14 @@ def bind(discriminator: Any) -> Bound:
 
 def _loaded(name: str) -> Any:
     return sys.modules.get(name)
+
+
+def _takes(fn: Any, *args: Any, **kwargs: Any) -> bool:
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 class Bound:
@@ -76,7 +86,12 @@ class Bound:
         :raises ValueError: if they do not have the batch shape.
         """
         if self._adapter is None:
-            logits = self._call(params, values, *args, **kwargs)
+            try:
+                logits = self._call(params, values, *args, **kwargs)
+            except TypeError as error:
+                if _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
+                    raise
+                raise TypeError(_messages.no_critic(self.net, _CALLED)) from error
         else:
             features = self._adapter.features(values, kwargs)
             output = self._call_net(params, features)
@@ -96,6 +111,8 @@ class Bound:
 class _Linen(Bound):
     def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
         if self._adapter is None:
+            if not _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
+                raise TypeError(_messages.no_critic(self.net, _CALLED))
             variables = self.net.init(rng_key, values, *args, **kwargs)
         else:
             variables = self.net.init(rng_key, self._adapter.features(values, kwargs))
@@ -118,6 +135,10 @@ class _Nnx(Bound):
         super().__init__(discriminator, net)
         from flax import nnx
 
+        for _, module in nnx.iter_graph(net):
+            random = isinstance(module, nnx.Dropout) and module.rate > 0
+            if isinstance(module, nnx.SpectralNorm) or (random and not module.deterministic):
+                raise NotImplementedError(_messages.stateful_critic(type(module).__name__))
         self._nnx = nnx
         self._graph, self._params, self._rest = nnx.split(net, nnx.Param, ...)
         self.coupled = any(

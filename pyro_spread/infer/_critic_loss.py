@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -19,11 +21,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._two_sides import Noise, TwoSides, as_noise, draw_sides, kernels_of
 from pyro_spread.ratio.adapters import SiteValues
+from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 
 _UPDATES = ("one_pass", "two_pass")
+_CALLED = "a module that takes the dict of sites and the arguments of the model"
 # Params that some loss has put into the store, other than by loading it from a file.
 _registered = WeakTensorKeyDictionary()
 # Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
@@ -93,6 +97,8 @@ class CriticLoss(ELBO):
         super().__init__(num_particles=num_particles)
         if not isinstance(discriminator, nn.Module):
             raise TypeError(_messages.no_critic(discriminator, "a torch.nn.Module"))
+        if isinstance(discriminator, (ConvCritic, MLPCritic, QuadraticCritic)):
+            raise TypeError(_messages.no_critic(discriminator, _CALLED))
         if any(isinstance(module, PyroModule) for module in discriminator.modules()):
             raise TypeError(_messages.pyro_module_critic())
         if update is not None and update not in _UPDATES:
@@ -157,11 +163,25 @@ class CriticLoss(ELBO):
         with torch.no_grad(), no_new_params_on_error():
             sides = self._sides(model, guide, args, kwargs)
             self._register()
-            values = []
-            for particle in range(self.num_particles):
-                sides = sides if not particle else self._sides(model, guide, args, kwargs)
-                values.append(float(self._value(self._logits(sides, sides.model, args, kwargs))))
-        return sum(values) / len(values)
+            return float(self._evaluate(sides, model, guide, args, kwargs))
+
+    def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
+        """
+        What the critic says about the data handed in and about fresh draws, after the noise.
+
+        With held-out data it tells how far the critic can be trusted:
+        ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
+
+        :param model: the model.
+        :param guide: the guide.
+        :return: a named tuple ``(data, model, data_weights, model_weights)``, the logits of the
+            plates' batch shape; weights may be None.
+        """
+        with torch.no_grad(), no_new_params_on_error():
+            sides = self._sides(model, guide, args, kwargs)
+            self._register()
+            with self._unchanged_buffers():
+                return self._logits(sides, sides.model, args, kwargs)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
@@ -181,7 +201,27 @@ class CriticLoss(ELBO):
         The tensor is the derivative of no single function: second derivatives make no sense.
         """
         sides = self._sides(model, guide, args, kwargs)
+        if not torch.is_grad_enabled():
+            return self._evaluate(sides, model, guide, args, kwargs)
         return self._play(sides, model, guide, args, kwargs)
+
+    def _evaluate(
+        self, sides: TwoSides, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> torch.Tensor:
+        values = []
+        with self._unchanged_buffers():
+            for particle in range(self.num_particles):
+                sides = sides if not particle else self._sides(model, guide, args, kwargs)
+                values.append(self._value(self._logits(sides, sides.model, args, kwargs)))
+        return torch.stack(values).mean()
+
+    @contextmanager
+    def _unchanged_buffers(self) -> Iterator[None]:
+        """Keep the running averages of batch normalisation out of an evaluation."""
+        saved = [(buffer, buffer.clone()) for buffer in self.discriminator.buffers()]
+        yield
+        for buffer, value in saved:
+            buffer.copy_(value)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError  # densities are what this loss does without
@@ -213,7 +253,12 @@ class CriticLoss(ELBO):
             _registered[param] = self.name
 
     def _judge(self, values: SiteValues, args: Any, kwargs: Any) -> torch.Tensor:
-        logits = self.discriminator(values, *args, **kwargs)
+        try:
+            logits = self.discriminator(values, *args, **kwargs)
+        except TypeError as error:
+            if _takes(self.discriminator.forward, values, *args, **kwargs):
+                raise
+            raise TypeError(_messages.no_critic(self.discriminator, _CALLED)) from error
         if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
             got = logits.shape if isinstance(logits, torch.Tensor) else ()
             raise ValueError(_messages.logit_shape(got, values.batch_shape))
@@ -281,19 +326,28 @@ class CriticLoss(ELBO):
             )
             for name, grad in zip(learned, grads, strict=True):
                 surrogate = surrogate + (grad * sides.model[name]).sum()
-        if self.regularizer is not None:
-            penalty = self.regularizer(
-                lambda values: self._judge(values, args, kwargs),
-                sides.data,
-                sides.model,
-                sides.data_weights,
-            )
-            surrogate = surrogate if penalty is None else surrogate + penalty
+        surrogate = self._add_penalty(surrogate, sides, args, kwargs)
         with torch.no_grad():
             detached = Logits(logits.data.detach(), logits.model.detach(), *logits[2:])
             value = self._value(detached)
             self._watch(detached)
         return _Report.apply(value, surrogate)
+
+    def _add_penalty(
+        self, surrogate: torch.Tensor, sides: TwoSides, args: Any, kwargs: Any
+    ) -> torch.Tensor:
+        regularizer = self.regularizer
+        # By chance and not by a counter: nothing to save, and the same as in a compiled step.
+        if regularizer is None or (
+            regularizer.every > 1 and torch.rand(()) >= 1 / regularizer.every
+        ):
+            return surrogate
+
+        def judge(values: SiteValues) -> torch.Tensor:
+            return self._judge(values, args, kwargs)
+
+        penalty = regularizer.penalty(judge, sides.data, sides.model, sides.data_weights)
+        return surrogate + regularizer.every * penalty
 
     def _slopes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""
@@ -305,6 +359,14 @@ class CriticLoss(ELBO):
         pull_data, pull_model = torch.autograd.grad(critic, (data, model))
         (push,) = torch.autograd.grad(generator, model)
         return pull_data, pull_model, push
+
+
+def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _away_from_zero(pull: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
@@ -24,13 +25,17 @@ Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
 
 class TwoSides(NamedTuple):
-    """Values of the data (P) and of the model (Q), after the noise, with weights or None."""
+    """
+    Values of the data (P) and of the model (Q), after the noise, with weights or None.
+
+    ``noise_left`` holds the kernels whose noise the loss has in closed form.
+    """
 
     data: SiteValues
     model: SiteValues
     data_weights: torch.Tensor | None
     model_weights: torch.Tensor | None
-    is_masked: bool
+    noise_left: dict[str, SpreadNoise]
 
 
 def as_noise(noise: Noise | None) -> Noise:
@@ -52,7 +57,7 @@ def draw_sides(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    draw_noise: bool = True,
+    closed_form: Callable[[SpreadNoise, torch.Size], bool] | None = None,
 ) -> TwoSides:
     """
     Run the model once: its draws at observed sites are Q, what it would have observed is P.
@@ -64,7 +69,8 @@ def draw_sides(
     :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
-    :param draw_noise: False for losses that have the noise in closed form.
+    :param closed_form: whether the loss has the noise of a kernel on an event shape in closed form,
+        so that it is not drawn; asked for sites without masks only.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     :raises NotImplementedError: if no gradient can reach the model through its draws.
     """
@@ -76,7 +82,14 @@ def draw_sides(
         raise ValueError(_messages.nothing_observed())
     _check_sites(trace, guide_trace, observed)
     _check_noise_sites(trace, observed, noise)
-    noise = noise if draw_noise else {}
+    left = {
+        name: kernel
+        for name, kernel in noise.items()
+        if closed_form is not None
+        and _mask(name, observed[name], observed[name]["value"]) is None
+        and closed_form(kernel, observed[name]["fn"].event_shape)
+    }
+    noise = {name: kernel for name, kernel in noise.items() if name not in left}
     batch_ndim = _common_batch(observed)
     data = _Side(observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
     model_side = _Side(observed, noise, batch_ndim, lambda site: site["value"])
@@ -89,7 +102,7 @@ def draw_sides(
         SiteValues(model_side.values, model_side.batch_shape, arguments),
         data.weights,
         model_side.weights,
-        data.is_masked or model_side.is_masked,
+        left,
     )
 
 
@@ -211,8 +224,6 @@ class _Side:
             self.values[name] = _batch_first(value, extra, batch_ndim)
             self.batch_shape = self.values[name].shape[:batch_ndim]
             self._weigh(name, site)
-        #: Whether any element was set to zero, as far as shapes tell.
-        self.is_masked = kept is not None
         # A datum counts as long as one of its sites has something to show.
         if kept is not None and all_masked:
             weights = kept.to(next(iter(self.values.values())).dtype)
@@ -285,11 +296,13 @@ def _arguments(
         if not frame.vectorized or plate is None or not -batch_ndim <= frame.dim < 0:
             continue
         dim, indices = batch_ndim + frame.dim, plate["value"]
-        if frame.full_size == len(indices):
+        everything = torch.arange(frame.full_size, device=indices.device)
+        if torch.equal(indices, everything):
             continue
         for name, value in arguments.items():
-            if not isinstance(value, torch.Tensor) or value.dim() <= dim:
+            if not isinstance(value, torch.Tensor | np.ndarray) or value.ndim <= dim:
                 continue
             if value.shape[dim] == frame.full_size and value.shape[:dim] == batch_shape[:dim]:
+                value = torch.as_tensor(value)
                 arguments[name] = value.index_select(dim, indices.to(value.device))
     return arguments

@@ -12,9 +12,10 @@ from torch import nn
 from pyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from pyro_spread.infer._critic_loss import CriticLoss, Logits
 from pyro_spread.infer._two_sides import Noise
-from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds
+from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
+from spread_analysis.critic import SATURATED_LOGIT
 
 _GENERATORS = ("divergence", "non_saturating")
 _WATCH_EVERY = 4
@@ -144,12 +145,17 @@ class AdversarialDivergence(CriticLoss):
 
     def _watch(self, logits: Logits) -> None:
         self._watched += 1
-        if self._watched % _WATCH_EVERY:
+        # Looking takes time: every step is looked at once one of them was amiss.
+        if not self._monitor.streak and self._watched % _WATCH_EVERY:
             return
         pi = self.divergence.pi
-        data, model = logits.data, logits.model
-        right = pi * (data > 0).double().mean() + (1 - pi) * (model < 0).double().mean()
-        flat = (
-            pi * (data.abs() > 10).double().mean() + (1 - pi) * (model.abs() > 10).double().mean()
-        )
-        self._monitor.observe(float(right), float(flat))
+        data, model, data_weights, model_weights = logits
+
+        def share(of_data: torch.Tensor, of_model: torch.Tensor) -> float:
+            data_share = weighted_mean(of_data.to(data.dtype), data_weights)
+            model_share = weighted_mean(of_model.to(model.dtype), model_weights)
+            return float(pi * data_share + (1 - pi) * model_share)
+
+        right = share(data > 0, model < 0)
+        flat = share(data.abs() >= SATURATED_LOGIT, model.abs() >= SATURATED_LOGIT)
+        self._monitor.observe(right, flat)

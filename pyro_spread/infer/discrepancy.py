@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pyro.infer.elbo import ELBO
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from pyro_spread.infer._two_sides import Noise, TwoSides, as_noise, draw_sides, kernels_of
-from pyro_spread.noise import GaussianNoise
+from pyro_spread.noise import GaussianNoise, SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues, site_features
 from spread_analysis import _messages
 
@@ -80,21 +80,21 @@ class _Discrepancy(ELBO):
     def _draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Both:
         """Samples and weights of both sides, after the noise."""
         kernels = kernels_of(self.noise, args, kwargs)
-        return self._both(draw_sides(model, guide, kernels, args, kwargs), kwargs)
+        return self._both(draw_sides(model, guide, kernels, args, kwargs))
 
-    def _both(self, sides: TwoSides, kwargs: Mapping[str, Any]) -> Both:
+    def _both(self, sides: TwoSides) -> Both:
         data_weights, model_weights = sides.data_weights, sides.model_weights
         return (
-            self._samples(sides.data, kwargs).detach(),
-            self._samples(sides.model, kwargs),
+            self._samples(sides.data).detach(),
+            self._samples(sides.model),
             None if data_weights is None else data_weights.detach().reshape(-1),
             None if model_weights is None else model_weights.detach().reshape(-1),
         )
 
-    def _samples(self, values: SiteValues, kwargs: Mapping[str, Any]) -> torch.Tensor:
+    def _samples(self, values: SiteValues) -> torch.Tensor:
         """All sites and given arguments side by side, of shape (number, features)."""
         names = [*values, *self.given]
-        joined = torch.cat([site_features(values, name, kwargs) for name in names], -1)
+        joined = torch.cat([site_features(values, name) for name in names], -1)
         return joined.reshape(-1, joined.shape[-1])
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -170,41 +170,38 @@ class MMD(_Discrepancy):
 
     def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
         kernels = kernels_of(self.noise, args, kwargs)
-        closed = hasattr(self.kernel, "convolved") and bool(kernels)
-        closed = closed and all(type(kernel) is GaussianNoise for kernel in kernels.values())
-        sides = draw_sides(model, guide, kernels, args, kwargs, draw_noise=not closed)
+        sides = draw_sides(model, guide, kernels, args, kwargs, self._has_closed_form)
         kernel: Any = self.kernel
-        if closed:
-            variances = self._variances(sides, kernels, kwargs)
-            if variances is None:
-                sides = draw_sides(model, guide, kernels, args, kwargs)
-            else:
-                kernel = kernel.convolved(variances)
+        if sides.noise_left:
+            kernel = kernel.convolved(self._variances(sides))
 
         def fixed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             with poutine.block():  # SVI would train the params that the kernel names
                 return kernel(x, y)
 
-        return mmd2_unbiased(fixed, *self._both(sides, kwargs), block_size=self.block_size)
+        return mmd2_unbiased(fixed, *self._both(sides), block_size=self.block_size)
 
-    def _variances(
-        self, sides: TwoSides, kernels: Mapping[str, Any], kwargs: Mapping[str, Any]
-    ) -> torch.Tensor | None:
-        """The noise variance of every feature; None if data differ in it."""
-        if sides.is_masked:
-            return None  # masked elements carry no noise
+    def _has_closed_form(self, noise: SpreadNoise, event_shape: tuple[int, ...]) -> bool:
+        if type(noise) is not GaussianNoise or not hasattr(self.kernel, "convolved"):
+            return False
+        # A scale for every datum would need a kernel for every pair.
+        shape = torch.as_tensor(noise.scale).shape
+        return len(shape) <= len(event_shape) and all(
+            size in (1, event) for size, event in zip(shape[::-1], event_shape[::-1], strict=False)
+        )
+
+    def _variances(self, sides: TwoSides) -> torch.Tensor:
+        """The noise variance of every feature that is not in the samples already."""
         parts = []
         for name in [*sides.data, *self.given]:
-            values = site_features(sides.data, name, kwargs)
-            if name not in sides.data or name not in kernels:
-                parts.append(values.new_zeros(values.shape[-1]))
-                continue
-            scale = torch.as_tensor(kernels[name].scale, dtype=values.dtype, device=values.device)
-            shape = sides.data[name].shape[sides.data.batch_ndim :]
-            try:
-                parts.append(scale.square().expand(shape).reshape(-1))
-            except RuntimeError:
-                return None
+            values = site_features(sides.data, name)
+            variance = values.new_zeros(())
+            shape = values.shape[sides.data.batch_ndim :]
+            if name in sides.data and name in sides.noise_left:
+                scale = sides.noise_left[name].scale  # type: ignore[attr-defined]
+                variance = torch.as_tensor(scale, dtype=values.dtype, device=values.device).square()
+                shape = sides.data[name].shape[sides.data.batch_ndim :]
+            parts.append(variance.expand(shape).reshape(-1))
         return torch.cat(parts)
 
 

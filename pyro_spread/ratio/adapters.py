@@ -55,7 +55,8 @@ def site_features(
     :return: a tensor of a floating type, of shape batch + (features,).
     :raises ValueError: if there is no such value, or it does not begin with the batch shape.
     """
-    arguments = {**getattr(values, "arguments", {}), **(kwargs or {})}
+    # Those of the losses come first: they are reduced to what a plate subsampled.
+    arguments = {**(kwargs or {}), **getattr(values, "arguments", {})}
     value = values[name] if name in values else arguments.get(name)
     if value is None:
         raise ValueError(_messages.no_such_value(name, values, arguments))

@@ -59,19 +59,6 @@ class Regularizer:
         """
         raise NotImplementedError
 
-    def __call__(
-        self,
-        critic: Critic,
-        data: SiteValues,
-        model: SiteValues,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor | None:
-        """The penalty of this step, or None if it is not its turn."""
-        # By chance and not by a counter: nothing to save, and the same in a compiled step.
-        if self.every > 1 and torch.rand(()) >= 1 / self.every:
-            return None
-        return self.every * self.penalty(critic, data, model, weights)
-
 
 @dataclass(frozen=True)
 class R1(Regularizer):

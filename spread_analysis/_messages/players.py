@@ -26,6 +26,14 @@ def no_critic(value: object, wanted: str) -> str:
     )
 
 
+def stateful_critic(layer: str) -> str:
+    return (
+        f"discriminator contains {layer}, whose state would have to be carried from step to step, "
+        "but only params are: it would stay as it is now, without a word. Use R1(), or "
+        "MLPCritic(spectral_norm=True)."
+    )
+
+
 def pyro_module_critic() -> str:
     return (
         "discriminator is a PyroModule, whose params would be registered twice: by itself and by "

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_spread import AdversarialDivergence
+from pyro_spread.infer._two_sides import TwoSides
 from pyro_spread.ratio import (
     R1,
     GradientPenalty,
@@ -160,10 +162,10 @@ def test_arguments_by_position_and_keyword():
     assert critic.net.got.dtype == torch.float32
     critic({"x": x}, c=c)
     assert torch.equal(critic.net.got, expected)
-    # A site wins over an argument of the same name, and a keyword over a position.
+    # A site wins over an argument of the same name, and what a loss has reduced over a keyword.
     assert torch.equal(site_features(SiteValues({"x": x}, (5,), {"x": c}), "x"), x)
     values = SiteValues({"x": x}, (5,), {"c": c})
-    assert torch.equal(site_features(values, "c", {"c": c + 1}), c[:, None] + 1.0)
+    assert torch.equal(site_features(values, "c", {"c": c + 1}), c[:, None].float())
 
 
 def test_features_take_the_type_of_the_sites():
@@ -231,10 +233,10 @@ def test_r1_by_hand():
     data, model = sides(6, 4)
     net = Quadratic()
     squares = (data["x"] @ net.matrix).square().sum(-1)
-    value = R1(gamma=3.0)(concat_sites(net), data, model)
+    value = R1(gamma=3.0).penalty(concat_sites(net), data, model)
     assert value.item() == pytest.approx(1.5 * squares.mean().item(), rel=1e-5)
     weights = torch.tensor([0.0, 1.0, 2.0, 1.0, 0.0, 3.0])
-    value = R1(gamma=3.0)(concat_sites(net), data, model, weights)
+    value = R1(gamma=3.0).penalty(concat_sites(net), data, model, weights)
     expected = 1.5 * np.average(squares.detach(), weights=weights)
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
@@ -242,7 +244,7 @@ def test_r1_by_hand():
 def test_r1_adds_up_sites():
     x, y = torch.randn(5, 2), torch.randn(5)
     values = SiteValues({"x": x, "y": y, "unused": y}, (5,))
-    value = R1(gamma=2.0)(lambda v: 3 * v["x"].sum(-1) + v["y"] ** 2, values, values)
+    value = R1(gamma=2.0).penalty(lambda v: 3 * v["x"].sum(-1) + v["y"] ** 2, values, values)
     assert value.item() == pytest.approx((9 * 2 + 4 * y.square().mean()).item(), rel=1e-5)
 
 
@@ -251,7 +253,7 @@ def test_gradient_penalty_of_a_linear_critic(target):
     data, model = sides()
     w = torch.tensor([3.0, -4.0])
     penalty = GradientPenalty(2.0, target)
-    value = penalty(lambda v: v["x"] @ w, data, model)
+    value = penalty.penalty(lambda v: v["x"] @ w, data, model)
     assert value.item() == pytest.approx(2 * (5 - target) ** 2, rel=1e-5)
 
 
@@ -265,7 +267,7 @@ def test_gradient_penalty_looks_between_the_sides():
         seen.append(values)
         return values["x"].square().sum(-1) / 2
 
-    value = GradientPenalty(1.0, target=0.0)(critic, data, model)
+    value = GradientPenalty(1.0, target=0.0).penalty(critic, data, model)
     assert value.item() == pytest.approx(3.0, rel=0.06)  # 9 E t²
     x = seen[0]["x"][:, 0]
     assert torch.equal(x, seen[0]["y"])  # one point of the joint space
@@ -274,14 +276,15 @@ def test_gradient_penalty_looks_between_the_sides():
 
 @pytest.mark.parametrize("make", [R1, GradientPenalty])
 def test_lazy_penalties_are_right_on_average(make):
-    data, model = sides()
-    model = data  # no randomness but that of the turns
+    data, _ = sides()  # the same on both sides: no randomness but that of the turns
     critic = concat_sites(Quadratic())
-    expected = make()(critic, data, model).item()
-    values = [make(every=4)(critic, data, model) for _ in range(400)]
-    taken = [value for value in values if value is not None]
+    expected = make().penalty(critic, data, data).item()
+    loss = AdversarialDivergence(critic, regularizer=make(every=4))
+    both = TwoSides(data, data, None, None, {})
+    values = [loss._add_penalty(torch.zeros(()), both, (), {}).item() for _ in range(400)]
+    taken = [value for value in values if value]
     assert len(taken) == pytest.approx(100, abs=4 * math.sqrt(400 * 3 / 16))
-    assert all(value.item() == pytest.approx(4 * expected, rel=1e-5) for value in taken)
+    assert taken == pytest.approx([4 * expected] * len(taken), rel=1e-5)
 
 
 @pytest.mark.parametrize("penalty", [R1(), GradientPenalty(target=0.5)])
@@ -290,7 +293,7 @@ def test_penalties_train_the_critic_only(penalty):
     for values in (data, model):
         values["x"].requires_grad_()
     net = Quadratic()
-    penalty(concat_sites(net), data, model).backward()
+    penalty.penalty(concat_sites(net), data, model).backward()
     assert data["x"].grad is None
     assert model["x"].grad is None
     assert net.matrix.grad.abs().min() > 0
@@ -300,7 +303,7 @@ def test_flat_critic_has_a_finite_penalty():
     data, model = sides()
     net = nn.Linear(2, 1)
     nn.init.zeros_(net.weight)
-    value = GradientPenalty(10.0)(concat_sites(net), data, model)
+    value = GradientPenalty(10.0).penalty(concat_sites(net), data, model)
     value.backward()
     assert value.item() == pytest.approx(10.0, rel=1e-5)
     assert torch.isfinite(net.weight.grad).all()
@@ -313,7 +316,7 @@ REFUSALS = [
     (lambda: R1(every=0), "every must be a positive integer, got 0"),
     (lambda: GradientPenalty(every=1.5), "every must be a positive integer, got 1.5"),
     (
-        lambda: GradientPenalty()(concat_sites(Quadratic()), *sides(6, 4)),
+        lambda: GradientPenalty().penalty(concat_sites(Quadratic()), *sides(6, 4)),
         r"site 'x': .* shapes are \(6, 2\) and \(4, 2\)",
     ),
 ]
@@ -327,7 +330,7 @@ def test_penalty_mistakes(mistake, match):
 
 def test_a_penalty_must_say_what_it_is():
     with pytest.raises(NotImplementedError):
-        Regularizer()(concat_sites(Quadratic()), *sides())
+        Regularizer().penalty(concat_sites(Quadratic()), *sides())
 
 
 # --- diagnostics ---------------------------------------------------------------------------------
