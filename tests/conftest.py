@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Threads, seeds and clean parameter stores for every test."""
 
+import gc
 import os
 import sys
 
@@ -27,3 +28,14 @@ def _fresh_pyro():
 
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_old_programs():
+    """Drop what JAX compiled for a module: thousands of programs fill memory and slow the rest."""
+    yield
+    if "jax" in sys.modules:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()

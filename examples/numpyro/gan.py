@@ -6,8 +6,8 @@ One generator, many losses
 
 A generator is a model without a likelihood: x = g(z), a point mass. Here one and the same model is
 trained by unmodified SVI under adversarial divergences (JS_pi and KL), with a Wasserstein critic,
-and by distances that need no critic; only ``loss=`` differs. Adversarial divergences lose classes
-unless R1 penalises the critic's gradient, whether or not there is noise.
+and by distances that need no critic; only ``loss=`` differs. On MNIST the adversarial divergences
+lose classes, noise or not, unless R1 penalises the critic's gradient.
 
     python examples/numpyro/gan.py --output gan
     python examples/numpyro/gan.py --dataset mnist --data-dir DIR --losses js js-no-r1 energy
