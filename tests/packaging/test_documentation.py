@@ -45,7 +45,7 @@ for step in range(20):
 before = mmd.evaluate_loss(data)
 for step in range(100):
     mmd.step(data)
-assert mmd.evaluate_loss(data) < 0.9 * before
+assert mmd.evaluate_loss(data) < 0.7 * before
 """
     # Before its decoder has been trained, the model has something to learn from them.
     seed = "pyro.set_rng_seed(0)\n"
