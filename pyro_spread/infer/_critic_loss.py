@@ -4,32 +4,30 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro.infer.elbo import ELBO, ELBOModule
-from pyro.nn import PyroModule
-from pyro.params import param_with_module_name
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_spread.infer._critic import (
+    check_critic,
+    is_lazy,
+    judge,
+    register_critic,
+    unchanged_buffers,
+)
 from pyro_spread.infer._guards import no_new_params_on_error
-from pyro_spread.infer._two_sides import Noise, TwoSides, as_noise, draw_sides, kernels_of
+from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.ratio.adapters import SiteValues
-from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 
 _UPDATES = ("one_pass", "two_pass")
-_CALLED = "a module that takes the dict of sites and the arguments of the model"
-# Params that some loss has put into the store, other than by loading it from a file.
-_registered = WeakTensorKeyDictionary()
 # Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
 _NEGLIGIBLE = 1e-12
 
@@ -95,12 +93,7 @@ class CriticLoss(ELBO):
         name: str,
     ) -> None:
         super().__init__(num_particles=num_particles)
-        if not isinstance(discriminator, nn.Module):
-            raise TypeError(_messages.no_critic(discriminator, "a torch.nn.Module"))
-        if isinstance(discriminator, (ConvCritic, MLPCritic, QuadraticCritic)):
-            raise TypeError(_messages.no_critic(discriminator, _CALLED))
-        if any(isinstance(module, PyroModule) for module in discriminator.modules()):
-            raise TypeError(_messages.pyro_module_critic())
+        check_critic(discriminator)
         if update is not None and update not in _UPDATES:
             raise ValueError(_messages.bad_choice("update", update, _UPDATES))
         if num_particles < 1 or num_particles != int(num_particles):
@@ -180,7 +173,7 @@ class CriticLoss(ELBO):
         with torch.no_grad(), no_new_params_on_error():
             sides = self._sides(model, guide, args, kwargs)
             self._register()
-            with self._unchanged_buffers():
+            with unchanged_buffers(self.discriminator):
                 return self._logits(sides, sides.model, args, kwargs)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -209,60 +202,27 @@ class CriticLoss(ELBO):
         self, sides: TwoSides, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> torch.Tensor:
         values = []
-        with self._unchanged_buffers():
+        with unchanged_buffers(self.discriminator):
             for particle in range(self.num_particles):
                 sides = sides if not particle else self._sides(model, guide, args, kwargs)
                 values.append(self._value(self._logits(sides, sides.model, args, kwargs)))
         return torch.stack(values).mean()
-
-    @contextmanager
-    def _unchanged_buffers(self) -> Iterator[None]:
-        """Keep the running averages of batch normalisation out of an evaluation."""
-        saved = [(buffer, buffer.clone()) for buffer in self.discriminator.buffers()]
-        yield
-        for buffer, value in saved:
-            buffer.copy_(value)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError  # densities are what this loss does without
 
     def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> TwoSides:
         sides = draw_sides(model, guide, kernels_of(self.noise, args, kwargs), args, kwargs)
-        if any(nn.parameter.is_lazy(p) for p in self.discriminator.parameters()):
+        if is_lazy(self.discriminator):
             with torch.no_grad():
                 self._judge(sides.data, args, kwargs)
         return sides
 
     def _register(self) -> None:
-        """Put the discriminator's params into the store, where SVI looks for them."""
-        store = pyro.get_param_store()
-        for name, param in self.discriminator.named_parameters():
-            full_name = param_with_module_name(self.name, name)
-            stored = store._params.get(full_name)
-            if stored is None or stored is param:
-                continue
-            if stored in _registered or stored.shape != param.shape:
-                raise ValueError(_messages.stale_critic(self.name))
-            # Loaded from a file, so no other critic's: the module takes its value. The module's
-            # own tensor stays, since pyro.module would leave the two side by side.
-            with torch.no_grad():
-                param.copy_(stored)
-            del store[full_name]
-        pyro.module(self.name, self.discriminator)
-        for param in self.discriminator.parameters():
-            _registered[param] = self.name
+        register_critic(self.name, self.discriminator)
 
     def _judge(self, values: SiteValues, args: Any, kwargs: Any) -> torch.Tensor:
-        try:
-            logits = self.discriminator(values, *args, **kwargs)
-        except TypeError as error:
-            if _takes(self.discriminator.forward, values, *args, **kwargs):
-                raise
-            raise TypeError(_messages.no_critic(self.discriminator, _CALLED)) from error
-        if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
-            got = logits.shape if isinstance(logits, torch.Tensor) else ()
-            raise ValueError(_messages.logit_shape(got, values.batch_shape))
-        return logits
+        return judge(self.discriminator, values, args, kwargs)
 
     def _logits(self, sides: TwoSides, model_values: SiteValues, args: Any, kwargs: Any) -> Logits:
         return Logits(
@@ -359,14 +319,6 @@ class CriticLoss(ELBO):
         pull_data, pull_model = torch.autograd.grad(critic, (data, model))
         (push,) = torch.autograd.grad(generator, model)
         return pull_data, pull_model, push
-
-
-def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    try:
-        inspect.signature(fn).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
 
 
 def _away_from_zero(pull: torch.Tensor) -> torch.Tensor:

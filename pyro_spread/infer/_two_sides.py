@@ -14,14 +14,12 @@ from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 
-from pyro_spread.handlers import check_noise
 from pyro_spread.infer._guards import is_finite
+from pyro_spread.infer._noise import draw_at
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
-
-Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
 
 class TwoSides(NamedTuple):
@@ -36,19 +34,6 @@ class TwoSides(NamedTuple):
     data_weights: torch.Tensor | None
     model_weights: torch.Tensor | None
     noise_left: dict[str, SpreadNoise]
-
-
-def as_noise(noise: Noise | None) -> Noise:
-    """``noise`` as a loss keeps it: a checked dict, empty for None, or the callable."""
-    if noise is None:
-        return {}
-    by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
-    return noise if by_call else check_noise(noise)
-
-
-def kernels_of(noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The kernels of this step."""
-    return check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
 
 
 def draw_sides(
@@ -213,7 +198,7 @@ class _Side:
                 )
             value = value.to(site["value"].dtype)
             if name in noise:
-                value = _noisy(name, noise[name], value)
+                value = draw_at(name, noise[name], value)
             mask = _mask(name, site, value)
             if mask is not None:
                 value = torch.where(mask, value, torch.zeros_like(value))
@@ -242,13 +227,6 @@ class _Side:
             shapes = (scale.shape, self.values[name].shape)
             raise ValueError(_messages.mask_misfit(name, *shapes)) from error
         self.weights = scale if self.weights is None else torch.maximum(self.weights, scale)
-
-
-def _noisy(name: str, kernel: SpreadNoise, value: torch.Tensor) -> torch.Tensor:
-    try:
-        return kernel.draw(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(name, error)) from error
 
 
 def _batch_first(value: torch.Tensor, extra: int, batch_ndim: int) -> torch.Tensor:

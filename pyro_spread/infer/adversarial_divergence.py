@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from pyro_spread.infer._critic_loss import CriticLoss, Logits
-from pyro_spread.infer._two_sides import Noise
+from pyro_spread.infer._noise import Noise
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages

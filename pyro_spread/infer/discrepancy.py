@@ -13,8 +13,9 @@ from pyro import poutine
 from pyro.infer.elbo import ELBO
 
 from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
-from pyro_spread.infer._two_sides import Noise, TwoSides, as_noise, draw_sides, kernels_of
+from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.noise import GaussianNoise, SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues, site_features
 from spread_analysis import _messages

@@ -11,24 +11,12 @@ from typing import Any
 import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO, ELBOModule
-from pyro.poutine.subsample_messenger import _Subsample
-from torch.distributions.transforms import ComposeTransform
 
-from pyro_spread.handlers import SpreadMessenger, check_noise, is_delta
-from pyro_spread.infer._guards import is_finite, no_new_params_on_error
-from pyro_spread.infer._observation import observes
-from pyro_spread.noise import SpreadNoise
+from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._spreading import Spreading
 from spread_analysis import _messages
-from spread_analysis._arguments import (
-    Key,
-    argument_name,
-    check_data_sites,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-
-Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
+from spread_analysis._arguments import Key
 
 # All particles of these enter one log-mean-exp: they must bound the same log p(y).
 _SHARING = (infer.RenyiELBO, infer.TraceTailAdaptive_ELBO, infer.TraceTMC_ELBO)
@@ -48,65 +36,6 @@ _REFUSED = {
     "Trace_MMD": "it compares latent samples with the prior and is no bound on log p(y).",
     "ReweightedWakeSleep": "its sleep phase draws data from the model instead of spreading them.",
 }
-
-
-class _LossSpread(SpreadMessenger):
-    """The spread handler as a loss uses it: whatever would score the wrong thing is an error."""
-
-    def __init__(self, noise: Mapping[str, SpreadNoise], handed: Mapping[str, torch.Tensor]):
-        super().__init__(noise)
-        self._handed = handed
-        self._indices: dict[str, torch.Tensor] = {}
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        super()._pyro_post_sample(msg)
-        if isinstance(msg["fn"], _Subsample):
-            self._indices[msg["name"]] = msg["value"]
-
-    def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        site = msg["name"]
-        if site not in self._observed:
-            return
-        if site not in self.noise:
-            if msg["mask"] is not False and is_delta(msg["fn"], msg["value"]):
-                raise ValueError(_messages.unspread_delta(site, self.noise))
-        elif not self._observes_handed(msg):
-            raise ValueError(_messages.observed_other_value(site))
-
-    def _observes_handed(self, msg: Any) -> bool:
-        value, handed = msg["value"], self._handed[msg["name"]]
-        if value is handed:
-            return True
-        for frame in msg["cond_indep_stack"]:
-            dim = frame.dim - msg["fn"].event_dim if frame.vectorized else 0
-            indices = self._indices.get(frame.name)
-            if indices is None or not -min(value.dim(), handed.dim()) <= dim < 0:
-                continue
-            if handed.shape[dim] == frame.full_size and value.shape[dim] == len(indices):
-                handed = handed.index_select(dim, indices)
-        width = msg["fn"].event_shape.numel()
-        return observes(value, handed, self.noise[msg["name"]], width)
-
-    def _check_complete(self) -> None:
-        super()._check_complete()
-        for site in self.noise:
-            if site not in self._observed:
-                raise ValueError(_messages.site_not_observed(site, self._observed))
-
-
-def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
-    """A module of what is learnable in ``kernel``, the kernel and transform inside it included."""
-    module = torch.nn.Module()
-    for name, value in vars(kernel).items():
-        if isinstance(value, (torch.nn.Parameter, torch.nn.Module)):
-            setattr(module, name, value)
-        elif isinstance(value, SpreadNoise):
-            setattr(module, name, _parameters(value))
-        elif isinstance(value, ComposeTransform):
-            parts = (part for part in value.parts if isinstance(part, torch.nn.Module))
-            setattr(module, name, torch.nn.ModuleList(parts))
-    return module
 
 
 class SpreadELBO(ELBO):
@@ -174,12 +103,11 @@ class SpreadELBO(ELBO):
         elbo = infer.Trace_ELBO() if elbo is None else elbo
         _check_elbo(elbo)
         super().__init__(num_particles=elbo.num_particles)
-        by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
-        self.noise: Noise = noise if by_call else check_noise(noise)
+        if noise is None:
+            raise TypeError(_messages.bad_noise_argument(noise))
+        self._spreading = Spreading(noise, data)
+        self.noise, self.data = self._spreading.noise, self._spreading.data
         self.elbo = elbo
-        self.data = dict(data or {})
-        if isinstance(self.noise, Mapping):
-            check_data_sites(self.data, self.noise)
         # The stock ELBO runs as it is, but for where its traces come from.
         self._runner = copy.copy(elbo)
         self._runner._get_traces = self._get_traces
@@ -198,8 +126,7 @@ class SpreadELBO(ELBO):
         Its parameters are those of model, guide and the noise kernels.
         """
         module = super().__call__(model, guide)
-        kernels = {} if callable(self.noise) else self.noise
-        module.noise = torch.nn.ModuleList(_parameters(kernel) for kernel in kernels.values())
+        module.noise = self._spreading.modules()
         return module
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
@@ -240,7 +167,7 @@ class SpreadELBO(ELBO):
         with no_new_params_on_error():
             if isinstance(self.elbo, _JIT):
                 # A compiled graph runs no checks: make them before it.
-                located = self._locate(model, args, kwargs)
+                located = self._spreading.locate(model, args, kwargs)
                 _check_positional(located, type(self.elbo).__name__)
             return getattr(self._runner, method)(model, guide, *args, **kwargs)
 
@@ -249,33 +176,10 @@ class SpreadELBO(ELBO):
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
         """Pairs of traces of the spread model and the guide, each on its own draw of y."""
-        located = self._locate(model, args, kwargs)
+        located = self._spreading.locate(model, args, kwargs)
         for _ in range(self._num_draws):
-            noise = self._kernels(args, kwargs)
-            values: dict[Key, torch.Tensor] = {}
-            for site, key in located.items():
-                if key not in values:
-                    values[key] = _draw(noise[site], site, get_argument(key, args, kwargs))
-            handed = {site: values[key] for site, key in located.items()}
-            new_args, new_kwargs = replace_arguments(values, args, kwargs)
-            spread_model = _LossSpread(noise, handed)(model)
+            spread_model, new_args, new_kwargs = self._spreading.draw(located, model, args, kwargs)
             yield from self._particles._get_traces(spread_model, guide, new_args, new_kwargs)
-
-    def _kernels(self, args: Any, kwargs: Any) -> dict[str, SpreadNoise]:
-        # Those of a callable are made afresh for every particle, since each has its own backward.
-        return (
-            check_noise(self.noise(*args, **kwargs)) if callable(self.noise) else dict(self.noise)
-        )
-
-    def _locate(self, model: Any, args: Any, kwargs: Any) -> dict[str, Key]:
-        """Where the data of every site are, after a check that they can be spread."""
-        noise = self._kernels(args, kwargs)
-        located = locate_data(model, noise, args, kwargs, self.data)
-        for site, key in located.items():
-            _check_data(
-                site, noise[site], argument_name(key, model), get_argument(key, args, kwargs)
-            )
-        return located
 
 
 def _check_elbo(elbo: Any) -> None:
@@ -294,22 +198,3 @@ def _check_positional(located: Mapping[str, Key], elbo: str) -> None:
     for site, key in located.items():
         if isinstance(key, str):
             raise ValueError(_messages.jit_keyword_data(site, key, elbo))
-
-
-def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, torch.Tensor):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "a torch.Tensor"))
-    try:
-        kernel.check_value(x)
-    except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(site, error)) from error
-    if not is_finite(x):
-        raise ValueError(_messages.nonfinite_data(site, argument))
-
-
-def _draw(kernel: SpreadNoise, site: str, x: torch.Tensor) -> torch.Tensor:
-    try:
-        return kernel.draw(x)
-    except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(site, error)) from error

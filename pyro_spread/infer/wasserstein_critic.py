@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pyro_spread.infer._critic_loss import CriticLoss, Logits
-from pyro_spread.infer._two_sides import Noise
+from pyro_spread.infer._noise import Noise
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import GradientPenalty
 from spread_analysis import _messages

@@ -1,0 +1,117 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""A discriminator as the losses keep it: checked, registered, asked for logits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from pyro.params import param_with_module_name
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_spread.ratio.adapters import SiteValues
+from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
+from spread_analysis import _messages
+
+_CALLED = "a module that takes the dict of sites and the arguments of the model"
+# Params that some loss has put into the store, other than by loading it from a file.
+_registered = WeakTensorKeyDictionary()
+
+
+def check_critic(discriminator: Any) -> None:
+    """
+    Refuse what cannot be a discriminator.
+
+    :raises TypeError: saying what it must be.
+    """
+    if not isinstance(discriminator, nn.Module):
+        raise TypeError(_messages.no_critic(discriminator, "a torch.nn.Module"))
+    if isinstance(discriminator, (ConvCritic, MLPCritic, QuadraticCritic)):
+        raise TypeError(_messages.no_critic(discriminator, _CALLED))
+    if any(isinstance(module, PyroModule) for module in discriminator.modules()):
+        raise TypeError(_messages.pyro_module_critic())
+
+
+def is_lazy(module: nn.Module) -> bool:
+    """Whether some layer has yet to see its input."""
+    return any(nn.parameter.is_lazy(param) for param in module.parameters())
+
+
+def register_critic(name: str, discriminator: nn.Module) -> None:
+    """
+    Put the discriminator's params into the store, where SVI looks for them.
+
+    :param name: of the discriminator in the store.
+    :param discriminator: the module.
+    :raises ValueError: if the store holds the params of another one under this name.
+    """
+    store = pyro.get_param_store()
+    for param_name, param in discriminator.named_parameters():
+        full_name = param_with_module_name(name, param_name)
+        stored = store._params.get(full_name)
+        if stored is None or stored is param:
+            continue
+        if stored in _registered or stored.shape != param.shape:
+            raise ValueError(_messages.stale_critic(name))
+        # Loaded from a file, so no other critic's: the module takes its value. The module's
+        # own tensor stays, since pyro.module would leave the two side by side.
+        with torch.no_grad():
+            param.copy_(stored)
+        del store[full_name]
+    pyro.module(name, discriminator)
+    for param in discriminator.parameters():
+        _registered[param] = name
+
+
+def judge(
+    discriminator: nn.Module, values: SiteValues, args: Any, kwargs: Any, frozen: bool = False
+) -> torch.Tensor:
+    """
+    Logits of the batch shape.
+
+    :param discriminator: the module.
+    :param values: values of the contrasted sites.
+    :param args: arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    :param frozen: whether the discriminator's params get no gradient, but only ``values``.
+    :raises TypeError: if it cannot be called like this.
+    :raises ValueError: if the logits are of another shape.
+    """
+    try:
+        if frozen:
+            params = {name: param.detach() for name, param in discriminator.named_parameters()}
+            logits = torch.func.functional_call(discriminator, params, (values, *args), kwargs)
+        else:
+            logits = discriminator(values, *args, **kwargs)
+    except TypeError as error:
+        if _takes(discriminator.forward, values, *args, **kwargs):
+            raise
+        raise TypeError(_messages.no_critic(discriminator, _CALLED)) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
+        got = logits.shape if isinstance(logits, torch.Tensor) else ()
+        raise ValueError(_messages.logit_shape(got, values.batch_shape))
+    return logits
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Keep the running averages of batch normalisation out of an evaluation."""
+    saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    yield
+    for buffer, value in saved:
+        buffer.copy_(value)
+
+
+def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
