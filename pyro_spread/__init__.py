@@ -27,6 +27,7 @@ from pyro_spread.infer import (
     MMD,
     AdversarialDivergence,
     EnergyDistance,
+    PriorContrastELBO,
     SlicedWasserstein,
     SpreadELBO,
     WassersteinCritic,
@@ -49,7 +50,7 @@ from pyro_spread.ratio import (
     concat_sites,
     critic_report,
 )
-from spread_analysis import SupportMismatchWarning
+from spread_analysis import FalseEvidenceWarning, SupportMismatchWarning
 
 __all__ = [
     "KL",
@@ -61,6 +62,7 @@ __all__ = [
     "DeterministicGenerator",
     "Divergence",
     "EnergyDistance",
+    "FalseEvidenceWarning",
     "GaussianKernel",
     "GaussianNoise",
     "GradientPenalty",
@@ -71,6 +73,7 @@ __all__ = [
     "LaplaceNoise",
     "LogisticNoise",
     "LowRankGaussianNoise",
+    "PriorContrastELBO",
     "RationalQuadraticKernel",
     "ReverseChiSquared",
     "ReverseKL",

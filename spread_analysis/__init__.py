@@ -4,8 +4,13 @@
 """Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
 
 from spread_analysis import reference
+from spread_analysis.arviz_export import to_arviz
+from spread_analysis.calibration import CalibrationReport, plot_sbc
 from spread_analysis.critic import (
     CriticReport,
+    EvidenceReport,
+    FalseEvidenceMonitor,
+    FalseEvidenceWarning,
     SupportMismatchMonitor,
     SupportMismatchWarning,
     critic_report,
@@ -41,8 +46,12 @@ from spread_analysis.reference import (
 )
 
 __all__ = [
+    "CalibrationReport",
     "CriticReport",
     "Dataset",
+    "EvidenceReport",
+    "FalseEvidenceMonitor",
+    "FalseEvidenceWarning",
     "FeatureExtractor",
     "MeanAndError",
     "PrecisionRecall",
@@ -70,8 +79,10 @@ __all__ = [
     "plot_loss_curve",
     "plot_reconstructions",
     "plot_sample_grid",
+    "plot_sbc",
     "precision_recall",
     "reference",
     "sliced_wasserstein",
     "student_t_characteristic_function",
+    "to_arviz",
 ]

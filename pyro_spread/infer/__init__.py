@@ -3,6 +3,7 @@
 """Losses: each goes into an unmodified SVI."""
 
 from pyro_spread.infer.adversarial_divergence import AdversarialDivergence
+from pyro_spread.infer.contrast_elbo import PriorContrastELBO
 from pyro_spread.infer.discrepancy import MMD, EnergyDistance, SlicedWasserstein
 from pyro_spread.infer.spread_elbo import SpreadELBO
 from pyro_spread.infer.wasserstein_critic import WassersteinCritic
@@ -11,6 +12,7 @@ __all__ = [
     "MMD",
     "AdversarialDivergence",
     "EnergyDistance",
+    "PriorContrastELBO",
     "SlicedWasserstein",
     "SpreadELBO",
     "WassersteinCritic",

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
+from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 
 _CALLED = "a module that takes the dict of sites and the arguments of the model"
@@ -98,6 +99,30 @@ def judge(
         got = logits.shape if isinstance(logits, torch.Tensor) else ()
         raise ValueError(_messages.logit_shape(got, values.batch_shape))
     return logits
+
+
+def penalise(
+    loss: torch.Tensor,
+    regularizer: Regularizer | None,
+    critic: Callable[[SiteValues], torch.Tensor],
+    data: SiteValues,
+    model: SiteValues,
+    weights: torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    The critic's loss with its penalty, whenever that has its turn.
+
+    :param loss: a scalar.
+    :param regularizer: the penalty, or None.
+    :param critic: from values to logits.
+    :param data: values of the side with label one.
+    :param model: values of the other side.
+    :param weights: of the data samples.
+    """
+    # By chance and not by a counter: nothing to save, and the same as in a compiled step.
+    if regularizer is None or (regularizer.every > 1 and torch.rand(()) >= 1 / regularizer.every):
+        return loss
+    return loss + regularizer.every * regularizer.penalty(critic, data, model, weights)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pyro_spread.infer._critic import (
     check_critic,
     is_lazy,
     judge,
+    penalise,
     register_critic,
     unchanged_buffers,
 )
@@ -296,18 +297,12 @@ class CriticLoss(ELBO):
     def _add_penalty(
         self, surrogate: torch.Tensor, sides: TwoSides, args: Any, kwargs: Any
     ) -> torch.Tensor:
-        regularizer = self.regularizer
-        # By chance and not by a counter: nothing to save, and the same as in a compiled step.
-        if regularizer is None or (
-            regularizer.every > 1 and torch.rand(()) >= 1 / regularizer.every
-        ):
-            return surrogate
-
         def judge(values: SiteValues) -> torch.Tensor:
             return self._judge(values, args, kwargs)
 
-        penalty = regularizer.penalty(judge, sides.data, sides.model, sides.data_weights)
-        return surrogate + regularizer.every * penalty
+        return penalise(
+            surrogate, self.regularizer, judge, sides.data, sides.model, sides.data_weights
+        )
 
     def _slopes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._noise import draw_at
+from pyro_spread.infer._plate_arguments import subsampled
+from pyro_spread.infer._sites import is_latent, is_learned, plain_name
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
@@ -81,7 +81,10 @@ def draw_sides(
     for name, value in data.values.items():
         if not is_finite(value):
             raise ValueError(_messages.nonfinite_value(name))
-    arguments = _arguments(model, args, kwargs, trace, observed, batch_ndim, data.batch_shape)
+    frames = next(iter(observed.values()))["cond_indep_stack"]
+    indices = {f.name: trace.nodes[f.name]["value"] for f in frames if f.name in trace.nodes}
+    named = dict(zip(positional_names(model), args, strict=False)) | kwargs
+    arguments = subsampled(named, frames, indices, data.batch_shape)
     return TwoSides(
         SiteValues(data.values, data.batch_shape, arguments),
         SiteValues(model_side.values, model_side.batch_shape, arguments),
@@ -104,7 +107,7 @@ def _is_compared(site: dict[str, Any]) -> bool:
 def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> None:
     plates = {f.name for site in observed.values() for f in site["cond_indep_stack"]}
     for name, site in guide_trace.nodes.items():
-        if _is_latent(site) and not site["infer"].get("is_auxiliary"):
+        if is_latent(site) and not site["infer"].get("is_auxiliary"):
             shared = {frame.name for frame in site["cond_indep_stack"]} & plates
             if shared:
                 raise ValueError(_messages.local_guide_site(name, shared))
@@ -116,39 +119,11 @@ def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> N
             if isinstance(fn, Unit):
                 raise ValueError(_messages.factor_site(name))
             if not fn.has_rsample or not site["value"].is_floating_point():
-                raise NotImplementedError(_messages.discrete_draw(name, _plain_name(fn)))
-        elif _is_latent(site) and not fn.has_rsample and _is_learned(fn):
+                raise NotImplementedError(_messages.discrete_draw(name, plain_name(fn)))
+        elif is_latent(site) and not fn.has_rsample and is_learned(fn):
             if site is trace.nodes.get(name) and name in guide_trace.nodes:
                 continue  # not drawn here, but taken from the guide
-            raise NotImplementedError(_messages.latent_without_gradient(name, _plain_name(fn)))
-
-
-def _is_latent(site: Mapping[str, Any]) -> bool:
-    if site["type"] != "sample" or site["is_observed"]:
-        return False
-    return not isinstance(site["fn"], _Subsample) and not site["infer"].get("_deterministic")
-
-
-def _plain_name(fn: Any) -> str:
-    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
-        if type(fn).__name__ not in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-            break
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-def _is_learned(fn: Any) -> bool:
-    """Whether any parameter of a distribution or kernel, also of one inside it, has a gradient."""
-    for value in vars(fn).values():
-        if isinstance(value, torch.Tensor) and value.requires_grad:
-            return True
-        if isinstance(value, torch.nn.Module) and any(p.requires_grad for p in value.parameters()):
-            return True
-        if isinstance(value, (torch.distributions.Distribution, SpreadNoise)) and _is_learned(
-            value
-        ):
-            return True
-    return False
+            raise NotImplementedError(_messages.latent_without_gradient(name, plain_name(fn)))
 
 
 def _check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[str, Any]) -> None:
@@ -157,7 +132,7 @@ def _check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[s
             raise ValueError(_messages.no_such_site(name, observed))
         if name not in observed:
             raise ValueError(_messages.site_not_observed(name, observed))
-        if _is_learned(kernel):
+        if is_learned(kernel):
             raise ValueError(_messages.learned_noise(name))
 
 
@@ -255,32 +230,3 @@ def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tens
             raise ValueError(_messages.mask_misfit(name, mask.shape, value.shape)) from error
         result = full if result is None else result & full
     return result
-
-
-def _arguments(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    trace: Any,
-    observed: Mapping[str, Any],
-    batch_ndim: int,
-    batch_shape: torch.Size,
-) -> dict[str, Any]:
-    """The model's arguments by name, those of full data reduced to what plates subsampled."""
-    arguments = dict(zip(positional_names(model), args, strict=False)) | dict(kwargs)
-    site = next(iter(observed.values()))
-    for frame in site["cond_indep_stack"]:
-        plate = trace.nodes.get(frame.name)
-        if not frame.vectorized or plate is None or not -batch_ndim <= frame.dim < 0:
-            continue
-        dim, indices = batch_ndim + frame.dim, plate["value"]
-        everything = torch.arange(frame.full_size, device=indices.device)
-        if torch.equal(indices, everything):
-            continue
-        for name, value in arguments.items():
-            if not isinstance(value, torch.Tensor | np.ndarray) or value.ndim <= dim:
-                continue
-            if value.shape[dim] == frame.full_size and value.shape[:dim] == batch_shape[:dim]:
-                value = torch.as_tensor(value)
-                arguments[name] = value.index_select(dim, indices.to(value.device))
-    return arguments

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Closed-form references in float64, for tests, examples and anyone who wants the exact answer."""
+"""Exact references in float64, closed-form or by quadrature, for tests, examples and anyone."""
 
 from spread_analysis.reference.channel import (
     channel_js,
@@ -69,24 +69,50 @@ from spread_analysis.reference.points import (
     tweedie_posterior,
     two_point_posterior,
 )
+from spread_analysis.reference.posteriors import (
+    EIGHT_SCHOOLS_EFFECTS,
+    EIGHT_SCHOOLS_ERRORS,
+    FOUR_POINTS,
+    FOUR_POINTS_OPTIMUM,
+    BimodalPosterior,
+    ConjugatePosterior,
+    EightSchoolsPosterior,
+    bimodal_gaussian_gap,
+    bimodal_posterior,
+    conjugate_evidence,
+    conjugate_posterior,
+    eight_schools_posterior,
+)
 
 __all__ = [
+    "EIGHT_SCHOOLS_EFFECTS",
+    "EIGHT_SCHOOLS_ERRORS",
+    "FOUR_POINTS",
+    "FOUR_POINTS_OPTIMUM",
     "AtomDivergences",
+    "BimodalPosterior",
+    "ConjugatePosterior",
     "DenoisedMoments",
+    "EightSchoolsPosterior",
     "FittedNormal",
     "GaussianPosterior",
     "LocationScaleGradient",
     "LocationVariance",
     "LogRatioMoments",
+    "bimodal_gaussian_gap",
+    "bimodal_posterior",
     "cauchy_characteristic_function",
     "channel_js",
     "channel_kl",
     "channel_total_variation",
     "class_entropy",
+    "conjugate_evidence",
+    "conjugate_posterior",
     "delta_pca_one_sided_optimum",
     "delta_pca_optimum",
     "delta_pca_residual",
     "divergence_gradient_normals",
+    "eight_schools_posterior",
     "expected_linear_elbo",
     "gaussian_characteristic_function",
     "gaussian_fisher_divergence",

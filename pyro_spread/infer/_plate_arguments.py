@@ -1,0 +1,58 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The model's arguments as a critic gets them: by name, datum by datum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def subsampled(
+    arguments: Mapping[str, Any],
+    frames: Iterable[Any],
+    indices: Mapping[str, torch.Tensor],
+    batch_shape: torch.Size,
+) -> dict[str, Any]:
+    """
+    The arguments, those of full data reduced to what plates subsampled.
+
+    :param arguments: dict from name to argument of the model.
+    :param frames: the plates of the data.
+    :param indices: dict from plate to the indices that it took.
+    :param batch_shape: shape of these plates.
+    """
+    arguments = dict(arguments)
+    batch_ndim = len(batch_shape)
+    for frame in frames:
+        if not frame.vectorized or frame.name not in indices or not -batch_ndim <= frame.dim < 0:
+            continue
+        dim, taken = batch_ndim + frame.dim, indices[frame.name]
+        if torch.equal(taken, torch.arange(frame.full_size, device=taken.device)):
+            continue
+        for name, value in arguments.items():
+            if not isinstance(value, torch.Tensor | np.ndarray) or value.ndim <= dim:
+                continue
+            if value.shape[dim] == frame.full_size and value.shape[:dim] == batch_shape[:dim]:
+                value = torch.as_tensor(value)
+                arguments[name] = value.index_select(dim, taken.to(value.device))
+    return arguments
+
+
+def expand_batch(value: Any, batch_shape: torch.Size, full_shape: torch.Size) -> Any:
+    """
+    ``value`` for more draws per datum, if it is an array over the data.
+
+    :param value: an argument; arrays of shape ``batch_shape`` + rest are expanded.
+    :param batch_shape: shape of the plates of the data.
+    :param full_shape: the shape that takes its place, which ends in it.
+    """
+    if not isinstance(value, torch.Tensor | np.ndarray) or batch_shape == full_shape:
+        return value
+    if tuple(value.shape[: len(batch_shape)]) != tuple(batch_shape):
+        return value
+    value = torch.as_tensor(value)
+    return value.expand(*full_shape, *value.shape[len(batch_shape) :])

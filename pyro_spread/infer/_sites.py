@@ -1,0 +1,83 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What kind of sample site is this?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.subsample_messenger import _Subsample
+
+from pyro_spread.distributions import ImplicitDistribution
+from pyro_spread.noise import SpreadNoise
+from spread_analysis import _messages
+
+
+def is_implicit(fn: Any) -> bool:
+    """Whether ``fn`` is an ``ImplicitDistribution``, also inside wrappers and transforms."""
+    while not isinstance(fn, ImplicitDistribution):
+        fn = getattr(fn, "base_dist", None)
+        if not isinstance(fn, torch.distributions.Distribution):
+            return False
+    return True
+
+
+def mask_of_implicit(site: str, fn: Any) -> Any:
+    """
+    The mask around an implicit distribution: None, a bool, or a tensor over its batch.
+
+    :raises ValueError: if it masks parts of an event.
+    """
+    mask: Any = None
+    outer = fn
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        if isinstance(fn, MaskedDistribution):
+            if fn.event_dim != outer.event_dim and not isinstance(fn._mask, bool):
+                raise ValueError(_messages.masked_event(site))
+            mask = both(mask, fn._mask)
+        if isinstance(fn, ImplicitDistribution):
+            break
+        fn = fn.base_dist
+    return mask
+
+
+def both(first: Any, second: Any) -> Any:
+    """Two masks as one; None stands for everything."""
+    if first is None or first is True:
+        return second
+    if second is None or second is True:
+        return first
+    if first is False or second is False:
+        return False
+    return first & second
+
+
+def is_latent(site: Mapping[str, Any]) -> bool:
+    """Whether a trace's node is a draw, neither data nor bookkeeping."""
+    if site["type"] != "sample" or site["is_observed"]:
+        return False
+    return not isinstance(site["fn"], _Subsample) and not site["infer"].get("_deterministic")
+
+
+def plain_name(fn: Any) -> str:
+    """The class of a distribution inside its wrappers."""
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        if type(fn).__name__ not in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+            break
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def is_learned(fn: Any) -> bool:
+    """Whether any parameter of a distribution or kernel, also of one inside it, has a gradient."""
+    for value in vars(fn).values():
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            return True
+        if isinstance(value, torch.nn.Module) and any(p.requires_grad for p in value.parameters()):
+            return True
+        if isinstance(value, (torch.distributions.Distribution, SpreadNoise)) and is_learned(value):
+            return True
+    return False

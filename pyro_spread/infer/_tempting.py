@@ -1,0 +1,93 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The tempting guide ``Delta(m + s * eps)``, which has no entropy, is found and refused."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.util import get_rng_state, set_rng_state
+
+from pyro_spread.infer._sites import is_latent
+from spread_analysis import _messages
+
+_innocent: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def check_deltas(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """
+    Refuse a guide with a ``Delta`` at a function of random noise and of params.
+
+    A Delta of params alone is a point estimate, and one of draws alone, with no params in between,
+    is a change of variables whose density the draws carry, as in Pyro's autoguides. A guide is
+    looked at once.
+
+    :raises ValueError: naming the site.
+    """
+    key = getattr(guide, "__func__", guide)
+    try:
+        if key in _innocent:
+            return
+    except TypeError:  # not hashable
+        key = None
+    state = get_rng_state()
+    try:
+        with poutine.block(), torch.enable_grad():
+            _check(guide, args, kwargs)
+    finally:
+        set_rng_state(state)
+    if key is not None:
+        try:
+            _innocent.add(key)
+        except TypeError:  # not weakly referenced
+            return
+
+
+def _check(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    first = poutine.trace(guide).get_trace(*args, **kwargs)
+    deltas = [n for n, s in first.nodes.items() if _is_bare_delta(s)]
+    if not deltas:
+        return
+    # Once more at the same draws, which are leaves now, and with other random numbers elsewhere.
+    leaves = {}
+    for name, site in first.nodes.items():
+        if is_latent(site) and name not in deltas and site["value"].is_floating_point():
+            site["value"] = leaves[name] = site["value"].detach().requires_grad_()
+    for name in deltas:
+        first.remove_node(name)
+    again = poutine.trace(poutine.replay(guide, trace=first)).get_trace(*args, **kwargs)
+    hidden = poutine.trace(poutine.replay(guide, trace=first)).get_trace(*args, **kwargs)
+    for name in deltas:
+        point = again.nodes[name]["fn"].v
+        moves = not torch.equal(point, hidden.nodes[name]["fn"].v)
+        reached = _leaves_of(point)
+        random = moves or any(leaf in reached for leaf in leaves.values())
+        if random and reached - set(leaves.values()):
+            raise ValueError(_messages.random_delta(name))
+
+
+def _is_bare_delta(site: Any) -> bool:
+    if not is_latent(site) or not isinstance(site["fn"], Delta):
+        return False
+    return not bool(torch.as_tensor(site["fn"].log_density).any())
+
+
+def _leaves_of(value: torch.Tensor) -> set[torch.Tensor]:
+    """The tensors with a gradient that ``value`` was computed from."""
+    if value.grad_fn is None:
+        return {value} if value.requires_grad else set()
+    leaves, seen, left = set(), set(), [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        left += [parent for parent, _ in node.next_functions]
+    return leaves

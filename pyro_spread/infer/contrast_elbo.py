@@ -1,0 +1,508 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The ELBO of a guide without a density, whose log-ratio to a contrast a critic learns."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.poutine.messenger import Messenger
+from torch import nn
+
+from pyro_spread.infer._contrast import ContrastRun
+from pyro_spread.infer._critic import (
+    check_critic,
+    is_lazy,
+    judge,
+    penalise,
+    register_critic,
+    unchanged_buffers,
+)
+from pyro_spread.infer._critic_loss import Logits
+from pyro_spread.infer._gaussian_contrast import GaussianContrast
+from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._spreading import Spreading
+from pyro_spread.infer._tempting import check_deltas
+from pyro_spread.ratio.adapters import SiteValues
+from pyro_spread.ratio.losses import logistic_loss, weighted_mean
+from pyro_spread.ratio.regularizers import Regularizer
+from spread_analysis import FalseEvidenceMonitor, _messages
+from spread_analysis._arguments import positional_names
+
+Critic = nn.Module | Mapping[str, nn.Module]
+Annealing = int | Callable[..., float | torch.Tensor]
+
+_WATCH_EVERY = 4
+
+
+class PriorContrastELBO(ELBO):
+    r"""
+    ELBO of a guide with sites that can be sampled but have no density.
+
+    At an :class:`~pyro_spread.ImplicitDistribution` in the guide, :math:`\log q(z \mid x)` is
+    replaced by :math:`T(z, x) + \log c(z)`, where the critic T is trained by the logistic loss to
+    tell the guide's draws from those of a contrast c, so that at its optimum
+    :math:`T = \log q(z \mid x) / c(z)` [1]. Sites with densities keep them, and scales, masks and
+    plates act on the ratio as on any log density: with no implicit site it is the stock
+    ``Trace_ELBO``. Guide and model get the gradient with the critic frozen, the critic that of the
+    logistic loss with all draws frozen.
+
+    The reported loss is minus an **adversarial ELBO estimate** in nats. It is **not a bound**: a
+    critic that lags behind reports values above the evidence. Compare models by
+    :func:`~pyro_spread.ais_log_likelihood` instead, and see :meth:`held_out_check`.
+
+    The contrast is adaptive by default [1, section 4]: a Gaussian with the moments of
+    :math:`q(z \mid x)`, datum by datum, and the critic sees z standardised by them. The critic then
+    only has to learn the shape of the guide, whereas against the prior it fails as soon as
+    the KL divergence is a few nats.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import ImplicitDistribution, PriorContrastELBO
+        >>> from pyro_spread import concat_sites, two_player
+        >>> encoder = torch.nn.Linear(2, 1)
+        >>> def model(x):
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("encoder", encoder)
+        ...     noise = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        ...     def fn(eps):
+        ...         return encoder(torch.cat([eps, x.expand(eps.shape)], -1))
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         pyro.sample("z", ImplicitDistribution(fn, noise, event_shape=(1,)))
+        >>> pyro.clear_param_store()
+        >>> critic = concat_sites(torch.nn.Linear(2, 1), "x", "z")
+        >>> adam = pyro.optim.Adam({"lr": 1e-3})
+        >>> optim = two_player(adam, pyro.optim.Adam({"lr": 2e-3}), discriminator_steps=2)
+        >>> svi = SVI(model, guide, optim, PriorContrastELBO(critic))
+        >>> svi.step(torch.randn(8, 1)) > 0
+        True
+
+    ``fn`` is also called for several draws per datum: it has to broadcast over leading dimensions.
+
+    **References**
+
+    [1] `Adversarial Variational Bayes: Unifying Variational Autoencoders and Generative Adversarial
+    Networks`, Lars Mescheder, Sebastian Nowozin, Andreas Geiger, https://arxiv.org/abs/1701.04722
+
+    [2] `Variational Inference using Implicit Distributions`, Ferenc Huszar,
+    https://arxiv.org/abs/1702.08235
+
+    :param discriminator: one ``torch.nn.Module`` for all implicit sites together, or a dict from
+        site to module. Each is called as ``discriminator(values, *args, **kwargs)``, where
+        ``values`` is a dict of its sites and ``args`` are those of the model, and returns logits of
+        the plates' batch shape. ``concat_sites(net, "x", "z")`` finds other guide sites and the
+        model's arguments by name.
+    :param noise: dict from observed site to noise kernel, or a callable that returns one: data and
+        model are spread as by :class:`~pyro_spread.SpreadELBO`, for deterministic likelihoods.
+    :param adaptive: whether the contrast is the Gaussian with the guide's moments (exact at any KL
+        divergence) or the model's prior at the site given the guide's other draws (right only at a
+        small one). Both need the prior's density only where its params are learned, or if adaptive.
+    :param data: dict from site to the name of the model argument that carries its data, for
+        ``noise``. Left out: the argument of the site's name, else the first.
+    :param head: a module ``head(*args, **kwargs) -> (loc, scale)``, or a dict from site to such
+        pairs: the Gaussian :math:`r(z \mid x)` of the contrast. It is fitted to the guide's draws
+        by maximum likelihood, as part of the discriminator, and spares the draws for the moments.
+    :param annealing: number of steps over which the weight of the likelihood rises to one; or a
+        callable of the model's arguments that returns the weight.
+    :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
+    :param num_moment_draws: draws of the guide per datum for the moments; by default 32 or more, as
+        many as are cheap.
+    :param num_critic_draws: draws per datum that the critic is trained on; by default as many as
+        make 128 in all. Several implicit sites under one critic have one.
+    :param num_particles: number of draws of the guide per datum and step in the ELBO.
+    :param vectorize_particles: whether they are drawn at once, as in the stock ELBO. With ``noise``
+        they come one after another, since each has its own noisy data.
+    :param max_plate_nesting: as in the stock ELBO.
+    :param name: of the discriminator in the param store.
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        discriminator: Critic,
+        noise: Noise | None = None,
+        adaptive: bool = True,
+        *,
+        data: Mapping[str, str] | None = None,
+        head: nn.Module | None = None,
+        annealing: Annealing | None = None,
+        regularizer: Regularizer | None = None,
+        num_moment_draws: int | None = None,
+        num_critic_draws: int | None = None,
+        num_particles: int = 1,
+        vectorize_particles: bool = False,
+        max_plate_nesting: float = math.inf,
+        name: str = "discriminator",
+    ) -> None:
+        for argument, value, least in (
+            ("num_particles", num_particles, 1),
+            ("num_moment_draws", num_moment_draws, 3),
+            ("num_critic_draws", num_critic_draws, 1),
+            ("annealing", None if callable(annealing) else annealing, 1),
+        ):
+            if value is not None and (value < least or value != int(value)):
+                wanted = f"an integer of at least {least}"
+                raise ValueError(_messages.bad_range(argument, value, wanted))
+        super().__init__(num_particles=num_particles)
+        if isinstance(discriminator, Mapping):
+            for critic in discriminator.values():
+                check_critic(critic)
+            discriminator = nn.ModuleDict(discriminator)
+        check_critic(discriminator)
+        if head is not None and not isinstance(head, nn.Module):
+            raise TypeError(_messages.bad_range("head", head, "a torch.nn.Module, or None"))
+        if head is not None and not adaptive:
+            raise ValueError(_messages.head_without_adaptive())
+        if regularizer is not None and not isinstance(regularizer, Regularizer):
+            wanted = "a Regularizer such as R1(), or None"
+            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        self.discriminator = discriminator
+        self.adaptive = adaptive
+        self.head = head
+        self.annealing = annealing
+        self.regularizer = regularizer
+        self.num_moment_draws = num_moment_draws
+        self.num_critic_draws = num_critic_draws
+        self.name = name
+        #: Steps taken, for ``annealing``.
+        self.steps_done = 0
+        self._spreading = Spreading(noise, data)
+        self.noise, self.data = self._spreading.noise, self._spreading.data
+        at_once = num_particles if vectorize_particles and not self.noise else 1
+        self._stock = Trace_ELBO(num_particles=num_particles)
+        self._one = Trace_ELBO(
+            num_particles=at_once,
+            vectorize_particles=at_once > 1,
+            max_plate_nesting=max_plate_nesting,
+        )
+        self._num_runs = num_particles // at_once
+        self._monitor = FalseEvidenceMonitor()
+        self._watched = 0
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+        """
+        A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
+
+        Its parameters are those of model, guide, ``discriminator``, ``head`` and noise kernels.
+        """
+        module = super().__call__(model, guide)
+        module.discriminator, module.head = self.discriminator, self.head
+        module.noise = self._spreading.modules()
+        return module
+
+    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
+
+        :param model: the model.
+        :param guide: the guide.
+        """
+        return guide
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """
+        Minus the adversarial ELBO estimate in nats, at fresh draws; nothing is trained.
+
+        :raises ValueError: if sites, plates, masks and critics do not fit together; the message
+            names the site and the way out, and params are as before.
+        """
+        with torch.no_grad(), no_new_params_on_error(), self._unchanged():
+            loss, _ = self._run(model, guide, args, kwargs, 1.0)
+            self._register()
+        return float(loss)
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
+        with no_new_params_on_error():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            self._register()
+            if loss.requires_grad:
+                loss.backward()
+        return float(loss.detach())
+
+    def differentiable_loss(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """
+        Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
+
+        The tensor is the derivative of no single function: second derivatives make no sense.
+        """
+        if not torch.is_grad_enabled():
+            return torch.as_tensor(self.loss(model, guide, *args, **kwargs))
+        beta = self._beta(args, kwargs)
+        loss, runs = self._run(model, guide, args, kwargs, beta)
+        critics = [self._critic_loss(run) for run in runs]
+        critic = torch.stack(critics).mean() if critics else torch.zeros(())
+        if isinstance(self.annealing, int):
+            self.steps_done += 1
+        # The stock loss is a number if nothing in it is learned.
+        return torch.as_tensor(loss) + (critic - critic.detach())
+
+    def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        What the critic says of the guide's draws and of its contrast's, both fresh.
+
+        With held-out data it tells how well the critic is calibrated:
+        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+
+        :param model: the model.
+        :param guide: the guide.
+        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
+            for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
+            from site to such tuples if there is a critic per site.
+        """
+        with torch.no_grad(), no_new_params_on_error(), self._unchanged():
+            _, runs = self._run(model, guide, args, kwargs, 1.0)
+            logits = {names: self._sides(runs[0], names)[0] for names in self._groups(runs[0])}
+        if isinstance(self.discriminator, nn.ModuleDict):
+            return {names[0]: value for names, value in logits.items()}
+        return next(iter(logits.values()))
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError  # the stock ELBO inside makes its own
+
+    def _beta(self, args: Any, kwargs: Any) -> Any:
+        if callable(self.annealing):
+            return self.annealing(*args, **kwargs)
+        if self.annealing is None:
+            return 1.0
+        return min(1.0, (self.steps_done + 1) / self.annealing)
+
+    def _run(
+        self, model: Any, guide: Any, args: Any, kwargs: Any, beta: Any
+    ) -> tuple[Any, list[ContrastRun]]:
+        """The stock loss of the scored guide, and the runs it is made of."""
+        check_deltas(guide, args, kwargs)
+        if callable(self.annealing):
+            beta = self._beta(args, kwargs)
+        runs: list[ContrastRun] = []
+        runner = copy.copy(self._stock)
+        runner._get_traces = functools.partial(self._get_traces, runs, beta)
+        method = runner.differentiable_loss if torch.is_grad_enabled() else runner.loss
+        loss = method(model, guide, *args, **kwargs)
+        if isinstance(self.discriminator, nn.ModuleDict) and runs:
+            for site in self.discriminator:
+                if site not in runs[0].values:
+                    raise ValueError(_messages.critic_for_unknown_site(site, runs[0].sites))
+        return loss, runs
+
+    def _get_traces(
+        self, runs: list[ContrastRun], beta: Any, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Iterator[Any]:
+        located = self._spreading.locate(model, args, kwargs) if self.noise else {}
+        names = positional_names(model)
+        for _ in range(self._num_runs):
+            seen, *handed = self._spreading.draw(located, model, args, kwargs)
+            run = ContrastRun(self._log_q, not self.adaptive, seen, names, *handed)
+            runs.append(run)
+            if isinstance(beta, torch.Tensor) or beta != 1:
+                seen = _Annealed(beta)(seen)
+            yield from self._one._get_traces(run.in_model(seen), run.in_guide(guide), *handed)
+
+    def _groups(self, run: ContrastRun) -> list[tuple[str, ...]]:
+        """Sites that share a critic."""
+        if "groups" not in run.cache:
+            if isinstance(self.discriminator, nn.ModuleDict):
+                run.cache["groups"] = [(name,) for name in run.sites]
+            else:
+                run.cache["groups"] = [tuple(run.sites)] if run.sites else []
+                _check_together(run)
+        return run.cache["groups"]
+
+    def _critic_of(self, names: tuple[str, ...]) -> nn.Module:
+        if not isinstance(self.discriminator, nn.ModuleDict):
+            return self.discriminator
+        if names[0] not in self.discriminator:
+            raise ValueError(_messages.missing_critic(names[0], self.discriminator))
+        return self.discriminator[names[0]]
+
+    def _log_q(self, run: ContrastRun, name: str) -> torch.Tensor:
+        """The estimate of log q at the guide's draw, up to the prior where that is the contrast."""
+        names = next(names for names in self._groups(run) if name in names)
+        site = run.sites[name]
+        log_q = torch.zeros((), dtype=site.value.dtype, device=site.value.device)
+        if name == names[0]:
+            values = {n: self._seen(run, n, run.sites[n].value) for n in names}
+            side, critic = run.side(names, values), self._critic_of(names)
+            args, kwargs = run.call_arguments(side)
+            if is_lazy(critic):
+                with torch.no_grad():
+                    judge(critic, side, args, kwargs)
+            log_q = judge(critic, side, args, kwargs, frozen=True)
+        if self.adaptive:
+            log_q = log_q + self._contrast(run, name).log_prob(site.value)
+        return log_q
+
+    def _seen(self, run: ContrastRun, name: str, value: torch.Tensor) -> torch.Tensor:
+        return self._contrast(run, name).standardise(value) if self.adaptive else value
+
+    def _contrast(self, run: ContrastRun, name: str) -> GaussianContrast:
+        """The Gaussian of an implicit site, held fixed."""
+        key = ("contrast", name)
+        if key not in run.cache:
+            site = run.sites[name]
+            event_dim = site.fn.event_dim
+            if self.head is not None:
+                loc, scale = self._head(run, name)
+                run.cache[key] = GaussianContrast(loc.detach(), scale.detach(), event_dim)
+            else:
+                size = max(1, site.batch_shape.numel())
+                count = self.num_moment_draws or min(max(4096 // size, 32), 1024)
+                contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
+                if not bool((contrast.scale > 0).all()):
+                    raise ValueError(_messages.collapsed_guide(name))
+                run.cache[key] = contrast
+        return run.cache[key]
+
+    def _head(self, run: ContrastRun, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.head is not None
+        site = run.sites[name]
+        if "head" not in run.cache:
+            named = run.reduced_arguments(site)
+            args = [named.get(n, a) for n, a in zip(run.names, run.args, strict=False)]
+            kwargs = {key: named[key] for key in run.kwargs}
+            run.cache["head"] = self.head(*args, *run.args[len(args) :], **kwargs)
+        output = run.cache["head"]
+        if isinstance(output, Mapping):
+            output = output.get(name)
+        shape = site.value.shape
+        try:
+            loc, scale = output
+            return loc.expand(shape), scale.expand(shape)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(_messages.head_output(name, _describe(output), shape)) from error
+
+    def _sides(
+        self, run: ContrastRun, names: tuple[str, ...]
+    ) -> tuple[Logits, SiteValues, SiteValues]:
+        """The critic's samples: draws of the guide and of its contrast, all constants."""
+        first = run.sites[names[0]]
+        count = self.num_critic_draws or max(1, 128 // max(1, first.batch_shape.numel()))
+        alone = len(names) == 1 and (self.adaptive or names[0] in run.priors)
+        lead = (count,) if alone and count > 1 else ()
+        guide_values, contrast_values = {}, {}
+        for name in names:
+            site = run.sites[name]
+            drawn = site.draw(count) if lead else site.value.detach()
+            guide_values[name] = self._seen(run, name, drawn)
+            if self.adaptive:
+                contrast_values[name] = self._contrast(run, name).draw(lead)
+        if not self.adaptive:
+            contrast_values = run.prior_draws(names, count if lead else None)
+        number = count if lead else None
+        guide_side = run.side(names, guide_values, number, detached=True)
+        contrast_side = guide_side.replaced(contrast_values)
+        args, kwargs = run.call_arguments(guide_side)
+        weights = first.weights
+        if weights is not None and lead:
+            weights = weights.expand(guide_side.batch_shape)
+        critic = self._critic_of(names)
+        logits = Logits(
+            judge(critic, guide_side, args, kwargs),
+            judge(critic, contrast_side, args, kwargs),
+            weights,
+            weights,
+        )
+        return logits, guide_side, contrast_side
+
+    def _critic_loss(self, run: ContrastRun) -> torch.Tensor:
+        total = torch.zeros(())
+        for names in self._groups(run):
+            weights = run.sites[names[0]].weights
+            if weights is not None and not bool((weights > 0).any()):
+                continue
+            logits, guide_side, contrast_side = self._sides(run, names)
+            critic = self._critic_of(names)
+            args, kwargs = run.call_arguments(guide_side)
+            loss = logistic_loss(
+                logits.data, logits.model, 0.5, logits.data_weights, logits.model_weights
+            )
+            judged = functools.partial(_judge_values, critic, args, kwargs)
+            loss = penalise(
+                loss, self.regularizer, judged, guide_side, contrast_side, logits.data_weights
+            )
+            if self.head is not None:
+                loss = loss + sum(self._head_loss(run, name) for name in names)
+            total = total + loss
+            self._watch(logits)
+        return total
+
+    def _head_loss(self, run: ContrastRun, name: str) -> torch.Tensor:
+        site = run.sites[name]
+        live = GaussianContrast(*self._head(run, name), site.fn.event_dim)
+        return -weighted_mean(live.log_prob(site.value.detach()), site.weights)
+
+    def _watch(self, logits: Logits) -> None:
+        self._watched += 1
+        # Looking takes time: every step is looked at once one of them was amiss.
+        if not self._monitor.streak and self._watched % _WATCH_EVERY:
+            return
+        with torch.no_grad():
+            right = weighted_mean((logits.data > 0).to(logits.data.dtype), logits.data_weights)
+            left = weighted_mean((logits.model < 0).to(logits.model.dtype), logits.model_weights)
+            self._monitor.observe(float(right + left) / 2)
+
+    def _register(self) -> None:
+        if not is_lazy(self.discriminator):
+            register_critic(self.name, self.discriminator)
+        if self.head is not None and not is_lazy(self.head):
+            # Under the discriminator's name, since it plays on its side.
+            register_critic(f"{self.name}$$$head", self.head)
+
+    def _unchanged(self) -> Any:
+        return unchanged_buffers(self.discriminator)
+
+
+class _Annealed(Messenger):
+    """Weighs the observations of a model."""
+
+    def __init__(self, beta: Any) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic", False):
+            msg["scale"] = msg["scale"] * self.beta
+
+
+def _judge_values(critic: nn.Module, args: Any, kwargs: Any, values: SiteValues) -> torch.Tensor:
+    return judge(critic, values, args, kwargs)
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, (tuple, list)):
+        return str([tuple(getattr(part, "shape", ())) for part in output])
+    return type(output).__name__
+
+
+def _check_together(run: ContrastRun) -> None:
+    """All implicit sites go to one critic: do they stand for the same data?"""
+    first, *others = run.sites.values()
+    for site in others:
+        for what, one, other in (
+            ("plates", first.batch_shape, site.batch_shape),
+            ("masks or scales", first.weights, site.weights),
+            ("scales", first.scale, site.scale),
+        ):
+            same = one is other
+            if not same and one is not None and other is not None:
+                same = (
+                    torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+                    if what != "plates"
+                    else one == other
+                )
+            if not same:
+                raise ValueError(_messages.contrast_mismatch(what, first.name, site.name))
