@@ -100,6 +100,15 @@ class Divergence(ABC):
         :raises TypeError: if log_ratio_q is not a floating-point array.
         """
 
+    @property
+    def reversed(self) -> Divergence:
+        """
+        The divergence with its arguments exchanged: ``reversed`` of P from Q is this of Q from P.
+
+        :raises NotImplementedError: if the class does not say.
+        """
+        raise NotImplementedError(_messages.not_reversible(type(self).__name__))
+
     def estimate(
         self,
         log_ratio_p: jax.Array,
@@ -172,6 +181,11 @@ class KL(Divergence):
         """0."""
         return jnp.zeros_like(log_ratio)
 
+    @property
+    def reversed(self) -> Divergence:
+        """``ReverseKL()``."""
+        return ReverseKL()
+
     def generator_loss(self, log_ratio_q: jax.Array) -> jax.Array:
         r""":math:`-e^\ell`, continued by its tangent above 80."""
         return -_exp(_floating("log_ratio_q", log_ratio_q))
@@ -193,6 +207,11 @@ class ReverseKL(Divergence):
     def model_term(self, log_ratio: jax.Array) -> jax.Array:
         r""":math:`-\ell`."""
         return -log_ratio
+
+    @property
+    def reversed(self) -> Divergence:
+        """``KL()``."""
+        return KL()
 
     def generator_loss(self, log_ratio_q: jax.Array) -> jax.Array:
         r""":math:`-\ell`."""
@@ -249,6 +268,11 @@ class JSPi(Divergence):
         other = math.log(self.pi) + log_ratio
         return -self._factors[1] * jnp.logaddexp(math.log1p(-self.pi), other)
 
+    @property
+    def reversed(self) -> Divergence:
+        """``JSPi(1.0 - pi, normalised)``."""
+        return JSPi(1.0 - self.pi, self.normalised)
+
     def generator_loss(self, log_ratio_q: jax.Array) -> jax.Array:
         r""":math:`(1-\pi) \log(Q/M)`: with pi = 1/2 the saturating loss of GANs."""
         return self.model_term(_floating("log_ratio_q", log_ratio_q))
@@ -273,6 +297,11 @@ class SquaredHellinger(Divergence):
         r""":math:`1 - e^{\ell/2}`."""
         return -_expm1(0.5 * log_ratio)
 
+    @property
+    def reversed(self) -> Divergence:
+        """It is symmetric."""
+        return self
+
     def generator_loss(self, log_ratio_q: jax.Array) -> jax.Array:
         r""":math:`1 - e^{\ell/2}`."""
         return self.model_term(_floating("log_ratio_q", log_ratio_q))
@@ -294,6 +323,11 @@ class ChiSquared(Divergence):
     def model_term(self, log_ratio: jax.Array) -> jax.Array:
         """0."""
         return jnp.zeros_like(log_ratio)
+
+    @property
+    def reversed(self) -> Divergence:
+        """``ReverseChiSquared()``."""
+        return ReverseChiSquared()
 
     def generator_loss(self, log_ratio_q: jax.Array) -> jax.Array:
         r""":math:`1 - e^{2\ell}`, continued by its tangent above 40."""
@@ -318,6 +352,11 @@ class ReverseChiSquared(Divergence):
         r""":math:`e^{-\ell} - 1`."""
         return _expm1(-log_ratio)
 
+    @property
+    def reversed(self) -> Divergence:
+        """``ChiSquared()``."""
+        return ChiSquared()
+
     def generator_loss(self, log_ratio_q: jax.Array) -> jax.Array:
         r""":math:`2 e^{-\ell} - 2`."""
         return 2.0 * _expm1(-_floating("log_ratio_q", log_ratio_q))
@@ -339,6 +378,11 @@ class Jeffreys(Divergence):
     def model_term(self, log_ratio: jax.Array) -> jax.Array:
         r""":math:`-\ell`."""
         return -log_ratio
+
+    @property
+    def reversed(self) -> Divergence:
+        """It is symmetric."""
+        return self
 
     def generator_loss(self, log_ratio_q: jax.Array) -> jax.Array:
         r""":math:`1 - \ell - e^\ell`, continued by its tangent above 80."""

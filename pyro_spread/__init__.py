@@ -10,6 +10,7 @@ except ImportError as error:
 
     raise ImportError(_messages.missing_extra("pyro_spread", "pyro", error)) from error
 
+from pyro_spread.autoguide import AutoImplicit
 from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
 from pyro_spread.divergences import (
     KL,
@@ -27,7 +28,9 @@ from pyro_spread.infer import (
     MMD,
     AdversarialDivergence,
     EnergyDistance,
+    JointContrastELBO,
     PriorContrastELBO,
+    SemiImplicitELBO,
     SlicedWasserstein,
     SpreadELBO,
     WassersteinCritic,
@@ -57,6 +60,7 @@ __all__ = [
     "MMD",
     "R1",
     "AdversarialDivergence",
+    "AutoImplicit",
     "ChannelNoise",
     "ChiSquared",
     "DeterministicGenerator",
@@ -69,6 +73,7 @@ __all__ = [
     "ImplicitDistribution",
     "JSPi",
     "Jeffreys",
+    "JointContrastELBO",
     "LaplaceKernel",
     "LaplaceNoise",
     "LogisticNoise",
@@ -77,6 +82,7 @@ __all__ = [
     "RationalQuadraticKernel",
     "ReverseChiSquared",
     "ReverseKL",
+    "SemiImplicitELBO",
     "SlicedWasserstein",
     "SpreadELBO",
     "SpreadNoise",

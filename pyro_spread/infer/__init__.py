@@ -5,6 +5,8 @@
 from pyro_spread.infer.adversarial_divergence import AdversarialDivergence
 from pyro_spread.infer.contrast_elbo import PriorContrastELBO
 from pyro_spread.infer.discrepancy import MMD, EnergyDistance, SlicedWasserstein
+from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
+from pyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from pyro_spread.infer.spread_elbo import SpreadELBO
 from pyro_spread.infer.wasserstein_critic import WassersteinCritic
 
@@ -12,7 +14,9 @@ __all__ = [
     "MMD",
     "AdversarialDivergence",
     "EnergyDistance",
+    "JointContrastELBO",
     "PriorContrastELBO",
+    "SemiImplicitELBO",
     "SlicedWasserstein",
     "SpreadELBO",
     "WassersteinCritic",

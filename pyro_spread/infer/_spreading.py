@@ -64,6 +64,25 @@ class Spreading:
             )
         return located
 
+    def hand(
+        self, located: Mapping[str, Key], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, torch.Tensor], dict[str, SpreadNoise]]:
+        """
+        Arguments in which fresh y stand instead of x, the y by site, and the kernels.
+
+        :param located: from :meth:`locate`.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        # Kernels of a callable are made afresh for every particle: each has its own backward.
+        noise = kernels_of(self.noise, args, kwargs)
+        values: dict[Key, torch.Tensor] = {}
+        for site, key in located.items():
+            if key not in values:
+                values[key] = draw_at(site, noise[site], get_argument(key, args, kwargs))
+        handed = {site: values[key] for site, key in located.items()}
+        return *replace_arguments(values, args, kwargs), handed, noise
+
     def draw(
         self,
         located: Mapping[str, Key],
@@ -79,16 +98,8 @@ class Spreading:
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        # Kernels of a callable are made afresh for every particle: each has its own backward.
-        noise = kernels_of(self.noise, args, kwargs)
-        if not noise:
-            return model, args, kwargs
-        values: dict[Key, torch.Tensor] = {}
-        for site, key in located.items():
-            if key not in values:
-                values[key] = draw_at(site, noise[site], get_argument(key, args, kwargs))
-        handed = {site: values[key] for site, key in located.items()}
-        return _LossSpread(noise, handed)(model), *replace_arguments(values, args, kwargs)
+        args, kwargs, handed, noise = self.hand(located, args, kwargs)
+        return (_LossSpread(noise, handed)(model) if noise else model), args, kwargs
 
 
 class _LossSpread(SpreadMessenger):

@@ -62,11 +62,11 @@ def draw_sides(
     guide_trace = poutine.trace(guide or no_guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     trace = poutine.trace(poutine.uncondition(replayed)).get_trace(*args, **kwargs)
-    observed = {n: s for n, s in trace.nodes.items() if _is_compared(s)}
+    observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
     _check_sites(trace, guide_trace, observed)
-    _check_noise_sites(trace, observed, noise)
+    check_noise_sites(trace, observed, noise)
     left = {
         name: kernel
         for name, kernel in noise.items()
@@ -75,9 +75,9 @@ def draw_sides(
         and closed_form(kernel, observed[name]["fn"].event_shape)
     }
     noise = {name: kernel for name, kernel in noise.items() if name not in left}
-    batch_ndim = _common_batch(observed)
-    data = _Side(observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
-    model_side = _Side(observed, noise, batch_ndim, lambda site: site["value"])
+    batch_ndim = common_batch(observed)
+    data = Side(observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
+    model_side = Side(observed, noise, batch_ndim, lambda site: site["value"])
     for name, value in data.values.items():
         if not is_finite(value):
             raise ValueError(_messages.nonfinite_value(name))
@@ -98,7 +98,8 @@ def no_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model all of whose latents come from the prior."""
 
 
-def _is_compared(site: dict[str, Any]) -> bool:
+def is_compared(site: Mapping[str, Any]) -> bool:
+    """Whether a site of an unconditioned model was an observation."""
     if site["type"] != "sample" or not site["infer"].get("was_observed"):
         return False
     return not site["infer"].get("_deterministic", False)
@@ -126,7 +127,12 @@ def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> N
             raise NotImplementedError(_messages.latent_without_gradient(name, plain_name(fn)))
 
 
-def _check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[str, Any]) -> None:
+def check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[str, Any]) -> None:
+    """
+    Refuse noise at sites that are not compared, and noise that would be learned.
+
+    :raises ValueError: naming the site.
+    """
     for name, kernel in noise.items():
         if name not in trace.nodes or trace.nodes[name]["type"] != "sample":
             raise ValueError(_messages.no_such_site(name, observed))
@@ -136,7 +142,7 @@ def _check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[s
             raise ValueError(_messages.learned_noise(name))
 
 
-def _common_batch(observed: Mapping[str, Any]) -> int:
+def common_batch(observed: Mapping[str, Any]) -> int:
     """Number of batch dims, counted from the right, that all compared sites share."""
     shapes = {name: tuple(site["fn"].batch_shape) for name, site in observed.items()}
     first = min(shapes, key=lambda name: len(shapes[name]))
@@ -147,7 +153,7 @@ def _common_batch(observed: Mapping[str, Any]) -> int:
     return count
 
 
-class _Side:
+class Side:
     """One side's values, with shared batch dims first and masked elements set to zero."""
 
     def __init__(

@@ -7,40 +7,36 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyro_spread.infer._contrast import ContrastRun
+from pyro_spread.infer._contrast_critic import ContrastCritic
 from pyro_spread.infer._critic import (
     check_critic,
     is_lazy,
-    judge,
-    penalise,
     register_critic,
     unchanged_buffers,
 )
-from pyro_spread.infer._critic_loss import Logits
-from pyro_spread.infer._gaussian_contrast import GaussianContrast
 from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
-from pyro_spread.ratio.adapters import SiteValues
-from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
-from spread_analysis import FalseEvidenceMonitor, _messages
+from spread_analysis import EvidenceReport, FalseEvidenceWarning, _messages
 from spread_analysis._arguments import positional_names
 
 Critic = nn.Module | Mapping[str, nn.Module]
 Annealing = int | Callable[..., float | torch.Tensor]
-
-_WATCH_EVERY = 4
 
 
 class PriorContrastELBO(ELBO):
@@ -188,8 +184,9 @@ class PriorContrastELBO(ELBO):
             max_plate_nesting=max_plate_nesting,
         )
         self._num_runs = num_particles // at_once
-        self._monitor = FalseEvidenceMonitor()
-        self._watched = 0
+        self._contrast = ContrastCritic(
+            discriminator, adaptive, head, regularizer, num_moment_draws, num_critic_draws
+        )
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
         """
@@ -244,7 +241,7 @@ class PriorContrastELBO(ELBO):
             return torch.as_tensor(self.loss(model, guide, *args, **kwargs))
         beta = self._beta(args, kwargs)
         loss, runs = self._run(model, guide, args, kwargs, beta)
-        critics = [self._critic_loss(run) for run in runs]
+        critics = [self._contrast.loss(run) for run in runs]
         critic = torch.stack(critics).mean() if critics else torch.zeros(())
         if isinstance(self.annealing, int):
             self.steps_done += 1
@@ -266,10 +263,64 @@ class PriorContrastELBO(ELBO):
         """
         with torch.no_grad(), no_new_params_on_error(), self._unchanged():
             _, runs = self._run(model, guide, args, kwargs, 1.0)
-            logits = {names: self._sides(runs[0], names)[0] for names in self._groups(runs[0])}
+            logits = {
+                names: self._contrast.sides(runs[0], names)[0]
+                for names in self._contrast.groups(runs[0])
+            }
         if isinstance(self.discriminator, nn.ModuleDict):
             return {names[0]: value for names, value in logits.items()}
         return next(iter(logits.values()))
+
+    def held_out_check(
+        self,
+        model: Any,
+        guide: Any,
+        *args: Any,
+        num_steps: int = 1000,
+        learning_rate: float = 1e-3,
+        num_draws: int = 200,
+        **kwargs: Any,
+    ) -> EvidenceReport:
+        """
+        A fresh critic's opinion on the estimate, with guide and model as they are.
+
+        A copy of the discriminator starts anew and is fitted to fresh draws under the adaptive
+        contrast; then both estimates are taken at the same held-out draws. Nothing of the training
+        run is changed.
+
+        :param model: the model.
+        :param guide: the guide.
+        :param num_steps: steps of the fresh critic.
+        :param learning_rate: of its Adam, falling linearly to zero.
+        :param num_draws: held-out draws of the guide.
+        :return: both estimates and the gap with its standard error, in nats. A gap of more than
+            two standard errors and a tenth of a nat is a :class:`FalseEvidenceWarning`.
+        """
+        fresh = PriorContrastELBO(
+            fresh_copy(self.discriminator),
+            self.noise or None,
+            data=self.data,
+            num_moment_draws=self.num_moment_draws,
+            num_critic_draws=self.num_critic_draws,
+        )
+
+        def critic_loss() -> torch.Tensor:
+            with torch.no_grad():
+                _, runs = fresh._run(model, guide, args, kwargs, 1.0)
+            return fresh._contrast.loss(runs[0])
+
+        def estimate(loss: PriorContrastELBO) -> float:
+            with torch.no_grad(), loss._unchanged():
+                return -float(loss._run(model, guide, args, kwargs, 1.0)[0])
+
+        with poutine.block():
+            estimate(fresh)  # lazy layers see their input
+            fit_critic(fresh.discriminator, critic_loss, num_steps, learning_rate)
+            report = compare_estimates(lambda: estimate(self), lambda: estimate(fresh), num_draws)
+        if report.is_false():
+            message = _messages.false_evidence_gap(report.gap, report.standard_error)
+            warnings.warn(message, FalseEvidenceWarning, stacklevel=2)
+        return report
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError  # the stock ELBO inside makes its own
@@ -306,154 +357,11 @@ class PriorContrastELBO(ELBO):
         names = positional_names(model)
         for _ in range(self._num_runs):
             seen, *handed = self._spreading.draw(located, model, args, kwargs)
-            run = ContrastRun(self._log_q, not self.adaptive, seen, names, *handed)
+            run = ContrastRun(self._contrast.log_q, not self.adaptive, seen, names, *handed)
             runs.append(run)
             if isinstance(beta, torch.Tensor) or beta != 1:
                 seen = _Annealed(beta)(seen)
             yield from self._one._get_traces(run.in_model(seen), run.in_guide(guide), *handed)
-
-    def _groups(self, run: ContrastRun) -> list[tuple[str, ...]]:
-        """Sites that share a critic."""
-        if "groups" not in run.cache:
-            if isinstance(self.discriminator, nn.ModuleDict):
-                run.cache["groups"] = [(name,) for name in run.sites]
-            else:
-                run.cache["groups"] = [tuple(run.sites)] if run.sites else []
-                _check_together(run)
-        return run.cache["groups"]
-
-    def _critic_of(self, names: tuple[str, ...]) -> nn.Module:
-        if not isinstance(self.discriminator, nn.ModuleDict):
-            return self.discriminator
-        if names[0] not in self.discriminator:
-            raise ValueError(_messages.missing_critic(names[0], self.discriminator))
-        return self.discriminator[names[0]]
-
-    def _log_q(self, run: ContrastRun, name: str) -> torch.Tensor:
-        """The estimate of log q at the guide's draw, up to the prior where that is the contrast."""
-        names = next(names for names in self._groups(run) if name in names)
-        site = run.sites[name]
-        log_q = torch.zeros((), dtype=site.value.dtype, device=site.value.device)
-        if name == names[0]:
-            values = {n: self._seen(run, n, run.sites[n].value) for n in names}
-            side, critic = run.side(names, values), self._critic_of(names)
-            args, kwargs = run.call_arguments(side)
-            if is_lazy(critic):
-                with torch.no_grad():
-                    judge(critic, side, args, kwargs)
-            log_q = judge(critic, side, args, kwargs, frozen=True)
-        if self.adaptive:
-            log_q = log_q + self._contrast(run, name).log_prob(site.value)
-        return log_q
-
-    def _seen(self, run: ContrastRun, name: str, value: torch.Tensor) -> torch.Tensor:
-        return self._contrast(run, name).standardise(value) if self.adaptive else value
-
-    def _contrast(self, run: ContrastRun, name: str) -> GaussianContrast:
-        """The Gaussian of an implicit site, held fixed."""
-        key = ("contrast", name)
-        if key not in run.cache:
-            site = run.sites[name]
-            event_dim = site.fn.event_dim
-            if self.head is not None:
-                loc, scale = self._head(run, name)
-                run.cache[key] = GaussianContrast(loc.detach(), scale.detach(), event_dim)
-            else:
-                size = max(1, site.batch_shape.numel())
-                count = self.num_moment_draws or min(max(4096 // size, 32), 1024)
-                contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
-                if not bool((contrast.scale > 0).all()):
-                    raise ValueError(_messages.collapsed_guide(name))
-                run.cache[key] = contrast
-        return run.cache[key]
-
-    def _head(self, run: ContrastRun, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.head is not None
-        site = run.sites[name]
-        if "head" not in run.cache:
-            named = run.reduced_arguments(site)
-            args = [named.get(n, a) for n, a in zip(run.names, run.args, strict=False)]
-            kwargs = {key: named[key] for key in run.kwargs}
-            run.cache["head"] = self.head(*args, *run.args[len(args) :], **kwargs)
-        output = run.cache["head"]
-        if isinstance(output, Mapping):
-            output = output.get(name)
-        shape = site.value.shape
-        try:
-            loc, scale = output
-            return loc.expand(shape), scale.expand(shape)
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(_messages.head_output(name, _describe(output), shape)) from error
-
-    def _sides(
-        self, run: ContrastRun, names: tuple[str, ...]
-    ) -> tuple[Logits, SiteValues, SiteValues]:
-        """The critic's samples: draws of the guide and of its contrast, all constants."""
-        first = run.sites[names[0]]
-        count = self.num_critic_draws or max(1, 128 // max(1, first.batch_shape.numel()))
-        alone = len(names) == 1 and (self.adaptive or names[0] in run.priors)
-        lead = (count,) if alone and count > 1 else ()
-        guide_values, contrast_values = {}, {}
-        for name in names:
-            site = run.sites[name]
-            drawn = site.draw(count) if lead else site.value.detach()
-            guide_values[name] = self._seen(run, name, drawn)
-            if self.adaptive:
-                contrast_values[name] = self._contrast(run, name).draw(lead)
-        if not self.adaptive:
-            contrast_values = run.prior_draws(names, count if lead else None)
-        number = count if lead else None
-        guide_side = run.side(names, guide_values, number, detached=True)
-        contrast_side = guide_side.replaced(contrast_values)
-        args, kwargs = run.call_arguments(guide_side)
-        weights = first.weights
-        if weights is not None and lead:
-            weights = weights.expand(guide_side.batch_shape)
-        critic = self._critic_of(names)
-        logits = Logits(
-            judge(critic, guide_side, args, kwargs),
-            judge(critic, contrast_side, args, kwargs),
-            weights,
-            weights,
-        )
-        return logits, guide_side, contrast_side
-
-    def _critic_loss(self, run: ContrastRun) -> torch.Tensor:
-        total = torch.zeros(())
-        for names in self._groups(run):
-            weights = run.sites[names[0]].weights
-            if weights is not None and not bool((weights > 0).any()):
-                continue
-            logits, guide_side, contrast_side = self._sides(run, names)
-            critic = self._critic_of(names)
-            args, kwargs = run.call_arguments(guide_side)
-            loss = logistic_loss(
-                logits.data, logits.model, 0.5, logits.data_weights, logits.model_weights
-            )
-            judged = functools.partial(_judge_values, critic, args, kwargs)
-            loss = penalise(
-                loss, self.regularizer, judged, guide_side, contrast_side, logits.data_weights
-            )
-            if self.head is not None:
-                loss = loss + sum(self._head_loss(run, name) for name in names)
-            total = total + loss
-            self._watch(logits)
-        return total
-
-    def _head_loss(self, run: ContrastRun, name: str) -> torch.Tensor:
-        site = run.sites[name]
-        live = GaussianContrast(*self._head(run, name), site.fn.event_dim)
-        return -weighted_mean(live.log_prob(site.value.detach()), site.weights)
-
-    def _watch(self, logits: Logits) -> None:
-        self._watched += 1
-        # Looking takes time: every step is looked at once one of them was amiss.
-        if not self._monitor.streak and self._watched % _WATCH_EVERY:
-            return
-        with torch.no_grad():
-            right = weighted_mean((logits.data > 0).to(logits.data.dtype), logits.data_weights)
-            left = weighted_mean((logits.model < 0).to(logits.model.dtype), logits.model_weights)
-            self._monitor.observe(float(right + left) / 2)
 
     def _register(self) -> None:
         if not is_lazy(self.discriminator):
@@ -476,33 +384,3 @@ class _Annealed(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic", False):
             msg["scale"] = msg["scale"] * self.beta
-
-
-def _judge_values(critic: nn.Module, args: Any, kwargs: Any, values: SiteValues) -> torch.Tensor:
-    return judge(critic, values, args, kwargs)
-
-
-def _describe(output: Any) -> str:
-    if isinstance(output, (tuple, list)):
-        return str([tuple(getattr(part, "shape", ())) for part in output])
-    return type(output).__name__
-
-
-def _check_together(run: ContrastRun) -> None:
-    """All implicit sites go to one critic: do they stand for the same data?"""
-    first, *others = run.sites.values()
-    for site in others:
-        for what, one, other in (
-            ("plates", first.batch_shape, site.batch_shape),
-            ("masks or scales", first.weights, site.weights),
-            ("scales", first.scale, site.scale),
-        ):
-            same = one is other
-            if not same and one is not None and other is not None:
-                same = (
-                    torch.equal(torch.as_tensor(one), torch.as_tensor(other))
-                    if what != "plates"
-                    else one == other
-                )
-            if not same:
-                raise ValueError(_messages.contrast_mismatch(what, first.name, site.name))

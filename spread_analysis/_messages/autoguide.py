@@ -16,7 +16,7 @@ def discrete_latents(sites: Sequence[str], block: str) -> str:
     )
 
 
-def no_latents() -> str:
+def no_guide_latents() -> str:
     return (
         "AutoImplicit found no latent site in the model. Use an empty guide: "
         "lambda *args, **kwargs: None."
@@ -59,14 +59,16 @@ def nothing_to_amortise(sites: Sequence[str]) -> str:
     )
 
 
-def features_type(plates: str, value: object) -> str:
+def encoder_features_type(plates: str, value: object) -> str:
     return (
         f"encoder must return an array of features, or a dict from plate names to arrays; for the "
         f"plates '{plates}' it returned {value!r}."
     )
 
 
-def features_shape(plates: str, got: Sequence[int], batch: Sequence[int], dict_form: bool) -> str:
+def encoder_features_shape(
+    plates: str, got: Sequence[int], batch: Sequence[int], dict_form: bool
+) -> str:
     wanted = ", ".join([*map(str, batch), "number of features"])
     way_out = (
         ""

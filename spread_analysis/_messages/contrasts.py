@@ -130,10 +130,19 @@ def joint_needs_density(site: str) -> str:
     )
 
 
-def joint_missing_latent(site: str) -> str:
+def joint_no_latent(guide_sites: Iterable[str]) -> str:
     return (
-        f"latent site '{site}' stands in the plates of the data, but the guide has no site of that "
-        "name. The joint contrast compares all local latents with their data: add it."
+        "the guide has no latent site of the model in the plates of the data, so there is nothing "
+        f"to contrast jointly with them; its sites are {sorted(guide_sites)}. Add one, or use "
+        "AdversarialDivergence."
+    )
+
+
+def joint_simulated_shape(site: str, got: Sequence[int], wanted: Sequence[int]) -> str:
+    return (
+        f"site '{site}': the model simulates values of shape {tuple(got)}, but its data have "
+        f"{tuple(wanted)}, so that the guide cannot be given the simulated ones. Subsample before "
+        "the data go into SVI, not in a plate."
     )
 
 

@@ -1,0 +1,215 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of implicit sites by a critic, and what the critic learns from the same run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_spread.infer._contrast import ContrastRun
+from pyro_spread.infer._critic import is_lazy, judge, penalise
+from pyro_spread.infer._critic_loss import Logits
+from pyro_spread.infer._gaussian_contrast import GaussianContrast
+from pyro_spread.infer._watch import LagWatch
+from pyro_spread.ratio.adapters import SiteValues
+from pyro_spread.ratio.losses import logistic_loss, weighted_mean
+from pyro_spread.ratio.regularizers import Regularizer
+from spread_analysis import _messages
+
+
+class ContrastCritic:
+    """
+    A critic that tells a guide's draws from those of a contrast.
+
+    :param discriminator: one module for all implicit sites, or a ``ModuleDict`` by site.
+    :param adaptive: whether the contrast is the Gaussian with the guide's moments, or the prior.
+    :param head: a module that gives these moments, or None to take them from draws.
+    :param regularizer: penalty on the critic, or None.
+    :param num_moment_draws: draws per datum for the moments, or None to choose.
+    :param num_critic_draws: draws per datum for the critic, or None to choose.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        adaptive: bool,
+        head: nn.Module | None,
+        regularizer: Regularizer | None,
+        num_moment_draws: int | None,
+        num_critic_draws: int | None,
+    ) -> None:
+        self.discriminator = discriminator
+        self.adaptive = adaptive
+        self.head = head
+        self.regularizer = regularizer
+        self.num_moment_draws = num_moment_draws
+        self.num_critic_draws = num_critic_draws
+        self._watch = LagWatch()
+
+    def groups(self, run: ContrastRun) -> list[tuple[str, ...]]:
+        """Sites that share a critic."""
+        if "groups" not in run.cache:
+            if isinstance(self.discriminator, nn.ModuleDict):
+                run.cache["groups"] = [(name,) for name in run.sites]
+            else:
+                run.cache["groups"] = [tuple(run.sites)] if run.sites else []
+                _check_together(run)
+        return run.cache["groups"]
+
+    def _critic_of(self, names: tuple[str, ...]) -> nn.Module:
+        if not isinstance(self.discriminator, nn.ModuleDict):
+            return self.discriminator
+        if names[0] not in self.discriminator:
+            raise ValueError(_messages.missing_critic(names[0], self.discriminator))
+        return self.discriminator[names[0]]
+
+    def log_q(self, run: ContrastRun, name: str) -> torch.Tensor:
+        """The estimate of log q at the guide's draw, up to the prior where that is the contrast."""
+        names = next(names for names in self.groups(run) if name in names)
+        site = run.sites[name]
+        log_q = torch.zeros((), dtype=site.value.dtype, device=site.value.device)
+        if name == names[0]:
+            values = {n: self._seen(run, n, run.sites[n].value) for n in names}
+            side, critic = run.side(names, values), self._critic_of(names)
+            args, kwargs = run.call_arguments(side)
+            if is_lazy(critic):
+                with torch.no_grad():
+                    judge(critic, side, args, kwargs)
+            log_q = judge(critic, side, args, kwargs, frozen=True)
+        if self.adaptive:
+            log_q = log_q + self._contrast(run, name).log_prob(site.value)
+        return log_q
+
+    def _seen(self, run: ContrastRun, name: str, value: torch.Tensor) -> torch.Tensor:
+        return self._contrast(run, name).standardise(value) if self.adaptive else value
+
+    def _contrast(self, run: ContrastRun, name: str) -> GaussianContrast:
+        """The Gaussian of an implicit site, held fixed."""
+        key = ("contrast", name)
+        if key not in run.cache:
+            site = run.sites[name]
+            event_dim = site.fn.event_dim
+            if self.head is not None:
+                loc, scale = self._head(run, name)
+                run.cache[key] = GaussianContrast(loc.detach(), scale.detach(), event_dim)
+            else:
+                size = max(1, site.batch_shape.numel())
+                count = self.num_moment_draws or min(max(4096 // size, 32), 1024)
+                contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
+                if not bool((contrast.scale > 0).all()):
+                    raise ValueError(_messages.collapsed_guide(name))
+                run.cache[key] = contrast
+        return run.cache[key]
+
+    def _head(self, run: ContrastRun, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.head is not None
+        site = run.sites[name]
+        if "head" not in run.cache:
+            named = run.reduced_arguments(site)
+            args = [named.get(n, a) for n, a in zip(run.names, run.args, strict=False)]
+            kwargs = {key: named[key] for key in run.kwargs}
+            run.cache["head"] = self.head(*args, *run.args[len(args) :], **kwargs)
+        output = run.cache["head"]
+        if isinstance(output, Mapping):
+            output = output.get(name)
+        shape = site.value.shape
+        try:
+            loc, scale = output
+            return loc.expand(shape), scale.expand(shape)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(_messages.head_output(name, _describe(output), shape)) from error
+
+    def sides(
+        self, run: ContrastRun, names: tuple[str, ...]
+    ) -> tuple[Logits, SiteValues, SiteValues]:
+        """The critic's samples: draws of the guide and of its contrast, all constants."""
+        first = run.sites[names[0]]
+        count = self.num_critic_draws or max(1, 128 // max(1, first.batch_shape.numel()))
+        alone = len(names) == 1 and (self.adaptive or names[0] in run.priors)
+        lead = (count,) if alone and count > 1 else ()
+        guide_values, contrast_values = {}, {}
+        for name in names:
+            site = run.sites[name]
+            drawn = site.draw(count) if lead else site.value.detach()
+            guide_values[name] = self._seen(run, name, drawn)
+            if self.adaptive:
+                contrast_values[name] = self._contrast(run, name).draw(lead)
+        if not self.adaptive:
+            contrast_values = run.prior_draws(names, count if lead else None)
+        number = count if lead else None
+        guide_side = run.side(names, guide_values, number, detached=True)
+        contrast_side = guide_side.replaced(contrast_values)
+        args, kwargs = run.call_arguments(guide_side)
+        weights = first.weights
+        if weights is not None and lead:
+            weights = weights.expand(guide_side.batch_shape)
+        critic = self._critic_of(names)
+        logits = Logits(
+            judge(critic, guide_side, args, kwargs),
+            judge(critic, contrast_side, args, kwargs),
+            weights,
+            weights,
+        )
+        return logits, guide_side, contrast_side
+
+    def loss(self, run: ContrastRun) -> torch.Tensor:
+        total = torch.zeros(())
+        for names in self.groups(run):
+            weights = run.sites[names[0]].weights
+            if weights is not None and not bool((weights > 0).any()):
+                continue
+            logits, guide_side, contrast_side = self.sides(run, names)
+            critic = self._critic_of(names)
+            args, kwargs = run.call_arguments(guide_side)
+            loss = logistic_loss(
+                logits.data, logits.model, 0.5, logits.data_weights, logits.model_weights
+            )
+            judged = functools.partial(_judge_values, critic, args, kwargs)
+            loss = penalise(
+                loss, self.regularizer, judged, guide_side, contrast_side, logits.data_weights
+            )
+            if self.head is not None:
+                loss = loss + sum(self._head_loss(run, name) for name in names)
+            total = total + loss
+            self._watch(logits)
+        return total
+
+    def _head_loss(self, run: ContrastRun, name: str) -> torch.Tensor:
+        site = run.sites[name]
+        live = GaussianContrast(*self._head(run, name), site.fn.event_dim)
+        return -weighted_mean(live.log_prob(site.value.detach()), site.weights)
+
+
+def _judge_values(critic: nn.Module, args: Any, kwargs: Any, values: SiteValues) -> torch.Tensor:
+    return judge(critic, values, args, kwargs)
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, (tuple, list)):
+        return str([tuple(getattr(part, "shape", ())) for part in output])
+    return type(output).__name__
+
+
+def _check_together(run: ContrastRun) -> None:
+    """All implicit sites go to one critic: do they stand for the same data?"""
+    first, *others = run.sites.values()
+    for site in others:
+        for what, one, other in (
+            ("plates", first.batch_shape, site.batch_shape),
+            ("masks or scales", first.weights, site.weights),
+            ("scales", first.scale, site.scale),
+        ):
+            same = one is other
+            if not same and one is not None and other is not None:
+                same = (
+                    torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+                    if what != "plates"
+                    else one == other
+                )
+            if not same:
+                raise ValueError(_messages.contrast_mismatch(what, first.name, site.name))

@@ -1,0 +1,205 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs of data and latents: the guide's, and those of the model run forward."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.util import get_rng_state, set_rng_state
+
+from pyro_spread.infer._plate_arguments import subsampled
+from pyro_spread.infer._sites import is_implicit, is_latent, is_learned, plain_name
+from pyro_spread.infer._two_sides import Side, check_noise_sites, common_batch, is_compared
+from pyro_spread.noise import SpreadNoise
+from pyro_spread.ratio.adapters import SiteValues
+from spread_analysis import _messages
+from spread_analysis._arguments import positional_names
+
+# A look at the model, which need not be taken at every step.
+_known_plates: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+class JointSides(NamedTuple):
+    """
+    Pairs (x, z) of the guide's joint and of the model's, after the noise, with weights or None.
+
+    ``log_globals`` is log p - log q of the latents outside of the plates of the data, in nats;
+    ``scales`` is by how much each pair stands for more data.
+    """
+
+    guide: SiteValues
+    model: SiteValues
+    guide_weights: torch.Tensor | None
+    model_weights: torch.Tensor | None
+    log_globals: torch.Tensor
+    global_sites: tuple[str, ...]
+    scales: torch.Tensor
+
+
+def draw_joint(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    noise: Mapping[str, SpreadNoise],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> JointSides:
+    """
+    Run guide and model once: data with the guide's latents, and the model's latents with their x.
+
+    Latents of the guide outside of the plates of the data are global: both sides share the guide's
+    draws, and they keep their densities.
+
+    :param model: the model.
+    :param guide: the guide.
+    :param noise: dict from observed site to the kernel that the model's draws pass through; what is
+        observed has passed through it already.
+    :param args: positional arguments of model and guide.
+    :param kwargs: keyword arguments of both.
+    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    """
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    plates = data_plates(model, args, kwargs)
+    drawn = {n: s for n, s in guide_trace.nodes.items() if is_latent(s)}
+    shared = {n: s for n, s in drawn.items() if plates and not _plates_of(s) & plates}
+    # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
+    # them, but their prior's gradient is handed on below.
+    leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        trace = _run_forward(model, guide_trace, leaves, args, kwargs)
+    observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
+    if not observed:
+        raise ValueError(_messages.nothing_observed())
+    check_noise_sites(trace, observed, noise)
+    _check_learned(trace, set(shared))
+    local = {
+        n: trace.nodes[n] for n in drawn if n not in shared and is_latent(trace.nodes.get(n, {}))
+    }
+    if not local:
+        raise ValueError(_messages.joint_no_latent(drawn))
+    compared = observed | local
+    batch_ndim = common_batch(compared)
+
+    def of_guide(site: Any) -> torch.Tensor:
+        return site["infer"]["obs"] if site["name"] in observed else drawn[site["name"]]["value"]
+
+    guide_side = Side(compared, {}, batch_ndim, of_guide)
+    model_side = Side(compared, noise, batch_ndim, lambda site: site["value"])
+    first = next(iter(local.values()))
+    indices = {
+        n: s["value"] for t in (guide_trace, trace) for n, s in t.nodes.items() if _is_index(s)
+    }
+    named = dict(zip(positional_names(model), args, strict=False)) | kwargs
+    batch = guide_side.batch_shape
+    arguments = subsampled(named, first["cond_indep_stack"], indices, batch)
+    for name, site in shared.items():
+        arguments[name] = site["value"].expand(*batch, *site["value"].shape)
+    scale = torch.as_tensor(first["scale"], dtype=next(iter(guide_side.values.values())).dtype)
+    return JointSides(
+        SiteValues(guide_side.values, batch, arguments),
+        SiteValues(
+            model_side.values,
+            model_side.batch_shape,
+            arguments | {name: arguments[name].detach() for name in shared},
+        ),
+        guide_side.weights,
+        model_side.weights,
+        _log_globals(guide_trace, trace, shared, leaves),
+        tuple(shared),
+        scale.expand(batch),
+    )
+
+
+def data_plates(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> frozenset[str]:
+    """Names of the plates in which the model observes, found by a run that leaves no trace."""
+    key = getattr(model, "__func__", model)
+    try:
+        if key in _known_plates:
+            return _known_plates[key]
+    except TypeError:  # not hashable
+        key = None
+    state = get_rng_state()
+    with poutine.block(), torch.no_grad():
+        nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
+    set_rng_state(state)
+    data = [s for s in nodes.values() if s["type"] == "sample" and s["is_observed"]]
+    plates = [_plates_of(s) for s in data if not s["infer"].get("_deterministic")]
+    found = frozenset.intersection(*plates) if plates else frozenset()
+    if key is not None:
+        try:
+            _known_plates[key] = found
+        except TypeError:  # not weakly referenced
+            return found
+    return found
+
+
+def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
+
+
+def _is_index(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not is_latent(site) and not site["is_observed"]
+
+
+def _run_forward(
+    model: Callable[..., Any],
+    guide_trace: Any,
+    leaves: Mapping[str, torch.Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The model's own draws, given the global latents and the subsamples of the guide."""
+    kept = poutine.Trace()
+    for name, site in guide_trace.nodes.items():
+        if name in leaves or _is_index(site):
+            value = leaves.get(name, site["value"])
+            kept.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+    forward = poutine.uncondition(poutine.replay(model, trace=kept))
+    return poutine.trace(forward).get_trace(*args, **kwargs)
+
+
+def _check_learned(trace: Any, shared: set[str]) -> None:
+    for name, site in trace.nodes.items():
+        if name in shared or not (is_latent(site) or is_compared(site)):
+            continue
+        fn = site["fn"]
+        if not fn.has_rsample and is_learned(fn):
+            raise NotImplementedError(_messages.latent_without_gradient(name, plain_name(fn)))
+
+
+def _log_globals(
+    guide_trace: Any, trace: Any, shared: Mapping[str, Any], leaves: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Log p - log q of the global latents, with the gradient of both in the guide's draws."""
+    total = torch.zeros(())
+    for name, site in shared.items():
+        if is_implicit(site["fn"]):
+            raise ValueError(_messages.joint_global_implicit(name))
+        if not site["fn"].has_rsample:
+            raise NotImplementedError(
+                _messages.latent_without_gradient(name, plain_name(site["fn"]))
+            )
+    if not shared:
+        return total
+    guide_trace.compute_log_prob(lambda name, site: name in shared)
+    trace.compute_log_prob(lambda name, site: name in shared)
+    for name in shared:
+        total = total - guide_trace.nodes[name]["log_prob_sum"]
+        if name in trace.nodes:
+            total = total + trace.nodes[name]["log_prob_sum"]
+    prior = sum(trace.nodes[n]["log_prob_sum"] for n in shared if n in trace.nodes)
+    if torch.is_grad_enabled() and isinstance(prior, torch.Tensor) and prior.requires_grad:
+        grads = torch.autograd.grad(
+            prior, list(leaves.values()), retain_graph=True, allow_unused=True
+        )
+        for site, grad in zip(shared.values(), grads, strict=True):
+            if grad is not None:
+                pull = (grad * site["value"]).sum()
+                total = total + pull - pull.detach()
+    return total

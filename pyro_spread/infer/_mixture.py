@@ -1,0 +1,192 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Guide sites whose draws pass a noise kernel, scored as mixtures over further draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.util import sum_rightmost
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+from pyro_spread.distributions import ImplicitDistribution
+from pyro_spread.infer._sites import is_implicit, is_learned, mask_of_implicit, plain_name
+from pyro_spread.infer._supports import Supports
+from pyro_spread.noise import SpreadNoise
+from spread_analysis import _messages
+
+
+class Spread(Messenger):
+    """Sends the draws at implicit guide sites through their kernels."""
+
+    def __init__(self, kernels: Mapping[str, SpreadNoise], supports: Supports) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.supports = supports
+        self._seen: set[str] = set()
+        self._implicit: set[str] = set()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            for site in self.kernels:
+                if site not in self._seen:
+                    raise ValueError(_messages.semi_no_such_site(site, self._implicit))
+
+    def _pyro_sample(self, msg: Any) -> None:
+        site, fn = msg["name"], msg["fn"]
+        self._seen.add(site)
+        implicit = is_implicit(fn)
+        if implicit:
+            self._implicit.add(site)
+        if site not in self.kernels:
+            if implicit:
+                raise ValueError(_messages.semi_missing_kernel(site, self.kernels))
+            return
+        if msg["is_observed"] or msg["value"] is not None:
+            raise ValueError(_messages.semi_fixed_site(site))
+        if not implicit:
+            raise ValueError(_messages.semi_not_implicit(site, plain_name(fn)))
+        msg["fn"] = self._replace(site, fn)
+
+    def _replace(self, site: str, fn: Any) -> TorchDistribution:
+        noise = SiteNoise(site, fn, self.kernels[site], self.supports.get(site))
+
+        def draw(psi: torch.Tensor) -> torch.Tensor:
+            return noise.to_support(noise.around(noise.to_reals(psi)).rsample())
+
+        # Itself implicit, so that plates outside of this handler expand what is below the noise.
+        return ImplicitDistribution(draw, fn, fn.event_shape)
+
+
+class Mix(Spread):
+    """Gives implicit guide sites the density of a mixture over draws."""
+
+    def __init__(
+        self, kernels: Mapping[str, SpreadNoise], supports: Supports, num_mixture: int
+    ) -> None:
+        super().__init__(kernels, supports)
+        self.num_mixture = num_mixture
+
+    def _replace(self, site: str, fn: Any) -> TorchDistribution:
+        _check_gradient(site, fn)
+        noise = SiteNoise(site, fn, self.kernels[site], self.supports.get(site))
+        return Mixture(
+            noise, fn, _draws(site, fn, self.num_mixture + 1), mask_of_implicit(site, fn)
+        )
+
+
+class SiteNoise:
+    """The kernel of a site, in the unconstrained space of the site's support."""
+
+    def __init__(self, site: str, fn: Any, kernel: SpreadNoise, support: Any) -> None:
+        self.site, self.kernel, self.support = site, kernel, support
+        self.event_dim = len(fn.event_shape)
+        self.transform: Transform | None = None
+        if support is not None:
+            try:
+                # It remembers u of the last z: the density is asked for at what was drawn.
+                self.transform = biject_to(support).with_cache(1)
+            except NotImplementedError as error:
+                message = _messages.semi_no_bijection(site, support)
+                raise NotImplementedError(message) from error
+            self.event_dim += self.transform.domain.event_dim - self.transform.codomain.event_dim
+
+    def to_reals(self, psi: torch.Tensor) -> torch.Tensor:
+        """Draws of the guide in unconstrained space."""
+        if self.transform is None:
+            return psi
+        u = self.transform.inv(psi)
+        checked = is_validation_enabled() and not torch._C._get_tracing_state()
+        if checked and not bool(self.support.check(psi).all() & torch.isfinite(u).all()):
+            raise ValueError(_messages.semi_outside_support(self.site, self.support))
+        return u
+
+    def to_support(self, u: torch.Tensor) -> torch.Tensor:
+        """The image of an unconstrained value."""
+        return u if self.transform is None else self.transform(u)
+
+    def around(self, psi: torch.Tensor) -> TorchDistribution:
+        """The kernel around unconstrained draws of shape sample + batch + event."""
+        try:
+            conditional = self.kernel(psi, self.event_dim)
+        except (TypeError, ValueError) as error:
+            raise type(error)(_messages.at_site(self.site, error)) from error
+        got = conditional.batch_shape + conditional.event_shape
+        if got != psi.shape:
+            raise ValueError(_messages.semi_kernel_shape(self.site, got, psi.shape))
+        return conditional
+
+    def log_jacobian(self, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor | float:
+        """Of the map from u to z, summed over the event."""
+        if self.transform is None:
+            return 0.0
+        surplus = self.event_dim - self.transform.domain.event_dim
+        return sum_rightmost(self.transform.log_abs_det_jacobian(u, z), surplus)
+
+
+class Mixture(TorchDistribution):
+    r"""
+    z ~ k(z | psi_0), with the log density of :math:`\frac{1}{K+1}\sum_k k(z | \psi_k)`.
+
+    Which psi those are is settled when it is made: that is why it is made outside of all plates.
+
+    :param noise: the kernel of the site.
+    :param fn: the implicit distribution.
+    :param psi: draws of ``fn`` of shape (K + 1,) + batch + event.
+    :param mask: elements of the batch whose density counts.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = True
+
+    def __init__(self, noise: SiteNoise, fn: Any, psi: torch.Tensor, mask: Any) -> None:
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+        self._noise, self._mask = noise, mask
+        psi = noise.to_reals(psi)
+        self._own, self._components = noise.around(psi[0]), noise.around(psi)
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        """That of the model's site."""
+        if self._noise.support is not None:
+            return self._noise.support
+        return constraints.independent(constraints.real, self.event_dim)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
+        """Reparametrised draws around psi_0."""
+        return self._noise.to_support(self._own.rsample(torch.Size(sample_shape)))
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """The log density of the mixture, in nats."""
+        u = self._noise.to_reals(value)
+        terms = self._components.log_prob(u)
+        log_prob = terms.logsumexp(0) - math.log(len(terms)) - self._noise.log_jacobian(u, value)
+        if self._mask is None or self._mask is True:
+            return log_prob
+        mask = torch.as_tensor(self._mask, device=log_prob.device)
+        return torch.where(mask, log_prob, torch.zeros_like(log_prob))
+
+
+def _draws(site: str, fn: Any, count: int) -> torch.Tensor:
+    try:
+        return fn.rsample((count,))
+    except (TypeError, ValueError, RuntimeError) as error:
+        with torch.no_grad():
+            fn.rsample()  # what fails for one draw too has nothing to do with their number
+        raise ValueError(_messages.not_broadcasting(site, (count,), error)) from error
+
+
+def _check_gradient(site: str, fn: Any) -> None:
+    """Refuse noise whose parameters are learned but get no gradient."""
+    while not isinstance(fn, ImplicitDistribution):
+        fn = fn.base_dist
+    if not fn.has_rsample and is_learned(fn.base_dist):
+        raise NotImplementedError(_messages.latent_without_gradient(site, plain_name(fn.base_dist)))

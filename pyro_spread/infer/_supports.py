@@ -1,0 +1,103 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""On which support the model has a site that the guide draws without a density."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.util import get_rng_state, set_rng_state
+
+from pyro_spread.noise import SpreadNoise
+from spread_analysis import _messages
+
+#: Constraints by site; None stands for all reals, as at sites that the model does not have.
+Supports = Mapping[str, Any]
+# They are looked up once for a model, in one more run of it and the guide.
+_known: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+class MovedSupportError(ValueError):
+    """The support of a site is not what it was."""
+
+
+def find_supports(
+    model: Any,
+    guide: Any,
+    kernels: Mapping[str, SpreadNoise],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    The supports in the model of all sites that have kernels.
+
+    :raises ValueError: if the bounds of one differ between elements of a batch, or are learned.
+    """
+    keeps = isinstance(model, Hashable)
+    known = _known.get(model) if keeps else None
+    if known is None or not kernels.keys() <= known.keys():
+        state = get_rng_state()
+        # Draws outside of a support are refused later, and in better words than by the sites whose
+        # parameters they are.
+        with poutine.block(), pyro.validation_enabled(False):
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        set_rng_state(state)  # with or without this look, a seed means the same draws
+        known = {site: support_in(trace, site) for site in kernels}
+        if keeps:
+            _known[model] = known
+    return {site: known[site] for site in kernels}
+
+
+def forget_supports(model: Any) -> None:
+    """Look again when the model runs next."""
+    if isinstance(model, Hashable):
+        _known.pop(model, None)
+
+
+def support_in(trace: Any, site: str) -> Any:
+    """The support of ``site`` in a trace of the model."""
+    node = trace.nodes.get(site)
+    if node is None or node["type"] != "sample":
+        return None
+    return _fixed(site, node["fn"].support, len(node["fn"].event_shape))
+
+
+def _fixed(site: str, support: Any, event_dim: int) -> Any:
+    """``support`` with bounds that do not depend on batch elements; None for all reals."""
+    if isinstance(support, constraints.independent):
+        base = _fixed(site, support.base_constraint, event_dim)
+        ndims = support.reinterpreted_batch_ndims
+        return None if base is None else constraints.independent(base, ndims)
+    if isinstance(support, type(constraints.real)):
+        return None
+    fixed = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, torch.Tensor):
+            rows = bound.reshape(-1, *bound.shape[max(bound.dim() - event_dim, 0) :])
+            if bound.requires_grad or not bool((rows == rows[:1]).all()):
+                raise ValueError(_messages.semi_moving_support(site))
+            setattr(fixed, name, rows[0])
+    return fixed
+
+
+def same_support(first: Any, second: Any) -> bool:
+    """Whether two supports, or attributes of them, are the same."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, constraints.Constraint) and type(first) is type(second):
+        return all(
+            same_support(value, vars(second).get(name)) for name, value in vars(first).items()
+        )
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        pairs = zip(first, second, strict=False)
+        return len(first) == len(second) and all(same_support(a, b) for a, b in pairs)
+    return type(first) is type(second) and bool(first == second)

@@ -1,0 +1,37 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Does the critic of a contrast ELBO keep up?"""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_spread.infer._critic_loss import Logits
+from pyro_spread.ratio.losses import weighted_mean
+from spread_analysis import FalseEvidenceMonitor
+
+_EVERY = 4
+
+
+class LagWatch:
+    """Looks at the critic's logits during training and warns once if they have become guesses."""
+
+    def __init__(self) -> None:
+        self._monitor = FalseEvidenceMonitor()
+        self._seen = 0
+
+    def __call__(self, logits: Logits) -> None:
+        """
+        Take in one step.
+
+        :param logits: at draws of the guide (``data``) and of its contrast (``model``).
+        """
+        self._seen += 1
+        # Looking takes time: every step is looked at once one of them was amiss.
+        if not self._monitor.streak and self._seen % _EVERY:
+            return
+        with torch.no_grad():
+            data, model, data_weights, model_weights = logits
+            right = weighted_mean((data > 0).to(data.dtype), data_weights)
+            left = weighted_mean((model < 0).to(model.dtype), model_weights)
+            self._monitor.observe(float(right + left) / 2)

@@ -1,0 +1,342 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Guide and model compared by pairs of data and latents, where neither needs a density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO, ELBOModule
+from torch import nn
+
+from pyro_spread.divergences import KL, Divergence, ReverseKL
+from pyro_spread.infer._critic import (
+    check_critic,
+    is_lazy,
+    judge,
+    penalise,
+    register_critic,
+    unchanged_buffers,
+)
+from pyro_spread.infer._critic_loss import Logits
+from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._joint_sides import JointSides, draw_joint
+from pyro_spread.infer._noise import Noise, draw_at
+from pyro_spread.infer._sites import is_implicit, is_latent
+from pyro_spread.infer._spreading import Spreading
+from pyro_spread.infer._two_sides import is_compared
+from pyro_spread.infer._watch import LagWatch
+from pyro_spread.ratio.adapters import SiteValues
+from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
+from pyro_spread.ratio.regularizers import Regularizer
+from spread_analysis import _messages
+from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+
+
+class JointContrastELBO(ELBO):
+    r"""
+    Divergence of the guide's pairs (x, z) from the model's, learned from draws of both.
+
+    The model P runs forward: it draws z' and the x' that z' makes. The guide Q pairs data with its
+    own draws, :math:`q(z \mid x)\, p_{data}(x)`. A critic learns :math:`\log Q/P` by telling the
+    pairs apart, so that neither likelihood, prior nor guide needs a density. ``divergence`` is that
+    of Q from P:
+
+    - ``ReverseKL()``: :math:`\mathrm{KL}[Q \| P]`, minus the ELBO up to the entropy of the data:
+      the likelihood-free variational inference of [1], the joint contrast of [2];
+    - ``JSPi(pi)``: at 1/2 adversarially learned inference and BiGAN [3, 4];
+    - ``KL()``: :math:`\mathrm{KL}[P \| Q]`. If the guide has a density, this is neural posterior
+      estimation [5]: :math:`-E_P \log q(z' \mid x')` is minimised directly, and no critic is needed
+      and none trained.
+
+    Latents in no plate of the data are global: they keep their densities, both sides share the
+    guide's draws, and the critic may look them up by name (hierarchical implicit models [1],
+    ``ReverseKL()`` only). A pair of the model is always x' with the z' that made it.
+
+    The reported value is the divergence, an **adversarial estimate and not a bound**, in nats: for
+    ``ReverseKL()`` scaled by plates and summed over the data, with the globals' KL, as minus an
+    ELBO is; otherwise the mean over the data. For neural posterior estimation it is the mean of
+    :math:`-\log q(z' \mid x')`.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import KL, JointContrastELBO
+        >>> net = torch.nn.Linear(1, 2)
+        >>> def model(x):
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        ...         simulated = z + 0.1 * torch.randn(z.shape)         # no density
+        ...         pyro.sample("x", dist.Delta(simulated, event_dim=1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("net", net)
+        ...     loc, log_scale = net(x).chunk(2, -1)
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+        >>> pyro.clear_param_store()
+        >>> loss = JointContrastELBO(divergence=KL())
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss)
+        >>> svi.step(torch.zeros(100, 1)) > 0
+        True
+
+    **References**
+
+    [1] `Hierarchical Implicit Models and Likelihood-Free Variational Inference`, Dustin Tran,
+    Rajesh Ranganath, David M. Blei, https://arxiv.org/abs/1702.08896
+
+    [2] `Variational Inference using Implicit Distributions`, Ferenc Huszar,
+    https://arxiv.org/abs/1702.08235
+
+    [3] `Adversarially Learned Inference`, Vincent Dumoulin et al., https://arxiv.org/abs/1606.00704
+
+    [4] `Adversarial Feature Learning`, Jeff Donahue, Philipp Krähenbühl, Trevor Darrell,
+    https://arxiv.org/abs/1605.09782
+
+    [5] `Fast epsilon-free Inference of Simulation Models with Bayesian Conditional Density
+    Estimation`, George Papamakarios, Iain Murray, https://arxiv.org/abs/1605.06376
+
+    :param discriminator: a ``torch.nn.Module`` called as
+        ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of data and local
+        latents; it returns logits of the plates' batch shape, large for pairs of the guide. On the
+        model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
+        and a guide with a density.
+    :param divergence: of the guide from the model; ``ReverseKL()`` by default. Its ``pi`` is the
+        share of the model's pairs.
+    :param noise: dict from observed site to noise kernel, or a callable that returns one. Data and
+        the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
+    :param data: dict from site to the name of the model argument that carries its data. Left out:
+        the argument of the site's name, else the first.
+    :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
+    :param num_particles: number of draws of guide and model per datum and step.
+    :param name: of the discriminator in the param store.
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if an argument is out of its range, or the discriminator is missing.
+    :raises NotImplementedError: if the divergence has no gradient.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module | None = None,
+        divergence: Divergence | None = None,
+        noise: Noise | None = None,
+        *,
+        data: Mapping[str, str] | None = None,
+        regularizer: Regularizer | None = None,
+        num_particles: int = 1,
+        name: str = "discriminator",
+    ) -> None:
+        if num_particles < 1 or num_particles != int(num_particles):
+            raise ValueError(
+                _messages.bad_range("num_particles", num_particles, "a positive integer")
+            )
+        super().__init__(num_particles=num_particles)
+        divergence = ReverseKL() if divergence is None else divergence
+        if not isinstance(divergence, Divergence):
+            raise TypeError(_messages.no_divergence(divergence))
+        divergence.generator_loss(torch.zeros(1))  # refuses here what has no gradient
+        if discriminator is None and not isinstance(divergence, KL):
+            raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
+        if discriminator is not None:
+            check_critic(discriminator)
+        if regularizer is not None and not isinstance(regularizer, Regularizer):
+            wanted = "a Regularizer such as R1(), or None"
+            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        self.discriminator = discriminator
+        self.divergence = divergence
+        self.regularizer = regularizer
+        self.name = name
+        self._spreading = Spreading(noise, data if noise is not None else None)
+        self.noise, self.data = self._spreading.noise, dict(data or {})
+        self._watch = LagWatch()
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+        """
+        A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
+
+        Its parameters are those of model, guide and ``discriminator``.
+        """
+        module = super().__call__(model, guide)
+        module.discriminator = self.discriminator
+        return module
+
+    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
+
+        :param model: the model.
+        :param guide: the guide.
+        """
+        return guide
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """
+        The adversarial estimate of the divergence in nats, at fresh draws; nothing is trained.
+
+        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
+            the site and the way out, and params are as before.
+        """
+        with torch.no_grad(), no_new_params_on_error():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            self._register()
+        return float(loss)
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
+        with no_new_params_on_error():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            self._register()
+            if loss.requires_grad:
+                loss.backward()
+        return float(loss.detach())
+
+    def differentiable_loss(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """
+        Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
+
+        The tensor is the derivative of no single function: second derivatives make no sense.
+        """
+        one = self._forward_loss if self.discriminator is None else self._adversarial_loss
+        losses = [one(model, guide, args, kwargs) for _ in range(self.num_particles)]
+        return torch.stack(losses).mean()
+
+    def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
+        """
+        What the critic says of the guide's pairs and of the model's, both fresh.
+
+        With held-out data it tells how far the critic can be trusted:
+        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+
+        :param model: the model.
+        :param guide: the guide.
+        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
+            for the guide's pairs.
+        :raises ValueError: if there is no discriminator.
+        """
+        if self.discriminator is None:
+            raise ValueError(_messages.joint_nothing_implicit("logits()"))
+        with torch.no_grad(), no_new_params_on_error():
+            sides = self._draw(model, guide, args, kwargs)
+            with unchanged_buffers(self.discriminator):
+                return self._logits(sides, args, kwargs)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError  # densities are what this loss does without
+
+    def _draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> JointSides:
+        located = self._spreading.locate(model, args, kwargs) if self.noise else {}
+        args, kwargs, _, noise = self._spreading.hand(located, args, kwargs)
+        sides = draw_joint(model, guide, noise, args, kwargs)
+        if sides.global_sites and not isinstance(self.divergence, ReverseKL):
+            name = type(self.divergence).__name__
+            raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
+        return sides
+
+    def _judge(
+        self, values: SiteValues, args: Any, kwargs: Any, frozen: bool = False
+    ) -> torch.Tensor:
+        assert self.discriminator is not None
+        return judge(self.discriminator, values, args, kwargs, frozen)
+
+    def _logits(self, sides: JointSides, args: Any, kwargs: Any) -> Logits:
+        """Of constant pairs: what the critic is trained on."""
+        detached = [_constant(side) for side in (sides.guide, sides.model)]
+        guide, model = (self._judge(side, args, kwargs) for side in detached)
+        return Logits(guide, model, sides.guide_weights, sides.model_weights)
+
+    def _adversarial_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        sides = self._draw(model, guide, args, kwargs)
+        assert self.discriminator is not None
+        if is_lazy(self.discriminator):
+            with torch.no_grad():
+                self._judge(sides.guide, args, kwargs)
+        pi = self.divergence.pi  # share of the model's pairs, whose label is zero
+        value = self._players_loss(sides, 1 - pi, args, kwargs)
+        if not torch.is_grad_enabled():
+            return value
+        logits = self._logits(sides, args, kwargs)
+        weights = logits.data_weights, logits.model_weights
+        critic = logistic_loss(logits.data, logits.model, 1 - pi, *weights)
+
+        def judged(values: SiteValues) -> torch.Tensor:
+            return self._judge(values, args, kwargs)
+
+        critic = penalise(
+            critic, self.regularizer, judged, _constant(sides.guide), sides.model, weights[0]
+        )
+        self._watch(logits)
+        return value + critic - critic.detach()
+
+    def _players_loss(self, sides: JointSides, share: float, args: Any, kwargs: Any) -> Any:
+        """The value, with the gradients of guide and model and none for the critic."""
+        guide = log_ratio(self._judge(sides.guide, args, kwargs, frozen=True), share)
+        learned = any(value.requires_grad for value in sides.model.values())
+        model_side = sides.model if learned else _constant(sides.model)
+        model = log_ratio(self._judge(model_side, args, kwargs, frozen=True), share)
+        divergence, weights = self.divergence, (sides.guide_weights, sides.model_weights)
+        if isinstance(divergence, ReverseKL):
+            scaled = sides.scales if weights[0] is None else sides.scales * weights[0].sign()
+            value = (scaled * guide).sum() - sides.log_globals
+            total = scaled.sum()
+        else:
+            # Both as functions of log P/Q, P being the model.
+            with torch.no_grad():
+                value = divergence.estimate(-model, -guide, weights[1], weights[0])
+            loss = weighted_mean(divergence.generator_loss(-guide), weights[0])
+            value, total = value + loss - loss.detach(), 1.0
+        if learned:
+            loss = total * weighted_mean(divergence.reversed.generator_loss(model), weights[1])
+            value = value + loss - loss.detach()
+        return value
+
+    def _forward_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        """Minus the log density of the guide at the model's latents, given their data."""
+        located = self._spreading.locate(model, args, kwargs) if self.noise else {}
+        _, _, _, noise = self._spreading.hand(located, args, kwargs)
+        with torch.no_grad():
+            trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
+        if not observed:
+            raise ValueError(_messages.nothing_observed())
+        values = {}
+        for site, key in locate_data(model, observed, args, kwargs, self.data).items():
+            value, given = observed[site]["value"], get_argument(key, args, kwargs)
+            if getattr(given, "shape", value.shape) != value.shape:
+                message = _messages.joint_simulated_shape(site, value.shape, given.shape)
+                raise ValueError(message)
+            values[key] = draw_at(site, noise[site], value) if site in noise else value
+        args, kwargs = replace_arguments(values, args, kwargs)
+        latents = {n: s["value"] for n, s in trace.nodes.items() if is_latent(s)}
+        scored = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*args, **kwargs)
+        sites = {n: s for n, s in scored.nodes.items() if n in latents and s["type"] == "sample"}
+        if not sites:
+            raise ValueError(_messages.joint_no_latent(scored.nodes))
+        for name, site in sites.items():
+            if is_implicit(site["fn"]):
+                raise ValueError(_messages.joint_needs_density(name))
+        scored.compute_log_prob(lambda name, site: name in sites)
+        counts = [max(1.0, _count(site)) for site in sites.values()]
+        return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
+
+    def _register(self) -> None:
+        if self.discriminator is not None:
+            register_critic(self.name, self.discriminator)
+
+
+def _constant(side: SiteValues) -> SiteValues:
+    values = {name: value.detach() for name, value in side.items()}
+    arguments = {
+        n: a.detach() if isinstance(a, torch.Tensor) else a for n, a in side.arguments.items()
+    }
+    return SiteValues(values, side.batch_shape, arguments)
+
+
+def _count(site: Mapping[str, Any]) -> float:
+    """How many data the log density of a site stands for, with scale and mask."""
+    log_prob = torch.ones_like(site["log_prob"])
+    if isinstance(site["mask"], torch.Tensor):
+        log_prob = log_prob * site["mask"]
+    return float((log_prob * site["scale"]).sum())

@@ -1,0 +1,263 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates of log p(x) from importance weights, and annealed importance sampling for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from spread_analysis import _messages
+from spread_analysis._validation import FloatArray, as_count, as_float, as_positive
+
+# Acceptance rate of Hamiltonian Monte Carlo that is worth its cost in few dimensions and many
+# (Beskos et al. 2013, arXiv:1001.4460), and how fast log step sizes move towards it.
+_TARGET_ACCEPTANCE = 0.65
+_ADAPTATION = 0.1
+# Of the sigmoidal schedule: temperatures crowd at both ends, where the densities change fastest.
+_SCHEDULE = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class LogEvidence:
+    r"""
+    Estimates of :math:`\log p(x)` in nats, each the log of a mean of importance weights.
+
+    The mean is unbiased, so that its log is a lower bound in expectation; how loose it is shows in
+    the effective sample size. Where that is near one, a single weight makes the estimate, which
+    then is too low by an unknown amount.
+
+    :param values: estimates, one per datum, shape () if data do not come apart.
+    :param standard_error: of ``values`` in nats over the weights, by the delta method; NaN for a
+        single weight. Not to be trusted where the effective sample size is near one.
+    :param effective_sample_size: :math:`(\sum w)^2 / \sum w^2`, from 1 to ``num_samples``.
+    :param num_samples: number of weights per datum.
+    :param acceptance: share of accepted Monte Carlo moves per datum, None where there are none.
+    """
+
+    values: FloatArray
+    standard_error: FloatArray
+    effective_sample_size: FloatArray
+    num_samples: int
+    acceptance: FloatArray | None = None
+
+    def __str__(self) -> str:
+        ess = self.effective_sample_size
+        error = np.sqrt(np.square(self.standard_error).sum()) / self.values.size
+        rows = [
+            f"mean log p(x)      {self.values.mean():10.4f}  ± {error:.4f} nats (Monte Carlo)",
+            f"data               {self.values.size:10d}",
+            f"effective samples  {ess.mean():10.1f}  of {self.num_samples}, least {ess.min():.1f}",
+        ]
+        if self.acceptance is not None:
+            rows.append(f"acceptance         {self.acceptance.mean():10.2f}")
+        return "\n".join(rows)
+
+
+def log_mean_exp(log_weights: ArrayLike, acceptance: FloatArray | None = None) -> LogEvidence:
+    """
+    The log of the mean of importance weights, and what its error is.
+
+    :param log_weights: log-weights of shape (num_samples, ...), -inf for weights of zero.
+    :param acceptance: share of accepted moves of shape (...), to be reported.
+    :raises ValueError: if there are none, or an entry is NaN or +inf.
+
+        >>> evidence = log_mean_exp([[0.0], [0.0], [np.log(4.0)]])
+        >>> round(float(evidence.values[0]), 6), round(float(evidence.effective_sample_size[0]), 6)
+        (0.693147, 2.0)
+    """
+    weights = as_float(log_weights, "log_weights")
+    if weights.ndim == 0 or weights.size == 0:
+        raise ValueError(f"`log_weights` must have shape (num_samples, ...), got {weights.shape}.")
+    if np.isnan(weights).any() or (weights == np.inf).any():
+        raise ValueError("`log_weights` must not hold NaN or +inf.")
+    num = len(weights)
+    log_sum = special.logsumexp(weights, 0)
+    with np.errstate(invalid="ignore"):  # weights that are all zero: -inf - -inf
+        ess = np.exp(2 * log_sum - special.logsumexp(2 * weights, 0))
+    ess = np.clip(np.where(np.isfinite(log_sum), ess, np.nan), 1.0, num)
+    # The variance of the mean over its square is (E w² / (E w)² - 1) / n; unbiased by n - 1.
+    error = np.sqrt((num / ess - 1) / (num - 1)) if num > 1 else np.full_like(ess, np.nan)
+    return LogEvidence(np.asarray(log_sum - math.log(num)), error, np.asarray(ess), num, acceptance)
+
+
+class Packing:
+    """
+    Latents as one vector per datum, and back.
+
+    :param shapes: dict from site to the shape of its unconstrained value.
+    :param axes: dict from site to the axes of that shape along which data lie, negative and in the
+        same order for all sites.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Sequence[int]]
+    ) -> None:
+        self._shapes = {site: tuple(shape) for site, shape in shapes.items()}
+        self._axes = {site: tuple(axes[site]) for site in shapes}
+        first = next(iter(self._shapes))
+        #: Shape of the data, which :meth:`pack` makes one axis.
+        self.data_shape = tuple(self._shapes[first][axis] for axis in self._axes[first])
+        self._num_data = math.prod(self.data_shape)
+
+    def pack(self, values: Mapping[str, NDArray]) -> FloatArray:
+        """Values of shape (num_chains,) + site shape as one array (num_chains, num_data, size)."""
+        parts = []
+        for site, axes in self._axes.items():
+            value = np.asarray(values[site], np.float64)
+            value = np.moveaxis(value, axes, range(1, 1 + len(axes)))
+            parts.append(value.reshape(len(value), self._num_data, -1))
+        return np.concatenate(parts, -1)
+
+    def unpack(self, vectors: FloatArray) -> dict[str, FloatArray]:
+        """The inverse of :meth:`pack`."""
+        values, start = {}, 0
+        for site, shape in self._shapes.items():
+            axes = self._axes[site]
+            rest = [n for i, n in enumerate(shape) if i - len(shape) not in axes]
+            part = vectors[..., start : start + math.prod(rest)]
+            start += math.prod(rest)
+            value = part.reshape(len(vectors), *self.data_shape, *rest)
+            values[site] = np.moveaxis(value, range(1, 1 + len(axes)), axes)
+        return values
+
+
+class Target(NamedTuple):
+    """
+    Log prior and log likelihood in nats at points of shape (num_chains, num_data, size).
+
+    :param log_prior: shape (num_chains, num_data).
+    :param log_likelihood: the same shape.
+    :param prior_gradient: gradient of the log prior, shape (num_chains, num_data, size).
+    :param likelihood_gradient: gradient of the log likelihood, the same shape.
+    """
+
+    log_prior: FloatArray
+    log_likelihood: FloatArray
+    prior_gradient: FloatArray
+    likelihood_gradient: FloatArray
+
+    def where(self, chosen: NDArray[np.bool_], other: Target) -> Target:
+        """Self where ``chosen``, of shape (num_chains, num_data), is true, else the other."""
+        return Target(
+            np.where(chosen, self.log_prior, other.log_prior),
+            np.where(chosen, self.log_likelihood, other.log_likelihood),
+            np.where(chosen[..., None], self.prior_gradient, other.prior_gradient),
+            np.where(chosen[..., None], self.likelihood_gradient, other.likelihood_gradient),
+        )
+
+
+def annealing_schedule(num_temperatures: int) -> FloatArray:
+    """
+    Inverse temperatures from 0 to 1, denser at both ends (Wu et al. 2017, arXiv:1611.04273).
+
+    :param num_temperatures: number of steps between them, at least 1.
+    :return: shape (num_temperatures + 1,), increasing.
+    """
+    steps = as_count(num_temperatures, "num_temperatures")
+    sigmoid = special.expit(_SCHEDULE * np.linspace(-1, 1, steps + 1))
+    schedule: FloatArray = (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
+    return schedule
+
+
+def annealed_importance(
+    target: Callable[[FloatArray], Target],
+    start: FloatArray,
+    *,
+    num_temperatures: int = 1000,
+    num_leapfrog: int = 10,
+    step_size: float = 0.1,
+    seed: int = 0,
+) -> LogEvidence:
+    r"""
+    Annealed importance sampling from the prior to the posterior, all chains and data at once.
+
+    A chain starts at a prior draw and moves by Hamiltonian Monte Carlo through the densities
+    :math:`p(z) p(x \mid z)^{\beta}` [1], gathering the weight
+    :math:`\prod_t p(x \mid z_{t-1})^{\beta_t - \beta_{t-1}}`, whose mean is :math:`p(x)`. On the
+    decoders of deep generative models this is the accepted measure [2]. Every chain has a step size
+    of its own for every datum, which follows its acceptance rate; such adaptation leaves a bias
+    that vanishes with the number of temperatures.
+
+    Only ``target`` costs: it is called ``num_temperatures * num_leapfrog`` times.
+
+    **References**
+
+    [1] `Annealed importance sampling`, Radford M. Neal, https://arxiv.org/abs/physics/9803008
+
+    [2] `On the quantitative analysis of decoder-based generative models`, Yuhuai Wu, Yuri Burda,
+    Ruslan Salakhutdinov, Roger Grosse, https://arxiv.org/abs/1611.04273
+
+    :param target: the log prior and the log likelihood with their gradients, see :class:`Target`.
+    :param start: draws of the prior, shape (num_chains, num_data, size).
+    :param num_temperatures: intermediate densities; single data need a thousand and more.
+    :param num_leapfrog: leapfrog steps of a move.
+    :param step_size: of the first move.
+    :param seed: of momenta and acceptance.
+    :return: estimates of shape (num_data,).
+    :raises ValueError: if an argument is out of range, or a datum has no finite likelihood.
+    """
+    betas = annealing_schedule(num_temperatures)
+    leapfrogs = as_count(num_leapfrog, "num_leapfrog")
+    log_step = np.full(start.shape[:2], np.log(float(as_positive(step_size, "step_size"))))
+    rng = np.random.default_rng(seed)
+    z, here = start, target(start)
+    lost = ~np.isfinite(here.log_likelihood).any(0)
+    if lost.any():
+        raise ValueError(_messages.no_finite_likelihood(int(lost.sum()), lost.size))
+    here = here._replace(log_likelihood=_finite_or_zero_weight(here.log_likelihood))
+    log_weight = betas[1] * here.log_likelihood
+    accepted = np.zeros(start.shape[1])
+    for beta, next_beta in pairwise(betas[1:]):
+        # A little jitter, since a trajectory of just one period would come back to where it began.
+        step = np.exp(log_step) * rng.uniform(0.8, 1.2, log_step.shape)
+        momentum = rng.standard_normal(z.shape)
+        proposal, there, kinetic = _leapfrog(target, z, here, momentum, beta, step, leapfrogs)
+        energy = here.log_prior + beta * here.log_likelihood - np.square(momentum).sum(-1) / 2
+        with np.errstate(invalid="ignore"):  # diverged moves are NaN, which no uniform is below
+            rate = np.exp(
+                np.minimum(there.log_prior + beta * there.log_likelihood - kinetic - energy, 0.0)
+            )
+        rate = np.where(np.isnan(rate), 0.0, rate)
+        take = rng.uniform(size=rate.shape) < rate
+        z, here = np.where(take[..., None], proposal, z), there.where(take, here)
+        log_step += _ADAPTATION * (rate - _TARGET_ACCEPTANCE)
+        accepted += take.mean(0)
+        log_weight += (next_beta - beta) * here.log_likelihood
+    moves = len(betas) - 2
+    return log_mean_exp(log_weight, accepted / moves if moves else np.full_like(accepted, np.nan))
+
+
+def _finite_or_zero_weight(log_likelihood: FloatArray) -> FloatArray:
+    return np.where(np.isfinite(log_likelihood), log_likelihood, -np.inf)
+
+
+def _leapfrog(
+    target: Callable[[FloatArray], Target],
+    z: FloatArray,
+    here: Target,
+    momentum: FloatArray,
+    beta: float,
+    step: FloatArray,
+    num_leapfrog: int,
+) -> tuple[FloatArray, Target, FloatArray]:
+    """End point, target there and kinetic energy there of a trajectory of unit mass."""
+    width = step[..., None]
+    with np.errstate(all="ignore"):  # trajectories that diverge are rejected, not reported
+        for _ in range(num_leapfrog):
+            momentum = momentum + width / 2 * (
+                here.prior_gradient + beta * here.likelihood_gradient
+            )
+            z = z + width * momentum
+            here = target(z)
+            momentum = momentum + width / 2 * (
+                here.prior_gradient + beta * here.likelihood_gradient
+            )
+        return z, here, np.square(momentum).sum(-1) / 2
