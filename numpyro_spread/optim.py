@@ -4,12 +4,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
 
 from spread_analysis import _messages
+
+
+class _AverageState(NamedTuple):
+    """An average of params, and of how many steps."""
+
+    count: jax.Array
+    generator_average: Any
+
+
+def _averaging(decay: float) -> optax.GradientTransformation:
+    """Updates as they are; the params that they lead to are averaged."""
+
+    def init(params: Any) -> _AverageState:
+        return _AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
+
+    def update(updates: Any, state: _AverageState, params: Any = None) -> tuple[Any, Any]:
+        count = state.count + 1
+        # The start weighs little: the average follows closely until it is long enough.
+        kept = jnp.where(count == 1, 0.0, jnp.minimum(decay, (1 + count) / (10 + count)))
+        moved = optax.apply_updates(params, updates)
+        average = jax.tree.map(
+            lambda old, new: (old + (1 - kept) * (new - old)).astype(old.dtype),
+            state.generator_average,
+            moved,
+        )
+        return updates, _AverageState(count, average)
+
+    return optax.GradientTransformation(init, update)
 
 
 def two_player(
@@ -17,6 +48,7 @@ def two_player(
     discriminator: optax.GradientTransformation,
     discriminator_steps: int = 1,
     *,
+    ema: float | None = None,
     name: str = "discriminator",
 ) -> optax.GradientTransformation:
     """
@@ -33,10 +65,12 @@ def two_player(
     :param discriminator: an optax optimiser for the discriminator's params.
     :param discriminator_steps: steps of the discriminator for each of the generator, which moves
         at every k-th step, with the gradient of that step; its schedules count its own steps.
+    :param ema: decay per step of an exponential moving average of the generator's params, such as
+        0.999, which smooths out the orbits of the game; :func:`averaged_params` returns it.
     :param name: of the discriminator, as in the loss.
     :return: an optax optimiser for SVI.
     :raises TypeError: if a player is not an optax optimiser.
-    :raises ValueError: if the number of steps is not a positive integer; at ``init``, if none of
+    :raises ValueError: if a number is out of its range; at ``init``, if none of
         the params is the discriminator's.
     """
     for role, optim in (("generator", generator), ("discriminator", discriminator)):
@@ -48,6 +82,10 @@ def two_player(
                 "two_player: discriminator_steps", discriminator_steps, "a positive integer"
             )
         )
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
+    if ema is not None:
+        generator = optax.chain(generator, _averaging(ema))
     k = int(discriminator_steps)
     if k > 1:
         generator = optax.conditionally_mask(
@@ -61,3 +99,43 @@ def two_player(
         return {site: "discriminator" if is_mine else "generator" for site, is_mine in mine.items()}
 
     return optax.partition({"generator": generator, "discriminator": discriminator}, players)
+
+
+def averaged_params(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
+    """
+    Params of model and guide as ``ema`` averaged them over the steps, beside those of the critic.
+
+        >>> import jax, numpyro, numpyro.distributions as dist, optax
+        >>> import flax.linen as nn
+        >>> from numpyro.infer import SVI
+        >>> from numpyro_spread import AdversarialDivergence, concat_sites
+        >>> def model(x):
+        ...     w = numpyro.param("w", 0.0)
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> optim = two_player(optax.adam(1e-2), optax.adam(1e-2), ema=0.999)
+        >>> loss = AdversarialDivergence(concat_sites(nn.Dense(1)))
+        >>> svi = SVI(model, loss.register(model, lambda x: None), optim, loss)
+        >>> result = svi.run(jax.random.key(0), 3, jnp.ones(8), progress_bar=False)
+        >>> averaged = averaged_params(svi, result.state)["w"]
+
+    :param svi: an SVI whose optimiser is a :func:`two_player` with ``ema``.
+    :param svi_state: its state.
+    :return: constrained params, as ``svi.get_params`` returns those of the last step.
+    :raises ValueError: if it keeps no average.
+    """
+    last = svi.optim.get_params(svi_state.optim_state)
+    averages = optax.tree.get_all_with_path(svi_state.optim_state, "generator_average")
+    if not averages:
+        raise ValueError(_messages.no_average())
+    ((_, average),) = averages
+    # The critic's params stand in it as masked nodes.
+    kept = {
+        name: value if _is_masked(average[name]) else average[name] for name, value in last.items()
+    }
+    return svi.constrain_fn(kept)
+
+
+def _is_masked(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+    return bool(leaves) and all(isinstance(leaf, optax.MaskedNode) for leaf in leaves)

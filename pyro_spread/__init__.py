@@ -23,6 +23,11 @@ from pyro_spread.divergences import (
     SquaredHellinger,
     TotalVariation,
 )
+from pyro_spread.evaluation import (
+    ais_log_likelihood,
+    importance_weighted_bound,
+    simulation_based_calibration,
+)
 from pyro_spread.handlers import spread
 from pyro_spread.infer import (
     MMD,
@@ -46,7 +51,7 @@ from pyro_spread.noise import (
     StudentTNoise,
     TransformedNoise,
 )
-from pyro_spread.optim import two_player
+from pyro_spread.optim import averaged_params, two_player
 from pyro_spread.ratio import (
     R1,
     GradientPenalty,
@@ -92,8 +97,12 @@ __all__ = [
     "TotalVariation",
     "TransformedNoise",
     "WassersteinCritic",
+    "ais_log_likelihood",
+    "averaged_params",
     "concat_sites",
     "critic_report",
+    "importance_weighted_bound",
+    "simulation_based_calibration",
     "spread",
     "two_player",
 ]

@@ -4,23 +4,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
 from spread_analysis import _messages
 
 _STEPS = "discriminator_steps_done"
+_AVERAGES = "generator_averages"
 
 
 class TwoPlayer(PyroOptim):
     """Two Pyro optimisers, each for the params of one player; see :func:`two_player`."""
 
     def __init__(
-        self, generator: PyroOptim, discriminator: PyroOptim, discriminator_steps: int, name: str
+        self,
+        generator: PyroOptim,
+        discriminator: PyroOptim,
+        discriminator_steps: int,
+        ema: float | None,
+        name: str,
     ) -> None:
         for role, optim in (("generator", generator), ("discriminator", discriminator)):
             if not isinstance(optim, PyroOptim) or isinstance(optim, TwoPlayer):
@@ -34,8 +42,13 @@ class TwoPlayer(PyroOptim):
                     "two_player: discriminator_steps", discriminator_steps, "a positive integer"
                 )
             )
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
         self.generator = generator
         self.discriminator = discriminator
+        self.ema = ema
+        #: Averages of the generator's unconstrained params by name, if ``ema`` is given.
+        self.averages: dict[str, torch.Tensor] = {}
         self.discriminator_steps = int(discriminator_steps)
         self.name = name
         self._steps_done = 0
@@ -59,6 +72,21 @@ class TwoPlayer(PyroOptim):
         if self._steps_done % self.discriminator_steps == 0:
             rest = [param for param, is_critic in zip(params, mine, strict=True) if not is_critic]
             self.generator(rest, *args, **kwargs)
+            if self.ema is not None:
+                self._average(rest)
+
+    def _average(self, params: Iterable[torch.Tensor]) -> None:
+        # The start weighs little: the average follows closely until it is long enough.
+        count = self._steps_done // self.discriminator_steps
+        decay = min(self.ema or 0.0, (1 + count) / (10 + count))
+        store = pyro.get_param_store()
+        with torch.no_grad():
+            for param in params:
+                name = str(store.param_name(param))
+                if name in self.averages:
+                    self.averages[name].lerp_(param, 1 - decay)
+                else:
+                    self.averages[name] = param.detach().clone()
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """
@@ -77,6 +105,7 @@ class TwoPlayer(PyroOptim):
             "generator": self.generator.get_state(),
             "discriminator": self.discriminator.get_state(),
             _STEPS: self._steps_done,
+            _AVERAGES: {name: value.clone() for name, value in self.averages.items()},
         }
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
@@ -88,6 +117,8 @@ class TwoPlayer(PyroOptim):
         self.generator.set_state(state_dict["generator"])
         self.discriminator.set_state(state_dict["discriminator"])
         self._steps_done = state_dict[_STEPS]
+        averages = state_dict.get(_AVERAGES, {})
+        self.averages = {name: value.clone() for name, value in averages.items()}
 
 
 def two_player(
@@ -95,6 +126,7 @@ def two_player(
     discriminator: PyroOptim,
     discriminator_steps: int = 1,
     *,
+    ema: float | None = None,
     name: str = "discriminator",
 ) -> TwoPlayer:
     """
@@ -112,8 +144,53 @@ def two_player(
     :param discriminator: a Pyro optimiser for the discriminator's params.
     :param discriminator_steps: steps of the discriminator for each of the generator, which moves
         at every k-th call, with the gradient of that call.
+    :param ema: decay per step of an exponential moving average of the generator's params, such as
+        0.999, which smooths out the orbits of the game; :func:`averaged_params` puts it in place.
     :param name: of the discriminator, as in the loss.
     :raises TypeError: if a player is not a Pyro optimiser.
-    :raises ValueError: if both are one object, or the number of steps is not a positive integer.
+    :raises ValueError: if both are one object, or a number is out of its range.
     """
-    return TwoPlayer(generator, discriminator, discriminator_steps, name)
+    return TwoPlayer(generator, discriminator, discriminator_steps, ema, name)
+
+
+@contextmanager
+def averaged_params(svi: SVI) -> Iterator[None]:
+    """
+    Inside this context the params of model and guide are the averages that ``ema`` kept.
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import AdversarialDivergence, concat_sites
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         w = pyro.param("w", torch.tensor(0.0))
+        ...         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> pyro.clear_param_store()
+        >>> adam = pyro.optim.Adam({"lr": 1e-2})
+        >>> optim = two_player(adam, pyro.optim.Adam({"lr": 1e-2}), ema=0.999)
+        >>> loss = AdversarialDivergence(concat_sites(torch.nn.Linear(1, 1)))
+        >>> svi = SVI(model, lambda x: None, optim, loss)
+        >>> losses = [svi.step(torch.ones(8)) for _ in range(3)]
+        >>> with averaged_params(svi):
+        ...     averaged = pyro.param("w").item()
+
+    :param svi: an SVI whose optimiser is a :func:`two_player` with ``ema``.
+    :raises ValueError: if it keeps no average, or has not moved yet.
+    """
+    optim = svi.optim
+    averages = optim.averages if isinstance(optim, TwoPlayer) else {}
+    if not averages:
+        raise ValueError(_messages.no_average())
+    store = pyro.get_param_store()
+    kept = {}
+    with torch.no_grad():
+        for name, average in averages.items():
+            param = store._params[name]
+            kept[name] = param.clone()
+            param.copy_(average)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in kept.items():
+                store._params[name].copy_(value)

@@ -188,6 +188,13 @@ def bad_player(role: str, value: object, wanted: str) -> str:
     return f"two_player: {role} must be {wanted}, got {value!r}."
 
 
+def no_average() -> str:
+    return (
+        "there is no average of params: the optimiser must be two_player(..., ema=0.999), and have "
+        "taken a step."
+    )
+
+
 def critic_size(critic: str, argument: str, value: object) -> str:
     return f"{critic}: {argument} must be a positive integer, got {value!r}."
 

@@ -13,7 +13,12 @@ from flax import linen
 from jax import lax, random
 from numpyro.infer import SVI
 
-from numpyro_spread import AdversarialDivergence, concat_sites, two_player
+from numpyro_spread import (
+    AdversarialDivergence,
+    averaged_params,
+    concat_sites,
+    two_player,
+)
 
 X = jnp.linspace(-1.0, 2.0, 16)
 CRITIC = "discriminator$params"
@@ -128,3 +133,35 @@ def test_refusals():
     for steps in (0, -1, 1.5):
         with pytest.raises(ValueError, match="two_player: discriminator_steps must be a positive"):
             two_player(sgd, sgd, discriminator_steps=steps)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_average_of_the_generator(k):
+    optim = two_player(optax.sgd(0.1), optax.sgd(0.2), k, ema=0.4)
+    loss = AdversarialDivergence(concat_sites(linen.Dense(1), "x"))
+    svi = SVI(model, loss.register(model, guide), optim, loss)
+    state = svi.init(random.key(0), X)
+    values = []
+    for _ in range(12):
+        state = svi.update(state, X)[0]
+        values.append(float(svi.get_params(state)["w"]))
+    values = values[k - 1 :: k]
+    average = values[0]
+    for count, value in enumerate(values[1:], start=2):
+        kept = min(0.4, (1 + count) / (10 + count))
+        average = kept * average + (1 - kept) * value
+    params, last = averaged_params(svi, state), svi.get_params(state)
+    np.testing.assert_allclose(params["w"], average, rtol=1e-6)
+    assert float(params["w"]) != float(last["w"])
+    # The critic is not averaged.
+    jax.tree.map(np.testing.assert_array_equal, params[CRITIC], last[CRITIC])
+
+
+def test_no_average_is_an_error():
+    loss = AdversarialDivergence(concat_sites(linen.Dense(1), "x"))
+    svi = SVI(model, loss.register(model, guide), two_player(optax.sgd(1), optax.sgd(1)), loss)
+    state = svi.init(random.key(0), X)
+    with pytest.raises(ValueError, match=r"must be two_player\(\.\.\., ema=0\.999\)"):
+        averaged_params(svi, state)
+    with pytest.raises(ValueError, match=r"ema must be in \(0, 1\), or None, got 1.5"):
+        two_player(optax.sgd(1), optax.sgd(1), ema=1.5)

@@ -9,7 +9,13 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_spread import KL, AdversarialDivergence, concat_sites, two_player
+from pyro_spread import (
+    KL,
+    AdversarialDivergence,
+    averaged_params,
+    concat_sites,
+    two_player,
+)
 
 X = torch.linspace(-1.0, 2.0, 16)
 
@@ -192,3 +198,66 @@ def test_refusals():
     for steps in (0, -1, 1.5):
         with pytest.raises(ValueError, match="two_player: discriminator_steps must be a positive"):
             two_player(sgd(0.1), sgd(0.1), discriminator_steps=steps)
+
+
+def averaged_by_hand(values, decay):
+    """The exponential moving average that follows closely until it is long enough."""
+    average = values[0]
+    for count, value in enumerate(values[1:], start=2):
+        kept = min(decay, (1 + count) / (10 + count))
+        average = kept * average + (1 - kept) * value
+    return average
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_average_of_the_generator(k):
+    optim = two_player(sgd(0.1), sgd(0.2), k, ema=0.4)
+    svi, critic = start(optim)
+    values = []
+    for _ in range(12):
+        svi.step(X)
+        values.append(pyro.param("w").item())
+    last = state(critic)
+    with averaged_params(svi):
+        inside = state(critic)
+        assert inside[0] == pytest.approx(averaged_by_hand(values[k - 1 :: k], 0.4), rel=1e-6)
+        assert inside[0] != last[0]
+        assert inside[1:] == last[1:]  # the critic is not averaged
+    assert state(critic) == last
+
+
+def test_average_is_put_back_after_an_error():
+    svi, critic = start(two_player(sgd(0.1), sgd(0.2), ema=0.9))
+    for _ in range(3):
+        svi.step(X)
+    last = state(critic)
+    with pytest.raises(KeyError), averaged_params(svi):
+        raise KeyError
+    assert state(critic) == last
+
+
+def test_average_is_part_of_the_state():
+    optim = two_player(sgd(0.1), sgd(0.2), ema=0.9)
+    svi, _ = start(optim)
+    for _ in range(3):
+        svi.step(X)
+    saved = optim.get_state()
+    with averaged_params(svi):
+        expected = pyro.param("w").item()
+    svi.step(X)
+    optim.set_state(saved)
+    with averaged_params(svi):
+        assert pyro.param("w").item() == expected
+
+
+def test_no_average_is_an_error():
+    svi, _ = start(two_player(sgd(0.1), sgd(0.2)))
+    svi.step(X)
+    for bad in (svi, SVI(model, guide, sgd(0.1), AdversarialDivergence(nn.Linear(1, 1)))):
+        with (
+            pytest.raises(ValueError, match=r"must be two_player\(\.\.\., ema=0\.999\)"),
+            averaged_params(bad),
+        ):
+            pass
+    with pytest.raises(ValueError, match=r"ema must be in \(0, 1\), or None, got 1.5"):
+        two_player(sgd(0.1), sgd(0.2), ema=1.5)
