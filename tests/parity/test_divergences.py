@@ -284,3 +284,24 @@ def test_the_same_mistake_gives_the_same_message():
             mistake(numpyro_spread, jnp.zeros)
         assert type(ours.value) is type(theirs.value)
         assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_reversed_exchanges_the_sides(name):
+    make, _, f_prime, _ = DIVERGENCES[name]
+    ell_p, ell_q = RNG.normal(size=7), RNG.normal(size=5)
+    for package, array in ((pyro_spread, torch.tensor), (numpyro_spread, jnp.array)):
+        divergence = make(package)
+        there = divergence.estimate(array(ell_p), array(ell_q))
+        back = divergence.reversed.estimate(array(-ell_q), array(-ell_p))
+        np.testing.assert_allclose(np.asarray(back), np.asarray(there), rtol=1e-6)
+        # What pulls on the samples of P is f'(P/Q).
+        pull = np.asarray(divergence.reversed.generator_loss(array(-ell_p)))
+        expected = f_prime(np.exp(ell_p))
+        np.testing.assert_allclose(pull - pull[0], expected - expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_divergence_that_does_not_say_its_reverse():
+    for package in (pyro_spread, numpyro_spread):
+        with pytest.raises(NotImplementedError, match=r"TotalVariation does not say .* `reversed`"):
+            _ = package.TotalVariation().reversed
