@@ -10,6 +10,7 @@ except ImportError as error:
 
     raise ImportError(_messages.missing_extra("numpyro_spread", "numpyro", error)) from error
 
+from numpyro_spread.autoguide import AutoImplicit
 from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
 from numpyro_spread.divergences import (
     KL,
@@ -22,11 +23,19 @@ from numpyro_spread.divergences import (
     SquaredHellinger,
     TotalVariation,
 )
+from numpyro_spread.evaluation import (
+    ais_log_likelihood,
+    importance_weighted_bound,
+    simulation_based_calibration,
+)
 from numpyro_spread.handlers import spread
 from numpyro_spread.infer import (
     MMD,
     AdversarialDivergence,
     EnergyDistance,
+    JointContrastELBO,
+    PriorContrastELBO,
+    SemiImplicitELBO,
     SlicedWasserstein,
     SpreadELBO,
     WassersteinCritic,
@@ -42,38 +51,43 @@ from numpyro_spread.noise import (
     StudentTNoise,
     TransformedNoise,
 )
-from numpyro_spread.optim import two_player
+from numpyro_spread.optim import averaged_params, two_player
 from numpyro_spread.ratio import (
     R1,
     GradientPenalty,
     concat_sites,
     critic_report,
 )
-from spread_analysis import SupportMismatchWarning
+from spread_analysis import FalseEvidenceWarning, SupportMismatchWarning
 
 __all__ = [
     "KL",
     "MMD",
     "R1",
     "AdversarialDivergence",
+    "AutoImplicit",
     "ChannelNoise",
     "ChiSquared",
     "DeterministicGenerator",
     "Divergence",
     "EnergyDistance",
+    "FalseEvidenceWarning",
     "GaussianKernel",
     "GaussianNoise",
     "GradientPenalty",
     "ImplicitDistribution",
     "JSPi",
     "Jeffreys",
+    "JointContrastELBO",
     "LaplaceKernel",
     "LaplaceNoise",
     "LogisticNoise",
     "LowRankGaussianNoise",
+    "PriorContrastELBO",
     "RationalQuadraticKernel",
     "ReverseChiSquared",
     "ReverseKL",
+    "SemiImplicitELBO",
     "SlicedWasserstein",
     "SpreadELBO",
     "SpreadNoise",
@@ -83,8 +97,12 @@ __all__ = [
     "TotalVariation",
     "TransformedNoise",
     "WassersteinCritic",
+    "ais_log_likelihood",
+    "averaged_params",
     "concat_sites",
     "critic_report",
+    "importance_weighted_bound",
+    "simulation_based_calibration",
     "spread",
     "two_player",
 ]

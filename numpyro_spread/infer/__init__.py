@@ -3,7 +3,10 @@
 """Losses: each goes into an unmodified SVI."""
 
 from numpyro_spread.infer.adversarial_divergence import AdversarialDivergence
+from numpyro_spread.infer.contrast_elbo import PriorContrastELBO
 from numpyro_spread.infer.discrepancy import MMD, EnergyDistance, SlicedWasserstein
+from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
+from numpyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from numpyro_spread.infer.spread_elbo import SpreadELBO
 from numpyro_spread.infer.wasserstein_critic import WassersteinCritic
 
@@ -11,6 +14,9 @@ __all__ = [
     "MMD",
     "AdversarialDivergence",
     "EnergyDistance",
+    "JointContrastELBO",
+    "PriorContrastELBO",
+    "SemiImplicitELBO",
     "SlicedWasserstein",
     "SpreadELBO",
     "WassersteinCritic",

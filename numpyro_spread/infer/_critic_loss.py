@@ -4,28 +4,21 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from jax import lax, random
 from numpyro.handlers import block
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._gradients import with_gradients
-from numpyro_spread.infer._two_sides import (
-    Noise,
-    TwoSides,
-    as_noise,
-    draw_sides,
-    kernels_of,
-    no_guide,
-)
+from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
+from numpyro_spread.infer._registration import Registered, declare_params, example_of
+from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import weighted_mean
@@ -44,24 +37,6 @@ class Logits(NamedTuple):
     model: jax.Array
     data_weights: jax.Array | None
     model_weights: jax.Array | None
-
-
-class _WithCritic:
-    """A guide that declares the critic's params; all else is the guide's own."""
-
-    def __init__(self, guide: Callable[..., Any], declare: Callable[..., None]) -> None:
-        functools.update_wrapper(self, guide, updated=())
-        self._guide, self._declare = guide, declare
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._guide(*args, **kwargs)
-        self._declare(args, kwargs)
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_guide":  # pickle asks before there is a guide
-            raise AttributeError(name)
-        return getattr(self._guide, name)
 
 
 class CriticLoss(ELBO):
@@ -138,33 +113,21 @@ class CriticLoss(ELBO):
         site = f"{self.name}$params"
 
         def declare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if numpyro.param(site) is None:
-                params = self._init(model, guide, args, kwargs)
-                # NumPyro takes what can be called, as equinox modules can, for an initialiser.
-                numpyro.param(site, (lambda _: params) if callable(params) else params)
+            declare_params(site, lambda: self._init(model, guide, args, kwargs))
 
-        return _WithCritic(guide or no_guide, declare)
+        return Registered(guide or no_guide, after=declare)
 
     def _init(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         rng_key = numpyro.prng_key()
         rng_key = random.key(0) if rng_key is None else rng_key
         draw_key, init_key = random.split(rng_key)
         kernels = kernels_of(self.noise, args, kwargs)
-        batch_shape: list[int] = []
-        others: dict[str, Any] = {}
 
-        def draw(key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-            data = draw_sides(key, {}, model, guide, kernels, args, kwargs).data
-            is_array = {n: isinstance(a, jax.Array | np.ndarray) for n, a in data.arguments.items()}
-            batch_shape.extend(data.batch_shape)
-            others.update({n: a for n, a in data.arguments.items() if not is_array[n]})
-            return dict(data), {n: a for n, a in data.arguments.items() if is_array[n]}
+        def draw(key: jax.Array) -> SiteValues:
+            return draw_sides(key, {}, model, guide, kernels, args, kwargs).data
 
         with block():
-            shapes = jax.eval_shape(draw, draw_key)
-            values, arrays = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            example = SiteValues(values, tuple(batch_shape), others | arrays)
-            return self._critic.init(init_key, example, args, kwargs)
+            return self._critic.init(init_key, example_of(draw, draw_key), args, kwargs)
 
     def loss(
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any

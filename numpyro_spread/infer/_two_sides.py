@@ -16,15 +16,14 @@ from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
-from numpyro_spread.handlers import check_noise
 from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._noise import draw_at
+from numpyro_spread.infer._plate_arguments import named_arguments
+from numpyro_spread.infer._sites import plain_name
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
-from spread_analysis._arguments import positional_names
-
-Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
 
 class TwoSides(NamedTuple):
@@ -43,20 +42,7 @@ class TwoSides(NamedTuple):
     mutable: dict[str, Any]
 
 
-def as_noise(noise: Noise | None) -> Noise:
-    """``noise`` as a loss keeps it: a checked dict, empty for None, or the callable."""
-    if noise is None:
-        return {}
-    by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
-    return noise if by_call else check_noise(noise)
-
-
-def kernels_of(noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The kernels of this step."""
-    return check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
-
-
-class _Guarded(Messenger):
+class Guarded(Messenger):
     """Draws without a gradient are an error as soon as somebody asks for their gradient."""
 
     def process_message(self, msg: Any) -> None:
@@ -64,7 +50,7 @@ class _Guarded(Messenger):
             return
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not fn.has_rsample:
-            message = _messages.latent_without_gradient(msg["name"], _plain_name(fn))
+            message = _messages.latent_without_gradient(msg["name"], plain_name(fn))
             msg["fn"] = refuse_gradient(fn, NotImplementedError(message))
 
 
@@ -98,16 +84,16 @@ def draw_sides(
     guide_key, model_key, data_key, draw_key = random.split(rng_key, 4)
     # Containers are copied, since a model may write to those of mutable sites.
     params = jax.tree.map(lambda leaf: leaf, dict(params))
-    with trace() as guide_trace, _Guarded():
+    with trace() as guide_trace, Guarded():
         seed(substitute(guide or no_guide, data=params), guide_key)(*args, **kwargs)
     fixed = replay(substitute(model, data=params), trace=guide_trace)
-    with trace() as sites, _Guarded(), uncondition():
+    with trace() as sites, Guarded(), uncondition():
         seed(fixed, model_key)(*args, **kwargs)
-    observed = {n: s for n, s in sites.items() if _is_compared(s)}
+    observed = {n: s for n, s in sites.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
     _check_sites(guide_trace, observed)
-    _check_noise_sites(sites, observed, noise)
+    check_noise_sites(sites, observed, noise)
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
         for name, kernel in noise.items()
@@ -120,13 +106,14 @@ def draw_sides(
         and closed_form(kernel, observed[name]["fn"].event_shape)
     }
     noise = {name: kernel for name, kernel in noise.items() if name not in left}
-    batch_ndim = _common_batch(observed)
-    data = _Side(data_key, observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
-    model_side = _Side(draw_key, observed, noise, batch_ndim, lambda site: site["value"])
+    batch_ndim = common_batch(observed)
+    data = Side(data_key, observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
+    model_side = Side(draw_key, observed, noise, batch_ndim, lambda site: site["value"])
     for name, value in data.values.items():
         if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
             raise ValueError(_messages.nonfinite_value(name))
-    arguments = _arguments(model, args, kwargs, sites, observed, batch_ndim, data.batch_shape)
+    frames = next(iter(observed.values()))["cond_indep_stack"]
+    arguments = named_arguments(model, args, kwargs, sites, frames, data.batch_shape)
     return TwoSides(
         SiteValues(data.values, data.batch_shape, arguments),
         SiteValues(model_side.values, model_side.batch_shape, arguments),
@@ -145,7 +132,7 @@ def no_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model all of whose latents come from the prior."""
 
 
-def _is_compared(site: Mapping[str, Any]) -> bool:
+def is_compared(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and bool(site["infer"].get("was_observed"))
 
 
@@ -162,18 +149,10 @@ def _check_sites(guide_trace: Mapping[str, Any], observed: Mapping[str, Any]) ->
             raise ValueError(_messages.factor_site(name))
         floating = jnp.issubdtype(jnp.result_type(site["value"]), jnp.floating)
         if not fn.has_rsample or not floating:
-            raise NotImplementedError(_messages.discrete_draw(name, _plain_name(fn)))
+            raise NotImplementedError(_messages.discrete_draw(name, plain_name(fn)))
 
 
-def _plain_name(fn: Any) -> str:
-    while isinstance(getattr(fn, "base_dist", None), Distribution):
-        if type(fn).__name__ not in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-            break
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-def _check_noise_sites(
+def check_noise_sites(
     sites: Mapping[str, Any], observed: Mapping[str, Any], noise: Mapping[str, Any]
 ) -> None:
     for name in noise:
@@ -183,7 +162,7 @@ def _check_noise_sites(
             raise ValueError(_messages.site_not_observed(name, observed))
 
 
-def _common_batch(observed: Mapping[str, Any]) -> int:
+def common_batch(observed: Mapping[str, Any]) -> int:
     """Number of batch dims, counted from the right, that all compared sites share."""
     shapes = {name: tuple(site["fn"].batch_shape) for name, site in observed.items()}
     first = min(shapes, key=lambda name: len(shapes[name]))
@@ -194,7 +173,7 @@ def _common_batch(observed: Mapping[str, Any]) -> int:
     return count
 
 
-class _Side:
+class Side:
     """One side's values, with shared batch dims first and masked elements set to zero."""
 
     def __init__(
@@ -226,7 +205,7 @@ class _Side:
             if name in noise:
                 if mask is not None:  # what may be NaN there need not be a valid mean
                     value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
-                value = _noisy(key, name, noise[name], value)
+                value = draw_at(key, name, noise[name], value)
                 mask = _mask(name, site, jnp.shape(value))
             if mask is not None:
                 value = jnp.where(mask, value, jnp.zeros((), dtype))
@@ -258,13 +237,6 @@ class _Side:
         self.weights = scale if self.weights is None else jnp.maximum(self.weights, scale)
 
 
-def _noisy(rng_key: jax.Array, name: str, kernel: SpreadNoise, value: Any) -> jax.Array:
-    try:
-        return kernel.draw(rng_key, value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(name, error)) from error
-
-
 def _batch_first(value: Any, extra: int, batch_ndim: int) -> Any:
     """Shared batch dims, which stand rightmost among the batch dims, moved to the front."""
     if not extra:
@@ -288,31 +260,3 @@ def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Arr
             result = full if result is None else result & full
         fn = getattr(fn, "base_dist", None)
     return result
-
-
-def _arguments(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    sites: Mapping[str, Any],
-    observed: Mapping[str, Any],
-    batch_ndim: int,
-    batch_shape: tuple[int, ...],
-) -> dict[str, Any]:
-    """The model's arguments by name, those of full data reduced to what plates subsampled."""
-    arguments = dict(zip(positional_names(model), args, strict=False)) | dict(kwargs)
-    site = next(iter(observed.values()))
-    for frame in site["cond_indep_stack"]:
-        plate = sites.get(frame.name)
-        if plate is None or not -batch_ndim <= frame.dim < 0:
-            continue
-        dim, indices = batch_ndim + frame.dim, plate["value"]
-        full_size, taken = plate["args"][0], len(indices)
-        if full_size == taken:
-            continue
-        for name, value in arguments.items():
-            if not isinstance(value, jax.Array | np.ndarray) or value.ndim <= dim:
-                continue
-            if value.shape[dim] == full_size and value.shape[:dim] == batch_shape[:dim]:
-                arguments[name] = jnp.take(jnp.asarray(value), indices, axis=dim)
-    return arguments

@@ -9,18 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax, random
 
 from numpyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from numpyro_spread.infer._critic_loss import CriticLoss, Logits
-from numpyro_spread.infer._two_sides import Noise
+from numpyro_spread.infer._noise import Noise
+from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
 from spread_analysis.critic import PERFECT_ACCURACY, PERFECT_SATURATION, SATURATED_LOGIT
 
 _GENERATORS = ("divergence", "non_saturating")
-_WATCH_EVERY = 16
 
 
 class AdversarialDivergence(CriticLoss):
@@ -158,13 +157,5 @@ class AdversarialDivergence(CriticLoss):
         right = share(data > 0, model < 0)
         flat = share(jnp.abs(data) >= SATURATED_LOGIT, jnp.abs(model) >= SATURATED_LOGIT)
 
-        def observe(right: jax.Array, flat: jax.Array) -> None:
-            self._monitor.observe(float(right), float(flat))
-
-        def report() -> None:
-            jax.debug.callback(observe, right, flat)
-
-        # Calling the host takes time, also inside jit and scan: it is done when something is amiss,
-        # and now and then when nothing is, so that the monitor does not add up bad steps far apart.
         amiss = (right >= PERFECT_ACCURACY) & (flat >= PERFECT_SATURATION)
-        lax.cond(amiss | random.bernoulli(rng_key, 1 / _WATCH_EVERY), report, lambda: None)
+        report(rng_key, self._monitor.observe, amiss, right, flat)

@@ -13,15 +13,9 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer.elbo import ELBO
 
+from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
-from numpyro_spread.infer._two_sides import (
-    Noise,
-    TwoSides,
-    as_noise,
-    draw_sides,
-    kernels_of,
-    no_guide,
-)
+from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise import GaussianNoise, SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues, site_features
 from spread_analysis import _messages

@@ -11,27 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import random
 from numpyro import infer
-from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.elbo import ELBO
 
-from numpyro_spread.handlers import check_noise, is_delta, spread
-from numpyro_spread.infer._observation import sites_of_other_values
-from numpyro_spread.noise import SpreadNoise
-from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.infer._noise import Noise
+from numpyro_spread.infer._registration import Registered
+from numpyro_spread.infer._spreading import Spreading
 from spread_analysis import _messages
-from spread_analysis._arguments import (
-    Key,
-    argument_name,
-    check_data_sites,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-
-Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
 _AVERAGING = (
     infer.Trace_ELBO,
@@ -41,56 +28,6 @@ _AVERAGING = (
 )
 # All particles of these enter one log-mean-exp: they must bound the same log p(y).
 _SHARING = (infer.RenyiELBO,)
-
-
-class _LossSpread(spread):
-    """The spread handler as a loss uses it: whatever would score the wrong thing is an error."""
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        noise: Mapping[str, SpreadNoise],
-        handed: Mapping[str, jax.Array],
-        suspects: set[str],
-    ) -> None:
-        super().__init__(fn, noise)
-        self._handed = handed
-        self._suspects = suspects
-
-    def process_message(self, msg: Any) -> None:
-        super().process_message(msg)
-        if msg["type"] != "sample" or not msg["is_observed"]:
-            return
-        site = msg["name"]
-        if site not in self.noise:
-            if is_delta(msg["fn"]):
-                raise ValueError(_messages.unspread_delta(site, self.noise))
-        elif not _is_same(msg["value"], self._handed[site]):
-            # Decided later, outside of the transformations that the stock ELBO runs the model in.
-            self._suspects.add(site)
-
-    def _check_complete(self) -> None:
-        super()._check_complete()
-        for site in self.noise:
-            if site not in self._observed:
-                raise ValueError(_messages.site_not_observed(site, self._observed))
-
-
-class _Registered:
-    """A guide that checks its arguments first; all else, such as ``median``, is the guide's own."""
-
-    def __init__(self, guide: Callable[..., Any], check: Callable[..., None]) -> None:
-        functools.update_wrapper(self, guide, updated=())
-        self._guide, self._check = guide, check
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._check(args, kwargs)
-        return self._guide(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_guide":  # pickle asks before there is a guide
-            raise AttributeError(name)
-        return getattr(self._guide, name)
 
 
 class SpreadELBO(ELBO):
@@ -160,12 +97,11 @@ class SpreadELBO(ELBO):
         elbo = infer.Trace_ELBO() if elbo is None else elbo
         _check_elbo(elbo)
         super().__init__(elbo.num_particles, elbo.vectorize_particles)
-        by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
-        self.noise: Noise = noise if by_call else check_noise(noise)
+        if noise is None:
+            raise TypeError(_messages.bad_noise_argument(noise))
+        self._spreading = Spreading(noise, data)
+        self.noise, self.data = self._spreading.noise, self._spreading.data
         self.elbo = elbo
-        self.data = dict(data or {})
-        if isinstance(self.noise, Mapping):
-            check_data_sites(self.data, self.noise)
         # Averaged bounds are run particle by particle, each on a y of its own.
         self._particle = copy.copy(elbo)
         self._particle.num_particles = 1
@@ -189,15 +125,7 @@ class SpreadELBO(ELBO):
         :param guide: the guide.
         :return: a guide of the same signature.
         """
-
-        def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Predictive runs guides without data: then there is nothing to check.
-            if all(argument is None for argument in (*args, *kwargs.values())):
-                return
-            noise = check_noise(self.noise(*args, **kwargs)) if callable(self.noise) else self.noise
-            self._locate(model, noise, args, kwargs)
-
-        return _Registered(guide, check)
+        return Registered(guide, before=functools.partial(self._spreading.check, model))
 
     def loss(
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
@@ -233,18 +161,10 @@ class SpreadELBO(ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        noise = self._kernels(params, args, kwargs)
-        located = self._locate(model, noise, args, kwargs)
-        shapes: dict[str, jax.ShapeDtypeStruct] = {}
-        suspects: set[str] = set()
+        step = self._spreading.step(params, model, args, kwargs)
 
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
-            noise_key, elbo_key = random.split(rng_key)
-            handed = _draw(noise, located, noise_key, args, kwargs)
-            shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in handed.items()})
-            values = {key: handed[site] for site, key in located.items()}
-            new_args, new_kwargs = replace_arguments(values, args, kwargs)
-            spread_model = _LossSpread(model, noise, handed, suspects)
+            spread_model, new_args, new_kwargs, elbo_key = step.draw(rng_key)
             run = getattr(elbo, method)
             return run(elbo_key, params, spread_model, guide, *new_args, **new_kwargs)
 
@@ -256,41 +176,8 @@ class SpreadELBO(ELBO):
             losses = self.elbo.vectorize_particles_fn(one, rng_keys)
             # A tree: with sum_sites=False the loss is a dict of sites.
             result = jax.tree.map(lambda loss: jnp.mean(loss, axis=0), losses)
-        if suspects:
-            free = {site for site in suspects if noise[site]._moves_with_data()}
-            others = sites_of_other_values(
-                model, shapes, located, suspects, free, params, args, kwargs
-            )
-            if others:
-                raise ValueError(_messages.observed_other_value(others[0]))
+        step.check_observed()
         return result
-
-    def _kernels(
-        self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, SpreadNoise]:
-        if not callable(self.noise):
-            return dict(self.noise)
-        with trace() as sites, seed(rng_seed=0), substitute(data=params):
-            noise = check_noise(self.noise(*args, **kwargs))
-        unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
-        if unknown:
-            raise ValueError(_messages.unregistered_params(unknown))
-        return noise
-
-    def _locate(
-        self,
-        model: Callable[..., Any],
-        noise: Mapping[str, SpreadNoise],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> dict[str, Key]:
-        """Where the data of every site are, after a check that they can be spread."""
-        located = locate_data(model, noise, args, kwargs, self.data)
-        for site, key in located.items():
-            _check_data(
-                site, noise[site], argument_name(key, model), get_argument(key, args, kwargs)
-            )
-        return located
 
 
 def _check_elbo(elbo: Any) -> None:
@@ -299,44 +186,3 @@ def _check_elbo(elbo: Any) -> None:
     if not isinstance(elbo, _AVERAGING + _SHARING):
         reason = "how its particles share noise is not known. Subclass one of the stock ELBOs."
         raise NotImplementedError(_messages.elbo_refused(type(elbo).__name__, reason))
-
-
-def _is_same(value: Any, handed: jax.Array) -> bool:
-    if value is handed:
-        return True
-    if not is_concrete(value, handed):
-        return False
-    return np.array_equal(np.asarray(value), np.asarray(handed))
-
-
-def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "an array"))
-    try:
-        kernel.check_value(x)
-    except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(site, error)) from error
-    # NumPy sees through jit where the data are captured, as svi.run captures them.
-    if is_concrete(x) and not np.all(np.isfinite(np.asarray(x))):
-        raise ValueError(_messages.nonfinite_data(site, argument))
-
-
-def _draw(
-    noise: Mapping[str, SpreadNoise],
-    located: Mapping[str, Key],
-    rng_key: jax.Array,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> dict[str, jax.Array]:
-    values: dict[Key, jax.Array] = {}
-    for (site, key), site_key in zip(
-        located.items(), random.split(rng_key, len(located)), strict=True
-    ):
-        if key in values:
-            continue
-        try:
-            values[key] = noise[site].draw(site_key, get_argument(key, args, kwargs))
-        except (TypeError, ValueError) as error:
-            raise type(error)(_messages.at_site(site, error)) from error
-    return {site: values[key] for site, key in located.items()}

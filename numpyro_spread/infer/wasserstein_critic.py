@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from numpyro_spread.infer._critic_loss import CriticLoss, Logits
-from numpyro_spread.infer._two_sides import Noise
+from numpyro_spread.infer._noise import Noise
 from numpyro_spread.ratio.losses import weighted_mean
 from numpyro_spread.ratio.regularizers import GradientPenalty
 from spread_analysis import _messages

@@ -100,6 +100,20 @@ class Bound:
             raise ValueError(_messages.logit_shape(jnp.shape(logits), values.batch_shape))
         return logits
 
+    def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        """
+        Initial params of a module that is called with the arguments alone.
+
+        :param rng_key: random key.
+        :param args: arguments of the module.
+        :param kwargs: keyword arguments of the module.
+        """
+        raise NotImplementedError
+
+    def call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns for the arguments, whatever that is."""
+        return self._call(params, *args, **kwargs)
+
     def _call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
@@ -113,9 +127,11 @@ class _Linen(Bound):
         if self._adapter is None:
             if not _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
                 raise TypeError(_messages.no_critic(self.net, _CALLED))
-            variables = self.net.init(rng_key, values, *args, **kwargs)
-        else:
-            variables = self.net.init(rng_key, self._adapter.features(values, kwargs))
+            return self.init_call(rng_key, values, *args, **kwargs)
+        return self.init_call(rng_key, self._adapter.features(values, kwargs))
+
+    def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        variables = self.net.init(rng_key, *args, **kwargs)
         # Running averages are of no use here: a critic is only ever asked about fresh batches.
         return variables.get("params", {})
 
@@ -147,6 +163,9 @@ class _Nnx(Bound):
         )
 
     def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
+        return self.init_call(rng_key)
+
+    def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         return self._nnx.to_pure_dict(self._params)
 
     def _call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -165,6 +184,9 @@ class _Equinox(Bound):
         self._params, self._static = equinox.partition(net, equinox.is_inexact_array)
 
     def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
+        return self.init_call(rng_key)
+
+    def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         return self._params
 
     def _call(self, params: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,379 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers that let a stock ELBO score guide sites without a density, by way of a critic."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.distributions import Distribution
+from numpyro.handlers import block, seed, substitute, trace
+from numpyro.primitives import Messenger
+
+from numpyro_spread.infer._critic_loss import Logits
+from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._implicit_group import Group, frozen
+from numpyro_spread.infer._registration import example_of
+from numpyro_spread.infer._sites import (
+    innermost,
+    is_bare_delta,
+    is_implicit,
+    mask_of_implicit,
+    plain_name,
+)
+from numpyro_spread.ratio.adapters import SiteValues
+from numpyro_spread.ratio.binding import Bound
+from numpyro_spread.ratio.losses import weighted_mean
+from numpyro_spread.ratio.regularizers import Regularizer
+from spread_analysis import _messages
+
+
+@dataclass(frozen=True)
+class ContrastOptions:
+    """
+    What a contrast loss was told.
+
+    :param critics: one critic for all implicit sites, or a dict from site to critic.
+    :param head: the Gaussian head, or None.
+    :param adaptive: whether guide draws are contrasted with a Gaussian, or with the prior.
+    :param regularizer: penalty on the critics, or None.
+    :param num_moment_draws: guide draws per datum for the moments; None chooses.
+    :param num_critic_draws: guide draws per datum for the critic; None chooses.
+    :param name: of the discriminator among the params.
+    """
+
+    critics: Bound | Mapping[str, Bound]
+    head: Bound | None
+    adaptive: bool
+    regularizer: Regularizer | None
+    num_moment_draws: int | None
+    num_critic_draws: int | None
+    name: str
+
+    @property
+    def params_site(self) -> str:
+        """The param site of the critics."""
+        return f"{self.name}$params"
+
+    @property
+    def head_site(self) -> str:
+        """The param site of the head."""
+        return f"{self.name}$head"
+
+
+class Contrasted(Distribution):
+    """
+    An implicit distribution with an estimate of its log density at the value that was drawn.
+
+    :param fn: the distribution.
+    :param log_density: called when the density is asked for, so that the rest of the guide has run.
+    """
+
+    def __init__(self, fn: Distribution, log_density: Callable[[], jax.Array]) -> None:
+        self.fn, self._log_density = fn, log_density
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of the distribution."""
+        return self.fn.support
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws are differentiable."""
+        return bool(self.fn.has_rsample)
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> Any:
+        """Draws of the distribution."""
+        return self.fn.sample(key, sample_shape)
+
+    def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
+        """The estimate, of the batch shape."""
+        return self._log_density()
+
+
+class ContrastRun:
+    """
+    One run of guide and model: what the guide's implicit sites are, and what critics learn there.
+
+    :param options: of the loss.
+    :param rng_key: random key for all draws that the stock ELBO does not make.
+    :param params: values of param sites; None while they are being initialised.
+    :param model: the model, unspread.
+    :param args: positional arguments of model and guide, after the noise.
+    :param kwargs: keyword arguments of both.
+    """
+
+    def __init__(
+        self,
+        options: ContrastOptions,
+        rng_key: jax.Array,
+        params: Mapping[str, Any] | None,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.options, self.params, self.model = options, params, model
+        self.args, self.kwargs = args, kwargs
+        self._rng_key = rng_key
+        self.has_bare_delta = False
+        #: All latent sites and plates of the guide.
+        self.trace: dict[str, Any] = {}
+        #: Dict from implicit site to distribution and mask.
+        self.implicit: dict[str, tuple[Distribution, Any]] = {}
+        #: Latents of the model whose prior is part of the critic's log-ratio.
+        self.unscored: set[str] = set()
+        self._ignored: set[str] = set()
+        self._groups: dict[str | None, Group] = {}
+
+    def guide_side(self, guide: Callable[..., Any]) -> Callable[..., Any]:
+        """The guide, its implicit sites with a density."""
+        return _GuideSide(guide, self)
+
+    def model_side(
+        self, model: Callable[..., Any], likelihood_weight: Any = None
+    ) -> Callable[..., Any]:
+        """
+        The model, without the priors that are part of a log-ratio.
+
+        :param model: the model, spread if there is noise.
+        :param likelihood_weight: what observed sites' log-probabilities are multiplied by.
+        """
+        return _ModelSide(model, self, likelihood_weight)
+
+    def see_implicit(self, name: str, fn: Any, infer: Mapping[str, Any]) -> Any:
+        """Take in an implicit site of the guide; what is to stand in its place."""
+        mask = mask_of_implicit(name, fn)
+        if mask is False:
+            self._ignored.add(name)
+            return fn
+        noise = innermost(fn).base_dist
+        if not noise.has_rsample:
+            message = _messages.latent_without_gradient(name, plain_name(noise))
+            refuse_gradient(noise, NotImplementedError(message))
+        self.implicit[name] = (fn, mask)
+        if not self.options.adaptive:
+            self.unscored.update(infer.get("_covers", (name,)))
+        return Contrasted(fn, functools.partial(self.log_density, name))
+
+    def check_critics(self) -> None:
+        """
+        Make sure that critics and implicit sites belong together.
+
+        :raises ValueError: naming the site.
+        """
+        critics = self.options.critics
+        if isinstance(critics, Mapping):
+            for site in critics:
+                if site not in self.implicit and site not in self._ignored:
+                    raise ValueError(_messages.critic_for_unknown_site(site, self.implicit))
+            for site in self.implicit:
+                if site not in critics:
+                    raise ValueError(_messages.missing_critic(site, critics))
+        if self.params is None or not self.implicit:
+            return
+        sites = [self.options.params_site] + [self.options.head_site] * bool(self.options.head)
+        if any(site not in self.params for site in sites):
+            raise ValueError(_messages.not_registered(self.options.name))
+
+    @property
+    def groups(self) -> dict[str | None, Group]:
+        """Implicit sites by critic; the key of a single critic is None."""
+        if not self._groups and self.implicit:
+            critics = self.options.critics
+            names = (
+                {site: [site] for site in self.implicit}
+                if isinstance(critics, Mapping)
+                else {None: list(self.implicit)}
+            )
+            for index, (key, sites) in enumerate(names.items()):
+                self._groups[key] = Group(self, key, sites, random.fold_in(self._rng_key, index))
+        return self._groups
+
+    def log_density(self, name: str) -> jax.Array:
+        """The estimate of the guide's log density at an implicit site, of its batch shape."""
+        key = name if isinstance(self.options.critics, Mapping) else None
+        return self.groups[key].log_density(name)
+
+    def learn(self) -> tuple[jax.Array, dict[str | None, Logits]]:
+        """
+        What is added to the loss, worth zero: critics, head and learned priors get gradients by it.
+
+        :return: a scalar, and the critics' logits, detached, by critic.
+        """
+        total, logits = self._prior_terms(), {}
+        for key, group in self.groups.items():
+            loss, logits[key] = group.critic_loss()
+            total = total + loss
+        return total - lax.stop_gradient(total), logits
+
+    def logits(self) -> dict[str | None, Logits]:
+        """The critics' logits at guide draws and at the contrast's, by critic."""
+        return {key: group.logits() for key, group in self.groups.items()}
+
+    def _prior_terms(self) -> jax.Array:
+        """Minus the log-density of learned priors that the log-ratio has, a function of params."""
+        total = jnp.zeros(())
+        if not self.unscored:
+            return total
+        sites = self.prior_trace(set(), random.fold_in(self._rng_key, len(self.groups)))
+        for name in sorted(self.unscored):
+            site = sites[name]
+            if not is_implicit(site["fn"]):
+                log_prob = site["fn"].log_prob(lax.stop_gradient(site["value"]))
+                scale = 1.0 if site["scale"] is None else site["scale"]
+                total = total - jnp.sum(scale * log_prob)
+        return total
+
+    def prior_trace(self, drawn: set[str], rng_key: jax.Array) -> dict[str, Any]:
+        """
+        A run of the model at the guide's values, all of which are constants.
+
+        :param drawn: latents that are drawn from the model instead.
+        :param rng_key: random key.
+        """
+        fixed = {n: lax.stop_gradient(s["value"]) for n, s in self.trace.items() if n not in drawn}
+        # Containers are copied, since a model may write to those of mutable sites.
+        params = jax.tree.map(lambda leaf: leaf, dict(self.params or {}))
+        seeded = seed(substitute(substitute(self.model, data=params), data=fixed), rng_key)
+        sites: dict[str, Any] = trace(_Detached(seeded)).get_trace(
+            *frozen(self.args), **frozen(self.kwargs)
+        )
+        return sites
+
+    def prior_draw(self, name: str, rng_key: jax.Array) -> Callable[[jax.Array], Any]:
+        """From a key to a draw of the model at one site, given the guide's values at all others."""
+        site = self.prior_trace(set(), rng_key)[name]
+        fn = site["fn"]
+        batch_shape = self.implicit[name][0].batch_shape
+        if fn.batch_shape != batch_shape:
+            fn = fn.expand(batch_shape)
+        return lambda key: _detach(name, fn, fn.sample(key))
+
+    def example(self) -> dict[str | None, tuple[SiteValues, tuple[Any, ...], dict[str, Any]]]:
+        """What critics and head will see, of the right shapes, by critic."""
+        return {key: group.example() for key, group in self.groups.items()}
+
+
+class _GuideSide(Messenger):
+    """Stands outermost around a guide, where plates have expanded its distributions."""
+
+    def __init__(self, guide: Callable[..., Any], run: ContrastRun) -> None:
+        super().__init__(guide)
+        self._run = run
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            self._run.check_critics()
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return
+        name, fn = msg["name"], msg["fn"]
+        if is_bare_delta(fn):
+            self._run.has_bare_delta = True
+        if name in self._run.unscored:  # the bijection cancels in the log-ratio to the prior
+            msg["fn"] = _worth_nothing(fn)
+        elif is_implicit(fn):
+            msg["fn"] = self._run.see_implicit(name, fn, msg["infer"])
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "plate" or (msg["type"] == "sample" and not msg["is_observed"]):
+            self._run.trace[msg["name"]] = msg
+
+
+class _ModelSide(Messenger):
+    """Stands around a model, inside of what replays it."""
+
+    def __init__(self, model: Callable[..., Any], run: ContrastRun, weight: Any) -> None:
+        super().__init__(model)
+        self._run, self._weight = run, weight
+        self._seen: set[str] = set()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            for site in sorted(self._run.unscored - self._seen):
+                raise ValueError(_messages.no_prior_site(site))
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample":
+            return
+        name, fn = msg["name"], msg["fn"]
+        if msg["is_observed"]:
+            if self._weight is not None:
+                scale = 1.0 if msg["scale"] is None else msg["scale"]
+                msg["scale"] = scale * self._weight
+            return
+        self._seen.add(name)
+        if name in self._run.unscored:
+            msg["fn"] = _worth_nothing(fn)
+        elif self._run.options.adaptive and is_implicit(fn):
+            raise NotImplementedError(_messages.implicit_prior(name))
+
+
+class _Detached(Messenger):
+    """Draws of a model of which nothing is learned."""
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            msg["value"] = _detach(msg["name"], msg["fn"], msg["value"])
+
+
+def _detach(name: str, fn: Any, value: Any) -> Any:
+    if is_implicit(fn):
+        # What is learned elsewhere has a density through which it gets a gradient.
+        value = refuse_gradient(value, NotImplementedError(_messages.learned_implicit_prior(name)))
+    return lax.stop_gradient(value)
+
+
+def _worth_nothing(fn: Distribution) -> Contrasted:
+    return Contrasted(fn, lambda: jnp.zeros(fn.batch_shape))
+
+
+def init_params(
+    options: ContrastOptions,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    rng_key: jax.Array,
+) -> tuple[Any, Any]:
+    """Initial params of critics and of the head; the guide is traced, nothing is computed."""
+    guide_key, critic_key, head_key = random.split(rng_key, 3)
+
+    def draw(key: jax.Array) -> Any:
+        # Noise changes no shapes.
+        run = ContrastRun(options, key, None, model, args, kwargs)
+        seed(run.guide_side(guide), key)(*args, **kwargs)
+        return run.example()
+
+    with block():
+        examples = example_of(draw, guide_key)
+        critics = {}
+        for index, (key, (values, _, _)) in enumerate(examples.items()):
+            critic: Any = options.critics
+            critic = critic if key is None else critic[key]
+            init_key = random.fold_in(critic_key, index)
+            critics[key] = critic.init(init_key, values, args, kwargs)
+        head = {}
+        if options.head is not None and examples:
+            _, own_args, own_kwargs = next(iter(examples.values()))
+            head = options.head.init_call(head_key, *own_args, **own_kwargs)
+    single = not isinstance(options.critics, Mapping)
+    return critics.get(None, {}) if single else critics, head
+
+
+def accuracy(logits: Logits) -> jax.Array:
+    """How often the critic is right."""
+    data = (logits.data > 0).astype(logits.data.dtype)
+    model = (logits.model < 0).astype(logits.model.dtype)
+    weights = logits.data_weights
+    return (weighted_mean(data, weights) + weighted_mean(model, weights)) / 2

@@ -1,0 +1,378 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The implicit sites that one critic judges together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+from numpyro_spread.infer._critic_loss import Logits
+from numpyro_spread.infer._gaussian_contrast import GaussianContrast
+from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
+from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.ratio.adapters import SiteValues
+from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
+from spread_analysis import _messages
+
+if TYPE_CHECKING:
+    from numpyro_spread.infer._contrast import ContrastRun
+
+# Enough draws in all that the noise of moments and of a critic's step does not depend on the batch.
+_MOMENT_DRAWS, _FEWEST_MOMENT_DRAWS, _MOST_MOMENT_DRAWS = 4096, 32, 1024
+_CRITIC_DRAWS = 128
+
+
+def frozen(tree: Any) -> Any:
+    """``tree`` without gradients; what is no array of JAX, as NumPy's constants, stays."""
+    return jax.tree.map(
+        lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+    )
+
+
+class Group:
+    """
+    One critic, its sites, their contrast and what the critic sees.
+
+    :param run: the run of the guide.
+    :param key: of the critic among critics.
+    :param names: its sites, in the order of drawing.
+    :param rng_key: random key.
+    :raises ValueError: if one critic cannot judge these sites.
+    """
+
+    def __init__(
+        self, run: ContrastRun, key: str | None, names: list[str], rng_key: jax.Array
+    ) -> None:
+        self._run, self._key, self._names = run, key, names
+        self._draw_key, self._contrast_key, self._penalty_key = random.split(rng_key, 3)
+        first = run.trace[names[0]]
+        self._frames = first["cond_indep_stack"]
+        self._batch_shape = tuple(first["fn"].batch_shape)
+        self._mask = run.implicit[names[0]][1]
+        self._check_alike()
+        self._weights = self._weigh(names[0])
+        self._arguments = self._find_arguments()
+        self._num_draws = self._count_draws()
+        self._prepared = False
+
+    def log_density(self, name: str) -> jax.Array:
+        """The estimate at one of the sites; the joint logit is booked at the first."""
+        self._prepare()
+        log_density = jnp.zeros(self._batch_shape)
+        if name in self._contrasts:
+            log_density = self._contrasts[name].log_prob(self._values[name])
+        if name == self._names[0]:
+            critic = frozen(self._params)
+            values = SiteValues(self._shown, self._batch_shape, self._arguments)
+            log_density = log_density + self._critic.apply(
+                critic, values, self._run.args, self._run.kwargs
+            )
+        return log_density if self._mask is None else jnp.where(self._mask, log_density, 0.0)
+
+    def critic_loss(self) -> tuple[jax.Array, Logits]:
+        """What critic and head minimise, a scalar in nats; and logits, detached."""
+        options = self._run.options
+        data, model = self._both_sides()
+        logits = self._judge_both(self._params, data, model)
+        weights = logits.data_weights
+        if weights is not None:
+            counts = weights.sum() > 0
+            weights = jnp.where(counts, weights, 1.0)  # zero divided by zero has no gradient
+        loss = logistic_loss(logits.data, logits.model, 0.5, weights, weights)
+        if options.regularizer is not None:
+            loss = loss + self._penalty(data, model, weights)
+        if options.head is not None:
+            loss = loss + self._head_loss(weights)
+        if weights is not None:  # nobody learns from a batch of which nothing counts
+            loss = jnp.where(counts, loss, 0.0)
+        return loss, frozen(logits)
+
+    def logits(self) -> Logits:
+        """Logits at guide draws and at the contrast's; several draws lead the batch shape."""
+        sides = self._both_sides()
+        logits: Logits = frozen(self._judge_both(frozen(self._params), *sides))
+        return logits
+
+    def example(self) -> tuple[SiteValues, tuple[Any, ...], dict[str, Any]]:
+        """Values of the shapes that the critic will see, and arguments as the head gets them."""
+        values = {name: self._run.trace[name]["value"] for name in self._names}
+        args, kwargs = self._own_arguments()
+        return SiteValues(values, self._batch_shape, self._arguments), args, kwargs
+
+    # --- what the sites have in common
+
+    def _check_alike(self) -> None:
+        first = self._names[0]
+        for name in self._names[1:]:
+            site, mask = self._run.trace[name], self._run.implicit[name][1]
+            here = {(frame.name, frame.dim) for frame in site["cond_indep_stack"]}
+            plates = {(frame.name, frame.dim) for frame in self._frames}
+            if here != plates or tuple(site["fn"].batch_shape) != self._batch_shape:
+                raise ValueError(_messages.contrast_mismatch("plates", first, name))
+            if not _same(mask, self._mask):
+                raise ValueError(_messages.contrast_mismatch("masks", first, name))
+            if not _same(site["scale"], self._run.trace[first]["scale"]):
+                raise ValueError(_messages.contrast_mismatch("scales", first, name))
+
+    def _weigh(self, name: str) -> jax.Array | None:
+        """How much every datum counts for the critic; a number, as plates have it, cancels."""
+        value, scale = self._run.trace[name]["value"], self._run.trace[name]["scale"]
+        weights = None
+        if self._mask is not None:
+            weights = jnp.asarray(self._mask, value.dtype)
+        if scale is not None and jnp.ndim(scale) > 0:
+            try:
+                scale = jnp.broadcast_to(scale, self._batch_shape).astype(value.dtype)
+            except ValueError as error:
+                shapes = jnp.shape(scale), jnp.shape(value)
+                raise ValueError(_messages.mask_misfit(name, *shapes)) from error
+            weights = scale if weights is None else weights * scale
+        return None if weights is None else lax.stop_gradient(weights)
+
+    def _find_arguments(self) -> dict[str, Any]:
+        """The model's arguments by name, and the guide's other values drawn before."""
+        run = self._run
+        arguments = named_arguments(
+            run.model, run.args, run.kwargs, run.trace, self._frames, self._batch_shape
+        )
+        for name, site in run.trace.items():
+            if name == self._names[0]:
+                break
+            if site["type"] == "sample":
+                arguments[name] = self._on_batch(site)
+        return arguments
+
+    def _on_batch(self, site: Mapping[str, Any]) -> Any:
+        """A value of the guide, repeated for every datum where it is shared by several."""
+        value, event_dim = site["value"], site["fn"].event_dim
+        batch, event = jnp.shape(value)[: -event_dim or None], site["fn"].event_shape
+        missing = len(self._batch_shape) - len(batch)
+        if missing >= 0 and np.all(
+            [a in (1, b) for a, b in zip(batch, self._batch_shape[missing:], strict=True)]
+        ):
+            padded = value.reshape(*[1] * missing, *batch, *event)
+            return jnp.broadcast_to(padded, (*self._batch_shape, *event))
+        return value
+
+    def _own_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, as they came, reduced to what plates subsampled."""
+        run = self._run
+        given: dict[Any, Any] = dict(enumerate(run.args)) | run.kwargs
+        reduced = subsampled(given, run.trace, self._frames, self._batch_shape)
+        args = tuple(reduced.pop(index) for index in range(len(run.args)))
+        return args, reduced
+
+    def _count_draws(self) -> int:
+        """Guide draws per datum from which the critic learns."""
+        if (
+            len(self._names) > 1
+        ):  # the second may depend on the first: only the ELBO's own are joint
+            return 1
+        chosen = self._run.options.num_critic_draws
+        return chosen or max(1, _CRITIC_DRAWS // math.prod(self._batch_shape))
+
+    # --- draws and contrasts
+
+    def _prepare(self) -> None:
+        """Draw what is needed beyond the ELBO's own; late, when the whole guide has run."""
+        if self._prepared:
+            return
+        self._prepared = True
+        run, options = self._run, self._run.options
+        self._values: dict[str, jax.Array] = {}
+        self._fresh: dict[str, jax.Array] = {}
+        self._contrasts: dict[str, GaussianContrast] = {}
+        critics = options.critics
+        self._critic: Any = critics[self._key or ""] if isinstance(critics, Mapping) else critics
+        params = (run.params or {})[options.params_site]
+        self._params = params if self._key is None else params[self._key]
+        from_moments = options.adaptive and options.head is None
+        num_moments = self._count_moment_draws() if from_moments else 0
+        num_fresh = self._num_draws if self._num_draws > 1 else 0
+        keys = random.split(self._draw_key, len(self._names))
+        for name, key in zip(self._names, keys, strict=True):
+            fn = run.implicit[name][0]
+            value = run.trace[name]["value"]
+            self._values[name] = self._counted(name, value)
+            if num_moments + num_fresh:
+                # One by one, so that fn need not know of leading dimensions.
+                draws = jax.vmap(fn.sample)(random.split(key, num_moments + num_fresh))
+                draws = self._counted(name, lax.stop_gradient(draws))
+            if num_fresh:
+                self._fresh[name] = draws[num_moments:]
+            if from_moments:
+                contrast = GaussianContrast.from_draws(draws[:num_moments], fn.event_dim)
+                self._contrasts[name] = self._valid(name, contrast)
+            elif options.adaptive:
+                self._contrasts[name] = frozen_contrast(self._head(name, frozen(self._head_params)))
+        self._shown = self._standardised(self._values)
+
+    def _count_moment_draws(self) -> int:
+        each = _MOMENT_DRAWS // math.prod(self._batch_shape)
+        default = min(max(each, _FEWEST_MOMENT_DRAWS), _MOST_MOMENT_DRAWS)
+        return self._run.options.num_moment_draws or default
+
+    def _valid(self, name: str, contrast: GaussianContrast) -> GaussianContrast:
+        """Moments of masked data, which may be anything, are replaced; others are checked."""
+        loc, scale = contrast.loc, contrast.scale
+        if self._mask is not None:
+            kept = self._on_event(name)
+            loc, scale = jnp.where(kept, loc, 0.0), jnp.where(kept, scale, 1.0)
+        if is_concrete(loc, scale):
+            least = np.finfo(scale.dtype).eps * np.abs(np.asarray(loc))
+            # Written so that NaN fails too.
+            if not (np.asarray(scale) > least).all() or not np.isfinite(np.asarray(scale)).all():
+                raise ValueError(_messages.collapsed_guide(name))
+        return GaussianContrast(loc, scale, contrast.event_dim, contrast.num_draws)
+
+    def _on_event(self, name: str) -> Any:
+        return self._mask.reshape(*self._batch_shape, *[1] * self._run.implicit[name][0].event_dim)
+
+    def _counted(self, name: str, value: jax.Array) -> jax.Array:
+        """``value`` without what is masked, which may be NaN and would come back as a gradient."""
+        return value if self._mask is None else jnp.where(self._on_event(name), value, 0.0)
+
+    def _standardised(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {
+            name: self._contrasts[name].standardise(value) if name in self._contrasts else value
+            for name, value in values.items()
+        }
+
+    def _both_sides(self) -> tuple[SiteValues, SiteValues]:
+        """What the critic learns from: guide draws and contrast draws, none with a gradient."""
+        self._prepare()
+        data = frozen(self._standardised(self._fresh) if self._fresh else self._shown)
+        leading = (self._num_draws,) if self._fresh else ()
+        if self._run.options.adaptive:
+            keys = random.split(self._contrast_key, len(self._names))
+            model = {
+                name: self._contrasts[name].draw(key, leading)
+                for name, key in zip(self._names, keys, strict=True)
+            }
+        else:
+            model = self._prior_draws()
+        arguments, shape = frozen(self._arguments), (*leading, *self._batch_shape)
+        if self._mask is not None:
+            model = {name: self._counted(name, value) for name, value in model.items()}
+        return SiteValues(data, shape, arguments), SiteValues(model, shape, arguments)
+
+    def _prior_draws(self) -> dict[str, jax.Array]:
+        """Draws of the model given the guide's values at all other sites."""
+        run = self._run
+        infers = {name: run.trace[name]["infer"] for name in self._names}
+        drawn = {site for name in self._names for site in infers[name].get("_covers", (name,))}
+        run_key, draw_key = random.split(self._contrast_key)
+        if drawn == set(self._names) and len(drawn) == 1:
+            one = run.prior_draw(self._names[0], run_key)
+
+            def draw(key: jax.Array) -> dict[str, jax.Array]:
+                return {self._names[0]: one(key)}
+        else:  # ancestral: what is drawn later depends on what was drawn before
+
+            def draw(key: jax.Array) -> dict[str, jax.Array]:
+                sites = run.prior_trace(drawn, key)
+                values = {}
+                for name, infer in infers.items():
+                    if "_covers" in infer:
+                        covered = {site: sites[site]["value"] for site in infer["_covers"]}
+                        value = infer["_unconstrain"](covered)
+                    else:
+                        value = sites[name]["value"]
+                    values[name] = jnp.broadcast_to(value, jnp.shape(self._values[name]))
+                return frozen(values)
+
+        if self._fresh:
+            return jax.vmap(draw)(random.split(draw_key, self._num_draws))
+        return draw(draw_key)
+
+    # --- what critic and head learn
+
+    def _judge(self, critic: Any, values: Mapping[str, jax.Array]) -> jax.Array:
+        """Logits; draws beyond one per datum are judged one by one."""
+        args, kwargs, arguments = frozen((self._run.args, self._run.kwargs, self._arguments))
+
+        def judge(values: dict[str, jax.Array]) -> jax.Array:
+            shown = SiteValues(values, self._batch_shape, arguments)
+            return self._critic.apply(critic, shown, args, kwargs)
+
+        logits: jax.Array = (jax.vmap(judge) if self._fresh else judge)(dict(values))
+        return logits
+
+    def _judge_both(self, critic: Any, data: SiteValues, model: SiteValues) -> Logits:
+        weights = self._weights
+        if weights is not None:
+            weights = jnp.broadcast_to(weights, data.batch_shape)
+        return Logits(self._judge(critic, data), self._judge(critic, model), weights, weights)
+
+    def _penalty(self, data: SiteValues, model: SiteValues, weights: jax.Array | None) -> jax.Array:
+        regularizer: Any = self._run.options.regularizer
+        turn_key, penalty_key = random.split(self._penalty_key)
+
+        def penalty(critic: Any) -> jax.Array:
+            def judge(values: SiteValues) -> jax.Array:
+                return self._judge(critic, values)
+
+            value = regularizer.penalty(penalty_key, judge, data, model, weights)
+            return jnp.asarray(regularizer.every * value)
+
+        if regularizer.every == 1:
+            return penalty(self._params)
+        # By chance and not by a counter: there is no state to keep between steps.
+        turn = random.bernoulli(turn_key, 1 / regularizer.every)
+        return lax.cond(turn, penalty, lambda _: jnp.zeros(()), self._params)
+
+    @property
+    def _head_params(self) -> Any:
+        return (self._run.params or {})[self._run.options.head_site]
+
+    def _head(self, name: str, params: Any) -> GaussianContrast:
+        """The Gaussian that the head gives to a site."""
+        args, kwargs = frozen(self._own_arguments())
+        head: Any = self._run.options.head
+        output, shape = head.call(params, *args, **kwargs), jnp.shape(self._values[name])
+        if isinstance(output, Mapping):
+            output = output.get(name)
+        elif len(self._run.implicit) > 1:
+            got = f"one pair for the sites {sorted(self._run.implicit)}"
+            raise ValueError(_messages.head_output(name, got, shape))
+        try:
+            loc, scale = (jnp.broadcast_to(part, shape) for part in output)
+        except (TypeError, ValueError) as error:
+            got = jax.tree.map(jnp.shape, output)
+            raise ValueError(_messages.head_output(name, got, shape)) from error
+        if self._mask is not None:
+            kept = self._on_event(name)
+            loc, scale = jnp.where(kept, loc, 0.0), jnp.where(kept, scale, 1.0)
+        return GaussianContrast(loc, scale, self._run.implicit[name][0].event_dim)
+
+    def _head_loss(self, weights: jax.Array | None) -> jax.Array:
+        """Negative log likelihood of the guide's draws under the head."""
+        total = jnp.zeros(())
+        for name, value in (self._fresh or self._values).items():
+            head = self._head(name, self._head_params)
+            total = total - weighted_mean(head.log_prob(lax.stop_gradient(value)), weights)
+        return total
+
+
+def frozen_contrast(contrast: GaussianContrast) -> GaussianContrast:
+    """The same as a constant."""
+    loc, scale = frozen((contrast.loc, contrast.scale))
+    return GaussianContrast(loc, scale, contrast.event_dim, contrast.num_draws)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two masks or scales agree, as far as their values are known."""
+    if first is second:
+        return True
+    if first is None or second is None or jnp.shape(first) != jnp.shape(second):
+        return False
+    if not is_concrete(first, second):
+        return True
+    return np.array_equal(np.asarray(first), np.asarray(second))

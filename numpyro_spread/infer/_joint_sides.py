@@ -1,0 +1,221 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs of data and latents: the guide's, and those of the model run forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.distributions import Unit
+from numpyro.handlers import seed, substitute, trace, uncondition
+
+from numpyro_spread.infer._plate_arguments import named_arguments
+from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._two_sides import (
+    Guarded,
+    Side,
+    check_noise_sites,
+    common_batch,
+    is_compared,
+)
+from numpyro_spread.noise import SpreadNoise
+from numpyro_spread.ratio.adapters import SiteValues
+from spread_analysis import _messages
+
+
+class JointSides(NamedTuple):
+    """
+    Pairs (x, z) of the guide's joint and of the model's, after the noise, with weights or None.
+
+    ``log_globals`` is log p - log q of the latents outside of the plates of the data, in nats;
+    ``scales`` is by how much each pair stands for more data; ``mutable`` is new mutable state.
+    """
+
+    guide: SiteValues
+    model: SiteValues
+    guide_weights: jax.Array | None
+    model_weights: jax.Array | None
+    log_globals: jax.Array
+    global_sites: tuple[str, ...]
+    scales: jax.Array
+    mutable: dict[str, Any]
+
+
+def draw_joint(
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    noise: Mapping[str, SpreadNoise],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> JointSides:
+    """
+    Run guide and model once: data with the guide's latents, and the model's latents with their x.
+
+    Latents of the guide outside of the plates of the data are global: both sides share the guide's
+    draws, and they keep their densities.
+
+    :param rng_key: random key.
+    :param params: values of param and mutable sites.
+    :param model: the model.
+    :param guide: the guide.
+    :param noise: dict from site to the kernel that the model's draws pass through; what is
+        observed has passed through it already.
+    :param args: positional arguments of model and guide.
+    :param kwargs: keyword arguments of both.
+    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    """
+    guide_key, model_key, noise_key = random.split(rng_key, 3)
+    guide_trace = run(guide, guide_key, params, {}, args, kwargs)
+    plates = _data_plates(model, model_key, params, args, kwargs)
+    drawn = {name: site for name, site in guide_trace.items() if is_latent(site)}
+    shared = {n: s for n, s in drawn.items() if plates and not _plates_of(s) & plates}
+    indices = {n: s["value"] for n, s in guide_trace.items() if s["type"] == "plate"}
+    fixed = indices | {name: site["value"] for name, site in shared.items()}
+    # What globals do to the model's pairs is no part of the gradient: the critic sees them.
+    sites = run_forward(model, model_key, params, lax.stop_gradient(fixed), args, kwargs)
+    observed = {name: site for name, site in sites.items() if is_compared(site)}
+    if not observed:
+        raise ValueError(_messages.nothing_observed())
+    for name, site in observed.items():
+        if isinstance(site["fn"], Unit):
+            raise ValueError(_messages.factor_site(name))
+    check_noise_sites(sites, observed, noise)
+    local = {
+        name: sites[name]
+        for name in drawn
+        if name not in shared and is_latent(sites.get(name, {"type": None}))
+    }
+    if not local:
+        raise ValueError(_messages.joint_no_latent(drawn))
+    compared = observed | local
+    batch_ndim = common_batch(compared)
+
+    def of_guide(site: Mapping[str, Any]) -> Any:
+        name = site["name"]
+        return site["infer"]["obs"] if name in observed else drawn[name]["value"]
+
+    keys = random.split(noise_key)
+    guide_side = Side(keys[0], compared, {}, batch_ndim, of_guide)
+    model_side = Side(keys[1], compared, noise, batch_ndim, lambda site: site["value"])
+    first, batch = next(iter(local.values())), guide_side.batch_shape
+    frames = first["cond_indep_stack"]
+    arguments = named_arguments(model, args, kwargs, sites | guide_trace, frames, batch)
+    for name, site in shared.items():
+        arguments[name] = jnp.broadcast_to(site["value"], (*batch, *jnp.shape(site["value"])))
+    detached = {name: lax.stop_gradient(arguments[name]) for name in shared}
+    dtype = jnp.result_type(*guide_side.values.values(), jnp.float32)
+    scale = 1.0 if first["scale"] is None else first["scale"]
+    return JointSides(
+        SiteValues(guide_side.values, batch, arguments),
+        SiteValues(model_side.values, model_side.batch_shape, arguments | detached),
+        guide_side.weights,
+        model_side.weights,
+        _log_globals(model, model_key, params, fixed, shared, args, kwargs),
+        tuple(shared),
+        jnp.broadcast_to(jnp.asarray(scale, dtype), batch),
+        {
+            name: site["value"]
+            for name, site in [*guide_trace.items(), *sites.items()]
+            if site["type"] == "mutable"
+        },
+    )
+
+
+def run(
+    fn: Callable[..., Any],
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """
+    The sites of a model or guide.
+
+    :param fn: model or guide.
+    :param rng_key: random key.
+    :param params: values of param and mutable sites.
+    :param fixed: values of latents and plates that are not drawn.
+    :param args: positional arguments.
+    :param kwargs: keyword arguments.
+    """
+    # Containers are copied, since a model may write to those of mutable sites.
+    params = jax.tree.map(lambda leaf: leaf, dict(params))
+    bound = substitute(substitute(fn, data=params), data=dict(fixed))
+    with trace() as sites, Guarded():
+        seed(bound, rng_key)(*args, **kwargs)
+    return dict(sites)
+
+
+def run_forward(
+    model: Callable[..., Any],
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Like :func:`run`, with draws instead of observations; what was observed is in ``infer``."""
+    return run(uncondition(model), rng_key, params, fixed, args, kwargs)
+
+
+def is_latent(site: Mapping[str, Any]) -> bool:
+    """Whether a site of a trace is a draw and not data."""
+    return site["type"] == "sample" and not site["is_observed"] and not is_compared(site)
+
+
+def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(frame.name for frame in site["cond_indep_stack"])
+
+
+def _data_plates(
+    model: Callable[..., Any],
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> frozenset[str]:
+    """Names of the plates in which the model observes; it is traced, nothing is computed."""
+    found: list[frozenset[str]] = []
+
+    def look(key: jax.Array) -> None:
+        sites = run_forward(model, key, params, {}, args, kwargs).values()
+        found.extend(_plates_of(site) for site in sites if is_compared(site))
+
+    jax.eval_shape(look, rng_key)
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+def _log_globals(
+    model: Callable[..., Any],
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> jax.Array:
+    """Log p - log q of the global latents, with the gradient of both in the guide's draws."""
+    total = jnp.zeros(())
+    if not shared:
+        return total
+    for name, site in shared.items():
+        if is_implicit(site["fn"]):
+            raise ValueError(_messages.joint_global_implicit(name))
+        total = total - _log_prob(site)
+    sites = run_forward(model, rng_key, params, fixed, args, kwargs)
+    for name in shared:
+        if name in sites:
+            total = total + _log_prob(sites[name])
+    return total
+
+
+def _log_prob(site: Mapping[str, Any]) -> jax.Array:
+    scale = 1.0 if site["scale"] is None else site["scale"]
+    return jnp.sum(scale * site["fn"].log_prob(site["value"]))

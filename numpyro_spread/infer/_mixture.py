@@ -1,0 +1,212 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Guide sites whose draws pass a noise kernel, scored as mixtures over further draws."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+from numpyro.distributions import Distribution, biject_to, constraints
+from numpyro.distributions.transforms import Transform
+from numpyro.distributions.util import sum_rightmost
+from numpyro.primitives import Messenger
+
+from numpyro_spread.distributions import ImplicitDistribution
+from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._sites import is_implicit, mask_of_implicit, plain_name
+from numpyro_spread.infer._supports import Supports
+from numpyro_spread.noise import SpreadNoise
+from numpyro_spread.noise.base import is_concrete
+from spread_analysis import _messages
+
+
+class Spread(Messenger):
+    """
+    Sends the draws at implicit guide sites through their kernels.
+
+    :param num_mixture: number of further draws in the mixture that is the density of such a site.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        kernels: Mapping[str, SpreadNoise],
+        supports: Supports,
+        num_mixture: int,
+    ) -> None:
+        self.kernels = kernels
+        self.supports = supports
+        self.num_mixture = num_mixture
+        self._seen: set[str] = set()
+        self._implicit: set[str] = set()
+        super().__init__(fn)
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            for site in self.kernels:
+                if site not in self._seen:
+                    raise ValueError(_messages.semi_no_such_site(site, self._implicit))
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample":
+            return
+        site, fn = msg["name"], msg["fn"]
+        self._seen.add(site)
+        implicit = is_implicit(fn)
+        if implicit:
+            self._implicit.add(site)
+        if site not in self.kernels:
+            if implicit:
+                raise ValueError(_messages.semi_missing_kernel(site, self.kernels))
+            return
+        if msg["is_observed"] or msg["value"] is not None:
+            raise ValueError(_messages.semi_fixed_site(site))
+        if not implicit:
+            raise ValueError(_messages.semi_not_implicit(site, plain_name(fn)))
+        noise = SiteNoise(site, fn, self.kernels[site], self.supports.get(site))
+        msg["fn"] = Mixture(noise, _guarded(site, fn), self.num_mixture)
+
+
+class SiteNoise:
+    """The kernel of a site, in the unconstrained space of the site's support."""
+
+    def __init__(self, site: str, fn: Distribution, kernel: SpreadNoise, support: Any) -> None:
+        self.site, self.kernel, self.support = site, kernel, support
+        self.event_dim = fn.event_dim
+        self.transform: Transform | None = None
+        if support is not None:
+            try:
+                self.transform = biject_to(support)
+            except NotImplementedError as error:
+                message = _messages.semi_no_bijection(site, support)
+                raise NotImplementedError(message) from error
+            self.event_dim += self.transform.domain.event_dim - self.transform.codomain.event_dim
+
+    def to_reals(self, psi: jax.Array) -> jax.Array:
+        """Draws of the guide in unconstrained space."""
+        if self.transform is None:
+            return psi
+        u = self.transform.inv(psi)
+        inside = self.support(psi).all() & jnp.isfinite(u).all()
+        if is_concrete(inside) and not inside:
+            raise ValueError(_messages.semi_outside_support(self.site, self.support))
+        return u
+
+    def to_support(self, u: jax.Array) -> jax.Array:
+        """The image of an unconstrained value."""
+        return u if self.transform is None else self.transform(u)
+
+    def around(self, psi: jax.Array) -> Distribution:
+        """The kernel around unconstrained draws of shape sample + batch + event."""
+        try:
+            conditional = self.kernel(psi, self.event_dim)
+        except (TypeError, ValueError) as error:
+            raise type(error)(_messages.at_site(self.site, error)) from error
+        if conditional.shape() != psi.shape:
+            shapes = (conditional.shape(), psi.shape)
+            raise ValueError(_messages.semi_kernel_shape(self.site, *shapes))
+        return conditional
+
+    def log_jacobian(self, u: jax.Array, z: jax.Array) -> ArrayLike:
+        """Of the map from u to z, summed over the event."""
+        if self.transform is None:
+            return 0.0
+        surplus = self.event_dim - self.transform.domain.event_dim
+        return sum_rightmost(self.transform.log_abs_det_jacobian(u, z), surplus)
+
+
+class Mixture(Distribution):
+    r"""
+    z ~ k(z | psi_0), with the log density of :math:`\frac{1}{K+1}\sum_k k(z | \psi_k)`.
+
+    Draws come with the psi they were made from, as NumPyro's intermediates; only such draws can be
+    scored.
+
+    :param noise: the kernel of the site.
+    :param fn: the implicit distribution.
+    :param num_mixture: number K of further draws.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, noise: SiteNoise, fn: Distribution, num_mixture: int) -> None:
+        self._noise, self._fn, self._num_mixture = noise, fn, num_mixture
+        self._mask = mask_of_implicit(noise.site, fn)
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """That of the model's site."""
+        if self._noise.support is not None:
+            return self._noise.support
+        return constraints.independent(constraints.real, self.event_dim)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Draws are differentiable: what is not has been refused."""
+        return True
+
+    def expand(self, batch_shape: tuple[int, ...]) -> Mixture:
+        """The same over ``batch_shape`` independent draws: it is the noise of fn that expands."""
+        return Mixture(self._noise, self._fn.expand(batch_shape), self._num_mixture)
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draws around psi_0."""
+        return self.sample_with_intermediates(key, sample_shape)[0]
+
+    def sample_with_intermediates(
+        self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Draws, the (K + 1) psi of each in unconstrained space, and the draw there."""
+        assert key is not None  # a seed handler sees to it
+        fn_key, noise_key = random.split(key)
+        shape = (self._num_mixture + 1, *sample_shape)
+        psi = self._noise.to_reals(_draws(self._noise.site, self._fn, fn_key, shape))
+        u = self._noise.around(psi[0]).sample(noise_key).astype(psi.dtype)
+        return self._noise.to_support(u), [psi, u]
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
+        """
+        The log density of the mixture, in nats.
+
+        :raises NotImplementedError: without the psi that ``value`` came from.
+        """
+        if not intermediates:
+            raise NotImplementedError(_messages.implicit_has_no_density())
+        psi, u = intermediates
+        terms = self._noise.around(psi).log_prob(u)
+        log_prob = logsumexp(terms, axis=0) - math.log(len(terms))
+        log_prob = log_prob - self._noise.log_jacobian(u, jnp.asarray(value))
+        if self._mask is None or self._mask is True:
+            return log_prob
+        return jnp.where(self._mask, log_prob, 0.0)
+
+
+def _draws(site: str, fn: Distribution, rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    try:
+        return jnp.asarray(fn.sample(rng_key, shape))
+    except (TypeError, ValueError) as error:
+        fn.sample(rng_key)  # what fails for one draw too has nothing to do with their number
+        raise ValueError(_messages.not_broadcasting(site, shape, error)) from error
+
+
+def _guarded(site: str, fn: Any) -> Any:
+    """``fn`` that refuses gradients in parameters of noise that is not reparametrised."""
+    if isinstance(fn, ImplicitDistribution):
+        if fn.has_rsample:
+            return fn
+        message = _messages.latent_without_gradient(site, plain_name(fn.base_dist))
+        base_dist = refuse_gradient(fn.base_dist, NotImplementedError(message))
+        return ImplicitDistribution(fn.fn, base_dist, fn.event_shape)
+    guarded = copy.copy(fn)
+    guarded.base_dist = _guarded(site, fn.base_dist)
+    return guarded

@@ -1,0 +1,70 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The model's arguments as a critic gets them: by name, datum by datum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spread_analysis._arguments import positional_names
+
+_K = TypeVar("_K")
+
+
+def named_arguments(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sites: Mapping[str, Any],
+    frames: Iterable[Any],
+    batch_shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """
+    The arguments by name, those of full data reduced to what plates subsampled.
+
+    :param model: the model, whose signature gives the names.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    :param sites: a trace that has the plates.
+    :param frames: the plates of the data.
+    :param batch_shape: shape of these plates.
+    """
+    arguments = dict(zip(positional_names(model), args, strict=False)) | dict(kwargs)
+    return subsampled(arguments, sites, frames, batch_shape)
+
+
+def subsampled(
+    arguments: Mapping[_K, Any],
+    sites: Mapping[str, Any],
+    frames: Iterable[Any],
+    batch_shape: tuple[int, ...],
+) -> dict[_K, Any]:
+    """
+    ``arguments``, those of full data reduced to what plates subsampled.
+
+    :param arguments: dict of arguments.
+    :param sites: a trace that has the plates.
+    :param frames: the plates of the data.
+    :param batch_shape: shape of these plates.
+    """
+    arguments = dict(arguments)
+    batch_ndim = len(batch_shape)
+    for frame in frames:
+        plate = sites.get(frame.name)
+        if plate is None or not -batch_ndim <= frame.dim < 0:
+            continue
+        dim, indices = batch_ndim + frame.dim, plate["value"]
+        full_size, taken = plate["args"][0], len(indices)
+        if full_size == taken:
+            continue
+        for name, value in arguments.items():
+            if not isinstance(value, jax.Array | np.ndarray) or value.ndim <= dim:
+                continue
+            if value.shape[dim] == full_size and value.shape[:dim] == batch_shape[:dim]:
+                arguments[name] = jnp.take(jnp.asarray(value), indices, axis=dim)
+    return arguments

@@ -1,0 +1,98 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Is a guide's Delta a function of random noise? Decided on its jaxpr, without computing."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from numpyro.handlers import seed, substitute, trace
+from numpyro.ops.provenance import eval_provenance
+
+from numpyro_spread.infer._sites import is_bare_delta
+from spread_analysis import _messages
+
+_accepted: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+
+
+def refuse_random_deltas(
+    params: Mapping[str, Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """
+    Refuse a guide with a Delta site that depends on randomness and, this held fixed, on params.
+
+    Its entropy would be left out. A Delta of params alone is a point estimate, and one that is a
+    fixed function of draws which have a term of their own is a change of variables. Every guide is
+    looked at once.
+
+    :param params: values of param sites.
+    :param guide: the guide.
+    :param args: positional arguments of the guide.
+    :param kwargs: keyword arguments of the guide.
+    :raises ValueError: naming the site.
+    """
+    try:
+        if guide in _accepted:
+            return
+    except TypeError:  # neither hashable nor weakly referenced
+        pass
+    for site in sorted(_random_deltas(params, guide, args, kwargs)):
+        raise ValueError(_messages.random_delta(site))
+    with contextlib.suppress(TypeError):
+        _accepted.add(guide)
+
+
+def _random_deltas(
+    params: Mapping[str, Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> list[str]:
+    def run(params: Mapping[str, Any], fixed: Mapping[str, Any], rng_key: jax.Array) -> Any:
+        # Containers are copied, since a guide may write to those of mutable sites.
+        params = jax.tree.map(lambda leaf: leaf, dict(params))
+        seeded = seed(substitute(substitute(guide, data=params), data=dict(fixed)), rng_key)
+        return trace(seeded).get_trace(*args, **kwargs)
+
+    def values(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        sites = run(params, {}, rng_key)
+        draws = {name: site["value"] for name, site in sites.items() if _is_scored_draw(site)}
+        plates = {name: site["value"] for name, site in sites.items() if site["type"] == "plate"}
+        return draws, plates
+
+    rng_key = random.key(0)
+    shapes = jax.eval_shape(values, rng_key)
+    # Only what is an input can be depended on: plates are not, and which data they take is no
+    # randomness of the posterior.
+    draws, plates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    is_array = {
+        name: all(isinstance(leaf, jax.Array | np.ndarray | float) for leaf in jax.tree.leaves(p))
+        for name, p in params.items()
+    }
+    others = {name: value for name, value in params.items() if not is_array[name]}
+
+    def deltas(params: Any, draws: Any, rng_key: Any) -> dict[str, Any]:
+        sites = run({**others, **params}, {**draws, **plates}, rng_key)
+        return {name: jnp.asarray(site["value"]) for name, site in sites.items() if _is_bare(site)}
+
+    learned = {name: value for name, value in params.items() if is_array[name]}
+    sources = eval_provenance(deltas, params=learned, draws=draws, rng_key=rng_key)
+    return [site for site, names in sources.items() if "params" in names and len(names) > 1]
+
+
+def _is_scored_draw(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not _is_bare(site)
+
+
+def _is_bare(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and is_bare_delta(site["fn"])

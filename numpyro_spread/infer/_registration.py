@@ -1,0 +1,83 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Guides that carry what a loss has to tell SVI, which asks model and guide only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+
+Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+
+class Registered:
+    """
+    A guide with something done before and after it; all else, such as ``median``, is its own.
+
+    :param guide: the guide.
+    :param before: called with the tuple of positional and the dict of keyword arguments.
+    :param after: the same, after the guide.
+    """
+
+    def __init__(
+        self, guide: Callable[..., Any], before: Hook | None = None, after: Hook | None = None
+    ) -> None:
+        functools.update_wrapper(self, guide, updated=())
+        self._guide, self._before, self._after = guide, before, after
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._before is not None:
+            self._before(args, kwargs)
+        result = self._guide(*args, **kwargs)
+        if self._after is not None:
+            self._after(args, kwargs)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_guide":  # pickle asks before there is a guide
+            raise AttributeError(name)
+        return getattr(self._guide, name)
+
+
+def declare_params(site: str, init: Callable[[], Any]) -> None:
+    """
+    Declare params that ``init`` makes where nobody has substituted them.
+
+    :param site: name of the param site.
+    :param init: makes the initial pytree.
+    """
+    if numpyro.param(site) is None:
+        params = init()
+        # NumPyro takes what can be called, as equinox modules can, for an initialiser.
+        numpyro.param(site, (lambda _: params) if callable(params) else params)
+
+
+def example_of(draw: Callable[[jax.Array], Any], rng_key: jax.Array) -> Any:
+    """
+    What ``draw`` would return, with zeros for arrays: it is traced, nothing is computed.
+
+    :param draw: from a random key to a pytree, whose other leaves stay as they are.
+    :param rng_key: random key.
+    """
+    kept: list[Any] = []
+
+    def arrays_only(key: jax.Array) -> list[Any]:
+        leaves, structure = jax.tree.flatten(draw(key))
+        is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+        others = [None if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
+        kept[:] = [structure, others, is_array]
+        return [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+
+    shapes = iter(jax.eval_shape(arrays_only, rng_key))
+    structure, others, is_array = kept
+    leaves = [
+        jnp.zeros(shape.shape, shape.dtype) if array and (shape := next(shapes)) else other
+        for other, array in zip(others, is_array, strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves)

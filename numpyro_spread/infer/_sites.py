@@ -1,0 +1,77 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What kind of sample site is this?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import Delta, Distribution, MaskedDistribution
+
+from numpyro_spread.distributions import ImplicitDistribution
+from numpyro_spread.noise.base import is_concrete
+from spread_analysis import _messages
+
+_WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
+
+
+def is_implicit(fn: Any) -> bool:
+    """Whether ``fn`` is an ``ImplicitDistribution``, also inside wrappers and transforms."""
+    while not isinstance(fn, ImplicitDistribution):
+        fn = getattr(fn, "base_dist", None)
+        if not isinstance(fn, Distribution):
+            return False
+    return True
+
+
+def innermost(fn: Any) -> ImplicitDistribution:
+    """The ``ImplicitDistribution`` inside of ``fn``."""
+    while not isinstance(fn, ImplicitDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def mask_of_implicit(site: str, fn: Any) -> Any:
+    """
+    The mask around an implicit distribution: None, False, or an array over its batch.
+
+    :raises ValueError: if it masks parts of an event.
+    """
+    mask: Any = None
+    outer = fn
+    while not isinstance(fn, ImplicitDistribution):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            if fn._mask is False:
+                return False
+            if fn.event_dim != outer.event_dim:
+                raise ValueError(_messages.masked_event(site))
+            here = np.broadcast_to if is_concrete(fn._mask) else jnp.broadcast_to
+            whole = here(fn._mask, outer.batch_shape)
+            mask = whole if mask is None else mask & whole
+        fn = fn.base_dist
+    return mask
+
+
+def is_bare_delta(fn: Any) -> bool:
+    """Whether ``fn`` is a ``Delta`` without the log-density of a transformation, also wrapped."""
+    fn = inside_wrappers(fn)
+    if not isinstance(fn, Delta):
+        return False
+    density = fn.log_density
+    return is_concrete(density) and not np.any(np.asarray(density))
+
+
+def inside_wrappers(fn: Any) -> Any:
+    """A distribution without ``to_event``, ``expand`` and ``mask`` around it."""
+    while isinstance(getattr(fn, "base_dist", None), Distribution):
+        if type(fn).__name__ not in _WRAPPERS:
+            break
+        fn = fn.base_dist
+    return fn
+
+
+def plain_name(fn: Any) -> str:
+    """The class of a distribution inside its wrappers."""
+    return type(inside_wrappers(fn)).__name__

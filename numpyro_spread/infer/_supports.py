@@ -1,0 +1,84 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""On which support the model has a site that the guide draws without a density."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import random
+from numpyro.distributions import Distribution, constraints
+from numpyro.handlers import block, replay, seed, substitute, trace
+
+from numpyro_spread.noise import SpreadNoise
+from numpyro_spread.noise.base import is_concrete
+from spread_analysis import _messages
+
+#: Constraints by site; all reals, as at sites that the model does not have, are left out.
+Supports = Mapping[str, Any]
+
+
+def find_supports(
+    model: Any,
+    guide: Any,
+    kernels: Mapping[str, SpreadNoise],
+    params: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    The supports in the model of the sites that have kernels.
+
+    Model and guide are traced with abstract params and draws, so that bounds which depend on them
+    can be told from constants; nothing is computed.
+
+    :raises ValueError: if the bounds of one depend on them, or differ between elements of a batch.
+    """
+    found: dict[str, Any] = {}
+
+    def look(rng_key: jax.Array, params: dict[str, Any]) -> None:
+        guide_key, model_key = random.split(rng_key)
+        # Where the caller has no params at hand, they come from handlers further out.
+        with block(hide_fn=lambda msg: msg["type"] not in ("param", "mutable")):
+            with trace() as guide_sites:
+                seed(substitute(guide, data=params), guide_key)(*args, **kwargs)
+            for site in kernels:
+                if site in guide_sites and guide_sites[site].get("is_observed"):
+                    raise ValueError(_messages.semi_fixed_site(site))  # replay would fail on it
+            with trace() as sites:
+                fixed = replay(substitute(model, data=params), guide_sites)
+                seed(fixed, model_key)(*args, **kwargs)
+        for site in kernels:
+            fn = sites[site]["fn"] if site in sites else None
+            if isinstance(fn, Distribution):
+                found[site] = _fixed(site, fn.support, fn.event_dim)
+
+    # What is computed from constants alone stays concrete.
+    with jax.ensure_compile_time_eval():
+        jax.eval_shape(look, random.key(0), dict(params))
+    return found
+
+
+def _fixed(site: str, support: Any, event_dim: int) -> Any:
+    """``support`` with bounds that do not depend on batch elements; None for all reals."""
+    if isinstance(support, constraints.independent):
+        base = _fixed(site, support.base_constraint, event_dim)
+        ndims = support.reinterpreted_batch_ndims
+        return None if base is None else constraints.independent(base, ndims)
+    if isinstance(support, type(constraints.real)):
+        return None
+    fixed = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, jax.Array | np.ndarray):
+            if not is_concrete(bound):
+                raise ValueError(_messages.semi_moving_support(site))
+            bound = np.asarray(bound)
+            rows = bound.reshape(-1, *bound.shape[max(bound.ndim - event_dim, 0) :])
+            if not np.all(rows == rows[:1]):
+                raise ValueError(_messages.semi_moving_support(site))
+            setattr(fixed, name, rows[0])
+    return fixed

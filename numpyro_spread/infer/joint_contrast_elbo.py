@@ -1,0 +1,398 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Guide and model compared by pairs of data and latents, where neither needs a density."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import lax, random
+from numpyro.distributions import Distribution, MaskedDistribution
+from numpyro.handlers import block
+from numpyro.infer.elbo import ELBO
+
+from numpyro_spread.divergences import KL, Divergence, ReverseKL
+from numpyro_spread.infer._contrast import accuracy
+from numpyro_spread.infer._critic_loss import Logits
+from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._implicit_group import frozen
+from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
+from numpyro_spread.infer._noise import Noise, draw_at
+from numpyro_spread.infer._registration import Registered, declare_params, example_of
+from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._spreading import Spreading, SpreadStep
+from numpyro_spread.infer._two_sides import is_compared
+from numpyro_spread.infer._watch import report
+from numpyro_spread.ratio.adapters import SiteValues
+from numpyro_spread.ratio.binding import bind
+from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
+from numpyro_spread.ratio.regularizers import Regularizer
+from spread_analysis import FalseEvidenceMonitor, _messages
+from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis.critic import LAGGING_ACCURACY
+
+
+class JointContrastELBO(ELBO):
+    r"""
+    Divergence of the guide's pairs (x, z) from the model's, learned from draws of both.
+
+    The model P runs forward: it draws z' and the x' that z' makes. The guide Q pairs data with its
+    own draws, :math:`q(z \mid x)\, p_{data}(x)`. A critic learns :math:`\log Q/P` by telling the
+    pairs apart, so that neither likelihood, prior nor guide needs a density. ``divergence`` is that
+    of Q from P:
+
+    - ``ReverseKL()``: :math:`\mathrm{KL}[Q \| P]`, minus the ELBO up to the entropy of the data:
+      the likelihood-free variational inference of [1], the joint contrast of [2];
+    - ``JSPi(pi)``: at 1/2 adversarially learned inference and BiGAN [3, 4];
+    - ``KL()``: :math:`\mathrm{KL}[P \| Q]`. If the guide has a density, this is neural posterior
+      estimation [5]: :math:`-E_P \log q(z' \mid x')` is minimised directly, and no critic is needed
+      and none trained.
+
+    Latents in no plate of the data are global: they keep their densities, both sides share the
+    guide's draws, and the critic may look them up by name (hierarchical implicit models [1],
+    ``ReverseKL()`` only). A pair of the model is always x' with the z' that made it.
+
+    The reported value is the divergence, an **adversarial estimate and not a bound**, in nats: for
+    ``ReverseKL()`` scaled by plates and summed over the data, with the globals' KL, as minus an
+    ELBO is; otherwise the mean over the data. For neural posterior estimation it is the mean of
+    :math:`-\log q(z' \mid x')`.
+
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
+        >>> from numpyro.infer import SVI
+        >>> from numpyro_spread import KL, JointContrastELBO
+        >>> def model(x):
+        ...     with numpyro.plate("data", len(x)):
+        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         eps = jax.random.normal(numpyro.prng_key(), z.shape)
+        ...         numpyro.sample("x", dist.Delta(z + 0.1 * eps), obs=x)      # no density
+        >>> def guide(x):
+        ...     w, log_scale = numpyro.param("w", 0.0), numpyro.param("log_scale", 0.0)
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("z", dist.Normal(w * x, jnp.exp(log_scale)))
+        >>> loss = JointContrastELBO(divergence=KL())
+        >>> svi = SVI(model, loss.register(model, guide), optax.adam(1e-3), loss)
+        >>> result = svi.run(jax.random.key(0), 10, jnp.zeros(100), progress_bar=False)
+        >>> bool((result.losses > 0).all())
+        True
+
+    **References**
+
+    [1] `Hierarchical Implicit Models and Likelihood-Free Variational Inference`, Dustin Tran,
+    Rajesh Ranganath, David M. Blei, https://arxiv.org/abs/1702.08896
+
+    [2] `Variational Inference using Implicit Distributions`, Ferenc Huszar,
+    https://arxiv.org/abs/1702.08235
+
+    [3] `Adversarially Learned Inference`, Vincent Dumoulin et al., https://arxiv.org/abs/1606.00704
+
+    [4] `Adversarial Feature Learning`, Jeff Donahue, Philipp Krähenbühl, Trevor Darrell,
+    https://arxiv.org/abs/1605.09782
+
+    [5] `Fast epsilon-free Inference of Simulation Models with Bayesian Conditional Density
+    Estimation`, George Papamakarios, Iain Murray, https://arxiv.org/abs/1605.06376
+
+    :param discriminator: a module of flax linen, flax nnx or equinox, called as
+        ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of data and local
+        latents; it returns logits of the plates' batch shape, large for pairs of the guide. On the
+        model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
+        and a guide with a density.
+    :param divergence: of the guide from the model; ``ReverseKL()`` by default. Its ``pi`` is the
+        share of the model's pairs.
+    :param noise: dict from observed site to noise kernel, or a callable that returns one. Data and
+        the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
+    :param data: dict from site to the name of the model argument that carries its data. Left out:
+        the argument of the site's name, else the first.
+    :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
+    :param num_particles: number of draws of guide and model per datum and step.
+    :param name: of the discriminator: its params are at ``name$params``.
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if an argument is out of its range, or the discriminator is missing.
+    :raises NotImplementedError: if the divergence has no gradient.
+    """
+
+    #: Draws need no enumeration; ``SVI.init`` asks.
+    can_infer_discrete = True
+
+    def __init__(
+        self,
+        discriminator: Any = None,
+        divergence: Divergence | None = None,
+        noise: Noise | None = None,
+        *,
+        data: Mapping[str, str] | None = None,
+        regularizer: Regularizer | None = None,
+        num_particles: int = 1,
+        name: str = "discriminator",
+    ) -> None:
+        if num_particles < 1 or num_particles != int(num_particles):
+            raise ValueError(
+                _messages.bad_range("num_particles", num_particles, "a positive integer")
+            )
+        super().__init__(num_particles)
+        divergence = ReverseKL() if divergence is None else divergence
+        if not isinstance(divergence, Divergence):
+            raise TypeError(_messages.no_divergence(divergence))
+        divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
+        if discriminator is None and not isinstance(divergence, KL):
+            raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
+        if regularizer is not None and not isinstance(regularizer, Regularizer):
+            wanted = "a Regularizer such as R1(), or None"
+            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        self.discriminator = discriminator
+        self.divergence = divergence
+        self.regularizer = regularizer
+        self.name = name
+        self._critic: Any = None if discriminator is None else bind(discriminator)
+        self._spreading = Spreading(noise, None if noise is None else data)
+        self.noise, self.data = self._spreading.noise, dict(data or {})
+        self._monitor = FalseEvidenceMonitor()
+
+    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        The guide to hand to SVI: it carries the discriminator's params too.
+
+        ``SVI.init`` collects params from model and guide only. The shapes of the critic's inputs
+        are found by tracing both abstractly.
+
+        :param model: the model.
+        :param guide: the guide.
+        :return: a guide of the same signature.
+        """
+
+        def declare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._critic is not None:
+                declare_params(self._site, lambda: self._init(model, guide, args, kwargs))
+
+        return Registered(guide, functools.partial(self._spreading.check, model), declare)
+
+    @property
+    def _site(self) -> str:
+        return f"{self.name}$params"
+
+    def _init(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        rng_key = numpyro.prng_key()
+        rng_key = random.key(0) if rng_key is None else rng_key
+        draw_key, init_key = random.split(rng_key)
+
+        def draw(key: jax.Array) -> SiteValues:
+            # Noise changes no shapes.
+            return draw_joint(key, {}, model, guide, {}, args, kwargs).guide
+
+        with block():
+            return self._critic.init(init_key, example_of(draw, draw_key), args, kwargs)
+
+    def loss(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """
+        The adversarial estimate of the divergence in nats, with every param's player's gradient.
+
+        It is the derivative of no single function: second derivatives make no sense.
+
+        :param rng_key: random key; the same key gives the same draws.
+        :param param_map: dict from param site to value.
+        :param model: the model, as it is.
+        :param guide: the guide that :meth:`register` returned.
+        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
+            the site and the way out.
+        """
+        return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)[
+            "loss"
+        ]
+
+    def loss_with_mutable_state(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Like :meth:`loss`, in a dict with the new mutable state."""
+        one = self._forward_loss if self._critic is None else self._adversarial_loss
+        losses = []
+        mutable: dict[str, Any] = {}
+        step = self._spreading.step(param_map, model, args, kwargs)
+        for key in random.split(rng_key, self.num_particles):
+            loss, mutable = one(key, step, param_map, model, guide, args, kwargs)
+            losses.append(loss)
+        if mutable and self.num_particles > 1:
+            raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+        return {"loss": jnp.mean(jnp.stack(losses)), "mutable_state": mutable or None}
+
+    def logits(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Logits:
+        """
+        What the critic says of the guide's pairs and of the model's, both fresh.
+
+        With held-out data it tells how far the critic can be trusted:
+        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+
+        :param rng_key: random key.
+        :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
+        :param model: the model.
+        :param guide: the guide.
+        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
+            for the guide's pairs.
+        :raises ValueError: if there is no discriminator.
+        """
+        if self._critic is None:
+            raise ValueError(_messages.joint_nothing_implicit("logits()"))
+        step = self._spreading.step(param_map, model, args, kwargs)
+        sides, args, kwargs = self._draw(rng_key, step, param_map, model, guide)
+        return self._logits(param_map[self._site], sides, args, kwargs)
+
+    def _draw(
+        self, rng_key: jax.Array, step: SpreadStep, params: Any, model: Any, guide: Any
+    ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
+        if self._site not in params:
+            raise ValueError(_messages.not_registered(self.name))
+        _, args, kwargs, rng_key = step.hand(rng_key)
+        sides = draw_joint(rng_key, params, model, guide, step.noise, args, kwargs)
+        if sides.global_sites and not isinstance(self.divergence, ReverseKL):
+            name = type(self.divergence).__name__
+            raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
+        return sides, args, kwargs
+
+    def _logits(self, critic: Any, sides: JointSides, args: Any, kwargs: Any) -> Logits:
+        """Of constant pairs: what the critic is trained on."""
+        args, kwargs = frozen((args, kwargs))
+        guide, model = (
+            self._critic.apply(critic, frozen(side), args, kwargs)
+            for side in (sides.guide, sides.model)
+        )
+        return Logits(guide, model, sides.guide_weights, sides.model_weights)
+
+    def _adversarial_loss(
+        self,
+        rng_key: jax.Array,
+        step: SpreadStep,
+        params: Any,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        draw_key, turn_key, penalty_key, watch_key = random.split(rng_key, 4)
+        sides, args, kwargs = self._draw(draw_key, step, params, model, guide)
+        share = 1 - self.divergence.pi  # of the guide's pairs, whose label is one
+        value = self._players_loss(frozen(params[self._site]), sides, share, args, kwargs)
+        logits = self._logits(params[self._site], sides, args, kwargs)
+        weights = logits.data_weights, logits.model_weights
+        critic_loss = logistic_loss(logits.data, logits.model, share, *weights)
+        regularizer = self.regularizer
+        if regularizer is not None:
+
+            def penalty(critic: Any) -> jax.Array:
+                def judge(values: SiteValues) -> jax.Array:
+                    return self._critic.apply(critic, values, *frozen((args, kwargs)))
+
+                pairs = frozen(sides.guide), frozen(sides.model)
+                return jnp.asarray(
+                    regularizer.every * regularizer.penalty(penalty_key, judge, *pairs, weights[0])
+                )
+
+            # By chance and not by a counter: there is no state to keep between steps.
+            turn = random.bernoulli(turn_key, 1 / regularizer.every)
+            nothing = jnp.zeros(())
+            critic_loss += (
+                penalty(params[self._site])
+                if regularizer.every == 1
+                else lax.cond(turn, penalty, lambda _: nothing, params[self._site])
+            )
+        right = lax.stop_gradient(accuracy(logits))
+        report(watch_key, self._monitor.observe, right >= LAGGING_ACCURACY, right)
+        return value + critic_loss - lax.stop_gradient(critic_loss), sides.mutable
+
+    def _players_loss(
+        self, critic: Any, sides: JointSides, share: float, args: Any, kwargs: Any
+    ) -> jax.Array:
+        """The value, with the gradients of guide and model and none for the critic."""
+        divergence, weights = self.divergence, (sides.guide_weights, sides.model_weights)
+
+        def ratio(side: SiteValues) -> jax.Array:
+            return log_ratio(self._critic.apply(critic, side, args, kwargs), share)
+
+        try:
+            exchanged, model_side = divergence.reversed, sides.model
+        except NotImplementedError as error:  # to be said only where the model is learned
+            exchanged, model_side = None, refuse_gradient(sides.model, error)
+        guide, model = ratio(sides.guide), ratio(model_side)
+        if isinstance(divergence, ReverseKL):
+            scaled = sides.scales if weights[0] is None else sides.scales * jnp.sign(weights[0])
+            value, total = (scaled * guide).sum() - sides.log_globals, scaled.sum()
+        else:
+            # Both as functions of log P/Q, P being the model.
+            estimate = divergence.estimate(-model, -guide, weights[1], weights[0])
+            value, total = (
+                _worth(estimate, weighted_mean(divergence.generator_loss(-guide), weights[0])),
+                jnp.ones(()),
+            )
+        if exchanged is None:
+            return value
+        of_model = total * weighted_mean(exchanged.generator_loss(model), weights[1])
+        return value + of_model - lax.stop_gradient(of_model)
+
+    def _forward_loss(
+        self,
+        rng_key: jax.Array,
+        step: SpreadStep,
+        params: Any,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Minus the log density of the guide at the model's latents, given their data."""
+        model_key, noise_key, guide_key = random.split(rng_key, 3)
+        simulated = run_forward(model, model_key, frozen(params), {}, args, kwargs)
+        observed = {name: site for name, site in simulated.items() if is_compared(site)}
+        if not observed:
+            raise ValueError(_messages.nothing_observed())
+        values = {}
+        located = locate_data(model, observed, args, kwargs, self.data)
+        keys = random.split(noise_key, len(located))
+        for (site, key), site_key in zip(located.items(), keys, strict=True):
+            value, given = observed[site]["value"], get_argument(key, args, kwargs)
+            if jnp.shape(given) != jnp.shape(value):
+                message = _messages.joint_simulated_shape(site, value.shape, jnp.shape(given))
+                raise ValueError(message)
+            noise = step.noise.get(site)
+            noisy = value if noise is None else draw_at(site_key, site, noise, value)
+            values[key] = lax.stop_gradient(noisy)
+        args, kwargs = replace_arguments(values, args, kwargs)
+        latents = {n: lax.stop_gradient(s["value"]) for n, s in simulated.items() if is_latent(s)}
+        scored = run(guide, guide_key, params, latents, args, kwargs)
+        sites = {n: s for n, s in scored.items() if n in latents and s["type"] == "sample"}
+        if not sites:
+            raise ValueError(_messages.joint_no_latent(scored))
+        total = jnp.zeros(())
+        for name, site in sites.items():
+            if is_implicit(site["fn"]):
+                raise ValueError(_messages.joint_needs_density(name))
+            log_prob = site["fn"].log_prob(site["value"])
+            scale = 1.0 if site["scale"] is None else site["scale"]
+            count = (scale * _mask(site["fn"]) * jnp.ones(jnp.shape(log_prob))).sum()
+            total = total - (scale * log_prob).sum() / jnp.maximum(1.0, count)
+        mutable = {
+            name: site["value"]
+            for name, site in [*simulated.items(), *scored.items()]
+            if site["type"] == "mutable"
+        }
+        return total, mutable
+
+
+def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:
+    """``value`` with the gradient of ``loss``."""
+    return lax.stop_gradient(value) + (loss - lax.stop_gradient(loss))
+
+
+def _mask(fn: Distribution) -> Any:
+    """Which elements of a batch count, where whole ones are masked."""
+    mask, outer = jnp.ones(()), fn
+    while isinstance(fn, Distribution):
+        if isinstance(fn, MaskedDistribution) and fn.event_dim == outer.event_dim:
+            mask = mask * fn._mask
+        fn = getattr(fn, "base_dist", None)
+    return mask
