@@ -23,6 +23,7 @@ from pyro_spread.infer._sites import (
     is_implicit,
     is_latent,
     is_learned,
+    lacks_gradient,
     mask_of_implicit,
     plain_name,
 )
@@ -85,6 +86,11 @@ class ImplicitSite:
         return self.fn.batch_shape
 
     @property
+    def plates(self) -> frozenset[tuple[Any, ...]]:
+        """Name, dimension and size of each."""
+        return frozenset((f.name, f.dim, f.size) for f in self.frames if f.vectorized)
+
+    @property
     def plate_shape(self) -> torch.Size:
         """That without the particles."""
         depth = max(
@@ -126,6 +132,8 @@ class ContrastRun:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     sites: dict[str, ImplicitSite] = field(default_factory=dict)
+    #: Names of these and of those that are masked as a whole.
+    implicit: set[str] = field(default_factory=set)
     #: Values of all guide sites in their order, with their number of event dimensions.
     values: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
     indices: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -163,7 +171,7 @@ class ContrastRun:
             value, event_dim = self.values[name]
             batch = value.shape[: value.dim() - event_dim]
             if name not in names and _broadcasts(batch, full):
-                found[name] = value.expand(*full, *value.shape[len(batch) :])
+                found[name] = value.expand((*full, *value.shape[len(batch) :]))
         return found
 
     def reduced_arguments(self, site: ImplicitSite) -> dict[str, Any]:
@@ -246,6 +254,10 @@ class ContrastRun:
             # prior's density is in the critic's logit already.
             self.cache["priors"] = self._rerun(set(self.values))
         node = self.cache["priors"][name]
+        if is_implicit(node["fn"]):
+            if torch.is_grad_enabled() and node["fn"].rsample().requires_grad:
+                raise NotImplementedError(_messages.learned_implicit_prior(name))
+            return torch.zeros(())
         log_prob = node["fn"].log_prob(node["value"])
         return log_prob - log_prob.detach()
 
@@ -276,7 +288,7 @@ class _InGuide(Messenger):
 
     def __enter__(self) -> Any:
         run = self.run
-        for seen in (run.sites, run.values, run.indices, run.priors, run.cache):
+        for seen in (run.sites, run.implicit, run.values, run.indices, run.priors, run.cache):
             seen.clear()  # a run to look at the plates may have come before
         return super().__enter__()
 
@@ -285,11 +297,12 @@ class _InGuide(Messenger):
         if not is_latent(msg):
             return
         if is_implicit(fn):
-            if not fn.has_rsample and is_learned(fn.base_dist):
+            if lacks_gradient(fn):
                 raise NotImplementedError(
                     _messages.latent_without_gradient(name, plain_name(fn.base_dist))
                 )
             mask = mask_of_implicit(name, fn)
+            run.implicit.add(name)
             scored: TorchDistribution = Scored(fn, lambda: run.score(run, name))
             msg["fn"] = scored if mask is None else scored.mask(mask)
         elif run.prior_cancels and isinstance(fn, Delta) and name in run.covered():
@@ -338,9 +351,8 @@ class _InModel(Messenger):
             if is_implicit(fn):
                 raise NotImplementedError(_messages.implicit_prior(name))
             return
-        if is_implicit(fn) and is_learned(fn):
-            raise NotImplementedError(_messages.learned_implicit_prior(name))
-        learned = not is_implicit(fn) and is_learned(fn)
+        # Of an implicit prior one cannot tell before another run.
+        learned = is_implicit(fn) or is_learned(fn)
         nothing = torch.zeros(())
         msg["fn"] = Scored(fn, (lambda: run.prior_gradient(name)) if learned else lambda: nothing)
 

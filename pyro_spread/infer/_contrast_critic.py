@@ -58,7 +58,8 @@ class ContrastCritic:
                 run.cache["groups"] = [(name,) for name in run.sites]
             else:
                 run.cache["groups"] = [tuple(run.sites)] if run.sites else []
-                _check_together(run)
+                if run.sites:
+                    _check_together(run)
         return run.cache["groups"]
 
     def _critic_of(self, names: tuple[str, ...]) -> nn.Module:
@@ -70,8 +71,10 @@ class ContrastCritic:
 
     def log_q(self, run: ContrastRun, name: str) -> torch.Tensor:
         """The estimate of log q at the guide's draw, up to the prior where that is the contrast."""
+        site = run.sites.get(name)
+        if site is None:  # masked as a whole
+            return torch.zeros(())
         names = next(names for names in self.groups(run) if name in names)
-        site = run.sites[name]
         log_q = torch.zeros((), dtype=site.value.dtype, device=site.value.device)
         if name == names[0]:
             values = {n: self._seen(run, n, run.sites[n].value) for n in names}
@@ -101,7 +104,11 @@ class ContrastCritic:
                 size = max(1, site.batch_shape.numel())
                 count = self.num_moment_draws or min(max(4096 // size, 32), 1024)
                 contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
-                if not bool((contrast.scale > 0).all()):
+                if site.weights is not None:
+                    contrast = contrast.where(site.weights > 0)
+                # What rounding leaves of a spread of zero; NaN fails too.
+                least = torch.finfo(contrast.scale.dtype).eps * contrast.loc.abs()
+                if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
                     raise ValueError(_messages.collapsed_guide(name))
                 run.cache[key] = contrast
         return run.cache[key]
@@ -109,12 +116,14 @@ class ContrastCritic:
     def _head(self, run: ContrastRun, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.head is not None
         site = run.sites[name]
-        if "head" not in run.cache:
+        # Sites of the same plates get the same arguments.
+        key = ("head", *(frame.name for frame in site.frames))
+        if key not in run.cache:
             named = run.reduced_arguments(site)
             args = [named.get(n, a) for n, a in zip(run.names, run.args, strict=False)]
             kwargs = {key: named[key] for key in run.kwargs}
-            run.cache["head"] = self.head(*args, *run.args[len(args) :], **kwargs)
-        output = run.cache["head"]
+            run.cache[key] = self.head(*args, *run.args[len(args) :], **kwargs)
+        output = run.cache[key]
         if isinstance(output, Mapping):
             output = output.get(name)
         shape = site.value.shape
@@ -200,7 +209,7 @@ def _check_together(run: ContrastRun) -> None:
     first, *others = run.sites.values()
     for site in others:
         for what, one, other in (
-            ("plates", first.batch_shape, site.batch_shape),
+            ("plates", first.plates, site.plates),
             ("masks or scales", first.weights, site.weights),
             ("scales", first.scale, site.scale),
         ):

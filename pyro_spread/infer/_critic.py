@@ -66,9 +66,11 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
         with torch.no_grad():
             param.copy_(stored)
         del store[full_name]
-    pyro.module(name, discriminator)
-    for param in discriminator.parameters():
-        _registered[param] = name
+    for param_name, param in discriminator.named_parameters():
+        # As pyro.module would, which refuses a name inside of another's, such as the head's.
+        if param.requires_grad:
+            pyro.param(param_with_module_name(name, param_name), param)
+            _registered[param] = name
 
 
 def judge(

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,7 +22,7 @@ class GaussianContrast:
     If these are the moments of only S draws, it is the Student t with which a further draw of a
     Gaussian falls around them. A critic that does not see the moments can do no better, and what
     this costs in expectation, a constant, is taken off: for a Gaussian guide the log density plus a
-    logit of zero is then right on average for every S.
+    logit of zero is then right on average for every S, and so is its gradient in the draw.
 
     :param loc: of shape batch + event; a constant.
     :param scale: alike, positive.
@@ -45,6 +45,17 @@ class GaussianContrast:
         """
         variance, loc = torch.var_mean(draws, 0)
         return GaussianContrast(loc, variance.sqrt(), event_dim, draws.shape[0])
+
+    def where(self, kept: torch.Tensor) -> GaussianContrast:
+        """
+        The same, but the standard Gaussian for what does not count.
+
+        :param kept: of the batch shape.
+        """
+        kept = kept.reshape([*kept.shape, *[1] * self.event_dim])
+        loc = torch.where(kept, self.loc, torch.zeros_like(self.loc))
+        scale = torch.where(kept, self.scale, torch.ones_like(self.scale))
+        return replace(self, loc=loc, scale=scale)
 
     def standardise(self, value: torch.Tensor) -> torch.Tensor:
         """``value`` on the scale on which the critic sees it, in the shape of value."""
@@ -72,6 +83,8 @@ class GaussianContrast:
             log_density = -0.5 * (u.square() + _LOG_2PI)
         else:
             nu, spread = self.num_draws - 1, 1 + 1 / self.num_draws
+            # The scatter of the mean blurs the density, whose slope is on average lower by this.
+            u = u.detach() + spread * (u - u.detach())
             constant = (
                 math.lgamma((nu + 1) / 2)
                 - math.lgamma(nu / 2)

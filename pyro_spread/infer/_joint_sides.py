@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.util import get_rng_state, set_rng_state
 
 from pyro_spread.infer._plate_arguments import subsampled
-from pyro_spread.infer._sites import is_implicit, is_latent, is_learned, plain_name
+from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, check_noise_sites, common_batch, is_compared
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
@@ -75,6 +75,7 @@ def draw_joint(
     if not observed:
         raise ValueError(_messages.nothing_observed())
     check_noise_sites(trace, observed, noise)
+    _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))
     local = {
         n: trace.nodes[n] for n in drawn if n not in shared and is_latent(trace.nodes.get(n, {}))
@@ -168,9 +169,10 @@ def _check_learned(trace: Any, shared: set[str]) -> None:
     for name, site in trace.nodes.items():
         if name in shared or not (is_latent(site) or is_compared(site)):
             continue
-        fn = site["fn"]
-        if not fn.has_rsample and is_learned(fn):
-            raise NotImplementedError(_messages.latent_without_gradient(name, plain_name(fn)))
+        if lacks_gradient(site["fn"]):
+            raise NotImplementedError(
+                _messages.latent_without_gradient(name, plain_name(site["fn"]))
+            )
 
 
 def _log_globals(
@@ -201,5 +203,5 @@ def _log_globals(
         for site, grad in zip(shared.values(), grads, strict=True):
             if grad is not None:
                 pull = (grad * site["value"]).sum()
-                total = total + pull - pull.detach()
+                total = total + (pull - pull.detach())
     return total

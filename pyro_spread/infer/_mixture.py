@@ -92,7 +92,6 @@ class SiteNoise:
         self.transform: Transform | None = None
         if support is not None:
             try:
-                # It remembers u of the last z: the density is asked for at what was drawn.
                 self.transform = biject_to(support).with_cache(1)
             except NotImplementedError as error:
                 message = _messages.semi_no_bijection(site, support)
@@ -166,7 +165,8 @@ class Mixture(TorchDistribution):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """The log density of the mixture, in nats."""
-        u = self._noise.to_reals(value)
+        transform = self._noise.transform  # it remembers u, also where value has underflown
+        u = value if transform is None else transform.inv(value)
         terms = self._components.log_prob(u)
         log_prob = terms.logsumexp(0) - math.log(len(terms)) - self._noise.log_jacobian(u, value)
         if self._mask is None or self._mask is True:

@@ -71,6 +71,17 @@ def plain_name(fn: Any) -> str:
     return type(fn).__name__
 
 
+def lacks_gradient(fn: Any) -> bool:
+    """Whether draws of ``fn`` should have a gradient in its parameters but are discrete."""
+    if fn.has_rsample:
+        return False
+    if is_implicit(fn):  # its function is differentiable, and its noise may be as it likes
+        while not isinstance(fn, ImplicitDistribution):
+            fn = fn.base_dist
+        fn = fn.base_dist
+    return is_learned(fn)
+
+
 def is_learned(fn: Any) -> bool:
     """Whether any parameter of a distribution or kernel, also of one inside it, has a gradient."""
     for value in vars(fn).values():

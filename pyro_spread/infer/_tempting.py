@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
@@ -35,12 +36,16 @@ def check_deltas(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
             return
     except TypeError:  # not hashable
         key = None
-    state = get_rng_state()
+    state, store = get_rng_state(), pyro.get_param_store()
+    before = set(store.keys())
     try:
         with poutine.block(), torch.enable_grad():
             _check(guide, args, kwargs)
     finally:
         set_rng_state(state)
+        # Params that begin at random begin anew, at the numbers that are theirs.
+        for name in set(store.keys()) - before:
+            del store[name]
     if key is not None:
         try:
             _innocent.add(key)

@@ -9,6 +9,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ class PriorContrastELBO(ELBO):
             ("num_critic_draws", num_critic_draws, 1),
             ("annealing", None if callable(annealing) else annealing, 1),
         ):
-            if value is not None and (value < least or value != int(value)):
+            if value is not None and not (isinstance(value, Integral) and value >= least):
                 wanted = f"an integer of at least {least}"
                 raise ValueError(_messages.bad_range(argument, value, wanted))
         super().__init__(num_particles=num_particles)
@@ -216,15 +217,15 @@ class PriorContrastELBO(ELBO):
             names the site and the way out, and params are as before.
         """
         with torch.no_grad(), no_new_params_on_error(), self._unchanged():
+            self._register(model, guide, args, kwargs)
             loss, _ = self._run(model, guide, args, kwargs, 1.0)
-            self._register()
         return float(loss)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
         with no_new_params_on_error():
+            self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            self._register()
             if loss.requires_grad:
                 loss.backward()
         return float(loss.detach())
@@ -300,9 +301,14 @@ class PriorContrastELBO(ELBO):
             fresh_copy(self.discriminator),
             self.noise or None,
             data=self.data,
+            annealing=self.annealing if callable(self.annealing) else None,
             num_moment_draws=self.num_moment_draws,
             num_critic_draws=self.num_critic_draws,
         )
+
+        # One particle, as the fresh one has, so that both judge the same draws.
+        reported = copy.copy(self)
+        reported._stock, reported._one, reported._num_runs = fresh._stock, fresh._one, 1
 
         def critic_loss() -> torch.Tensor:
             with torch.no_grad():
@@ -316,7 +322,9 @@ class PriorContrastELBO(ELBO):
         with poutine.block():
             estimate(fresh)  # lazy layers see their input
             fit_critic(fresh.discriminator, critic_loss, num_steps, learning_rate)
-            report = compare_estimates(lambda: estimate(self), lambda: estimate(fresh), num_draws)
+            report = compare_estimates(
+                lambda: estimate(reported), lambda: estimate(fresh), num_draws
+            )
         if report.is_false():
             message = _messages.false_evidence_gap(report.gap, report.standard_error)
             warnings.warn(message, FalseEvidenceWarning, stacklevel=2)
@@ -346,8 +354,8 @@ class PriorContrastELBO(ELBO):
         loss = method(model, guide, *args, **kwargs)
         if isinstance(self.discriminator, nn.ModuleDict) and runs:
             for site in self.discriminator:
-                if site not in runs[0].values:
-                    raise ValueError(_messages.critic_for_unknown_site(site, runs[0].sites))
+                if site not in runs[0].implicit:
+                    raise ValueError(_messages.critic_for_unknown_site(site, runs[0].implicit))
         return loss, runs
 
     def _get_traces(
@@ -363,8 +371,12 @@ class PriorContrastELBO(ELBO):
                 seen = _Annealed(beta)(seen)
             yield from self._one._get_traces(run.in_model(seen), run.in_guide(guide), *handed)
 
-    def _register(self) -> None:
-        if not is_lazy(self.discriminator):
+    def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Before they are used: params may come from a file."""
+        if is_lazy(self.discriminator):
+            with torch.no_grad():
+                self._run(model, guide, args, kwargs, 1.0)
+        if not is_lazy(self.discriminator):  # as they stay without an implicit site
             register_critic(self.name, self.discriminator)
         if self.head is not None and not is_lazy(self.head):
             # Under the discriminator's name, since it plays on its side.

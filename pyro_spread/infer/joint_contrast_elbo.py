@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -127,7 +129,7 @@ class JointContrastELBO(ELBO):
         num_particles: int = 1,
         name: str = "discriminator",
     ) -> None:
-        if num_particles < 1 or num_particles != int(num_particles):
+        if not isinstance(num_particles, Integral) or num_particles < 1:
             raise ValueError(
                 _messages.bad_range("num_particles", num_particles, "a positive integer")
             )
@@ -177,16 +179,19 @@ class JointContrastELBO(ELBO):
         :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
             the site and the way out, and params are as before.
         """
-        with torch.no_grad(), no_new_params_on_error():
+        kept = (
+            nullcontext() if self.discriminator is None else unchanged_buffers(self.discriminator)
+        )
+        with torch.no_grad(), no_new_params_on_error(), kept:
+            self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            self._register()
         return float(loss)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
         with no_new_params_on_error():
+            self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            self._register()
             if loss.requires_grad:
                 loss.backward()
         return float(loss.detach())
@@ -219,21 +224,24 @@ class JointContrastELBO(ELBO):
         if self.discriminator is None:
             raise ValueError(_messages.joint_nothing_implicit("logits()"))
         with torch.no_grad(), no_new_params_on_error():
-            sides = self._draw(model, guide, args, kwargs)
+            sides, args, kwargs = self._draw(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError  # densities are what this loss does without
 
-    def _draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> JointSides:
+    def _draw(
+        self, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
+        """Pairs of both sides, and the arguments with the noisy data in them."""
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
         args, kwargs, _, noise = self._spreading.hand(located, args, kwargs)
         sides = draw_joint(model, guide, noise, args, kwargs)
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
             raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
-        return sides
+        return sides, args, kwargs
 
     def _judge(
         self, values: SiteValues, args: Any, kwargs: Any, frozen: bool = False
@@ -248,7 +256,7 @@ class JointContrastELBO(ELBO):
         return Logits(guide, model, sides.guide_weights, sides.model_weights)
 
     def _adversarial_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        sides = self._draw(model, guide, args, kwargs)
+        sides, args, kwargs = self._draw(model, guide, args, kwargs)
         assert self.discriminator is not None
         if is_lazy(self.discriminator):
             with torch.no_grad():
@@ -268,7 +276,7 @@ class JointContrastELBO(ELBO):
             critic, self.regularizer, judged, _constant(sides.guide), sides.model, weights[0]
         )
         self._watch(logits)
-        return value + critic - critic.detach()
+        return value + (critic - critic.detach())
 
     def _players_loss(self, sides: JointSides, share: float, args: Any, kwargs: Any) -> Any:
         """The value, with the gradients of guide and model and none for the critic."""
@@ -286,10 +294,10 @@ class JointContrastELBO(ELBO):
             with torch.no_grad():
                 value = divergence.estimate(-model, -guide, weights[1], weights[0])
             loss = weighted_mean(divergence.generator_loss(-guide), weights[0])
-            value, total = value + loss - loss.detach(), 1.0
+            value, total = value + (loss - loss.detach()), 1.0
         if learned:
             loss = total * weighted_mean(divergence.reversed.generator_loss(model), weights[1])
-            value = value + loss - loss.detach()
+            value = value + (loss - loss.detach())
         return value
 
     def _forward_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
@@ -313,7 +321,8 @@ class JointContrastELBO(ELBO):
         scored = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*args, **kwargs)
         sites = {n: s for n, s in scored.nodes.items() if n in latents and s["type"] == "sample"}
         if not sites:
-            raise ValueError(_messages.joint_no_latent(scored.nodes))
+            drawn = [n for n, s in scored.nodes.items() if is_latent(s)]
+            raise ValueError(_messages.joint_no_latent(drawn))
         for name, site in sites.items():
             if is_implicit(site["fn"]):
                 raise ValueError(_messages.joint_needs_density(name))
@@ -321,9 +330,15 @@ class JointContrastELBO(ELBO):
         counts = [max(1.0, _count(site)) for site in sites.values()]
         return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
 
-    def _register(self) -> None:
-        if self.discriminator is not None:
-            register_critic(self.name, self.discriminator)
+    def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Before they are used: params may come from a file."""
+        if self.discriminator is None:
+            return
+        if is_lazy(self.discriminator):
+            with torch.no_grad():
+                sides, args, kwargs = self._draw(model, guide, args, kwargs)
+                self._judge(sides.guide, args, kwargs)
+        register_critic(self.name, self.discriminator)
 
 
 def _constant(side: SiteValues) -> SiteValues:
