@@ -18,6 +18,7 @@ from spread_analysis.critic import (
 from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import MeanAndError, SampleJudge, SampleQuality, mean_and_error
 from spread_analysis.features import FeatureExtractor, fit_features
+from spread_analysis.log_evidence import LogEvidence, Target, annealed_importance, log_mean_exp
 from spread_analysis.metrics import (
     PrecisionRecall,
     c2st,
@@ -53,12 +54,15 @@ __all__ = [
     "FalseEvidenceMonitor",
     "FalseEvidenceWarning",
     "FeatureExtractor",
+    "LogEvidence",
     "MeanAndError",
     "PrecisionRecall",
     "SampleJudge",
     "SampleQuality",
     "SupportMismatchMonitor",
     "SupportMismatchWarning",
+    "Target",
+    "annealed_importance",
     "c2st",
     "cauchy_characteristic_function",
     "critic_report",
@@ -68,6 +72,7 @@ __all__ = [
     "gaussian_frechet_distance",
     "laplace_characteristic_function",
     "load_dataset",
+    "log_mean_exp",
     "logistic_characteristic_function",
     "match_columns",
     "mean_and_error",

@@ -1,0 +1,431 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation that trusts no critic: log p(x) by importance weights, calibration by simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from numpyro.distributions import (
+    Delta,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    Unit,
+    biject_to,
+)
+from numpyro.distributions.util import sum_rightmost
+from numpyro.handlers import replay, seed, substitute, trace, uncondition
+from numpyro.infer import Predictive
+from numpyro.primitives import Messenger
+
+from numpyro_spread.infer._sites import is_implicit
+from spread_analysis import _messages
+from spread_analysis._arguments import (
+    argument_name,
+    get_argument,
+    locate_data,
+    replace_arguments,
+)
+from spread_analysis._validation import as_count
+from spread_analysis.calibration import CalibrationReport, simulation_ranks
+from spread_analysis.log_evidence import (
+    LogEvidence,
+    Packing,
+    Target,
+    annealed_importance,
+    data_first,
+    log_mean_exp,
+)
+
+__all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
+
+
+def ais_log_likelihood(
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    model: Callable[..., Any],
+    *args: Any,
+    num_temperatures: int = 1000,
+    num_chains: int = 16,
+    num_leapfrog: int = 10,
+    step_size: float = 0.1,
+    vectorize_chains: bool = True,
+    **kwargs: Any,
+) -> LogEvidence:
+    r"""
+    :math:`\log p(x)` of a model with continuous latents by annealed importance sampling, in nats.
+
+    No guide is involved, so that models trained with and without one, and with any loss, compare:
+    for decoders it is the accepted measure of test log-likelihood. Each datum has chains of its
+    own, which start at the prior and move by Hamiltonian Monte Carlo in unconstrained space; see
+    :func:`spread_analysis.annealed_importance` for the method, and its sources.
+
+    The model stays as it is. Data are the elements of the plates that all its sites share; where
+    there are none, as with a global latent, it is one estimate for all data.
+
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro_spread import ais_log_likelihood
+        >>> def model(x):
+        ...     with numpyro.plate("data", len(x)):
+        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> evidence = ais_log_likelihood(
+        ...     jax.random.key(0), {}, model, jnp.array([0.0, 2.0]), num_temperatures=100
+        ... )
+        >>> bool(abs(evidence.values + jnp.array([1.2655, 2.2655])).max() < 0.1)
+        True
+
+    :param rng_key: random key.
+    :param params: dict from param site to value, as ``svi.get_params(state)``.
+    :param model: the model.
+    :param args: its positional arguments; the data of interest, at most as many as fit into memory
+        ``num_chains`` times.
+    :param num_temperatures: intermediate densities; values of single data need a thousand or more.
+    :param num_chains: chains, and weights, per datum; a quarter as many more tune step sizes.
+    :param num_leapfrog: gradients per temperature; the cost is ``num_temperatures * num_leapfrog``
+        gradients of the log-likelihood of all data and chains.
+    :param step_size: of the first move; it adapts from there on.
+    :param vectorize_chains: whether the model runs once for all chains, under ``jax.vmap``; False
+        runs it chain by chain, which takes less memory.
+    :param kwargs: its keyword arguments.
+    :return: values of the shape of the shared plates, with effective sample sizes.
+    :raises ValueError: if the model observes nothing, has no latent or a scaled site, or if a datum
+        has no finite likelihood.
+    :raises NotImplementedError: if a latent is discrete.
+    """
+    chains = as_count(num_chains, "num_chains")
+    *start_keys, numpy_key = random.split(rng_key, chains + _num_pilots(chains) + 1)
+    traces = [_trace(key, params, model, args, kwargs) for key in start_keys]
+    sites = _sites(traces[0])
+    _check_evidence(sites)
+    latents = [name for name, site in sites.items() if not site["is_observed"]]
+    if not latents:
+        raise ValueError(_messages.nothing_latent(sites))
+    dims = _shared_dims(sites.values())
+    starts: dict[str, np.ndarray] = {}
+    axes = {}
+    for name in latents:
+        support = sites[name]["fn"].support
+        if support.is_discrete:
+            raise NotImplementedError(_messages.discrete_latent(name))
+        draws = [_unconstrained(trace[name]) for trace in traces]
+        starts[name] = np.stack([np.asarray(draw, np.float64) for draw in draws])
+        axes[name] = [dim - biject_to(support).domain.event_dim for dim in dims]
+    packing = Packing({name: value.shape[1:] for name, value in starts.items()}, axes)
+
+    def densities(params: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        handler = _Unconstrained(model, values)
+        prior, likelihood = [], []
+        for name, site in _sites(_trace(numpy_key, params, handler, args, kwargs)).items():
+            terms = likelihood if site["is_observed"] else prior
+            terms.append(_per_datum(_log_prob(site), dims))
+            if name in handler.log_jacobians:
+                prior.append(_per_datum(handler.log_jacobians[name], dims))
+        return jnp.asarray(sum(prior)), jnp.asarray(sum(likelihood))
+
+    def with_gradients(params: Any, values: dict[str, jax.Array]) -> Any:
+        (prior, likelihood), pull = jax.vjp(lambda v: densities(params, v), values)
+        one, zero = jnp.ones_like(prior), jnp.zeros_like(prior)
+        return prior, likelihood, pull((one, zero))[0], pull((zero, one))[0]
+
+    @jax.jit
+    def all_chains(params: Any, values: dict[str, jax.Array]) -> Any:
+        def one_chain(values: dict[str, jax.Array]) -> Any:
+            return with_gradients(params, values)
+
+        return jax.vmap(one_chain)(values) if vectorize_chains else jax.lax.map(one_chain, values)
+
+    def target(vectors: np.ndarray) -> Target:
+        prior, likelihood, *gradients = all_chains(dict(params), packing.unpack(vectors))
+        shape = vectors.shape[:2]
+        prior, likelihood = (np.asarray(t, np.float64).reshape(shape) for t in (prior, likelihood))
+        return Target(prior, likelihood, *map(packing.pack, gradients))
+
+    vectors = packing.pack(starts)
+    evidence = annealed_importance(
+        target,
+        vectors[:chains],
+        vectors[chains:],
+        num_temperatures=num_temperatures,
+        num_leapfrog=num_leapfrog,
+        step_size=step_size,
+        seed=_numpy_seed(numpy_key),
+    )
+    return evidence.reshape(packing.data_shape)
+
+
+def importance_weighted_bound(
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 1000,
+    **kwargs: Any,
+) -> LogEvidence:
+    r"""
+    The importance-weighted bound on :math:`\log p(x)` through a guide that has a density, in nats.
+
+    .. math::
+
+        \log \frac{1}{K} \sum_k \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
+
+    (Burda et al. 2016, arXiv:1509.00519). A lower bound in expectation, which tightens with the
+    number of samples if the guide covers the posterior; the effective sample size tells.
+
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro_spread import importance_weighted_bound
+        >>> def model(x):
+        ...     with numpyro.plate("data", len(x)):
+        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = jnp.array([0.0, 2.0])
+        >>> bound = importance_weighted_bound(
+        ...     jax.random.key(0), {}, model, guide, x, num_samples=9
+        ... )
+        >>> bound.values.round(4)  # the guide is exact here
+        array([-1.2655, -2.2655])
+
+    :param rng_key: random key.
+    :param params: dict from param site to value, as ``svi.get_params(state)``.
+    :param model: the model.
+    :param guide: a guide all of whose sites have densities.
+    :param args: positional arguments of both.
+    :param num_samples: draws of the guide per datum.
+    :param kwargs: keyword arguments of both.
+    :return: values of the shape of the plates that all sites of model and guide share.
+    :raises ValueError: if a site of the guide has no density, or a site is scaled; the message
+        names it and the way out.
+    """
+
+    def log_weight(rng_key: jax.Array, checked: bool = True) -> jax.Array:
+        guide_key, model_key = random.split(rng_key)
+        guide_trace = _trace(guide_key, params, guide, args, kwargs)
+        proposed = _sites(guide_trace)
+        replayed = replay(model, trace=guide_trace)
+        sites = _sites(_trace(model_key, params, replayed, args, kwargs))
+        if not checked:
+            _check_densities(proposed)
+            _check_evidence(sites)
+        dims = _shared_dims([*sites.values(), *proposed.values()])
+        # A latent that the guide leaves out is proposed by its prior, which cancels.
+        scored = [s for n, s in sites.items() if s["is_observed"] or n in proposed]
+        weight: Any = sum(_per_datum(_log_prob(site), dims) for site in scored)
+        for site in proposed.values():
+            weight = weight - _per_datum(_log_prob(site), dims)
+        return jnp.asarray(weight)
+
+    samples = as_count(num_samples, "num_samples")
+    log_weight(rng_key, checked=False)  # scales are concrete only outside of jit
+    return log_mean_exp(
+        jax.jit(lambda keys: jax.lax.map(log_weight, keys))(random.split(rng_key, samples))
+    )
+
+
+def simulation_based_calibration(
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_simulations: int = 1000,
+    num_draws: int = 99,
+    sites: Collection[str] | None = None,
+    data: Mapping[str, str] | None = None,
+    parallel: bool = False,
+    **kwargs: Any,
+) -> CalibrationReport:
+    r"""
+    Rank true latents among the guide's draws given the data that they made.
+
+    Latents and data are drawn from the model, the guide sees the data in place of the real ones.
+    If the guide is the posterior, the rank of the true latent among its draws is uniform (Talts et
+    al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The elements of the
+    plates that all sites share are simulations of their own, so that a batch costs one run.
+
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro_spread import simulation_based_calibration
+        >>> def model(x):
+        ...     with numpyro.plate("data", len(x)):
+        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("z", dist.Normal(x / 2, 0.2))  # too narrow
+        >>> report = simulation_based_calibration(
+        ...     jax.random.key(0), {}, model, guide, jnp.zeros(500), num_draws=19
+        ... )
+        >>> report.p_value() < 1e-6
+        True
+
+    :param rng_key: random key.
+    :param params: dict from param site to value, as ``svi.get_params(state)``.
+    :param model: the model, which can be run forward.
+    :param guide: an amortised guide: it must depend on the data through its arguments.
+    :param args: positional arguments of both; of the data only the shape matters.
+    :param num_simulations: simulations, at least; a batch is not cut.
+    :param num_draws: draws of the guide for each.
+    :param sites: latent sites to rank; all by default that model and guide have in common.
+    :param data: dict from observed site to the name of the model argument that carries its data.
+        Left out: the argument of the site's name, else the first.
+    :param parallel: whether all draws of the guide are one run, as in ``Predictive``: faster, and
+        takes more memory.
+    :param kwargs: keyword arguments of both.
+    :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
+    :raises ValueError: if an observed site does not fit the argument that carries its data, or
+        ``sites`` are none that both have; the message names them.
+    """
+    draws_per_run = as_count(num_draws, "num_draws")
+    missing = as_count(num_simulations, "num_simulations")
+    first = _sites(_simulate(rng_key, params, model, args, kwargs))
+    observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
+    for name, site in observed.items():
+        if isinstance(site["fn"], Unit):
+            raise ValueError(_messages.factor_site(name))
+    located = locate_data(model, observed, args, kwargs, data)
+    for name, key in located.items():
+        given, value = get_argument(key, args, kwargs), observed[name]["value"]
+        if np.shape(given) != value.shape:
+            argument, shapes = argument_name(key, model), (value.shape, np.shape(given))
+            raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
+
+    def with_simulated(sites: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        values = {key: sites[name]["value"] for name, key in located.items()}
+        return replace_arguments(values, args, kwargs)
+
+    guide_trace = _trace(rng_key, params, guide, *with_simulated(first))
+    drawn = [name for name in guide_trace if name in first]
+    wanted = drawn if sites is None else list(sites)
+    if not wanted or not set(wanted) <= set(drawn):
+        raise ValueError(_messages.no_calibration_sites(wanted, drawn))
+    predictive = Predictive(
+        guide,
+        params=dict(params),
+        num_samples=draws_per_run,
+        return_sites=wanted,
+        parallel=parallel,
+    )
+
+    @jax.jit
+    def simulate(rng_key: jax.Array) -> Any:
+        model_key, guide_key = random.split(rng_key)
+        sites = _sites(_simulate(model_key, params, model, args, kwargs))
+        new_args, new_kwargs = with_simulated(sites)
+        draws = predictive(guide_key, *new_args, **new_kwargs)
+        return {name: (sites[name]["value"], draws[name]) for name in wanted}
+
+    dims = _shared_dims(first.values())
+    runs: list[dict[str, np.ndarray]] = []
+    while missing > 0:
+        rng_key, run_key, tie_key = random.split(rng_key, 3)
+        run = {}
+        for name, (truth, draws) in simulate(run_key).items():
+            ranks = simulation_ranks(truth, draws, _numpy_seed(tie_key))
+            event_dim = first[name]["fn"].event_dim
+            run[name] = data_first(ranks, [dim - event_dim for dim in dims])
+        runs.append(run)
+        missing -= len(next(iter(run.values())))
+    return CalibrationReport(
+        {name: np.concatenate([run[name] for run in runs]) for name in wanted}, draws_per_run
+    )
+
+
+class _Unconstrained(Messenger):
+    """Latents take unconstrained values, and the volume that goes with each is kept."""
+
+    def __init__(self, fn: Callable[..., Any], values: Mapping[str, jax.Array]) -> None:
+        super().__init__(fn)
+        self._values = values
+        self.log_jacobians: dict[str, jax.Array] = {}
+
+    def process_message(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if msg["type"] != "sample" or name not in self._values:
+            return
+        # The support may depend on other latents, so that the transform is that of this run.
+        transform, value = biject_to(fn.support), self._values[name]
+        msg["value"] = transform(value)
+        log_jacobian = transform.log_abs_det_jacobian(value, msg["value"])
+        extra = jnp.ndim(log_jacobian) - jnp.ndim(msg["value"]) + fn.event_dim
+        self.log_jacobians[name] = sum_rightmost(log_jacobian, extra)
+
+
+def _trace(
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    return trace(seed(substitute(fn, data=dict(params)), rng_key)).get_trace(*args, **kwargs)
+
+
+def _simulate(
+    rng_key: jax.Array,
+    params: Mapping[str, Any],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    return _trace(rng_key, params, uncondition(model), args, kwargs)
+
+
+def _unconstrained(site: Mapping[str, Any]) -> jax.Array:
+    value: jax.Array = biject_to(site["fn"].support).inv(site["value"])
+    return value
+
+
+def _num_pilots(num_chains: int) -> int:
+    return max(2, num_chains // 4)
+
+
+def _sites(sites: Mapping[str, Any]) -> dict[str, Any]:
+    """The sample sites of a trace: latents and data, not bookkeeping."""
+    return {name: site for name, site in sites.items() if site["type"] == "sample"}
+
+
+def _check_evidence(sites: Mapping[str, Any]) -> None:
+    if not any(site["is_observed"] for site in sites.values()):
+        raise ValueError(_messages.no_evidence_sites())
+    for name, site in sites.items():
+        if site["scale"] is not None and np.any(np.asarray(site["scale"]) != 1):
+            raise ValueError(_messages.scaled_site(name))
+
+
+def _check_densities(proposed: Mapping[str, Any]) -> None:
+    # Deltas are fine as functions of auxiliary draws that have a density, as in AutoGuides.
+    transformed = any(site["infer"].get("is_auxiliary") for site in proposed.values())
+    for name, site in proposed.items():
+        fn = site["fn"]
+        while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+            fn = fn.base_dist
+        if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
+            raise ValueError(_messages.density_free_guide(name))
+
+
+def _shared_dims(sites: Iterable[Any]) -> list[int]:
+    """Dimensions of the plates around all sites, along which data come apart."""
+    plates = [{(f.name, f.dim, f.size) for f in site["cond_indep_stack"]} for site in sites]
+    return sorted(dim for _, dim, _ in set.intersection(*plates))
+
+
+def _log_prob(site: Mapping[str, Any]) -> jax.Array:
+    return jnp.asarray(site["fn"].log_prob(site["value"]))
+
+
+def _per_datum(log_prob: jax.Array, dims: Sequence[int]) -> jax.Array:
+    rest = tuple(dim for dim in range(-jnp.ndim(log_prob), 0) if dim not in dims)
+    return jnp.sum(log_prob, rest)
+
+
+def _numpy_seed(rng_key: jax.Array) -> int:
+    return int(random.randint(rng_key, (), 0, 2**31 - 1))

@@ -1,0 +1,433 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation without a critic, where log p(x) and the posterior are known."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import random
+from numpyro import handlers
+from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from scipy import stats
+
+from numpyro_spread import (
+    DeterministicGenerator,
+    GaussianNoise,
+    ImplicitDistribution,
+    ais_log_likelihood,
+    importance_weighted_bound,
+    simulation_based_calibration,
+    spread,
+)
+from spread_analysis import reference as ref
+
+QUICK = {"num_temperatures": 60, "num_leapfrog": 4}
+FACTOR = np.random.default_rng(0).normal(size=(6, 2))
+SCALE = 0.5
+X = jnp.asarray(np.random.default_rng(1).normal(size=(5, 6)))
+
+
+def exact_linear(x):
+    covariance = FACTOR @ FACTOR.T + SCALE**2 * np.eye(6)
+    return stats.multivariate_normal(np.zeros(6), covariance).logpdf(np.asarray(x))
+
+
+PARAMS = {"weight": jnp.asarray(FACTOR)}
+KEY = random.key(0)
+
+
+def linear_model(x):
+    weight = numpyro.param("weight", jnp.zeros((6, 2)))
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(z @ weight.T, SCALE).to_event(1), obs=x)
+
+
+def deterministic_model(x):
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        mean = z @ FACTOR.T
+        numpyro.sample("x", dist.Delta(mean, event_dim=1), obs=x)
+
+
+def conjugate_model(x):
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def conjugate_guide(shift=0.0, width=1.0):
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(x / 2 + shift, width * 0.5**0.5))
+
+    return guide
+
+
+def implicit_guide(shift=0.0, width=1.0):
+    def guide(x):
+        with numpyro.plate("data", len(x)):
+            base = dist.Normal(jnp.zeros(len(x)), 1.0)
+            fn = lambda eps: x / 2 + shift + width * 0.5**0.5 * eps  # noqa: E731
+            numpyro.sample("z", ImplicitDistribution(fn, base, ()))
+
+    return guide
+
+
+def global_model(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def exact_global(x):
+    covariance = 4.0 + 2.0 * np.eye(len(x))
+    return stats.multivariate_normal(np.zeros(len(x)), covariance).logpdf(np.asarray(x))
+
+
+def test_annealing_finds_the_evidence_of_a_linear_decoder():
+    evidence = ais_log_likelihood(KEY, PARAMS, linear_model, X, **QUICK, num_chains=64)
+    exact = exact_linear(X)
+    assert evidence.values.shape == evidence.standard_error.shape == (5,)
+    assert (np.abs(evidence.values - exact) < 4 * evidence.standard_error).all()
+    assert abs(evidence.values.mean() - exact.mean()) < 0.1
+    assert (evidence.standard_error < 0.2).all()
+    assert abs(evidence.acceptance.mean() - 0.65) < 0.2
+
+
+def test_chain_by_chain_is_the_same():
+    results = []
+    for vectorize in (True, False):
+        run = ais_log_likelihood(
+            KEY,
+            PARAMS,
+            linear_model,
+            X,
+            num_temperatures=10,
+            num_chains=4,
+            vectorize_chains=vectorize,
+        )
+        results.append(run.values)
+    np.testing.assert_allclose(*results, rtol=1e-3)
+    other = ais_log_likelihood(
+        random.key(4), PARAMS, linear_model, X, num_temperatures=10, num_chains=4
+    )
+    assert (np.abs(other.values - results[0]) > 1e-3).all()  # the seed rules
+
+
+def test_constrained_latents_whose_support_depends_on_others():
+    # z ~ Exponential(1), x | z ~ Poisson(z): p(x) = 2^-(x + 1)
+    counts = jnp.array([0.0, 1.0, 4.0])
+
+    def counting(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Exponential(1.0))
+            numpyro.sample("x", dist.Poisson(z), obs=x)
+
+    # z ~ U(0, 2), w | z ~ U(0, z), x | w ~ Bernoulli(w / 2): p(x = 1) = E w / 2 = 1/4
+    def nested(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Uniform(0.0, 2.0))
+            w = numpyro.sample("w", dist.Uniform(0.0, z))
+            numpyro.sample("x", dist.Bernoulli(w / 2), obs=x)
+
+    # p ~ Dirichlet(1, 1, 1): every class has probability 1/3
+    def simplex(x):
+        with numpyro.plate("data", len(x)):
+            p = numpyro.sample("p", dist.Dirichlet(jnp.ones(3)))
+            numpyro.sample("x", dist.Categorical(p), obs=x)
+
+    run = ais_log_likelihood(KEY, {}, counting, counts, **QUICK, num_chains=64)
+    np.testing.assert_allclose(run.values, -np.log(2) * (counts + 1), atol=0.1)
+    run = ais_log_likelihood(KEY, {}, nested, jnp.array([1.0, 0.0]), **QUICK, num_chains=64)
+    np.testing.assert_allclose(run.values, np.log([0.25, 0.75]), atol=0.1)
+    run = ais_log_likelihood(KEY, {}, simplex, jnp.array([0, 2]), **QUICK, num_chains=64)
+    np.testing.assert_allclose(run.values, np.log([1 / 3, 1 / 3]), atol=0.1)
+
+
+def test_data_are_the_elements_of_the_plates_that_all_sites_share():
+    x = jnp.array([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])
+
+    def repeated(x):  # two measurements of each of three data
+        with numpyro.plate("data", 3, dim=-1):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            with numpyro.plate("repeats", 2, dim=-2):
+                numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def grid(x):
+        with numpyro.plate("rows", 2, dim=-2), numpyro.plate("columns", 3, dim=-1):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    run = ais_log_likelihood(KEY, {}, repeated, x, **QUICK, num_chains=64)
+    exact = stats.multivariate_normal(np.zeros(2), 1 + np.eye(2)).logpdf(np.asarray(x.T))
+    np.testing.assert_allclose(run.values, exact, atol=0.1)
+    run = ais_log_likelihood(KEY, {}, grid, x, **QUICK, num_chains=64)
+    np.testing.assert_allclose(run.values, stats.norm.logpdf(x, 0, 3**0.5), atol=0.1)
+    run = ais_log_likelihood(KEY, {}, global_model, x[0], **QUICK, num_chains=64)
+    assert run.values.shape == ()
+    np.testing.assert_allclose(run.values, exact_global(x[0]), atol=0.2)
+
+
+def test_masked_data_cost_nothing():
+    def masked(x):
+        with numpyro.plate("data", len(x)), handlers.mask(mask=jnp.array([True, False])):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    run = ais_log_likelihood(KEY, {}, masked, jnp.array([1.0, 9.0]), **QUICK)
+    assert run.values[1] == 0.0
+    assert run.values[0] == pytest.approx(float(ref.conjugate_evidence(1.0, 1.0)), abs=0.1)
+
+
+def test_a_deterministic_decoder_is_evaluated_after_the_noise():
+    spread_model = spread(deterministic_model, noise={"x": GaussianNoise(SCALE)})
+    run = ais_log_likelihood(KEY, {}, spread_model, X, **QUICK, num_chains=64)
+    assert abs(run.values.mean() - exact_linear(X).mean()) < 0.1
+    with pytest.raises(ValueError, match=r"every prior draw for 5 of 5 data.*spread\(model"):
+        ais_log_likelihood(KEY, {}, deterministic_model, X)
+
+    def generator(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", DeterministicGenerator(z), obs=x)
+
+    with pytest.raises(NotImplementedError, match="SpreadELBO"):
+        ais_log_likelihood(KEY, {}, generator, jnp.array(1.0))
+
+
+def test_the_exact_posterior_gives_the_exact_bound():
+    x = jnp.array([0.0, 2.0, -1.0])
+    exact = ref.conjugate_evidence(1.0, np.asarray(x))
+    bound = importance_weighted_bound(
+        KEY, {}, conjugate_model, conjugate_guide(), x, num_samples=20
+    )
+    np.testing.assert_allclose(bound.values, exact, atol=1e-5)
+    np.testing.assert_allclose(bound.effective_sample_size, 20, rtol=1e-4)
+
+
+def test_the_bound_tightens_with_samples():
+    x = jnp.linspace(-2, 2, 300)
+    exact = ref.conjugate_evidence(1.0, np.asarray(x))
+    gaps = []
+    for num_samples in (1, 10, 300):
+        guide = conjugate_guide(shift=0.2, width=1.4)
+        bound = importance_weighted_bound(
+            KEY, {}, conjugate_model, guide, x, num_samples=num_samples
+        )
+        gaps.append((exact - bound.values).mean())
+    # one sample: KL[q || p] of the two Gaussians
+    kl = 0.5 * (1.4**2 - 1 - np.log(1.4**2)) + 0.2**2
+    assert gaps[0] == pytest.approx(kl, abs=0.2)
+    assert gaps[0] > 2 * gaps[1] > 10 * gaps[2] > -0.05
+    assert abs(gaps[2]) < 0.01
+
+
+def test_autoguides_and_latents_left_to_the_prior():
+    x = jnp.array([0.5, -1.0])
+    for guide_type in (AutoNormal, AutoDiagonalNormal):
+        guide = guide_type(global_model, init_scale=1.0)
+        svi = SVI(global_model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
+        params = svi.get_params(svi.init(KEY, x))
+        bound = importance_weighted_bound(KEY, params, global_model, guide, x, num_samples=500)
+        assert bound.values.shape == ()
+        assert float(bound.values) == pytest.approx(exact_global(x), abs=0.2)
+
+    def only_global(x):
+        numpyro.sample("mu", dist.Normal(0.0, 2.0))
+
+    bound = importance_weighted_bound(KEY, {}, global_model, only_global, x, num_samples=1000)
+    assert float(bound.values) == pytest.approx(exact_global(x), abs=0.2)
+
+
+def test_guides_without_density_are_refused():
+    x = jnp.array([0.5, -1.0])
+    message = r"guide site 'z' has no density.*ais_log_likelihood"
+    with pytest.raises(ValueError, match=message):
+        importance_weighted_bound(KEY, {}, conjugate_model, implicit_guide(), x)
+    point = AutoDelta(conjugate_model)
+    svi = SVI(conjugate_model, point, numpyro.optim.Adam(1e-3), Trace_ELBO())
+    params = svi.get_params(svi.init(KEY, x))
+    with pytest.raises(ValueError, match=message):
+        importance_weighted_bound(KEY, params, conjugate_model, point, x)
+
+
+@pytest.mark.parametrize("guide", [conjugate_guide, implicit_guide])
+def test_the_exact_posterior_is_calibrated_and_others_are_not(guide):
+    x = jnp.zeros(500)
+    report = simulation_based_calibration(KEY, {}, conjugate_model, guide(), x)
+    assert report.ranks["z"].shape == (1000,)
+    assert report.num_draws == 99
+    assert report.p_value() > 0.005
+    narrow = simulation_based_calibration(KEY, {}, conjugate_model, guide(width=0.6), x)
+    counts, _ = narrow.histogram("z", num_bins=10)
+    assert narrow.p_value() < 1e-6
+    assert min(counts[0], counts[-1]) > 2 * max(counts[4:6])
+    assert (
+        simulation_based_calibration(KEY, {}, conjugate_model, guide(shift=0.4), x).p_value() < 1e-6
+    )
+
+
+def test_a_global_latent_makes_one_simulation_of_a_run():
+    def guide(x, width=1.0):
+        # posterior of mu ~ N(0, 4) from the mean of x ~ N(mu, 2 / n)
+        precision = 0.25 + len(x) / 2
+        mu = numpyro.sample("mu", dist.Normal(x.sum() / 2 / precision, width * precision**-0.5))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal((mu + x) / 2, 0.5**0.5))
+
+    x = jnp.zeros(3)
+    settings = {"num_simulations": 200, "num_draws": 19}
+    report = simulation_based_calibration(
+        KEY, {}, global_model, guide, x, parallel=True, **settings
+    )
+    assert report.ranks["mu"].shape == (200,)
+    assert report.ranks["z"].shape == (200, 3)
+    assert report.p_value() > 0.005
+    only = simulation_based_calibration(
+        KEY, {}, global_model, lambda x: guide(x, 0.3), x, sites=["mu"], parallel=True, **settings
+    )
+    assert list(only.ranks) == ["mu"]
+    assert only.p_value() < 1e-6
+
+
+def test_components_of_an_event_are_ranked_one_by_one():
+    precision = np.eye(2) + FACTOR.T @ FACTOR / SCALE**2
+    covariance = jnp.asarray(np.linalg.inv(precision))
+    gain = covariance @ FACTOR.T / SCALE**2
+
+    def guide(x, wrong=0.0):
+        with numpyro.plate("data", len(x)):
+            shift = jnp.array([0.0, wrong])
+            mean = x @ gain.T + shift
+            numpyro.sample("z", dist.MultivariateNormal(mean, covariance))
+
+    report = simulation_based_calibration(KEY, PARAMS, linear_model, guide, X, num_simulations=500)
+    assert report.ranks["z"].shape == (500, 2)
+    assert report.p_value() > 0.005
+    wrong = simulation_based_calibration(KEY, PARAMS, linear_model, lambda x: guide(x, 0.3), X)
+    first, second = wrong.p_values()["z"]
+    assert first > 0.001
+    assert second < 1e-6
+
+
+def test_data_names_the_argument_that_the_guide_reads():
+    def model(mask, image):
+        with numpyro.plate("data", 400):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=image)
+
+    def guide(mask, image):
+        conjugate_guide()(image)
+
+    arguments = jnp.zeros((400, 2)), jnp.zeros(400)
+    report = simulation_based_calibration(KEY, {}, model, guide, *arguments, data={"x": "image"})
+    assert report.p_value() > 0.005
+    with pytest.raises(
+        ValueError, match=r"shape \(400,\), but its argument 'mask' has the shape \(400, 2\)"
+    ):
+        simulation_based_calibration(KEY, {}, model, guide, *arguments)
+
+
+def test_an_implicit_guide_works_in_stock_predictive():
+    x = jnp.linspace(-1, 1, 50)
+    draws = Predictive(implicit_guide(), num_samples=400)(KEY, x)["z"]
+    assert draws.shape == (400, 50)
+    np.testing.assert_allclose(draws.mean(0), x / 2, atol=0.2)
+    np.testing.assert_allclose(draws.std(0), 0.5**0.5, rtol=0.2)
+    generated = Predictive(
+        handlers.uncondition(conjugate_model), guide=implicit_guide(), params={}, num_samples=400
+    )(KEY, x)["x"]
+    assert generated.shape == (400, 50)
+    np.testing.assert_allclose(generated.std(0), 1.5**0.5, rtol=0.2)
+
+
+def subsampled(x):
+    with numpyro.plate("data", len(x), subsample_size=2) as index:
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+
+def discrete(x):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def factored(x):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.factor("f", -(z**2))
+    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def tempered(x):
+    with handlers.scale(scale=0.5):
+        conjugate_model(x)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda x: ais_log_likelihood(KEY, {}, subsampled, x),
+            ValueError,
+            "site 'z' is scaled, by a subsampling plate or a scale handler",
+        ),
+        (
+            lambda x: importance_weighted_bound(KEY, {}, tempered, conjugate_guide(), x),
+            ValueError,
+            "site 'z' is scaled",
+        ),
+        (
+            lambda x: ais_log_likelihood(KEY, {}, handlers.uncondition(conjugate_model), x),
+            ValueError,
+            "the model observes nothing",
+        ),
+        (
+            lambda x: ais_log_likelihood(
+                KEY, {}, handlers.condition(conjugate_model, data={"z": jnp.zeros(4)}), x
+            ),
+            ValueError,
+            r"no latent site, only \['x', 'z'\]: its log-likelihood is exact",
+        ),
+        (
+            lambda x: ais_log_likelihood(KEY, {}, discrete, x[0]),
+            NotImplementedError,
+            "site 'z' is a discrete latent.*importance_weighted_bound",
+        ),
+        (
+            lambda x: ais_log_likelihood(KEY, {}, conjugate_model, x, num_chains=0),
+            ValueError,
+            "`num_chains` must be an integer of at least 1",
+        ),
+        (
+            lambda x: importance_weighted_bound(
+                KEY, {}, conjugate_model, conjugate_guide(), x, num_samples=0
+            ),
+            ValueError,
+            "`num_samples` must be an integer of at least 1",
+        ),
+        (
+            lambda x: simulation_based_calibration(
+                KEY, {}, conjugate_model, conjugate_guide(), x, sites=["w"]
+            ),
+            ValueError,
+            r"sites=\['w'\]: .* both model and guide draw; those are \['z'\]",
+        ),
+        (
+            lambda x: simulation_based_calibration(KEY, {}, factored, discrete, x[0]),
+            ValueError,
+            "site 'f'",
+        ),
+        (
+            lambda x: simulation_based_calibration(KEY, {}, subsampled, conjugate_guide(), x),
+            ValueError,
+            r"simulates data of shape \(2,\), but its argument 'x' has the shape \(4,\)",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(jnp.array([0.0, 1.0, 2.0, 3.0]))
