@@ -1,0 +1,126 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Eight schools with two modes
+============================
+
+The eight schools (Rubin 1981), with a scale tau that may be negative: since only |tau| is
+identified, the posterior of (tau, eta) has two mirror-image modes, which no Gaussian guide can
+express and between which NUTS rarely moves. ``AutoImplicit`` makes a guide without a density from
+the model; ``PriorContrastELBO`` trains it against a critic, ``SemiImplicitELBO`` without one. The
+exact moments come from quadrature.
+
+    python examples/numpyro/eight_schools.py --num-seeds 5 --output eight-schools
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoMultivariateNormal
+
+from numpyro_spread import (
+    AutoImplicit,
+    GaussianNoise,
+    PriorContrastELBO,
+    SemiImplicitELBO,
+    averaged_params,
+    concat_sites,
+    two_player,
+)
+from numpyro_spread.ratio import MLPCritic
+from spread_analysis.reference import EIGHT_SCHOOLS_EFFECTS, EIGHT_SCHOOLS_ERRORS
+from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, decay, parse_args
+
+
+def main(args):
+    numpyro.set_platform(args.device)
+    effects = jnp.array(EIGHT_SCHOOLS_EFFECTS, jnp.float32)
+    deviations = jnp.array(EIGHT_SCHOOLS_ERRORS, jnp.float32)
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, MU_SCALE))
+        tau = numpyro.sample("tau", dist.Normal(0.0, TAU_SCALE))
+        eta = numpyro.sample("eta", dist.Normal(jnp.zeros(8), 1.0).to_event(1))
+        theta = numpyro.deterministic("theta", mu[..., None] + tau[..., None] * eta)
+        numpyro.sample("y", dist.Normal(theta, deviations).to_event(1), obs=y)
+
+    def adam(rate, num_steps):
+        return optax.adam(lambda step: rate * decay(step, num_steps, jnp.minimum), b1=0.5)
+
+    def samples(draws):
+        theta = draws["mu"][:, None] + draws["tau"][:, None] * draws["eta"]
+        values = {"mu": draws["mu"], "tau": draws["tau"], "theta": theta}
+        return {name: np.asarray(value) for name, value in values.items()}
+
+    def fit(method, seed):
+        train_key, test_key, draw_key = jax.random.split(jax.random.key(seed), 3)
+        if method == "nuts":
+            mcmc = MCMC(
+                NUTS(model),
+                num_warmup=args.num_draws // 2,
+                num_samples=args.num_draws,
+                progress_bar=False,
+            )
+            mcmc.run(train_key, effects)
+            return Fit(samples(mcmc.get_samples()), float("nan"))
+
+        num_steps = args.num_steps
+        if method == "normal":
+            guide, loss = AutoMultivariateNormal(model), Trace_ELBO(args.num_particles)
+            optim, start = adam(args.learning_rate, num_steps), guide
+        elif method == "semi-implicit":
+            guide = AutoImplicit(model)
+
+            def noise(y):
+                scale = numpyro.param(
+                    "scale", 0.3 * jnp.ones(10), constraint=dist.constraints.positive
+                )
+                return {"_auto_latent": GaussianNoise(scale)}
+
+            loss = SemiImplicitELBO(noise, args.num_mixture, Trace_ELBO(args.num_particles))
+            optim, start = adam(args.learning_rate, num_steps), loss.register(model, guide)
+        else:
+            guide = AutoImplicit(model)
+            critic = concat_sites(MLPCritic([args.hidden_dim] * 2))
+            num_steps *= args.critic_steps
+            loss = PriorContrastELBO(
+                critic,
+                annealing=args.num_steps,
+                num_critic_draws=16,
+                num_particles=args.num_particles,
+            )
+            optim = two_player(
+                adam(args.learning_rate, args.num_steps),  # counts its own steps
+                adam(args.critic_rate, num_steps),
+                args.critic_steps,
+                ema=0.999,
+            )
+            start = loss.register(model, guide)
+        svi = SVI(model, start, optim, loss)
+        result = svi.run(train_key, num_steps, effects, progress_bar=False)
+
+        test_keys = jax.random.split(test_key, 50)
+        states = [result.state._replace(rng_key=key) for key in test_keys]
+        estimate = -np.mean([svi.evaluate(state, effects) for state in states])
+        params, num_samples = result.params, args.num_samples
+        if method == "semi-implicit":
+            spread = loss.spread_guide(model, guide)
+            predictive = Predictive(spread, params=params, num_samples=num_samples)
+            draws = predictive(draw_key, effects)
+        else:
+            if method == "contrast":
+                params = averaged_params(svi, result.state)
+            draws = guide.sample_posterior(draw_key, params, effects, sample_shape=(num_samples,))
+        return Fit(samples(draws), estimate)
+
+    compare("numpyro", args, fit)
+
+
+if __name__ == "__main__":
+    main(parse_args("numpyro", __doc__.strip().split("\n")[0]))

@@ -1,0 +1,128 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Eight schools with two modes
+============================
+
+The eight schools (Rubin 1981), with a scale tau that may be negative: since only |tau| is
+identified, the posterior of (tau, eta) has two mirror-image modes, which no Gaussian guide can
+express and between which NUTS rarely moves. ``AutoImplicit`` makes a guide without a density from
+the model; ``PriorContrastELBO`` trains it against a critic, ``SemiImplicitELBO`` without one. The
+exact moments come from quadrature.
+
+    python examples/pyro/eight_schools.py --num-seeds 5 --output eight-schools
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.optim import LambdaLR
+from tqdm import trange
+
+from pyro_spread import (
+    AutoImplicit,
+    GaussianNoise,
+    PriorContrastELBO,
+    SemiImplicitELBO,
+    averaged_params,
+    concat_sites,
+    two_player,
+)
+from pyro_spread.ratio import MLPCritic
+from spread_analysis.reference import EIGHT_SCHOOLS_EFFECTS, EIGHT_SCHOOLS_ERRORS
+from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, decay, parse_args
+
+
+def main(args):
+    torch.set_num_threads(args.num_threads)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    torch.set_default_device(device)
+    effects = torch.tensor(EIGHT_SCHOOLS_EFFECTS, dtype=torch.float32)
+    deviations = torch.tensor(EIGHT_SCHOOLS_ERRORS, dtype=torch.float32)
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, MU_SCALE))
+        tau = pyro.sample("tau", dist.Normal(0.0, TAU_SCALE))
+        eta = pyro.sample("eta", dist.Normal(torch.zeros(8), 1.0).to_event(1))
+        theta = pyro.deterministic("theta", mu[..., None] + tau[..., None] * eta, event_dim=1)
+        pyro.sample("y", dist.Normal(theta, deviations).to_event(1), obs=y)
+
+    def adam(rate, num_steps):
+        settings = {"lr": rate, "betas": (0.5, 0.999)}
+        return LambdaLR(
+            {
+                "optimizer": torch.optim.Adam,
+                "optim_args": settings,
+                "lr_lambda": lambda step: decay(step, num_steps),
+            }
+        )
+
+    def samples(draws):
+        theta = draws["mu"][:, None] + draws["tau"][:, None] * draws["eta"]
+        values = {"mu": draws["mu"], "tau": draws["tau"], "theta": theta}
+        return {name: value.detach().cpu().numpy() for name, value in values.items()}
+
+    def fit(method, seed):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        if method == "nuts":
+            mcmc = MCMC(
+                NUTS(model), args.num_draws, args.num_draws // 2, disable_progbar=args.smoke_test
+            )
+            mcmc.run(effects)
+            return Fit(samples(mcmc.get_samples()), float("nan"))
+
+        many = {"num_particles": args.num_particles, "vectorize_particles": True}
+        num_steps = args.num_steps
+        if method == "normal":
+            guide, loss = AutoMultivariateNormal(model), Trace_ELBO(**many)
+            optim = adam(args.learning_rate, num_steps)
+        elif method == "semi-implicit":
+            guide = AutoImplicit(model)
+
+            def noise(y):
+                scale = pyro.param("scale", 0.3 * torch.ones(10), dist.constraints.positive)
+                return {"_auto_latent": GaussianNoise(scale)}
+
+            loss = SemiImplicitELBO(noise, args.num_mixture, Trace_ELBO(**many))
+            optim = adam(args.learning_rate, num_steps)
+        else:
+            guide = AutoImplicit(model)
+            critic = concat_sites(MLPCritic([args.hidden_dim] * 2))
+            loss = PriorContrastELBO(critic, annealing=args.num_steps, num_critic_draws=16, **many)
+            num_steps *= args.critic_steps
+            optim = two_player(
+                adam(args.learning_rate, num_steps),
+                adam(args.critic_rate, num_steps),
+                args.critic_steps,
+                ema=0.999,
+            )
+        svi = SVI(model, guide, optim, loss)
+        for _ in trange(num_steps, desc=f"{method}, seed {seed}", mininterval=1):
+            svi.step(effects)
+            optim.step()
+
+        estimate = -sum(svi.evaluate_loss(effects) for _ in range(50)) / 50
+        sampled = (args.num_samples,)
+        with torch.no_grad():
+            if method == "contrast":
+                with averaged_params(svi):
+                    draws = guide.sample_posterior(effects, sample_shape=sampled)
+            elif method == "semi-implicit":
+                spread = loss.spread_guide(model, guide)
+                with pyro.plate("draws", args.num_samples, dim=-1):
+                    draws = spread(effects)
+            else:
+                latent = guide.get_posterior().sample(sampled)
+                draws = {site["name"]: value for site, value in guide._unpack_latent(latent)}
+        return Fit(samples(draws), estimate)
+
+    compare("pyro", args, fit)
+
+
+if __name__ == "__main__":
+    main(parse_args("pyro", __doc__.strip().split("\n")[0]))

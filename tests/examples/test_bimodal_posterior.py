@@ -1,0 +1,82 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The bimodal examples run in both backends and find both modes, which a Normal guide cannot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from spread_analysis import bimodal_study as study
+from spread_analysis.reference import bimodal_posterior
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(backend, output, *options):
+    """What the program printed, and its results by loss and scale."""
+    script = ROOT / "examples" / backend / "bimodal_posterior.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--output", str(output), *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "FalseEvidenceWarning" not in done.stderr
+    return done.stdout, json.loads((output / "summary.json").read_text())["runs"]
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_smoke(backend, tmp_path):
+    stdout, runs = run(backend, tmp_path / "out", "--smoke-test")
+    assert list(runs) == ["adaptive 0.5", "plain 0.5", "semi-implicit 0.5", "normal 0.5"]
+    for name, (result,) in runs.items():
+        assert f"{result['gap']:+.4f} / {result['positive']:.3f}" in stdout
+        if name != "normal 0.5":  # hardly moved from the prior, which has both halves
+            assert 0.4 < result["positive"] < 0.6
+            # The prior is 1.44 nats away, as far as the loss can tell so early.
+            assert 0.2 < result["kl"] < 1.6
+            assert -2.0 < result["gap"] < 0.1
+    assert (tmp_path / "out" / "bimodal_posterior.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_both_modes_and_the_evidence(backend, tmp_path):
+    _, runs = run(backend, tmp_path, "--losses", "adaptive", "normal", "--seed", "20")
+    for scale in ("0.5", "0.25"):
+        (adaptive,) = runs[f"adaptive {scale}"]
+        assert 0.4 < adaptive["positive"] < 0.6
+        (normal,) = runs[f"normal {scale}"]
+        assert min(normal["positive"], 1 - normal["positive"]) < 0.05
+    assert abs(runs["adaptive 0.5"][0]["gap"]) < 0.02
+    assert runs["normal 0.5"][0]["gap"] == pytest.approx(-0.548, abs=0.02)
+
+
+def test_judge_knows_the_exact_posterior():
+    exact = bimodal_posterior(0.5)
+    levels = (np.arange(100_000) + 0.5) / 100_000
+    mass = np.cumsum(exact.density) * (exact.grid[1] - exact.grid[0])
+    draws = np.random.default_rng(0).permutation(np.interp(levels, mass, exact.grid))
+    result = study.judge(study.Fit(draws, [exact.log_evidence - 0.1] * 3), 0.5)
+    assert result.kl == pytest.approx(0.0, abs=3e-3)
+    assert result.gap == pytest.approx(-0.1)
+    assert result.mean_abs == pytest.approx(exact.mean_abs, abs=2e-3)
+    assert result.positive == pytest.approx(0.5, abs=2e-3)
+
+
+def test_judge_measures_a_normal_guide():
+    """Against the KL divergence in closed form up to the evidence."""
+    z = stats.norm(0.9, 0.3).ppf((np.arange(100_000) + 0.5) / 100_000)
+    result = study.judge(study.Fit(z, [0.0, 0.0]), 0.5)
+    second, fourth = 0.9**2 + 0.3**2, 0.9**4 + 6 * 0.9**2 * 0.3**2 + 3 * 0.3**4
+    log_joint = -0.5 * second - (fourth - 2 * second + 1) / (2 * 0.25) - np.log(2 * np.pi * 0.5)
+    kl = bimodal_posterior(0.5).log_evidence - log_joint - stats.norm(0.9, 0.3).entropy()
+    assert result.kl == pytest.approx(kl, abs=5e-3)
