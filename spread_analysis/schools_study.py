@@ -27,8 +27,9 @@ MU_SCALE, TAU_SCALE = 5.0, 10.0
 TOLERANCE = 0.05
 
 METHODS = {
-    "contrast": "AutoImplicit, PriorContrastELBO",
-    "semi-implicit": "AutoImplicit, SemiImplicitELBO",
+    "contrast": "implicit (mu, tau), PriorContrastELBO",
+    "contrast-all": "AutoImplicit, PriorContrastELBO",
+    "semi-implicit": "implicit (mu, tau), SemiImplicitELBO",
     "normal": "AutoMultivariateNormal, Trace_ELBO",
     "nuts": "NUTS",
 }
@@ -102,14 +103,14 @@ def errors(fit: Fit) -> dict[str, float]:
     :param fit: What a method found.
     """
     reference = exact()
-    mu, tau = np.asarray(fit.samples["mu"]), np.asarray(fit.samples["tau"])
+    mu, tau = (np.asarray(fit.samples[name], np.float64) for name in ("mu", "tau"))
     return {
         "mean mu": float(mu.mean() / reference.mu_mean - 1),
         "sd mu": float(mu.std() / reference.mu_sd - 1),
         "mean |tau|": float(np.abs(tau).mean() / reference.abs_tau_mean - 1),
         "sd |tau|": float(np.abs(tau).std() / reference.abs_tau_sd - 1),
         "P(tau > 0)": float((tau > 0).mean()),
-        "gap": fit.estimate - reference.log_evidence,
+        "gap": float(fit.estimate - reference.log_evidence),
     }
 
 

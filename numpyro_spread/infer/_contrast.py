@@ -46,6 +46,7 @@ class ContrastOptions:
     :param num_moment_draws: guide draws per datum for the moments; None chooses.
     :param num_critic_draws: guide draws per datum for the critic; None chooses.
     :param name: of the discriminator among the params.
+    :param num_particles: how often all of this happens at once.
     """
 
     critics: Bound | Mapping[str, Bound]
@@ -55,6 +56,7 @@ class ContrastOptions:
     num_moment_draws: int | None
     num_critic_draws: int | None
     name: str
+    num_particles: int = 1
 
     @property
     def params_site(self) -> str:

@@ -171,12 +171,14 @@ class Group:
 
     def _count_draws(self) -> int:
         """Guide draws per datum from which the critic learns."""
-        if (
-            len(self._names) > 1
-        ):  # the second may depend on the first: only the ELBO's own are joint
-            return 1
+        if len(self._names) > 1:
+            return 1  # the second may depend on the first: only the ELBO's own are joint
         chosen = self._run.options.num_critic_draws
-        return chosen or max(1, _CRITIC_DRAWS // math.prod(self._batch_shape))
+        return chosen or max(1, _CRITIC_DRAWS // self._num_at_once())
+
+    def _num_at_once(self) -> int:
+        """Data in the batch, those of all particles."""
+        return max(1, math.prod(self._batch_shape)) * self._run.options.num_particles
 
     # --- draws and contrasts
 
@@ -215,7 +217,7 @@ class Group:
         self._shown = self._standardised(self._values)
 
     def _count_moment_draws(self) -> int:
-        each = _MOMENT_DRAWS // math.prod(self._batch_shape)
+        each = _MOMENT_DRAWS // self._num_at_once()
         default = min(max(each, _FEWEST_MOMENT_DRAWS), _MOST_MOMENT_DRAWS)
         return self._run.options.num_moment_draws or default
 

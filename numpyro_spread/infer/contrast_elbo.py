@@ -186,6 +186,7 @@ class PriorContrastELBO(ELBO):
             num_moment_draws,
             num_critic_draws,
             name,
+            num_particles if vectorize_particles else 1,
         )
         self._stock = Trace_ELBO()
         self._monitor = FalseEvidenceMonitor()
@@ -362,7 +363,7 @@ class PriorContrastELBO(ELBO):
         :return: both estimates, their gap and its standard error, in nats.
         :warns FalseEvidenceWarning: if the reported value is higher by more than chance.
         """
-        options = dataclasses.replace(self._options, adaptive=True, head=None)
+        options = dataclasses.replace(self._options, adaptive=True, head=None, num_particles=1)
         frozen = {site: value for site, value in params.items() if site != self._steps_site}
         step = self._spreading.step(frozen, model, args, kwargs)
         beta = self._likelihood_weight(frozen, args, kwargs)
