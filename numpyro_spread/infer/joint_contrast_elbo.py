@@ -36,6 +36,9 @@ from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
 from spread_analysis.critic import LAGGING_ACCURACY
 
+# Folded into the key, beside what splitting it amounts to.
+_WATCH = 0x5EED0002
+
 
 class JointContrastELBO(ELBO):
     r"""
@@ -109,6 +112,7 @@ class JointContrastELBO(ELBO):
         the argument of the site's name, else the first.
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param num_particles: number of draws of guide and model per datum and step.
+    :param vectorize_particles: whether they are drawn at once, as in the stock ELBO.
     :param name: of the discriminator: its params are at ``name$params``.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if an argument is out of its range, or the discriminator is missing.
@@ -127,13 +131,14 @@ class JointContrastELBO(ELBO):
         data: Mapping[str, str] | None = None,
         regularizer: Regularizer | None = None,
         num_particles: int = 1,
+        vectorize_particles: Any = True,
         name: str = "discriminator",
     ) -> None:
         if num_particles < 1 or num_particles != int(num_particles):
             raise ValueError(
                 _messages.bad_range("num_particles", num_particles, "a positive integer")
             )
-        super().__init__(num_particles)
+        super().__init__(num_particles, vectorize_particles)
         divergence = ReverseKL() if divergence is None else divergence
         if not isinstance(divergence, Divergence):
             raise TypeError(_messages.no_divergence(divergence))
@@ -210,15 +215,24 @@ class JointContrastELBO(ELBO):
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         one = self._forward_loss if self._critic is None else self._adversarial_loss
-        losses = []
-        mutable: dict[str, Any] = {}
         step = self._spreading.step(param_map, model, args, kwargs)
-        for key in random.split(rng_key, self.num_particles):
-            loss, mutable = one(key, step, param_map, model, guide, args, kwargs)
-            losses.append(loss)
-        if mutable and self.num_particles > 1:
-            raise NotImplementedError(_messages.mutable_particles(self.num_particles))
-        return {"loss": jnp.mean(jnp.stack(losses)), "mutable_state": mutable or None}
+
+        def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
+            return one(key, step, param_map, model, guide, args, kwargs)
+
+        keys = random.split(rng_key, self.num_particles)
+        if self.num_particles == 1:
+            loss, mutable, right = particle(keys[0])
+        else:
+            loss, mutable, right = self.vectorize_particles_fn(particle, keys)
+            loss = loss.mean(0)
+            if mutable:
+                raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+        if right is not None:
+            right = right.mean()
+            watch_key = random.fold_in(rng_key, _WATCH)
+            report(watch_key, self._monitor.observe, right >= LAGGING_ACCURACY, right)
+        return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
@@ -273,8 +287,8 @@ class JointContrastELBO(ELBO):
         guide: Any,
         args: Any,
         kwargs: Any,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        draw_key, turn_key, penalty_key, watch_key = random.split(rng_key, 4)
+    ) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
+        draw_key, turn_key, penalty_key = random.split(rng_key, 3)
         sides, args, kwargs = self._draw(draw_key, step, params, model, guide)
         share = 1 - self.divergence.pi  # of the guide's pairs, whose label is one
         value = self._players_loss(frozen(params[self._site]), sides, share, args, kwargs)
@@ -302,8 +316,7 @@ class JointContrastELBO(ELBO):
                 else lax.cond(turn, penalty, lambda _: nothing, params[self._site])
             )
         right = lax.stop_gradient(accuracy(logits))
-        report(watch_key, self._monitor.observe, right >= LAGGING_ACCURACY, right)
-        return value + critic_loss - lax.stop_gradient(critic_loss), sides.mutable
+        return value + critic_loss - lax.stop_gradient(critic_loss), sides.mutable, right
 
     def _players_loss(
         self, critic: Any, sides: JointSides, share: float, args: Any, kwargs: Any
@@ -343,7 +356,7 @@ class JointContrastELBO(ELBO):
         guide: Any,
         args: Any,
         kwargs: Any,
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    ) -> tuple[jax.Array, dict[str, Any], None]:
         """Minus the log density of the guide at the model's latents, given their data."""
         model_key, noise_key, guide_key = random.split(rng_key, 3)
         simulated = run_forward(model, model_key, frozen(params), {}, args, kwargs)
@@ -380,7 +393,7 @@ class JointContrastELBO(ELBO):
             for name, site in [*simulated.items(), *scored.items()]
             if site["type"] == "mutable"
         }
-        return total, mutable
+        return total, mutable, None
 
 
 def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:

@@ -102,7 +102,7 @@ def test_the_critic_gets_the_gradient_of_the_logistic_loss_alone(share):
     params = {**PARAMS, CRITIC: {"gain": jnp.asarray(0.4)}}
     grads = jax.grad(lambda p: run(loss, params=p))(params)
     # The draws of a step are those of logits() at the key that the step splits off.
-    key = random.split(random.split(random.key(0), 1)[0], 4)[0]
+    key = random.split(random.split(random.key(0), 1)[0], 3)[0]
     logits = loss.logits(key, params, model, guide, X)
     assert logits.data.shape == logits.model.shape == (6,)
     data, fake = logits.data / 0.4, logits.model / 0.4
@@ -131,7 +131,7 @@ def test_players_follow_the_divergence(divergence):
     loss = JointContrastELBO(Told(log_ratio, 0.5), divergence)
     params = {**PARAMS, CRITIC: {"gain": jnp.asarray(0.5)}}
     value, grads = jax.value_and_grad(lambda p: run(loss, params=p))(params)
-    key = random.split(random.split(random.key(0), 1)[0], 4)[0]
+    key = random.split(random.split(random.key(0), 1)[0], 3)[0]
     pairs = []
 
     def record(values, x):
@@ -204,7 +204,7 @@ def test_global_latents_keep_their_densities():
     value, grads = jax.value_and_grad(lambda p: run(loss, global_model, global_guide, params=p))(
         params
     )
-    key = random.split(random.split(random.key(0), 1)[0], 4)[0]
+    key = random.split(random.split(random.key(0), 1)[0], 3)[0]
     guide_key = random.split(key, 3)[0]
 
     def by_hand(p):
