@@ -65,17 +65,21 @@ def test_density_of_the_noise():
 
 
 def test_exact_posterior_against_importance_sampling():
-    """Draws of mu, tau and theta from the prior, weighted by the likelihood."""
+    """Draws from Gaussians about the data, weighted by prior and likelihood."""
     data = study.simulate(3, 4, seed=1)
     exact = study.exact_posterior(data)
     rng, num = np.random.default_rng(0), 400_000
-    mu = stats.norm(*study.MU_PRIOR).rvs(num, random_state=rng)
+    near_mu, near_theta = stats.norm(data.mean(), 1.5), stats.norm(data.mean(-1), 0.4)
+    mu, theta = near_mu.rvs(num, random_state=rng), near_theta.rvs((num, 3), random_state=rng)
     log_tau = stats.norm(*study.LOG_TAU_PRIOR).rvs(num, random_state=rng)
-    theta = mu[:, None] + np.exp(log_tau)[:, None] * rng.standard_normal((num, 3))
-    log_weight = study.log_density(data - theta[..., None]).sum((1, 2))
+    log_weight = stats.norm(*study.MU_PRIOR).logpdf(mu) - near_mu.logpdf(mu)
+    conditional = stats.norm(mu[:, None], np.exp(log_tau)[:, None])
+    log_weight += (conditional.logpdf(theta) - near_theta.logpdf(theta)).sum(-1)
+    log_weight += study.log_density(data - theta[..., None]).sum((1, 2))
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
-    error = 4 / np.sqrt(1 / (weight**2).sum())  # four standard errors, in standard deviations
+    error = 4 * np.sqrt((weight**2).sum())  # four standard errors, in standard deviations
+    assert error < 0.07
     assert abs(weight @ mu - exact.mu[0]) < error * exact.mu[1]
     assert abs(weight @ log_tau - exact.log_tau[0]) < error * exact.log_tau[1]
     np.testing.assert_array_less(abs(weight @ theta - exact.theta_mean), error * exact.theta_sd)
