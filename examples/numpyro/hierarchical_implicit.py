@@ -61,14 +61,14 @@ class MLP(nn.Module):
 
 
 class Sampler(nn.Module):
-    """Theta of a group from its measurements and noise; at first near their mean."""
+    """Theta of a group from its measurements and noise; at first near their median."""
 
     hidden_dim: int
 
     @nn.compact
     def __call__(self, x, eps):
-        centre = x.mean(-1)
-        inputs = x - centre[..., None]
+        centre = jnp.median(x, -1)
+        inputs = jnp.sort(x, -1) - centre[..., None]
         inputs = jnp.broadcast_to(inputs, (*eps.shape[:-1], inputs.shape[-1]))
         out = MLP(self.hidden_dim)(jnp.concatenate([inputs, eps], -1))
         return centre + 0.2 * (eps[..., 0] + out)
@@ -85,7 +85,7 @@ class Critic(nn.Module):
     @nn.compact
     def __call__(self, inputs):
         x, (theta, mu, log_tau) = inputs[..., :-3], jnp.split(inputs[..., -3:], 3, -1)
-        net = MLP(self.hidden_dim)(jnp.concatenate([x - theta, theta], -1))
+        net = MLP(self.hidden_dim)(jnp.concatenate([jnp.sort(x, -1) - theta, theta], -1))
         return net - dist.Normal(mu, jnp.exp(log_tau)).log_prob(theta)[..., 0]
 
 

@@ -60,15 +60,15 @@ def mlp(num_inputs, num_hidden):
 
 
 class Sampler(nn.Module):
-    """Theta of a group from its measurements and noise; at first near their mean."""
+    """Theta of a group from its measurements and noise; at first near their median."""
 
     def __init__(self, group_size, num_noise, hidden_dim):
         super().__init__()
         self.net = mlp(group_size + num_noise, hidden_dim)
 
     def forward(self, x, eps):
-        centre = x.mean(-1)
-        inputs = (x - centre[..., None]).expand(*eps.shape[:-1], -1)
+        centre = x.quantile(0.5, -1)  # torch.median is the lower one of two
+        inputs = (x.sort(-1).values - centre[..., None]).expand(*eps.shape[:-1], -1)
         return centre + 0.2 * (eps[..., 0] + self.net(torch.cat([inputs, eps], -1)))
 
 
@@ -84,7 +84,7 @@ class Critic(nn.Module):
 
     def forward(self, inputs):
         x, (theta, mu, log_tau) = inputs[..., :-3], inputs[..., -3:].split(1, -1)
-        net = self.net(torch.cat([x - theta, theta], -1))
+        net = self.net(torch.cat([x.sort(-1).values - theta, theta], -1))
         return net - dist.Normal(mu, log_tau.exp()).log_prob(theta)[..., 0]
 
 

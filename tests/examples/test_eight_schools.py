@@ -1,0 +1,73 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The eight schools run in both backends; an implicit guide has both modes of tau."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spread_analysis import schools_study as study
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(backend, output, *options):
+    """What the program printed, and its results by method."""
+    script = ROOT / "examples" / backend / "eight_schools.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--output", str(output), *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((output / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_smoke(backend, tmp_path):
+    methods = ["contrast", "semi-implicit", "normal"]  # one of each kind
+    stdout, found = run(backend, tmp_path / "out", "--smoke-test", "--methods", *methods)
+    assert list(found) == methods
+    for method, (result,) in found.items():
+        assert study.METHODS[method] in stdout
+        assert f"{100 * result['mean |tau|']:+.1f} %" in stdout
+        if method != "normal":  # hardly moved from the prior, which has both halves
+            assert 0.4 < result["P(tau > 0)"] < 0.6
+    assert (tmp_path / "out" / "eight_schools.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_moments_and_both_modes(backend, tmp_path):
+    _, found = run(backend, tmp_path, "--methods", "contrast", "normal", "--seed", "20")
+    (contrast,), (normal,) = found["contrast"], found["normal"]
+    for moment in ("mean mu", "sd mu", "mean |tau|", "sd |tau|"):
+        assert abs(contrast[moment]) < study.TOLERANCE
+    assert 0.45 < contrast["P(tau > 0)"] < 0.55
+    assert abs(contrast["gap"]) < 0.05
+    # The Normal is right about neither |tau| nor its sign.
+    assert not 0.45 < normal["P(tau > 0)"] < 0.55 or abs(normal["mean |tau|"]) > 0.2
+
+
+def test_errors_of_draws_from_the_exact_marginal():
+    exact = study.exact()
+    levels = (np.arange(200_000) + 0.5) / 200_000
+    mass = np.cumsum(exact.tau_density) * (exact.tau_grid[1] - exact.tau_grid[0])
+    tau = np.interp(levels, mass / mass[-1], exact.tau_grid)
+    mu = np.random.default_rng(0).normal(exact.mu_mean, exact.mu_sd, tau.shape)
+    fit = study.Fit({"mu": mu, "tau": tau}, exact.log_evidence - 0.5)
+    found = study.errors(fit)
+    assert found["gap"] == pytest.approx(-0.5)
+    assert found["P(tau > 0)"] == pytest.approx(0.5, abs=0.005)
+    for moment in ("mean mu", "sd mu", "mean |tau|", "sd |tau|"):
+        assert abs(found[moment]) < 0.01
+    one_mode = study.errors(study.Fit({"mu": mu, "tau": np.abs(tau)}, 0.0))
+    assert one_mode["P(tau > 0)"] == 1.0
+    assert one_mode["sd |tau|"] == pytest.approx(found["sd |tau|"])
