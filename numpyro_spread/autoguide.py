@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -285,8 +285,10 @@ class AutoImplicit(AutoGuide):
         drawn = handlers.substitute(seeded, substitute_fn=self.init_loc_fn)
         return handlers.trace(drawn).get_trace(*args, **kwargs)
 
-    def _prior_draws(self, rng_key: jax.Array, args: Any, kwargs: Any) -> list[jax.Array]:
-        """For every group, draws in unconstrained space of shape (draws,) + batch + (size,)."""
+    def _prior_start(
+        self, rng_key: jax.Array, amortised: Collection[str], args: Any, kwargs: Any
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """For every group, location and scale of draws in unconstrained space."""
         # NumPy's arrays cannot be indexed by what is traced, as a subsample is here.
         args, kwargs = jax.tree.map(_as_jax, (args, kwargs))
 
@@ -297,8 +299,12 @@ class AutoImplicit(AutoGuide):
             values = {name: sites[name]["value"] for name in self._supports}
             return [unconstrain(group, supports, values) for group in self._groups]
 
+        def start(keys: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+            draws = zip(self._groups, jax.vmap(draw)(keys), strict=True)
+            return {g.key: location_and_scale(each, g, g.key in amortised) for g, each in draws}
+
         # Compiled, it skips what only the observed sites need.
-        return jax.jit(jax.vmap(draw))(random.split(rng_key, self.init_samples))
+        return jax.jit(start)(random.split(rng_key, self.init_samples))
 
     def _start(self, features: Mapping[str, Any], args: Any, kwargs: Any) -> Start:
         """
@@ -309,9 +315,7 @@ class AutoImplicit(AutoGuide):
 
         def start(rng_key: jax.Array, key: str) -> tuple[jax.Array, jax.Array]:
             if not found:
-                draws = self._prior_draws(rng_key, args, kwargs)
-                for group, prior in zip(self._groups, draws, strict=True):
-                    found[group.key] = location_and_scale(prior, group, group.key in features)
+                found.update(self._prior_start(rng_key, features.keys(), args, kwargs))
             return found[key]
 
         return start

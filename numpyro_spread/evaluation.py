@@ -121,7 +121,8 @@ def ais_log_likelihood(
 
     def densities(params: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         handler = _Unconstrained(model, values)
-        prior, likelihood = [], []
+        prior: list[jax.Array] = []
+        likelihood: list[jax.Array] = []
         for name, site in _sites(_trace(numpy_key, params, handler, args, kwargs)).items():
             terms = likelihood if site["is_observed"] else prior
             terms.append(_per_datum(_log_prob(site), dims))

@@ -18,7 +18,7 @@ from spread_analysis import _messages
 class _AverageState(NamedTuple):
     """An average of params, and of how many steps."""
 
-    count: jax.Array
+    steps: jax.Array
     generator_average: Any
 
 
@@ -29,16 +29,16 @@ def _averaging(decay: float) -> optax.GradientTransformation:
         return _AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
 
     def update(updates: Any, state: _AverageState, params: Any = None) -> tuple[Any, Any]:
-        count = state.count + 1
+        steps = state.steps + 1
         # The start weighs little: the average follows closely until it is long enough.
-        kept = jnp.where(count == 1, 0.0, jnp.minimum(decay, (1 + count) / (10 + count)))
+        kept = jnp.where(steps == 1, 0.0, jnp.minimum(decay, (1 + steps) / (10 + steps)))
         moved = optax.apply_updates(params, updates)
         average = jax.tree.map(
             lambda old, new: (old + (1 - kept) * (new - old)).astype(old.dtype),
             state.generator_average,
             moved,
         )
-        return updates, _AverageState(count, average)
+        return updates, _AverageState(steps, average)
 
     return optax.GradientTransformation(init, update)
 

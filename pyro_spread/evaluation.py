@@ -119,7 +119,8 @@ def ais_log_likelihood(
         handler = _Unconstrained(values)
         trace = poutine.trace(handler(model)).get_trace(*args, **kwargs)
         trace.compute_log_prob()
-        prior, likelihood = [], []
+        prior: list[torch.Tensor] = []
+        likelihood: list[torch.Tensor] = []
         for name, site in _sites(trace).items():
             terms = likelihood if site["is_observed"] else prior
             terms.append(_per_datum(site["log_prob"], dims))
@@ -148,8 +149,8 @@ def ais_log_likelihood(
             )
         ]
         shape = vectors.shape[:2]
-        prior, likelihood = (_to_numpy(t).reshape(shape) for t in (prior, likelihood))
-        return Target(prior, likelihood, *gradients)
+        terms = (_to_numpy(term).reshape(shape) for term in (prior, likelihood))
+        return Target(*terms, *gradients)
 
     # Values of latents are checked by what they make of the densities; vmap allows no other check.
     vectors = packing.pack(starts)

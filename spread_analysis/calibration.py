@@ -132,7 +132,8 @@ class CalibrationReport:
                 f"`index` of site '{site}' must name one component of shape {ranks.shape[1:]}, got "
                 f"{index}."
             )
-        return self._histogram(ranks[(slice(None), *index)], num_bins)
+        chosen: Any = (slice(None), *index)
+        return self._histogram(ranks[chosen], num_bins)
 
     def _histogram(
         self, ranks: Ranks, num_bins: int | None

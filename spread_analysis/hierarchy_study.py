@@ -165,12 +165,14 @@ def exact_posterior(data: ArrayLike) -> Exact:
     mixed = np.einsum("mtg,mtn->gn", ratio, np.exp(prior), optimize=True)
     posterior = mixed * np.exp(log_like - peak) * step
     mean = posterior @ theta
-    marginals = [(mu, weights.sum(1)), (log_tau, weights.sum(0))]
+    mu_mass, log_tau_mass = weights.sum(1), weights.sum(0)
     return Exact(
-        *(_moments(*marginal) for marginal in marginals),
+        _moments(mu, mu_mass),
+        _moments(log_tau, log_tau_mass),
         mean,
         np.sqrt(posterior @ theta**2 - mean**2),
-        *((nodes, mass / (nodes[1] - nodes[0])) for nodes, mass in marginals),
+        (mu, mu_mass / (mu[1] - mu[0])),
+        (log_tau, log_tau_mass / (log_tau[1] - log_tau[0])),
     )
 
 

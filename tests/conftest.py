@@ -3,6 +3,7 @@
 """Threads, seeds and clean parameter stores for every test."""
 
 import gc
+import importlib.metadata
 import os
 import sys
 
@@ -14,10 +15,14 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "slow" not in sys.argv:
     # Most of a short test is compiling. Tests that train for minutes want fast code instead.
-    os.environ.setdefault(
-        "XLA_FLAGS",
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-    )
+    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    try:
+        # An unknown flag ends the process, and this one is not promised to stay.
+        if importlib.metadata.version("jaxlib").startswith("0.10."):
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
 @pytest.fixture(autouse=True)

@@ -75,3 +75,13 @@ def inside_wrappers(fn: Any) -> Any:
 def plain_name(fn: Any) -> str:
     """The class of a distribution inside its wrappers."""
     return type(inside_wrappers(fn)).__name__
+
+
+def mask_of_batch(fn: Distribution) -> Any:
+    """Which elements of a batch count, where whole ones are masked."""
+    mask, outer = jnp.ones(()), fn
+    while isinstance(fn, Distribution):
+        if isinstance(fn, MaskedDistribution) and fn.event_dim == outer.event_dim:
+            mask = mask * fn._mask
+        fn = getattr(fn, "base_dist", None)
+    return mask

@@ -155,7 +155,7 @@ class PriorContrastELBO(ELBO):
             if value is not None and (value < least or value != int(value)):
                 wanted = f"an integer of at least {least}"
                 raise ValueError(_messages.bad_range(argument, value, wanted))
-        super().__init__(num_particles, vectorize_particles)
+        super().__init__(int(num_particles), vectorize_particles)
         if head is not None and not adaptive:
             raise ValueError(_messages.head_without_adaptive())
         if regularizer is not None and not isinstance(regularizer, Regularizer):

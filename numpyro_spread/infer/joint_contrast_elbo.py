@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax import lax, random
-from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import block
 from numpyro.infer.elbo import ELBO
 
@@ -24,7 +23,7 @@ from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
 from numpyro_spread.infer._noise import Noise, draw_at
 from numpyro_spread.infer._registration import Registered, declare_params, example_of
-from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._sites import is_implicit, mask_of_batch
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._two_sides import is_compared
 from numpyro_spread.infer._watch import report
@@ -111,8 +110,7 @@ class JointContrastELBO(ELBO):
     :param data: dict from site to the name of the model argument that carries its data. Left out:
         the argument of the site's name, else the first.
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
-    :param num_particles: number of draws of guide and model per datum and step.
-    :param vectorize_particles: whether they are drawn at once, as in the stock ELBO.
+    :param num_particles: number of draws of guide and model per datum and step, all at once.
     :param name: of the discriminator: its params are at ``name$params``.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if an argument is out of its range, or the discriminator is missing.
@@ -131,14 +129,13 @@ class JointContrastELBO(ELBO):
         data: Mapping[str, str] | None = None,
         regularizer: Regularizer | None = None,
         num_particles: int = 1,
-        vectorize_particles: Any = True,
         name: str = "discriminator",
     ) -> None:
         if num_particles < 1 or num_particles != int(num_particles):
             raise ValueError(
                 _messages.bad_range("num_particles", num_particles, "a positive integer")
             )
-        super().__init__(num_particles, vectorize_particles)
+        super().__init__(int(num_particles))
         divergence = ReverseKL() if divergence is None else divergence
         if not isinstance(divergence, Divergence):
             raise TypeError(_messages.no_divergence(divergence))
@@ -386,7 +383,7 @@ class JointContrastELBO(ELBO):
                 raise ValueError(_messages.joint_needs_density(name))
             log_prob = site["fn"].log_prob(site["value"])
             scale = 1.0 if site["scale"] is None else site["scale"]
-            count = (scale * _mask(site["fn"]) * jnp.ones(jnp.shape(log_prob))).sum()
+            count = (scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))).sum()
             total = total - (scale * log_prob).sum() / jnp.maximum(1.0, count)
         mutable = {
             name: site["value"]
@@ -399,13 +396,3 @@ class JointContrastELBO(ELBO):
 def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:
     """``value`` with the gradient of ``loss``."""
     return lax.stop_gradient(value) + (loss - lax.stop_gradient(loss))
-
-
-def _mask(fn: Distribution) -> Any:
-    """Which elements of a batch count, where whole ones are masked."""
-    mask, outer = jnp.ones(()), fn
-    while isinstance(fn, Distribution):
-        if isinstance(fn, MaskedDistribution) and fn.event_dim == outer.event_dim:
-            mask = mask * fn._mask
-        fn = getattr(fn, "base_dist", None)
-    return mask

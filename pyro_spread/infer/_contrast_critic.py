@@ -154,9 +154,7 @@ class ContrastCritic:
         guide_side = run.side(names, guide_values, number, detached=True)
         contrast_side = guide_side.replaced(contrast_values)
         args, kwargs = run.call_arguments(guide_side)
-        weights = first.weights
-        if weights is not None and lead:
-            weights = weights.expand(guide_side.batch_shape)
+        weights = _expanded(first.weights, guide_side.batch_shape)
         critic = self._critic_of(names)
         logits = Logits(
             judge(critic, guide_side, args, kwargs),
@@ -183,19 +181,25 @@ class ContrastCritic:
                 loss, self.regularizer, judged, guide_side, contrast_side, logits.data_weights
             )
             if self.head is not None:
-                loss = loss + sum(self._head_loss(run, name) for name in names)
+                loss = loss + sum(self._head_loss(run, name, guide_side) for name in names)
             total = total + loss
             self._watch(logits)
         return total
 
-    def _head_loss(self, run: ContrastRun, name: str) -> torch.Tensor:
-        site = run.sites[name]
+    def _head_loss(self, run: ContrastRun, name: str, guide_side: SiteValues) -> torch.Tensor:
+        """Negative log likelihood of the guide's draws under the head."""
+        site, frozen = run.sites[name], self._contrast(run, name)
         live = GaussianContrast(*self._head(run, name), site.fn.event_dim)
-        return -weighted_mean(live.log_prob(site.value.detach()), site.weights)
+        log_prob = live.log_prob(frozen.restore(guide_side[name]))
+        return -weighted_mean(log_prob, _expanded(site.weights, log_prob.shape))
 
 
 def _judge_values(critic: nn.Module, args: Any, kwargs: Any, values: SiteValues) -> torch.Tensor:
     return judge(critic, values, args, kwargs)
+
+
+def _expanded(weights: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
+    return None if weights is None else weights.expand(shape)
 
 
 def _describe(output: Any) -> str:

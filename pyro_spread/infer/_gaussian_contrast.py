@@ -61,6 +61,10 @@ class GaussianContrast:
         """``value`` on the scale on which the critic sees it, in the shape of value."""
         return (value - self.loc) / self.scale
 
+    def restore(self, standardised: torch.Tensor) -> torch.Tensor:
+        """The value whose standardised form this is, in the same shape."""
+        return self.loc + self.scale * standardised
+
     def draw(self, sample_shape: tuple[int, ...] = ()) -> torch.Tensor:
         """Standardised draws of shape sample + batch + event."""
         shape = torch.Size(sample_shape) + self.loc.shape

@@ -86,7 +86,8 @@ def _leaves_of(value: torch.Tensor) -> set[torch.Tensor]:
     """The tensors with a gradient that ``value`` was computed from."""
     if value.grad_fn is None:
         return {value} if value.requires_grad else set()
-    leaves, seen, left = set(), set(), [value.grad_fn]
+    leaves, seen = set(), set()
+    left: list[Any] = [value.grad_fn]
     while left:
         node = left.pop()
         if node is None or node in seen:

@@ -364,12 +364,14 @@ class PriorContrastELBO(ELBO):
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
         names = positional_names(model)
         for _ in range(self._num_runs):
-            seen, *handed = self._spreading.draw(located, model, args, kwargs)
-            run = ContrastRun(self._contrast.log_q, not self.adaptive, seen, names, *handed)
+            seen, own, own_kwargs = self._spreading.draw(located, model, args, kwargs)
+            score = self._contrast.log_q
+            run = ContrastRun(score, not self.adaptive, seen, names, own, own_kwargs)
             runs.append(run)
             if isinstance(beta, torch.Tensor) or beta != 1:
                 seen = _Annealed(beta)(seen)
-            yield from self._one._get_traces(run.in_model(seen), run.in_guide(guide), *handed)
+            sides = run.in_model(seen), run.in_guide(guide)
+            yield from self._one._get_traces(*sides, own, own_kwargs)
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Before they are used: params may come from a file."""

@@ -111,7 +111,7 @@ class JointContrastELBO(ELBO):
     :param data: dict from site to the name of the model argument that carries its data. Left out:
         the argument of the site's name, else the first.
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
-    :param num_particles: number of draws of guide and model per datum and step.
+    :param num_particles: number of draws of guide and model per datum and step, one after another.
     :param name: of the discriminator in the param store.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if an argument is out of its range, or the discriminator is missing.
@@ -129,7 +129,8 @@ class JointContrastELBO(ELBO):
         num_particles: int = 1,
         name: str = "discriminator",
     ) -> None:
-        if not isinstance(num_particles, Integral) or num_particles < 1:
+        is_integer = isinstance(num_particles, Integral)
+        if not is_integer or num_particles < 1:
             raise ValueError(
                 _messages.bad_range("num_particles", num_particles, "a positive integer")
             )
@@ -294,7 +295,7 @@ class JointContrastELBO(ELBO):
             with torch.no_grad():
                 value = divergence.estimate(-model, -guide, weights[1], weights[0])
             loss = weighted_mean(divergence.generator_loss(-guide), weights[0])
-            value, total = value + (loss - loss.detach()), 1.0
+            value, total = value + (loss - loss.detach()), torch.ones(())
         if learned:
             loss = total * weighted_mean(divergence.reversed.generator_loss(model), weights[1])
             value = value + (loss - loss.detach())

@@ -276,7 +276,6 @@ __all__ = [
     "no_guide_density",
     "no_guide_latents",
     "no_guide_params",
-    "no_latents",
     "no_prior_site",
     "no_spread_rule",
     "no_such_site",

@@ -97,6 +97,28 @@ def exact_loss(params, x):
     return -(likelihood + prior + entropy).sum()
 
 
+# --- steps, compiled as a whole: op by op, every new shape would be a program of its own
+
+
+def value_of(loss, params, *args, seed=0, **kwargs):
+    """The loss at a key."""
+    return jax.jit(lambda params: loss.loss(random.key(seed), params, *args, **kwargs))(params)
+
+
+def value_and_grads(loss, params, *args, seed=0, **kwargs):
+    """The loss at a key, and the gradient of every param."""
+
+    def value(params):
+        return loss.loss(random.key(seed), params, *args, **kwargs)
+
+    return jax.jit(jax.value_and_grad(value))(params)
+
+
+def logits_of(loss, params, *args, seed=0, **kwargs):
+    """The critic's logits at a key."""
+    return jax.jit(lambda params: loss.logits(random.key(seed), params, *args, **kwargs))(params)
+
+
 def mean_and_error(fn, num_keys=16, seed=0):
     """Mean and standard error of a pytree over random keys."""
     values = jax.jit(lambda keys: lax.map(fn, keys))(random.split(random.key(seed), num_keys))

@@ -1,8 +1,9 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The critic of PriorContrastELBO in Pyro: what it sees, what it learns, and what it cannot leak."""
+"""The critic of PriorContrastELBO in Pyro: what it sees and learns, and what it cannot leak."""
 
 import functools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -190,6 +191,15 @@ def test_the_critic_gets_the_gradient_of_the_logistic_loss(adaptive, count, weig
     value.backward()
     torch.testing.assert_close(grads["discriminator$$$weight"], by_hand.weight.grad)
     assert (count == 1) == bool(torch.equal(sides[0][0], elbo[0]))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_the_gradient_is_the_mean_over_particles(vectorize):
+    """Of a critic that says the same of all, it is known whatever the draws."""
+    critic = Told(lambda values, x: torch.ones(values.batch_shape), 0.4)
+    loss = PriorContrastELBO(critic, num_particles=3, vectorize_particles=vectorize)
+    grads = value_and_grads(loss, model, guide, data())[1]
+    assert grads["discriminator$$$gain"].item() == pytest.approx(math.tanh(0.2) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])

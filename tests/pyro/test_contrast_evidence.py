@@ -18,10 +18,12 @@ from torch import nn
 from pyro_spread import (
     GaussianNoise,
     ImplicitDistribution,
+    JointContrastELBO,
     PriorContrastELBO,
     concat_sites,
     two_player,
 )
+from pyro_spread.ratio import QuadraticCritic
 from spread_analysis import FalseEvidenceWarning
 
 
@@ -63,6 +65,14 @@ def test_the_monitor_is_silent_where_there_is_overlap(adaptive):
         warnings.simplefilter("error")
         train(loss, 80)
         loss.loss(model, far_guide, data())
+
+
+@pytest.mark.parametrize("logit", [5.0, -5.0])
+def test_a_critic_that_is_right_on_one_side_only_is_no_perfect_one(logit):
+    loss = PriorContrastELBO(Told(lambda values, x: logit + silent(values)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(loss, 60)
 
 
 def test_looking_is_no_training():
@@ -153,6 +163,48 @@ def test_the_check_can_be_made_with_noise_before_any_step():
         warnings.simplefilter("ignore", FalseEvidenceWarning)
         report = loss.held_out_check(delta_model, guide, data(), num_steps=5, num_draws=5)
     assert math.isfinite(report.gap)
+
+
+# --- the log-ratio at the optimum, which for Gaussians is a quadratic form
+
+
+def assert_learned(loss, model, guide, x, steps, exact, atol):
+    """Critic-only training; then the critic's matrix, vector and constant."""
+    loss.loss(model, guide, x)  # lazy layers see their input
+    critic = loss.discriminator.net
+    optim = torch.optim.Adam(critic.parameters(), lr=0.2, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
+    for _ in range(steps):
+        optim.zero_grad()
+        loss.differentiable_loss(model, guide, x).backward()
+        optim.step()
+        schedule.step()
+    matrix = (critic.matrix + critic.matrix.T) / 2
+    for learned, wanted in zip((matrix, critic.vector, critic.constant), exact, strict=True):
+        torch.testing.assert_close(learned.detach(), torch.tensor(wanted), atol=atol, rtol=0)
+
+
+def test_the_prior_contrast_learns_the_analytic_log_ratio():
+    critic = concat_sites(QuadraticCritic(), "z", "x")
+    loss = PriorContrastELBO(critic, adaptive=False, num_critic_draws=20)
+    m, s, mu = 0.7, 0.6, 0.3
+    # log N(z; m x, s²) - log N(z; mu, 1)
+    matrix = [[(1 - s**-2) / 2, m / s**2 / 2], [m / s**2 / 2, -((m / s) ** 2) / 2]]
+    exact = matrix, [-mu, 0.0], [mu**2 / 2 - math.log(s)]
+    assert_learned(loss, model, guide, torch.linspace(-2, 2, 100), 300, exact, atol=0.05)
+
+
+def test_the_joint_contrast_learns_the_analytic_log_ratio():
+    loss = JointContrastELBO(concat_sites(QuadraticCritic(), "z", "x"))
+    m, s, mu, noise = 0.7, 0.6, 0.3, 0.5
+    # log N(z; m x, s²) N(x; 0, 1) - log N(z; mu, 1) N(x; z, noise²)
+    matrix = [
+        [(1 - s**-2 + noise**-2) / 2, (m / s**2 - noise**-2) / 2],
+        [(m / s**2 - noise**-2) / 2, (noise**-2 - (m / s) ** 2 - 1) / 2],
+    ]
+    exact = matrix, [-mu, 0.0], [mu**2 / 2 + math.log(noise) - math.log(s)]
+    x = torch.special.ndtri((torch.arange(2000) + 0.5) / 2000)
+    assert_learned(loss, model, guide, x, 400, exact, atol=0.1)
 
 
 # --- training

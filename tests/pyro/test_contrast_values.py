@@ -419,7 +419,7 @@ def test_a_gaussian_guide_needs_no_critic_whatever_the_number_of_draws(num_draws
 
 
 def test_with_a_head_that_knows_the_guide_the_density_is_exact():
-    class True_(nn.Module):
+    class RightHead(nn.Module):
         def __init__(self):
             super().__init__()
             self.m, self.s = (nn.Parameter(torch.tensor(VALUES[name])) for name in "ms")
@@ -427,7 +427,7 @@ def test_with_a_head_that_knows_the_guide_the_density_is_exact():
         def forward(self, x):
             return self.m * x, self.s
 
-    loss = PriorContrastELBO(Told(silent), head=True_())
+    loss = PriorContrastELBO(Told(silent), head=RightHead(), num_critic_draws=1)
     ours = value_and_grads(loss, model, guide, data())
     twin = functools.partial(guide, twin=True)
     stock = value_and_grads(Trace_ELBO(), model, twin, data())
