@@ -149,26 +149,31 @@ def exact_posterior(data: ArrayLike) -> Exact:
     centre = np.median(data)
     theta = np.linspace(data.min() - 3, data.max() + 3, _NUM_NODES)
     log_like = log_density(data[:, None, :] - theta[:, None]).sum(-1)  # groups x nodes
-    mu, log_tau = np.linspace(centre - 2, centre + 2, 81), np.linspace(-2.5, 1.5, 81)
-    prior = stats.norm.logpdf(theta, mu[:, None, None], np.exp(log_tau)[:, None])
     peak = log_like.max(-1, keepdims=True)
     step = theta[1] - theta[0]
-    evidence = np.log(np.exp(prior) @ np.exp(log_like - peak).T * step) + peak[:, 0]
-    joint = (
-        evidence.sum(-1)
-        + stats.norm.logpdf(mu, *MU_PRIOR)[:, None]
-        + stats.norm.logpdf(log_tau, *LOG_TAU_PRIOR)
-    )
-    weights = special.softmax(joint)
+    mu, log_tau = np.linspace(centre - 2, centre + 2, 61), np.linspace(-2.5, 1.5, 61)
+    for final in (False, True):
+        prior = np.exp(stats.norm.logpdf(theta, mu[:, None, None], np.exp(log_tau)[:, None]))
+        evidence = np.log(prior @ np.exp(log_like - peak).T * step) + peak[:, 0]
+        weights = special.softmax(
+            evidence.sum(-1)
+            + stats.norm.logpdf(mu, *MU_PRIOR)[:, None]
+            + stats.norm.logpdf(log_tau, *LOG_TAU_PRIOR)
+        )
+        mu_mass, log_tau_mass = weights.sum(1), weights.sum(0)
+        mu_moments, log_tau_moments = _moments(mu, mu_mass), _moments(log_tau, log_tau_mass)
+        if not final:  # once more where the posterior is
+            mu, log_tau = (
+                m + 6 * sd * np.linspace(-1, 1, 61) for m, sd in (mu_moments, log_tau_moments)
+            )
     # p(theta_j | x) = E[p(theta_j | x_j, mu, tau)]
     ratio = weights[..., None] / np.exp(evidence - peak[:, 0])
-    mixed = np.einsum("mtg,mtn->gn", ratio, np.exp(prior), optimize=True)
+    mixed = np.einsum("mtg,mtn->gn", ratio, prior, optimize=True)
     posterior = mixed * np.exp(log_like - peak) * step
     mean = posterior @ theta
-    mu_mass, log_tau_mass = weights.sum(1), weights.sum(0)
     return Exact(
-        _moments(mu, mu_mass),
-        _moments(log_tau, log_tau_mass),
+        mu_moments,
+        log_tau_moments,
         mean,
         np.sqrt(posterior @ theta**2 - mean**2),
         (mu, mu_mass / (mu[1] - mu[0])),

@@ -27,9 +27,9 @@ MU_SCALE, TAU_SCALE = 5.0, 10.0
 TOLERANCE = 0.05
 
 METHODS = {
-    "contrast": "implicit (mu, tau), PriorContrastELBO",
+    "contrast": "implicit mu and tau, PriorContrastELBO",
     "contrast-all": "AutoImplicit, PriorContrastELBO",
-    "semi-implicit": "implicit (mu, tau), SemiImplicitELBO",
+    "semi-implicit": "implicit mu and tau, SemiImplicitELBO",
     "normal": "AutoMultivariateNormal, Trace_ELBO",
     "nuts": "NUTS",
 }
@@ -176,9 +176,9 @@ def _figure(backend: str, fits: dict[str, Fit]) -> Any:
         tau = np.asarray(run.samples["tau"])
         density.hist(tau, bins, density=True, histtype="step", color=colour, label=method)
     for (method, run), colour, ax in zip(fits.items(), _COLOURS, pairs, strict=False):
-        mu, tau = (np.asarray(run.samples[name])[:2000] for name in ("mu", "tau"))
-        ax.scatter(mu, tau, s=2, alpha=0.3, color=colour, linewidths=0)
-        ax.set(title=METHODS[method].replace(", ", "\n"), xlabel="mu", xlim=(-12, 20))
+        mu, tau, theta = (np.asarray(run.samples[n])[:2000] for n in ("mu", "tau", "theta"))
+        ax.scatter((theta[:, 0] - mu) / tau, tau, s=2, alpha=0.3, color=colour, linewidths=0)
+        ax.set(title=METHODS[method].replace(", ", "\n"), xlabel="eta of school A", xlim=(-4, 4))
         ax.set_ylim(-30, 30)
         ax.title.set_fontsize("small")
     density.set(title=f"eight schools ({backend})", xlabel="tau", ylabel="posterior density")

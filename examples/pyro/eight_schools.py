@@ -4,13 +4,13 @@
 Eight schools with two modes
 ============================
 
-The eight schools (Rubin 1981), with a scale tau that may be negative: since only |tau| is
-identified, the posterior of (tau, eta) has two mirror-image modes, which no Gaussian guide can
-express and between which NUTS rarely moves. ``AutoImplicit`` makes a guide without a density from
-the model, for mu and tau; given them eta gets a Gaussian, whose density stays in the ELBO.
-``PriorContrastELBO`` trains the guide against a critic, ``SemiImplicitELBO`` without one. For
-comparison ``contrast-all`` leaves all ten latents to ``AutoImplicit`` and the critic. The exact
-moments come from quadrature.
+The eight schools (Rubin 1981), with a scale tau that may be negative: since only the products
+tau * eta are identified, the posterior of (tau, eta) has two mirror-image halves, which no Gaussian
+guide can express and between which NUTS moves with difficulty. ``AutoImplicit`` makes a guide
+without a density from the model, for mu and tau; given them eta gets a Gaussian, whose density
+stays in the ELBO. ``PriorContrastELBO`` trains the guide against a critic, ``SemiImplicitELBO``
+without one. For comparison ``contrast-all`` leaves all ten latents to ``AutoImplicit`` and the
+critic. The exact moments come from quadrature.
 
     python examples/pyro/eight_schools.py --num-seeds 5 --output eight-schools
 """
