@@ -22,7 +22,7 @@ from typing import Any
 
 # Set by run.py --threads for its workers.
 THREADS = int(os.environ.get("BENCHMARK_THREADS", "2"))
-PARTS = ("a", "b", "c", "d", "e", "f", "g", "h")
+PARTS = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k")
 BACKENDS = ("pyro", "numpyro")
 
 # Takes a number of steps, runs them, and returns when all of them are done.
@@ -53,6 +53,18 @@ class Pair:
     numerator: str
     denominator: str
     target: float | None = None
+
+
+# Part j: critic steps for each of the guide's.
+CRITIC_STEPS = (1, 2, 4)
+COST_IN_K = tuple(Pair("j", f"{k} critic steps", f"k = {k}", "k = 1") for k in CRITIC_STEPS[1:])
+
+
+def check_similar(losses: Mapping[str, float]) -> None:
+    """Contestants with other random streams must report the same loss to a few per cent."""
+    smallest, largest = min(losses.values()), max(losses.values())
+    if not largest - smallest <= 0.05 * abs(largest):
+        raise AssertionError(f"the contestants do not compute the same thing: {losses}")
 
 
 def interleave(

@@ -12,7 +12,9 @@ harness.bind_threads()
 
 import pyro  # noqa: E402
 import pyro_contestants as programs  # noqa: E402
+import pyro_contrast  # noqa: E402
 import pyro_gan  # noqa: E402
+import simulators  # noqa: E402
 import torch  # noqa: E402
 from harness import Contestant, Pair, Row  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
@@ -162,6 +164,10 @@ def main() -> None:
             rows += pyro_gan.step_ratios(args.smoke, args.seed)
         if "h" in parts:
             rows += pyro_gan.mmd(args.smoke, args.seed, tensor_peak)
+        if parts & {"i", "j"}:
+            rows += pyro_contrast.rows(parts, args.smoke, args.seed)
+        if "k" in parts:
+            rows += simulators.rows("pyro", args.smoke, args.seed)
     versions = {"torch": torch.__version__, "pyro-ppl": pyro.__version__}
     harness.write_result(args.result, rows, versions)
 

@@ -26,7 +26,10 @@ from typing import Any
 import harness
 
 # Which backend has which timed part; "d" is measured apart, a process for each contestant.
-TIMED = {"pyro": {"a", "c", "e", "f", "h"}, "numpyro": {"a", "b", "e", "g", "h"}}
+TIMED = {
+    "pyro": {"a", "c", "e", "f", "h", "i", "j", "k"},
+    "numpyro": {"a", "b", "e", "g", "h", "i", "j", "k"},
+}
 CONTESTANTS = {
     "pyro": ("hand", "stock-module", "spread-module", "stock-svi", "spread-svi"),
     "numpyro": ("hand", "stock", "spread"),

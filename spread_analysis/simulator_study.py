@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,8 @@ LOSSES = {
 DENSITY = "npe"
 #: C2ST beyond which a run counts as failed, for guides with a density and without.
 LIMITS = {"gaussian_mixture": (0.58, 0.62), "gaussian_linear": (0.552, 0.552)}
-_CHUNK = 100
+#: Steps from one look at held-out simulations to the next.
+CHECK_EVERY = 100
 
 
 class Fit(NamedTuple):
@@ -40,7 +41,7 @@ class Fit(NamedTuple):
 
     :param draw: From a number of draws to draws of theta for each observation, on the table's
         scale, shape ``(num_observations, num_draws, dim)``.
-    :param seconds: Wall time of training, the Gaussian included.
+    :param seconds: Wall time of training.
     """
 
     draw: Callable[[int], FloatArray]
@@ -78,9 +79,6 @@ def parse_args(
     parser.add_argument("--losses", nargs="+", choices=tuple(LOSSES), default=list(LOSSES))
     parser.add_argument("--num-simulations", type=int, default=10_000, help="the whole budget")
     parser.add_argument("-n", "--num-steps", type=int, default=4000, help="of the guide")
-    parser.add_argument(
-        "--head-steps", type=int, default=2000, help="of the Gaussian, fitted first"
-    )
     parser.add_argument("--critic-steps", type=int, default=2, help="for each of the guide's")
     parser.add_argument("-lr", "--learning-rate", type=float, default=1e-3, help="of all nets")
     parser.add_argument("--ema", type=float, default=0.999, help="average of an implicit guide")
@@ -89,6 +87,7 @@ def parse_args(
     parser.add_argument("--extra-noise-dim", type=int, default=4, help="an implicit guide's noise "
                         "has this many dimensions more than theta")  # fmt: skip
     parser.add_argument("--num-components", type=int, default=8, help="of a guide with a density")
+    parser.add_argument("--num-observations", type=int, choices=(1, 2, 3), default=3)
     parser.add_argument("--num-draws", type=int, default=10_000, help="judged for an observation")
     parser.add_argument("--data-dir", help="folder of the benchmark's observations and reference "
                         "posteriors; left out, both are drawn here")  # fmt: skip
@@ -97,51 +96,34 @@ def parse_args(
     add_run_options(parser, backend, "simulator")
     args = parser.parse_args(argv)
     if args.smoke_test:
-        args.num_simulations, args.num_draws = 1000, 200
-        args.num_steps, args.head_steps = min(args.num_steps, 40), min(args.head_steps, 100)
+        args.num_simulations, args.num_draws, args.num_observations = 1000, 50, 1
+        args.num_steps = min(args.num_steps, 30)
     return args
 
 
-def batches(
-    table: Table, batch_size: int, num_steps: int, seed: int
-) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
-    """Data and, drawn apart from them, pairs of theta and x, at most 100 mini-batches at a time.
-
-    :param table: The simulations.
-    :param batch_size: Rows of a mini-batch.
-    :param num_steps: Number of mini-batches in all.
-    :param seed: Of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    for start in range(0, num_steps, _CHUNK):
-        shape = min(_CHUNK, num_steps - start), batch_size
-        data, pairs = (rng.integers(len(table.x), size=shape) for _ in range(2))
-        yield table.x[data], table.theta[pairs], table.x[pairs]
-
-
-def learning_rate_factor(progress: float) -> Any:
-    """Constant over the first half, then linearly down to zero."""
-    return np.minimum(1.0, 2.0 - 2.0 * progress)
-
-
 def draw_allowed(
-    task: Task, fit: Fit, table: Table, num: int, max_rounds: int = 20
+    task: Task, fit: Fit, table: Table, x: FloatArray, num: int, max_rounds: int = 20
 ) -> tuple[list[FloatArray], float]:
     """Draws for every observation, those that the prior excludes replaced by others.
 
     :param task: The task.
     :param fit: The trained guide.
     :param table: The simulations that it was trained on, whose scale its draws are on.
+    :param x: The observations, on that scale.
     :param num: Number of draws for an observation.
     :param max_rounds: How often to draw anew; excluded draws that are left then stay, to be judged.
     :return: Draws of shape ``(num, dim)`` for each observation, and the share that was excluded.
     """
-    first = draws = table.unscale_theta(fit.draw(num))
+
+    def draw() -> FloatArray:
+        return table.unscale_theta(fit.draw(num), x[:, None])
+
+    first = draws = draw()
     for _ in range(max_rounds):
         inside = task.in_support(draws)
         if inside.all():
             break
-        draws = np.where(inside[..., None], draws, table.unscale_theta(fit.draw(num)))
+        draws = np.where(inside[..., None], draws, draw())
     return list(draws), 1 - float(task.in_support(first).mean())
 
 
@@ -161,7 +143,9 @@ def compare(backend: str, args: argparse.Namespace, fit: FitGuide) -> dict[str, 
     with tqdm(total=len(args.tasks) * len(args.losses) * len(seeds)) as progress:
         for name in args.tasks:
             task = TASKS[name]
-            observed[name] = load_observations(task, args.num_draws, args.data_dir)
+            observed[name] = load_observations(
+                task, args.num_draws, args.data_dir, args.num_observations
+            )
             x = np.stack([observation.x for observation in observed[name]])
             shown[name] = {}
             for seed in seeds:
@@ -169,8 +153,9 @@ def compare(backend: str, args: argparse.Namespace, fit: FitGuide) -> dict[str, 
                 table = Table.simulate(task, args.num_simulations, seed)
                 for loss in args.losses:
                     progress.set_description(f"{name}, {LOSSES[loss]}, seed {seed}")
-                    fitted = fit(loss, table, table.scale_x(x), seed)
-                    draws, outside = draw_allowed(task, fitted, table, args.num_draws)
+                    scaled = table.scale_x(x)
+                    fitted = fit(loss, table, scaled, seed)
+                    draws, outside = draw_allowed(task, fitted, table, scaled, args.num_draws)
                     scores = tuple(
                         c2st(o.posterior, d) for o, d in zip(observed[name], draws, strict=True)
                     )

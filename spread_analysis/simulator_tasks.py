@@ -10,7 +10,7 @@ Prior, simulator and the layout of the files are those of Lueckmann et al. 2021
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from spread_analysis._validation import FloatArray
 _BOX = 10.0  # gaussian_mixture: theta is uniform in +-10
 _STDS = (1.0, 0.1)  # and x around it has one of these standard deviations
 _VARIANCE = 0.1  # gaussian_linear: of theta and of x given theta
-_NUM_OBSERVATIONS = 3
 
 
 class Observation(NamedTuple):
@@ -107,18 +106,22 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Simulations, drawn once before any training, with theta and x standardised by column.
+    """Simulations, drawn once before any training, on the scale of the posteriors.
 
-    :param theta: Shape ``(num, dim)``, mean zero and variance one.
-    :param x: What the simulator made of it, shape ``(num, dim)``, likewise.
-    :param theta_moments: Mean and standard deviation of theta before.
-    :param x_moments: Those of x.
+    The columns of x are standardised. Of theta its linear regression on x is taken off, and what is
+    left is standardised: the posterior may be narrow beside the prior, and a critic that sees theta
+    on the scale of the prior is blind to its shape. Given x the map is one to one.
+
+    :param theta: Shape ``(num, dim)``, mean zero and variance one, uncorrelated with x.
+    :param x: What the simulator made of it, shape ``(num, dim)``, mean zero and variance one.
+    :param x_moments: Mean and standard deviation of x before.
+    :param regression: Mean, slope on the standardised x, and residual standard deviation of theta.
     """
 
     theta: FloatArray
     x: FloatArray
-    theta_moments: tuple[FloatArray, FloatArray]
     x_moments: tuple[FloatArray, FloatArray]
+    regression: tuple[FloatArray, FloatArray, FloatArray]
 
     @classmethod
     def simulate(cls, task: Task, num: int, seed: int) -> Table:
@@ -131,19 +134,29 @@ class Table:
         rng = np.random.default_rng(seed)
         theta = task.draw_prior(rng, num)
         x = task.simulate(rng, theta)
-        moments = [(value.mean(0), value.std(0)) for value in (theta, x)]
-        scaled = [(v - mean) / std for v, (mean, std) in zip((theta, x), moments, strict=True)]
-        return cls(*(value.astype(np.float32) for value in scaled), *moments)
+        moments = x.mean(0), x.std(0)
+        x = (x - moments[0]) / moments[1]
+        mean = theta.mean(0)
+        slope = np.linalg.lstsq(x, theta - mean, rcond=None)[0]
+        left = theta - mean - x @ slope
+        std = left.std(0)
+        scaled = (left / std).astype(np.float32), x.astype(np.float32)
+        return cls(*scaled, moments, (mean, slope, std))
 
     def scale_x(self, x: ArrayLike) -> FloatArray:
         """Bring observations to the scale of the table."""
         mean, std = self.x_moments
         return ((np.asarray(x) - mean) / std).astype(np.float32)
 
-    def unscale_theta(self, theta: ArrayLike) -> FloatArray:
-        """Bring parameters back from the scale of the table."""
-        mean, std = self.theta_moments
-        return np.asarray(theta, np.float64) * std + mean
+    def scale_theta(self, theta: ArrayLike, x: ArrayLike) -> FloatArray:
+        """Bring parameters to the scale of the table, given x on that scale."""
+        mean, slope, std = self.regression
+        return (np.asarray(theta) - mean - np.asarray(x) @ slope) / std
+
+    def unscale_theta(self, theta: ArrayLike, x: ArrayLike) -> FloatArray:
+        """Bring parameters back from the scale of the table, given x on that scale."""
+        mean, slope, std = self.regression
+        return np.asarray(theta, np.float64) * std + mean + np.asarray(x) @ slope
 
     def split(self, share: float = 0.1) -> tuple[Table, Table]:
         """Simulations to train on, and the last ones, to stop by.
@@ -152,24 +165,25 @@ class Table:
         """
         cut = len(self.x) - round(share * len(self.x))
         return (
-            Table(self.theta[:cut], self.x[:cut], self.theta_moments, self.x_moments),
-            Table(self.theta[cut:], self.x[cut:], self.theta_moments, self.x_moments),
+            replace(self, theta=self.theta[:cut], x=self.x[:cut]),
+            replace(self, theta=self.theta[cut:], x=self.x[cut:]),
         )
 
 
 def load_observations(
-    task: Task, num_draws: int, data_dir: str | Path | None = None
+    task: Task, num_draws: int, data_dir: str | Path | None = None, num: int = 3
 ) -> list[Observation]:
-    """Three observations with draws from their exact posteriors.
+    """Observations with draws from their exact posteriors.
 
     :param task: The task.
     :param num_draws: Draws for an observation, at most 10,000 if they are read.
     :param data_dir: Folder of the benchmark's files,
         ``task/num_observation_1/reference_posterior_samples.csv.bz2`` and so on; None draws
         observations from prior and simulator, and theta from the closed form of the posterior.
+    :param num: The first so many.
     """
     observations = []
-    for index in range(1, _NUM_OBSERVATIONS + 1):
+    for index in range(1, num + 1):
         if data_dir is not None:
             folder = Path(data_dir) / task.name / f"num_observation_{index}"
             posterior = _read(folder / "reference_posterior_samples.csv.bz2")[:num_draws]

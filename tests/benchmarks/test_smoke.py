@@ -22,8 +22,8 @@ ROW_KEYS = {
     *("target", "met"),
 }
 PARTS = {
-    "pyro": {"a", "c", "d", "e", "f", "h"},
-    "numpyro": {"a", "b", "d", "e", "g", "h"},
+    "pyro": {"a", "c", "d", "e", "f", "h", "i", "j", "k"},
+    "numpyro": {"a", "b", "d", "e", "g", "h", "i", "j", "k"},
 }
 REQUIRES = {"pyro": ("torch", "pyro"), "numpyro": ("jax", "numpyro", "flax", "optax")}
 
@@ -49,9 +49,11 @@ def test_smoke_run_writes_every_key(backend, tmp_path):
     assert all(set(row) == ROW_KEYS for row in rows)
     assert {part for row in rows for part in row["part"].split(",")} == PARTS[backend]
     assert all(row["median"] > 0 for row in rows if row["unit"] in ("ratio", "ms"))
-    for part in PARTS[backend] - {"d", "h"}:
+    for part in PARTS[backend] - {"d", "h", "j"}:
         assert any(row["part"] == part and row["target"] is not None for row in rows)
     assert (tmp_path / "benchmarks.txt").read_text().strip() in done.stdout
+    left_out = backend == "pyro" and importlib.util.find_spec("sbi") is None
+    assert ("sbi is not installed" in done.stdout) == left_out
 
 
 def test_unknown_part_is_refused(tmp_path):
@@ -60,5 +62,5 @@ def test_unknown_part_is_refused(tmp_path):
         [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0
-    assert "choose from a, b, c, d, e, f, g, h" in done.stderr
+    assert "choose from a, b, c, d, e, f, g, h, k" in done.stderr
     assert not (tmp_path / "out").exists()
