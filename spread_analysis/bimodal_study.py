@@ -206,5 +206,5 @@ def _figure(backend: str, args: argparse.Namespace, draws: dict[str, FloatArray]
         ax.set_title(_TITLES[name], fontsize=11)
     for ax in rows[-1]:
         ax.set_xlabel("$z$")
-    figure.suptitle(rf"Posterior of $z$ given $x = z^2 +$ noise, one run of each loss ({backend})")
+    figure.suptitle(rf"$z$ given $x = z^2 +$ noise ({backend})")
     return figure
