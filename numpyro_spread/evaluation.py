@@ -349,9 +349,9 @@ class _Unconstrained(Messenger):
         self.log_jacobians: dict[str, jax.Array] = {}
 
     def process_message(self, msg: Any) -> None:
-        name, fn = msg["name"], msg["fn"]
-        if msg["type"] != "sample" or name not in self._values:
+        if msg["type"] != "sample" or msg["name"] not in self._values:
             return
+        name, fn = msg["name"], msg["fn"]
         # The support may depend on other latents, so that the transform is that of this run.
         transform, value = biject_to(fn.support), self._values[name]
         msg["value"] = transform(value)

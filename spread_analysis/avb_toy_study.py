@@ -71,7 +71,7 @@ def parse_args(
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
-    parser.add_argument("-n", "--num-steps", type=int, default=4000, help="of model and guide")
+    parser.add_argument("-n", "--num-steps", type=int, default=6000, help="of model and guide")
     parser.add_argument("-lr", "--learning-rate", type=float, default=1e-3, help="theirs")
     parser.add_argument("--critic-learning-rate", type=float, default=2e-3)
     parser.add_argument("--critic-steps", type=int, default=2, help="for each of the guide")

@@ -8,8 +8,9 @@ The example of Mescheder et al. (https://arxiv.org/abs/1701.04722, section 4.1):
 pixels, each with another pixel on, and two latent variables. To give each image the probability 1/4
 the codes of the four must share out the prior among them, without gaps or overlap. Gaussian codes,
 those of a VAE, cannot. An encoder that is also fed noise can, but has no density: here it is
-trained by ``PriorContrastELBO`` with a critic, and by ``SemiImplicitELBO`` without one. Each image's
-codes are only log 4 nats away from the prior, which is a fine contrast then: ``adaptive=False``.
+trained by ``PriorContrastELBO`` with a critic, and by ``SemiImplicitELBO`` without one. The
+codes of an image are only log 4 nats away from the prior, which is a fine contrast then:
+``adaptive=False``.
 
     python examples/numpyro/avb_toy.py --num-seeds 3 --output avb-toy
 """

@@ -27,9 +27,10 @@ def fit_critic(
     :param critic_loss: from params and a random key to what the critic minimises.
     :param initial: initial params.
     :param rng_keys: random keys of the steps.
-    :param learning_rate: of Adam.
+    :param learning_rate: of Adam at the first step; it falls linearly to zero.
     """
-    optim = optax.adam(learning_rate)
+    falling = optax.linear_schedule(learning_rate, 1e-2 * learning_rate, len(rng_keys))
+    optim = optax.adam(falling)
 
     def step(state: Any, rng_key: jax.Array) -> tuple[Any, None]:
         critic, optim_state = state

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,9 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro_spread.infer._sites import is_bare_delta
 from spread_analysis import _messages
 
-_accepted: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+# The sites of a guide that were looked at; None stands for all.
+_Looked = set[frozenset[str] | None]
+_accepted: weakref.WeakKeyDictionary[Callable[..., Any], _Looked] = weakref.WeakKeyDictionary()
 
 
 def refuse_random_deltas(
@@ -27,6 +29,7 @@ def refuse_random_deltas(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    among: Collection[str] | None = None,
 ) -> None:
     """
     Refuse a guide with a Delta site that depends on randomness and, this held fixed, on params.
@@ -39,17 +42,18 @@ def refuse_random_deltas(
     :param guide: the guide.
     :param args: positional arguments of the guide.
     :param kwargs: keyword arguments of the guide.
+    :param among: the sites whose density counts; None stands for all.
     :raises ValueError: naming the site.
     """
-    try:
-        if guide in _accepted:
+    key = None if among is None else frozenset(among)
+    with contextlib.suppress(TypeError):  # neither hashable nor weakly referenced
+        if key in _accepted.get(guide, ()):
             return
-    except TypeError:  # neither hashable nor weakly referenced
-        pass
     for site in sorted(_random_deltas(params, guide, args, kwargs)):
-        raise ValueError(_messages.random_delta(site))
+        if among is None or site in among:
+            raise ValueError(_messages.random_delta(site))
     with contextlib.suppress(TypeError):
-        _accepted.add(guide)
+        _accepted.setdefault(guide, set()).add(key)
 
 
 def _random_deltas(

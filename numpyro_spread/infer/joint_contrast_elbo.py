@@ -22,8 +22,9 @@ from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
 from numpyro_spread.infer._noise import Noise, draw_at
+from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Registered, declare_params, example_of
-from numpyro_spread.infer._sites import is_implicit, mask_of_batch
+from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._two_sides import is_compared
 from numpyro_spread.infer._watch import report
@@ -62,7 +63,8 @@ class JointContrastELBO(ELBO):
     The reported value is the divergence, an **adversarial estimate and not a bound**, in nats: for
     ``ReverseKL()`` scaled by plates and summed over the data, with the globals' KL, as minus an
     ELBO is; otherwise the mean over the data. For neural posterior estimation it is the mean of
-    :math:`-\log q(z' \mid x')`.
+    :math:`-\log q(z' \mid x')` over the batch dims that all its sites share: with a global latent
+    the data are one.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         >>> from numpyro.infer import SVI
@@ -264,6 +266,8 @@ class JointContrastELBO(ELBO):
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
             raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
+        if sides.global_sites:  # of the local ones no density is asked for
+            refuse_random_deltas(params, guide, args, kwargs, sides.global_sites)
         return sides, args, kwargs
 
     def _logits(self, critic: Any, sides: JointSides, args: Any, kwargs: Any) -> Logits:
@@ -377,13 +381,16 @@ class JointContrastELBO(ELBO):
         sites = {n: s for n, s in scored.items() if n in latents and s["type"] == "sample"}
         if not sites:
             raise ValueError(_messages.joint_no_latent(scored))
-        total = jnp.zeros(())
+        total, dims = jnp.zeros(()), _data_dims([*observed.values(), *sites.values()])
         for name, site in sites.items():
-            if is_implicit(site["fn"]):
+            # At the model's latents a Delta is worth minus infinity.
+            if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
                 raise ValueError(_messages.joint_needs_density(name))
             log_prob = site["fn"].log_prob(site["value"])
             scale = 1.0 if site["scale"] is None else site["scale"]
-            count = (scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))).sum()
+            weights = scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))
+            rest = tuple(dim for dim in range(-weights.ndim, 0) if dim not in dims)
+            count = weights.max(rest).sum()
             total = total - (scale * log_prob).sum() / jnp.maximum(1.0, count)
         mutable = {
             name: site["value"]
@@ -391,6 +398,13 @@ class JointContrastELBO(ELBO):
             if site["type"] == "mutable"
         }
         return total, mutable, None
+
+
+def _data_dims(sites: list[Any]) -> set[int]:
+    """The batch dims along which all sites are alike: those of the data."""
+    shapes = [site["fn"].batch_shape for site in sites]
+    depth = min(len(shape) for shape in shapes)
+    return {dim for dim in range(-depth, 0) if len({shape[dim] for shape in shapes}) == 1}
 
 
 def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:

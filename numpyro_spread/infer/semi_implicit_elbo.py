@@ -94,8 +94,9 @@ class SemiImplicitELBO(ELBO):
         through :meth:`register`.
     :param num_mixture: number K >= 0 of further draws; 0 is the hierarchical bound.
     :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default. Also ``TraceGraph_ELBO``,
-        ``TraceMeanField_ELBO``, ``TraceEnum_ELBO``, and ``RenyiELBO`` (a bound too, since
-        :math:`p(x, z)` over the mixture is an unbiased estimate of p(x)).
+        ``TraceMeanField_ELBO``, ``TraceEnum_ELBO``, and ``RenyiELBO`` (a bound too where
+        its alpha is not negative, since :math:`p(x, z)` over the mixture is an unbiased estimate of
+        p(x)).
     :raises TypeError: if noise is not such a dict, or elbo not an ELBO.
     :raises ValueError: if num_mixture is not such an integer or a kernel is discrete.
     :raises NotImplementedError: if elbo is one that cannot be used, saying why.

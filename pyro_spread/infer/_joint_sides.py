@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from pyro import poutine
 from pyro.util import get_rng_state, set_rng_state
 
 from pyro_spread.infer._plate_arguments import subsampled
+from pyro_spread.infer._remembered import Remembered
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, check_noise_sites, common_batch, is_compared
 from pyro_spread.noise import SpreadNoise
@@ -21,7 +21,7 @@ from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 
 # A look at the model, which need not be taken at every step.
-_known_plates: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+_known_plates: Remembered[frozenset[str]] = Remembered()
 
 
 class JointSides(NamedTuple):
@@ -78,7 +78,9 @@ def draw_joint(
     _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))
     local = {
-        n: trace.nodes[n] for n in drawn if n not in shared and is_latent(trace.nodes.get(n, {}))
+        n: trace.nodes[n]
+        for n in drawn
+        if n not in shared and n in trace.nodes and is_latent(trace.nodes[n])
     }
     if not local:
         raise ValueError(_messages.joint_no_latent(drawn))
@@ -99,7 +101,8 @@ def draw_joint(
     arguments = subsampled(named, first["cond_indep_stack"], indices, batch)
     for name, site in shared.items():
         arguments[name] = site["value"].expand(*batch, *site["value"].shape)
-    scale = torch.as_tensor(first["scale"], dtype=next(iter(guide_side.values.values())).dtype)
+    like = next(iter(guide_side.values.values()))
+    scale = torch.as_tensor(first["scale"], dtype=like.dtype, device=like.device)
     return JointSides(
         SiteValues(guide_side.values, batch, arguments),
         SiteValues(
@@ -119,12 +122,9 @@ def data_plates(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> frozenset[str]:
     """Names of the plates in which the model observes, found by a run that leaves no trace."""
-    key = getattr(model, "__func__", model)
-    try:
-        if key in _known_plates:
-            return _known_plates[key]
-    except TypeError:  # not hashable
-        key = None
+    known = _known_plates.get(model)
+    if known is not None:
+        return known
     state = get_rng_state()
     with poutine.block(), torch.no_grad():
         nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
@@ -132,11 +132,8 @@ def data_plates(
     data = [s for s in nodes.values() if s["type"] == "sample" and s["is_observed"]]
     plates = [_plates_of(s) for s in data if not s["infer"].get("_deterministic")]
     found = frozenset.intersection(*plates) if plates else frozenset()
-    if key is not None:
-        try:
-            _known_plates[key] = found
-        except TypeError:  # not weakly referenced
-            return found
+    if data:  # a call without data says nothing of the next
+        _known_plates.keep(model, found)
     return found
 
 

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -15,13 +14,14 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread.infer._remembered import Remembered
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
 
 #: Constraints by site; None stands for all reals, as at sites that the model does not have.
 Supports = Mapping[str, Any]
 # They are looked up once for a model, in one more run of it and the guide.
-_known: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_known: Remembered[dict[str, Any]] = Remembered()
 
 
 class MovedSupportError(ValueError):
@@ -40,8 +40,7 @@ def find_supports(
 
     :raises ValueError: if the bounds of one differ between elements of a batch, or are learned.
     """
-    keeps = isinstance(model, Hashable)
-    known = _known.get(model) if keeps else None
+    known = _known.get(model)
     if known is None or not kernels.keys() <= known.keys():
         state = get_rng_state()
         # Draws outside of a support are refused later, and in better words than by the sites whose
@@ -52,15 +51,13 @@ def find_supports(
             trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         set_rng_state(state)  # with or without this look, a seed means the same draws
         known = {site: support_in(trace, site) for site in kernels}
-        if keeps:
-            _known[model] = known
+        _known.keep(model, known)
     return {site: known[site] for site in kernels}
 
 
 def forget_supports(model: Any) -> None:
     """Look again when the model runs next."""
-    if isinstance(model, Hashable):
-        _known.pop(model, None)
+    _known.forget(model)
 
 
 def support_in(trace: Any, site: str) -> Any:

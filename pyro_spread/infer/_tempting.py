@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pyro
@@ -14,13 +13,20 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread.infer._remembered import Remembered
 from pyro_spread.infer._sites import is_latent
 from spread_analysis import _messages
 
-_innocent: weakref.WeakSet[Any] = weakref.WeakSet()
+# The sites of a guide that were looked at; None stands for all.
+_innocent: Remembered[set[frozenset[str] | None]] = Remembered()
 
 
-def check_deltas(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_deltas(
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    among: Collection[str] | None = None,
+) -> None:
     """
     Refuse a guide with a ``Delta`` at a function of random noise and of params.
 
@@ -28,32 +34,35 @@ def check_deltas(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     is a change of variables whose density the draws carry, as in Pyro's autoguides. A guide is
     looked at once.
 
+    :param guide: the guide.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    :param among: the sites whose density counts; None stands for all.
     :raises ValueError: naming the site.
     """
-    key = getattr(guide, "__func__", guide)
-    try:
-        if key in _innocent:
-            return
-    except TypeError:  # not hashable
-        key = None
+    key = None if among is None else frozenset(among)
+    seen = _innocent.get(guide) or set()
+    if key in seen:
+        return
     state, store = get_rng_state(), pyro.get_param_store()
     before = set(store.keys())
     try:
         with poutine.block(), torch.enable_grad():
-            _check(guide, args, kwargs)
+            _check(guide, args, kwargs, among)
     finally:
         set_rng_state(state)
         # Params that begin at random begin anew, at the numbers that are theirs.
         for name in set(store.keys()) - before:
             del store[name]
-    if key is not None:
-        try:
-            _innocent.add(key)
-        except TypeError:  # not weakly referenced
-            return
+    _innocent.keep(guide, seen | {key})
 
 
-def _check(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check(
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    among: Collection[str] | None,
+) -> None:
     first = poutine.trace(guide).get_trace(*args, **kwargs)
     deltas = [n for n, s in first.nodes.items() if _is_bare_delta(s)]
     if not deltas:
@@ -71,6 +80,8 @@ def _check(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         point = again.nodes[name]["fn"].v
         moves = not torch.equal(point, hidden.nodes[name]["fn"].v)
         reached = _leaves_of(point)
+        if among is not None and name not in among:
+            continue
         random = moves or any(leaf in reached for leaf in leaves.values())
         if random and reached - set(leaves.values()):
             raise ValueError(_messages.random_delta(name))

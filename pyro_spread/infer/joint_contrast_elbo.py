@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import nn
 
@@ -27,8 +28,9 @@ from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
-from pyro_spread.infer._sites import is_implicit, is_latent
+from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
+from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.infer._two_sides import is_compared
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio.adapters import SiteValues
@@ -61,7 +63,8 @@ class JointContrastELBO(ELBO):
     The reported value is the divergence, an **adversarial estimate and not a bound**, in nats: for
     ``ReverseKL()`` scaled by plates and summed over the data, with the globals' KL, as minus an
     ELBO is; otherwise the mean over the data. For neural posterior estimation it is the mean of
-    :math:`-\log q(z' \mid x')`.
+    :math:`-\log q(z' \mid x')` over the batch dims that all its sites share: with a global latent
+    the data are one.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -242,6 +245,8 @@ class JointContrastELBO(ELBO):
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
             raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
+        if sides.global_sites:  # of the local ones no density is asked for
+            check_deltas(guide, args, kwargs, sides.global_sites)
         return sides, args, kwargs
 
     def _judge(
@@ -325,10 +330,12 @@ class JointContrastELBO(ELBO):
             drawn = [n for n, s in scored.nodes.items() if is_latent(s)]
             raise ValueError(_messages.joint_no_latent(drawn))
         for name, site in sites.items():
-            if is_implicit(site["fn"]):
+            # At the model's latents a Delta is worth minus infinity.
+            if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
                 raise ValueError(_messages.joint_needs_density(name))
         scored.compute_log_prob(lambda name, site: name in sites)
-        counts = [max(1.0, _count(site)) for site in sites.values()]
+        dims = _data_dims([*observed.values(), *sites.values()])
+        counts = [max(1.0, _count(site, dims)) for site in sites.values()]
         return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
@@ -350,9 +357,20 @@ def _constant(side: SiteValues) -> SiteValues:
     return SiteValues(values, side.batch_shape, arguments)
 
 
-def _count(site: Mapping[str, Any]) -> float:
+def _data_dims(sites: list[Any]) -> set[int]:
+    """The batch dims along which all sites are alike: those of the data."""
+    shapes = [site["fn"].batch_shape for site in sites]
+    depth = min(len(shape) for shape in shapes)
+    return {dim for dim in range(-depth, 0) if len({shape[dim] for shape in shapes}) == 1}
+
+
+def _count(site: Mapping[str, Any], dims: set[int]) -> float:
     """How many data the log density of a site stands for, with scale and mask."""
-    log_prob = torch.ones_like(site["log_prob"])
-    if isinstance(site["mask"], torch.Tensor):
-        log_prob = log_prob * site["mask"]
-    return float((log_prob * site["scale"]).sum())
+    mask, fn = site["mask"], site["fn"]
+    while isinstance(fn, MaskedDistribution):
+        mask, fn = both(mask, fn._mask), fn.base_dist
+    weights = torch.ones_like(site["log_prob"]) * site["scale"]
+    if mask is not None:
+        weights = weights * mask
+    rest = [dim for dim in range(-weights.dim(), 0) if dim not in dims]
+    return float((weights.amax(rest) if rest else weights).sum())

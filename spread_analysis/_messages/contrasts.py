@@ -21,6 +21,13 @@ def missing_critic(site: str, critics: Iterable[str]) -> str:
     )
 
 
+def critic_site_name(site: str) -> str:
+    return (
+        f"discriminator has a critic for the site '{site}', but torch.nn.ModuleDict, which holds "
+        "them, allows no such name. Rename the site, or pass one critic for all implicit sites."
+    )
+
+
 def contrast_mismatch(what: str, first: str, second: str) -> str:
     return (
         f"guide sites '{first}' and '{second}' differ in their {what}, so that one critic cannot "

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What PriorContrastELBO refuses, and what it says."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -16,7 +18,13 @@ from numpyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNorma
 from numpyro.primitives import mutable as numpyro_mutable
 from numpyro_contrast import CRITIC, KNOWN, PARAMS, Told, X, affine, guide, model, silent
 
-from numpyro_spread import FalseEvidenceWarning, GaussianNoise, PriorContrastELBO, concat_sites
+from numpyro_spread import (
+    R1,
+    FalseEvidenceWarning,
+    GaussianNoise,
+    PriorContrastELBO,
+    concat_sites,
+)
 
 ZERO = Told(silent)
 ALL = {**PARAMS, CRITIC: KNOWN}
@@ -388,3 +396,17 @@ def test_a_value_that_does_not_hold_is_reported():
         report = loss.held_out_check(random.key(1), params, model, registered, X, **options)
     assert report.is_false()
     assert report.num_draws == 50
+
+
+def test_the_fresh_critic_is_not_regularised():
+    def checked(regularizer):
+        loss = PriorContrastELBO(concat_sites(linen.Dense(1), "x", "z"), regularizer=regularizer)
+        svi = SVI(model, loss.register(model, guide), optax.sgd(0.0), loss)
+        params = svi.get_params(svi.init(random.key(0), X))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FalseEvidenceWarning)
+            return loss.held_out_check(
+                random.key(1), params, model, guide, X, num_steps=20, num_draws=4
+            )
+
+    assert checked(R1(100.0)).fresh_estimate == checked(None).fresh_estimate

@@ -408,3 +408,64 @@ def test_mutable_state_of_the_user_takes_one_particle():
     with pytest.raises(NotImplementedError, match=r"mutable state, and num_particles=2"):
         run(JointContrastELBO(Told(silent), num_particles=2), guide=counting, params=params)
     assert jnp.isfinite(run(JointContrastELBO(Told(silent)), guide=counting, params=params))
+
+
+# --- Deltas, and what a datum is
+
+
+def hierarchical(x):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_a_global_delta_of_noise_is_refused():
+    def tempting(x):
+        m, s = numpyro.param("m", 0.7), numpyro.param("s", 0.6)
+        eps = numpyro.sample("eps", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        mu = numpyro.sample("mu", dist.Delta(m + s * eps))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", affine(mu * jnp.ones(len(x)), 1.0))
+
+    loss = JointContrastELBO(concat_sites(linen.Dense(1), "x", "z", "mu"))
+    guide = loss.register(hierarchical, tempting)
+    svi = SVI(hierarchical, guide, optax.adam(1e-3), loss)
+    state = svi.init(random.key(0), X)
+    with pytest.raises(ValueError, match="'mu' is a Delta at a function of random noise"):
+        svi.evaluate(state, X)
+
+
+def test_a_delta_is_no_density_for_posterior_estimation():
+    def point(x):
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Delta(0.7 * x))
+
+    with pytest.raises(ValueError, match="'z' has no density"):
+        JointContrastELBO(divergence=KL()).loss(random.key(0), PARAMS, model, point, X)
+
+
+def test_posterior_estimation_counts_data_and_not_elements():
+    def known(x):
+        mu = numpyro.sample("mu", dist.Uniform(-100.0, 100.0))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Uniform(mu - 100.0, mu + 100.0))
+
+    def rows(x):
+        with numpyro.plate("rows", len(x), dim=-2):
+            a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+            with numpyro.plate("columns", 3, dim=-1):
+                b = numpyro.sample("b", dist.Normal(a, 1.0))
+                numpyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def rows_guide(x):
+        with numpyro.plate("rows", len(x), dim=-2):
+            numpyro.sample("a", dist.Uniform(-100.0, 100.0))
+            with numpyro.plate("columns", 3, dim=-1):
+                numpyro.sample("b", dist.Uniform(-100.0, 100.0))
+
+    loss, key = JointContrastELBO(divergence=KL()), random.key(0)
+    value = loss.loss(key, {}, hierarchical, known, X)
+    np.testing.assert_allclose(value, (1 + len(X)) * np.log(200.0), rtol=1e-6)
+    value = loss.loss(key, {}, rows, rows_guide, jnp.zeros((4, 3)))
+    np.testing.assert_allclose(value, 4 * np.log(200.0), rtol=1e-6)

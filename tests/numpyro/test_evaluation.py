@@ -431,3 +431,15 @@ def tempered(x):
 def test_what_cannot_be_evaluated_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call(jnp.array([0.0, 1.0, 2.0, 3.0]))
+
+
+def test_deterministic_sites_are_none_of_the_evidence():
+    def model(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.deterministic("twice", 2 * z)
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = jnp.asarray([0.0, 2.0])
+    evidence = ais_log_likelihood(KEY, {}, model, x, **QUICK)
+    np.testing.assert_allclose(evidence.values, stats.norm(0, 2**0.5).logpdf(x), atol=0.2)

@@ -39,6 +39,16 @@ EPS = dist.Normal(torch.zeros(()), 1.0)
 INTEGER = "must be an integer of at least"
 ARGUMENTS = {
     "critic": ({"discriminator": lambda v: v["z"]}, TypeError, "discriminator must be a torch.nn"),
+    "critic of a site with a dot": (
+        {"discriminator": {"net.z": nn.Linear(1, 1)}},
+        ValueError,
+        r"critic for the site 'net\.z', but torch.nn.ModuleDict",
+    ),
+    "critic of a site with a method's name": (
+        {"discriminator": {"type": nn.Linear(1, 1)}},
+        ValueError,
+        r"critic for the site 'type', but torch.nn.ModuleDict",
+    ),
     "critic of a site": (
         {"discriminator": {"z": 3}},
         TypeError,

@@ -4,6 +4,7 @@
 
 import functools
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -64,6 +65,12 @@ def test_annealing_over_steps_weighs_the_likelihood_alone():
         assert_equal(value_and_grads(loss, model, guide, data()), twin(beta), 1e-5)
 
 
+def test_steps_of_annealing_may_be_a_numpy_integer():
+    loss = PriorContrastELBO(Told(log_ratio), adaptive=False, annealing=np.int64(2))
+    for beta in (0.5, 1.0):
+        assert_equal(value_and_grads(loss, model, guide, data()), twin(beta), 1e-5)
+
+
 def test_evaluation_is_at_full_weight_and_no_step():
     loss = PriorContrastELBO(Told(log_ratio), adaptive=False, annealing=4)
     pyro.set_rng_seed(0)
@@ -94,6 +101,7 @@ def test_annealing_by_a_callable_is_asked_with_the_arguments(as_tensor):
     assert_equal(value_and_grads(loss, model, guide, x), twin(0.4), 1e-5)
     pyro.set_rng_seed(0)
     assert loss.loss(model, guide, x) == pytest.approx(twin(0.4)[0], rel=1e-5)
+    assert len(asked) == 2  # once a step
     assert all(seen is x for seen in asked)
     assert loss.steps_done == 0
 

@@ -488,3 +488,99 @@ def test_a_second_critic_under_the_same_name_is_refused():
     with pytest.raises(ValueError, match="another discriminator under the name 'discriminator'"):
         JointContrastELBO(Told(total)).loss_and_grads(model, guide, X)
     assert unchanged(before)
+
+
+# --- what one call says of the next
+
+
+def hierarchical(x=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(X)):
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def over_both(x=None):
+    mu = pyro.sample("mu", dist.Normal(param("m"), 1.0))
+    with pyro.plate("data", len(X)):
+        pyro.sample("z", affine(mu * torch.ones(len(X)), param("s")))
+
+
+def test_a_call_without_data_is_forgotten():
+    loss = JointContrastELBO(concat_sites(mlp(3), "x", "z", "mu"))
+    with pytest.raises(ValueError, match="observes no site"):
+        loss.loss(hierarchical, over_both)
+    loss.loss(hierarchical, over_both, X)
+
+
+def test_methods_of_different_objects_are_different_models():
+    class Study:
+        def __init__(self, run):
+            self.run = run
+
+        def model(self, x):
+            return self.run(x)
+
+    one, other = Study(model), Study(nested)
+    assert data_plates(one.model, (X,), {}) == {"data"}
+    assert data_plates(other.model, (torch.zeros(3, 2),), {}) == {"data", "rows"}
+    assert data_plates(one.model, (X,), {}) == {"data"}
+
+
+# --- guide sites that are no latents of the model, and Deltas
+
+
+def test_auxiliary_sites_of_the_guide_may_be_none_of_the_model():
+    def through_noise(x):
+        with pyro.plate("data", len(x)):
+            eps = pyro.sample("eps", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(param("m") * x + param("s") * eps))
+
+    pyro.set_rng_seed(0)
+    assert JointContrastELBO(concat_sites(mlp(), "x", "z")).loss(model, through_noise, X) != 0
+
+
+def test_a_global_delta_of_noise_is_refused():
+    def tempting(x):
+        eps = pyro.sample("eps", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        mu = pyro.sample("mu", dist.Delta(param("m") + param("s") * eps))
+        with pyro.plate("data", len(X)):
+            pyro.sample("z", affine(mu * torch.ones(len(X)), 1.0))
+
+    loss = JointContrastELBO(concat_sites(mlp(3), "x", "z", "mu"))
+    with pytest.raises(ValueError, match="'mu' is a Delta at a function of random noise"):
+        loss.loss(hierarchical, tempting, X)
+
+
+def test_a_delta_is_no_density_for_posterior_estimation():
+    def point(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(param("m") * x))
+
+    with pytest.raises(ValueError, match="'z' has no density"):
+        JointContrastELBO(divergence=KL()).loss(model, point, X)
+
+
+def test_posterior_estimation_counts_data_and_not_elements():
+    def known(x):
+        mu = pyro.sample("mu", dist.Uniform(-100.0, 100.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(mu - 100.0, mu + 100.0))
+
+    def rows(x):
+        with pyro.plate("rows", len(x), dim=-2):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            with pyro.plate("columns", 3, dim=-1):
+                b = pyro.sample("b", dist.Normal(a, 1.0))
+                pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def rows_guide(x):
+        with pyro.plate("rows", len(x), dim=-2):
+            pyro.sample("a", dist.Uniform(-100.0, 100.0))
+            with pyro.plate("columns", 3, dim=-1):
+                pyro.sample("b", dist.Uniform(-100.0, 100.0))
+
+    log_width = torch.tensor(200.0).log()
+    loss = JointContrastELBO(divergence=KL())
+    assert loss.loss(hierarchical, known, X) == pytest.approx((1 + len(X)) * log_width)
+    assert loss.loss(rows, rows_guide, torch.zeros(4, 3)) == pytest.approx(4 * log_width)

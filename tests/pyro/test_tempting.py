@@ -230,3 +230,17 @@ def test_a_guilty_guide_is_refused_every_time():
     for _ in range(2):
         with pytest.raises(ValueError, match="guide site 'z' is a Delta"):
             loss.loss(model, unseeded, X)
+
+
+def test_methods_of_different_objects_are_different_guides():
+    class Posterior:
+        def __init__(self, run):
+            self.run = run
+
+        def guide(self, x):
+            return self.run(x)
+
+    loss = PriorContrastELBO(Told(total))
+    loss.loss(model, Posterior(AutoNormal(model)).guide, X)
+    with pytest.raises(ValueError, match="'z' is a Delta"):
+        loss.loss(model, Posterior(at_a_site).guide, X)
