@@ -44,3 +44,19 @@ def predictive_regret(num_draws: int) -> float:
     student_entropy = (nu + 1) / 2 * slope + math.log(nu) / 2 + special.betaln(nu / 2, 0.5)
     log_scale = (math.log1p(1 / draws) + special.digamma(nu / 2) - math.log(nu / 2)) / 2
     return float(student_entropy + log_scale - math.log(2 * np.pi * np.e) / 2)
+
+
+def default_moment_draws(num_data: int) -> int:
+    """Draws of the guide per datum for the moments: many in all, and enough for each.
+
+    :param num_data: data in the batch, counting those of every particle.
+    """
+    return min(max(4096 // max(1, num_data), 32), 1024)
+
+
+def default_critic_draws(num_data: int) -> int:
+    """Draws of the guide per datum for a critic's step, whose noise then is alike in all batches.
+
+    :param num_data: data in the batch, counting those of every particle.
+    """
+    return max(1, 128 // max(1, num_data))

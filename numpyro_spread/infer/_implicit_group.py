@@ -20,13 +20,10 @@ from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
 from spread_analysis import _messages
+from spread_analysis._moments import default_critic_draws, default_moment_draws
 
 if TYPE_CHECKING:
     from numpyro_spread.infer._contrast import ContrastRun
-
-# Enough draws in all that the noise of moments and of a critic's step does not depend on the batch.
-_MOMENT_DRAWS, _FEWEST_MOMENT_DRAWS, _MOST_MOMENT_DRAWS = 4096, 32, 1024
-_CRITIC_DRAWS = 128
 
 
 def frozen(tree: Any) -> Any:
@@ -174,11 +171,11 @@ class Group:
         if len(self._names) > 1:
             return 1  # the second may depend on the first: only the ELBO's own are joint
         chosen = self._run.options.num_critic_draws
-        return chosen or max(1, _CRITIC_DRAWS // self._num_at_once())
+        return chosen or default_critic_draws(self._num_at_once())
 
     def _num_at_once(self) -> int:
         """Data in the batch, those of all particles."""
-        return max(1, math.prod(self._batch_shape)) * self._run.options.num_particles
+        return math.prod(self._batch_shape) * self._run.options.num_particles
 
     # --- draws and contrasts
 
@@ -217,8 +214,7 @@ class Group:
         self._shown = self._standardised(self._values)
 
     def _count_moment_draws(self) -> int:
-        each = _MOMENT_DRAWS // self._num_at_once()
-        default = min(max(each, _FEWEST_MOMENT_DRAWS), _MOST_MOMENT_DRAWS)
+        default = default_moment_draws(self._num_at_once())
         return self._run.options.num_moment_draws or default
 
     def _valid(self, name: str, contrast: GaussianContrast) -> GaussianContrast:

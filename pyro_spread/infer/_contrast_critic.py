@@ -20,6 +20,7 @@ from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
+from spread_analysis._moments import default_critic_draws, default_moment_draws
 
 
 class ContrastCritic:
@@ -101,8 +102,8 @@ class ContrastCritic:
                 loc, scale = self._head(run, name)
                 run.cache[key] = GaussianContrast(loc.detach(), scale.detach(), event_dim)
             else:
-                size = max(1, site.batch_shape.numel())
-                count = self.num_moment_draws or min(max(4096 // size, 32), 1024)
+                default = default_moment_draws(site.batch_shape.numel())
+                count = self.num_moment_draws or default
                 contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
                 if site.weights is not None:
                     contrast = contrast.where(site.weights > 0)
@@ -138,7 +139,7 @@ class ContrastCritic:
     ) -> tuple[Logits, SiteValues, SiteValues]:
         """The critic's samples: draws of the guide and of its contrast, all constants."""
         first = run.sites[names[0]]
-        count = self.num_critic_draws or max(1, 128 // max(1, first.batch_shape.numel()))
+        count = self.num_critic_draws or default_critic_draws(first.batch_shape.numel())
         alone = len(names) == 1 and (self.adaptive or names[0] in run.priors)
         lead = (count,) if alone and count > 1 else ()
         guide_values, contrast_values = {}, {}

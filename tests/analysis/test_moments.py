@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from spread_analysis._moments import predictive_regret
+from spread_analysis._moments import (
+    default_critic_draws,
+    default_moment_draws,
+    predictive_regret,
+)
 
 
 @pytest.mark.parametrize("num_draws", [3, 8, 32])
@@ -40,3 +44,11 @@ def test_it_vanishes_like_one_over_the_draws():
 def test_one_draw_has_no_variance(num_draws):
     with pytest.raises(ValueError, match="`num_draws` must be an integer of at least 2"):
         predictive_regret(num_draws)
+
+
+def test_default_draws_are_many_in_all_and_enough_for_each():
+    assert [default_moment_draws(n) for n in (0, 1, 4, 32, 128, 10_000)] == [
+        *(1024, 1024, 1024),
+        *(128, 32, 32),
+    ]
+    assert [default_critic_draws(n) for n in (0, 1, 32, 128, 10_000)] == [128, 128, 4, 1, 1]

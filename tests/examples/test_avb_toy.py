@@ -2,35 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The four-point examples run in both backends; an implicit encoder gets near the optimum."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from example_runs import run_example, summary
 from scipy import special
 
 from spread_analysis import avb_toy_study as study
 from spread_analysis.reference import FOUR_POINTS_OPTIMUM
 
-ROOT = Path(__file__).parents[2]
-
 
 def run(backend, output, *options):
     """What the program printed, and its results by loss."""
-    script = ROOT / "examples" / backend / "avb_toy.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--output", str(output), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_example("avb_toy", backend, output, *options)
     assert "FalseEvidenceWarning" not in done.stderr
-    return done.stdout, json.loads((output / "summary.json").read_text())["runs"]
+    return done.stdout, summary(output)["runs"]
 
 
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])

@@ -3,30 +3,17 @@
 """A conditional generator runs in both backends, and draws the class that it is asked for."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from example_runs import run_example
 
 from spread_analysis.conditional_study import compare_conditional, conditional_table
 from spread_analysis.gan_study import Fit, parse_args
 
-ROOT = Path(__file__).parents[2]
-
 
 def run(backend, output, *options):
-    script = ROOT / "examples" / backend / "conditional.py"
-    done = subprocess.run(
-        [sys.executable, str(script), *options, "--output", str(output)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_example("conditional", backend, output, *options)
     return done.stdout, json.loads((output / "results.json").read_text())
 
 

@@ -2,33 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parallel lines in both backends: stuck without noise, and a warning; found with it."""
 
-import os
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from example_runs import run_example
 
 from spread_analysis import SupportMismatchWarning
 from spread_analysis import supports_study as study
 
-ROOT = Path(__file__).parents[2]
 ROW = r"^ +(no noise|noise) +(\S+) +(\S+) +(\S+) +(\S+) % +(\S+)$"
 
 
 def run(backend, output, *options):
-    script = ROOT / "examples" / backend / "disjoint_supports.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--output", str(output), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_example("disjoint_supports", backend, output, *options)
     assert "SupportMismatchWarning: the critic tells data and model apart" in done.stdout
     rows = re.findall(ROW, done.stdout, re.M)
     assert [row[0] for row in rows] == ["no noise", "noise"], done.stdout

@@ -2,32 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The eight schools run in both backends; an implicit guide has both modes of tau."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from example_runs import run_example, summary
 
 from spread_analysis import schools_study as study
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(backend, output, *options):
     """What the program printed, and its results by method."""
-    script = ROOT / "examples" / backend / "eight_schools.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--output", str(output), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((output / "summary.json").read_text())
+    done = run_example("eight_schools", backend, output, *options)
+    return done.stdout, summary(output)
 
 
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])

@@ -3,32 +3,20 @@
 """The JS_pi examples run in both backends and reach the exact optima, which are exact."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from example_runs import run_example
 
 from spread_analysis import interpolation_study as study
 from spread_analysis.reference import class_entropy, js_divergence_normals
 
-ROOT = Path(__file__).parents[2]
 ROW = r"^ +(\S+) +(mlp|quadratic) +(\S+) +(\S+) +(\S+) +(\S+)  (.*)$"
 
 
 def run(backend, output, *options):
-    script = ROOT / "examples" / backend / "js_interpolation.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--output", str(output), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_example("js_interpolation", backend, output, *options)
     assert "SupportMismatchWarning" not in done.stderr
     return done.stdout
 

@@ -3,34 +3,20 @@
 """The simulator examples run in both backends and reach the C2ST that they are meant to reach."""
 
 import bz2
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from example_runs import run_example, summary
 from scipy import stats
 
 from spread_analysis import simulator_study as study
 from spread_analysis.simulator_tasks import TASKS, Table, load_observations
 
-ROOT = Path(__file__).parents[2]
-
 
 def run(backend, output, *options):
     """What the program printed, and its summary."""
-    script = ROOT / "examples" / backend / "simulator.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--output", str(output), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((output / "summary.json").read_text())
+    done = run_example("simulator", backend, output, *options)
+    return done.stdout, summary(output)
 
 
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
