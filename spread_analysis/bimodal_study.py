@@ -116,7 +116,7 @@ def judge(fit: Fit, scale: float) -> Result:
     >>> z = np.linspace(-3, 3, 6001)
     >>> result = judge(Fit(z, [-1.2, -1.2]), 0.5)
     >>> round(result.gap, 3), round(result.positive, 3), round(result.kl, 2)
-    (-0.004, 0.5, 6.18)
+    (-0.004, 0.5, 22.08)
     """
     estimate = mean_and_error(np.asarray(fit.estimates, np.float64))
     z = np.asarray(fit.draws, np.float64)

@@ -62,5 +62,5 @@ def test_unknown_part_is_refused(tmp_path):
         [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0
-    assert "choose from a, b, c, d, e, f, g, h, k" in done.stderr
+    assert "choose from a, b, c, d, e, f, g, h, i, j, k" in done.stderr
     assert not (tmp_path / "out").exists()
