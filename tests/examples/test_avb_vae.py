@@ -25,7 +25,7 @@ def run(backend, output, *options):
         ("pyro", ["vae", "avb", "avb-plain", "semi-implicit"], 2),
         # Compiled programs by the dozen: no more than each loss needs.
         ("numpyro", ["vae", "avb"], 0),
-        ("numpyro", ["semi-implicit"], 2),
+        pytest.param("numpyro", ["semi-implicit"], 2, marks=pytest.mark.slow),
     ],
 )
 def test_smoke(backend, losses, num_ais, tmp_path):

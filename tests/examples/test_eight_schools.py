@@ -16,9 +16,15 @@ def run(backend, output, *options):
     return done.stdout, summary(output)
 
 
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_smoke(backend, tmp_path):
-    methods = ["contrast", "semi-implicit", "normal"]  # one of each kind
+@pytest.mark.parametrize(
+    ("backend", "methods"),
+    [
+        ("pyro", ["contrast", "semi-implicit", "normal"]),  # one of each kind
+        ("numpyro", ["contrast"]),  # compiling the others takes half a minute
+        pytest.param("numpyro", ["semi-implicit", "normal"], marks=pytest.mark.slow),
+    ],
+)
+def test_smoke(backend, methods, tmp_path):
     stdout, found = run(backend, tmp_path / "out", "--smoke-test", "--methods", *methods)
     assert list(found) == methods
     for method, (result,) in found.items():
