@@ -95,15 +95,6 @@ def parse_args(
     return args
 
 
-def decay(share: Any, minimum: Any = min) -> Any:
-    """Factor of a learning rate: one over the first half of the steps, then down to zero.
-
-    :param share: Of the steps that are done.
-    :param minimum: Of two numbers; JAX has its own.
-    """
-    return minimum(1.0, 2.0 - 2.0 * share)
-
-
 def g_and_k(z: Any, tanh: Any = np.tanh) -> Any:
     """The quantile function of the g-and-k distribution at location zero, of a standard normal z.
 

@@ -82,16 +82,6 @@ def parse_args(
     return args
 
 
-def decay(step: Any, num_steps: int, minimum: Any = min) -> Any:
-    """Factor of a learning rate: one over the first half, then linearly down to nearly zero.
-
-    :param step: The step.
-    :param num_steps: Number of steps.
-    :param minimum: Of two numbers; JAX has its own.
-    """
-    return minimum(1.0, 2.0 - 2.0 * step / (num_steps + 1))
-
-
 def exact() -> EightSchoolsPosterior:
     """The posterior by quadrature."""
     return eight_schools_posterior("normal", TAU_SCALE, MU_SCALE)

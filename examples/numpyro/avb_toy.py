@@ -42,6 +42,7 @@ from numpyro_spread import (
 )
 from numpyro_spread.ratio import MLPCritic
 from spread_analysis.avb_toy_study import Fit, batch, compare, latent_grid, parse_args
+from spread_analysis.comparison import learning_rate_factor
 
 
 class MLP(nn.Module):
@@ -124,8 +125,8 @@ def main(args):
         num_steps = critic_steps * args.num_steps
 
         def adam(rate, steps_between):
-            def decay(step):  # constant over the first half, then down to zero
-                return rate * jnp.minimum(1.0, 2.0 - 2.0 * step * steps_between / num_steps)
+            def decay(step):
+                return rate * learning_rate_factor(step * steps_between / num_steps)
 
             return optax.adam(decay, b1=0.5)
 

@@ -36,6 +36,7 @@ from numpyro_spread import (
 )
 from numpyro_spread.ratio import MLPCritic
 from spread_analysis.bimodal_study import OBSERVED, Fit, compare, parse_args
+from spread_analysis.comparison import learning_rate_factor
 
 
 class Sampler(nn.Module):
@@ -100,8 +101,8 @@ def main(args):
             guide, loss = normal_guide, Trace_ELBO(args.num_particles)
 
         def adam(rate, steps_between):
-            def decay(step):  # constant over the first half, then down to zero
-                return rate * jnp.minimum(1.0, 2.0 - 2.0 * step * steps_between / num_steps)
+            def decay(step):
+                return rate * learning_rate_factor(step * steps_between / num_steps)
 
             return optax.adam(decay, b1=0.5)
 

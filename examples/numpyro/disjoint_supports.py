@@ -28,6 +28,7 @@ from numpyro.infer import SVI
 
 from numpyro_spread import AdversarialDivergence, GaussianNoise, JSPi, concat_sites, two_player
 from numpyro_spread.ratio import MLPCritic
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.supports_study import Run, compare, parse_args
 
 
@@ -49,8 +50,8 @@ def main(args):
     def guide(x):
         pass
 
-    def decay(step):  # constant over the first half, then down to zero
-        return jnp.minimum(1.0, 2.0 - 2.0 * step / num_steps)
+    def decay(step):
+        return learning_rate_factor(step / num_steps)
 
     def generator_rate(own_step):  # at first the critic learns alone
         step = args.critic_steps * own_step

@@ -39,8 +39,9 @@ from numpyro_spread import (
     two_player,
 )
 from numpyro_spread.ratio import MLPCritic
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.reference import EIGHT_SCHOOLS_EFFECTS, EIGHT_SCHOOLS_ERRORS
-from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, decay, parse_args
+from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, parse_args
 
 
 class Effects(nn.Module):
@@ -68,7 +69,10 @@ def main(args):
         numpyro.sample("y", dist.Normal(theta, deviations).to_event(1), obs=y)
 
     def adam(rate, num_steps):
-        return optax.adam(lambda step: rate * decay(step, num_steps, jnp.minimum), b1=0.5)
+        def decay(step):
+            return rate * learning_rate_factor(step / (num_steps + 1))
+
+        return optax.adam(decay, b1=0.5)
 
     def samples(draws):
         theta = draws["mu"][:, None] + draws["tau"][:, None] * draws["eta"]

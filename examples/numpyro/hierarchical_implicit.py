@@ -39,12 +39,12 @@ from numpyro_spread import (
     concat_sites,
     two_player,
 )
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.hierarchy_study import (
     LOG_TAU_PRIOR,
     MU_PRIOR,
     Fit,
     compare,
-    decay,
     g_and_k,
     parse_args,
 )
@@ -126,7 +126,7 @@ def main(args):
         return model, guide
 
     def adam(rate, num_steps):
-        return optax.adam(lambda step: rate * decay(step / num_steps, jnp.minimum), b1=0.5)
+        return optax.adam(lambda step: rate * learning_rate_factor(step / num_steps), b1=0.5)
 
     def fit(data, seed):
         train_key, draw_key = jax.random.split(jax.random.key(seed))

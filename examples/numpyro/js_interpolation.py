@@ -24,6 +24,7 @@ from numpyro.infer import SVI
 
 from numpyro_spread import AdversarialDivergence, JSPi, concat_sites, two_player
 from numpyro_spread.ratio import MLPCritic, QuadraticCritic
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.interpolation_study import (
     CRITICS,
     MIXTURE_START,
@@ -75,8 +76,8 @@ def main(args):
         critic_rate, critic_steps = CRITICS[critic]
         num_steps = args.warm_up + critic_steps * args.num_steps
 
-        def decay(step):  # constant over the first half, then down to zero
-            return jnp.minimum(1.0, 2.0 - 2.0 * step / num_steps)
+        def decay(step):
+            return learning_rate_factor(step / num_steps)
 
         def generator_rate(own_step):
             # The critic has to know the first model before the model may follow it.

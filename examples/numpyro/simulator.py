@@ -46,6 +46,7 @@ from numpyro_spread import (
     concat_sites,
     two_player,
 )
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.simulator_study import (
     CHECK_EVERY,
     DENSITY,
@@ -82,8 +83,8 @@ def trainer(args):
     numpyro.set_platform(args.device)
 
     def adam(beta1, num_steps):
-        def decay(step):  # constant over the first half, then down to zero
-            return args.learning_rate * jnp.minimum(1.0, 2.0 - 2.0 * step / num_steps)
+        def decay(step):
+            return args.learning_rate * learning_rate_factor(step / num_steps)
 
         return optax.adam(decay, b1=beta1)
 

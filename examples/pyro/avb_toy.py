@@ -36,6 +36,7 @@ from pyro_spread import (
 )
 from pyro_spread.ratio import MLPCritic
 from spread_analysis.avb_toy_study import Fit, batch, compare, latent_grid, parse_args
+from spread_analysis.comparison import learning_rate_factor
 
 
 def mlp(num_inputs, hidden_dim, num_outputs):
@@ -118,8 +119,8 @@ def main(args):
             guide, loss = gaussian_guide, Trace_ELBO()
         num_steps = critic_steps * args.num_steps
 
-        def decay(step):  # constant over the first half, then down to zero
-            return min(1.0, 2.0 - 2.0 * step / num_steps)
+        def decay(step):
+            return learning_rate_factor(step / num_steps)
 
         def adam(rate):
             settings = {"lr": rate, "betas": (0.5, 0.999)}

@@ -32,6 +32,7 @@ from pyro_spread import (
 )
 from pyro_spread.ratio import MLPCritic
 from spread_analysis.bimodal_study import OBSERVED, Fit, compare, parse_args
+from spread_analysis.comparison import learning_rate_factor
 
 
 class Sampler(nn.Module):
@@ -108,8 +109,8 @@ def main(args):
         else:
             guide, loss = normal_guide, Trace_ELBO(**particles)
 
-        def decay(step):  # constant over the first half, then down to zero
-            return min(1.0, 2.0 - 2.0 * step / num_steps)
+        def decay(step):
+            return learning_rate_factor(step / num_steps)
 
         def adam(rate):
             settings = {"lr": rate, "betas": (0.5, 0.999)}

@@ -27,6 +27,7 @@ from pyro.optim import LambdaLR
 
 from pyro_spread import AdversarialDivergence, GaussianNoise, JSPi, concat_sites, two_player
 from pyro_spread.ratio import MLPCritic
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.supports_study import Run, compare, parse_args
 
 
@@ -49,8 +50,8 @@ def main(args):
     def guide(x):
         pass
 
-    def decay(step):  # constant over the first half, then down to zero
-        return min(1.0, 2.0 - 2.0 * step / num_steps)
+    def decay(step):
+        return learning_rate_factor(step / num_steps)
 
     def scheduled(optimizer, rate, schedule):
         settings = {"optimizer": optimizer, "optim_args": {"lr": rate}, "lr_lambda": schedule}

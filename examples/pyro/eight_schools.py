@@ -39,8 +39,9 @@ from pyro_spread import (
     two_player,
 )
 from pyro_spread.ratio import MLPCritic
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.reference import EIGHT_SCHOOLS_EFFECTS, EIGHT_SCHOOLS_ERRORS
-from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, decay, parse_args
+from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, parse_args
 
 
 class Effects(nn.Module):
@@ -79,7 +80,7 @@ def main(args):
             {
                 "optimizer": torch.optim.Adam,
                 "optim_args": settings,
-                "lr_lambda": lambda step: decay(step, num_steps),
+                "lr_lambda": lambda step: learning_rate_factor(step / (num_steps + 1)),
             }
         )
 

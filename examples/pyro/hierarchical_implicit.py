@@ -37,12 +37,12 @@ from pyro_spread import (
     concat_sites,
     two_player,
 )
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.hierarchy_study import (
     LOG_TAU_PRIOR,
     MU_PRIOR,
     Fit,
     compare,
-    decay,
     g_and_k,
     parse_args,
 )
@@ -131,7 +131,7 @@ def main(args):
             {
                 "optimizer": torch.optim.Adam,
                 "optim_args": {"lr": rate, "betas": (0.5, 0.999)},
-                "lr_lambda": lambda step: decay(step / num_steps),
+                "lr_lambda": lambda step: learning_rate_factor(step / num_steps),
             }
         )
 

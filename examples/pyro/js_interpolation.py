@@ -23,6 +23,7 @@ from pyro.optim import LambdaLR
 
 from pyro_spread import AdversarialDivergence, JSPi, concat_sites, two_player
 from pyro_spread.ratio import MLPCritic, QuadraticCritic
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.interpolation_study import (
     CRITICS,
     MIXTURE_START,
@@ -77,8 +78,8 @@ def main(args):
         critic_rate, critic_steps = CRITICS[critic]
         num_steps = args.warm_up + critic_steps * args.num_steps
 
-        def decay(step):  # constant over the first half, then down to zero
-            return min(1.0, 2.0 - 2.0 * step / num_steps)
+        def decay(step):
+            return learning_rate_factor(step / num_steps)
 
         def adam(rate, beta1, schedule):
             settings = {"lr": rate, "betas": (beta1, 0.999)}

@@ -40,6 +40,7 @@ from pyro_spread import (
     concat_sites,
     two_player,
 )
+from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.simulator_study import CHECK_EVERY, DENSITY, Fit, compare, parse_args
 
 DIVERGENCES = {"reverse-kl": ReverseKL(), "js": JSPi(0.5), "kl": KL()}
@@ -73,7 +74,7 @@ def trainer(args):
                 "optimizer": torch.optim.Adam,
                 "optim_args": {"lr": args.learning_rate, "betas": (beta1, 0.999)},
                 # Constant over the first half, then down to zero.
-                "lr_lambda": lambda step: min(1.0, 2.0 - 2.0 * step / num_steps),
+                "lr_lambda": lambda step: learning_rate_factor(step / num_steps),
             }
         )
 
