@@ -15,6 +15,7 @@ from jax import lax, random
 from numpyro.handlers import block
 from numpyro.infer.elbo import ELBO
 
+from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._gradients import with_gradients
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
 from numpyro_spread.infer._registration import Registered, declare_params, example_of
@@ -244,27 +245,18 @@ class CriticLoss(ELBO):
         args: Any,
         kwargs: Any,
     ) -> Any:
-        regularizer = self.regularizer
-        if regularizer is None:
+        if self.regularizer is None:
             return grads
-        turn_key, penalty_key = random.split(rng_key)
-        weights = lax.stop_gradient(sides.data_weights)
         fake = sides.model.replaced(frozen["model"])
+        weights = lax.stop_gradient(sides.data_weights)
+
+        def judge(critic: Any, values: SiteValues) -> jax.Array:
+            return self._critic.apply(critic, values, args, kwargs)
 
         def penalty(critic: Any) -> jax.Array:
-            def judge(values: SiteValues) -> jax.Array:
-                return self._critic.apply(critic, values, args, kwargs)
+            return penalty_in_turn(rng_key, self.regularizer, judge, critic, data, fake, weights)
 
-            return regularizer.every * regularizer.penalty(penalty_key, judge, data, fake, weights)
-
-        def penalised(grads: Any) -> Any:
-            return jax.tree.map(jnp.add, grads, jax.grad(penalty)(frozen["critic"]))
-
-        if regularizer.every == 1:
-            return penalised(grads)
-        # By chance and not by a counter: there is no state to keep between steps.
-        turn = random.bernoulli(turn_key, 1 / regularizer.every)
-        return lax.cond(turn, penalised, lambda grads: grads, grads)
+        return jax.tree.map(jnp.add, grads, jax.grad(penalty)(frozen["critic"]))
 
     def _is_one_pass(self) -> bool:
         if self._critic.coupled and self.update == "one_pass":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
+from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
 from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
@@ -83,8 +84,9 @@ class Group:
             counts = weights.sum() > 0
             weights = jnp.where(counts, weights, 1.0)  # zero divided by zero has no gradient
         loss = logistic_loss(logits.data, logits.model, 0.5, weights, weights)
-        if options.regularizer is not None:
-            loss = loss + self._penalty(data, model, weights)
+        loss = loss + penalty_in_turn(
+            self._penalty_key, options.regularizer, self._judge, self._params, data, model, weights
+        )
         if options.head is not None:
             loss = loss + self._head_loss(weights)
         if weights is not None:  # nobody learns from a batch of which nothing counts
@@ -308,23 +310,6 @@ class Group:
         if weights is not None:
             weights = jnp.broadcast_to(weights, data.batch_shape)
         return Logits(self._judge(critic, data), self._judge(critic, model), weights, weights)
-
-    def _penalty(self, data: SiteValues, model: SiteValues, weights: jax.Array | None) -> jax.Array:
-        regularizer: Any = self._run.options.regularizer
-        turn_key, penalty_key = random.split(self._penalty_key)
-
-        def penalty(critic: Any) -> jax.Array:
-            def judge(values: SiteValues) -> jax.Array:
-                return self._judge(critic, values)
-
-            value = regularizer.penalty(penalty_key, judge, data, model, weights)
-            return jnp.asarray(regularizer.every * value)
-
-        if regularizer.every == 1:
-            return penalty(self._params)
-        # By chance and not by a counter: there is no state to keep between steps.
-        turn = random.bernoulli(turn_key, 1 / regularizer.every)
-        return lax.cond(turn, penalty, lambda _: jnp.zeros(()), self._params)
 
     @property
     def _head_params(self) -> Any:

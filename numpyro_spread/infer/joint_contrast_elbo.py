@@ -17,6 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.divergences import KL, Divergence, ReverseKL
 from numpyro_spread.infer._contrast import accuracy
+from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._implicit_group import frozen
@@ -289,33 +290,21 @@ class JointContrastELBO(ELBO):
         args: Any,
         kwargs: Any,
     ) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
-        draw_key, turn_key, penalty_key = random.split(rng_key, 3)
+        draw_key, penalty_key = random.split(rng_key)
         sides, args, kwargs = self._draw(draw_key, step, params, model, guide)
         share = 1 - self.divergence.pi  # of the guide's pairs, whose label is one
         value = self._players_loss(frozen(params[self._site]), sides, share, args, kwargs)
         logits = self._logits(params[self._site], sides, args, kwargs)
         weights = logits.data_weights, logits.model_weights
         critic_loss = logistic_loss(logits.data, logits.model, share, *weights)
-        regularizer = self.regularizer
-        if regularizer is not None:
 
-            def penalty(critic: Any) -> jax.Array:
-                def judge(values: SiteValues) -> jax.Array:
-                    return self._critic.apply(critic, values, *frozen((args, kwargs)))
+        def judge(critic: Any, values: SiteValues) -> jax.Array:
+            return self._critic.apply(critic, values, *frozen((args, kwargs)))
 
-                pairs = frozen(sides.guide), frozen(sides.model)
-                return jnp.asarray(
-                    regularizer.every * regularizer.penalty(penalty_key, judge, *pairs, weights[0])
-                )
-
-            # By chance and not by a counter: there is no state to keep between steps.
-            turn = random.bernoulli(turn_key, 1 / regularizer.every)
-            nothing = jnp.zeros(())
-            critic_loss += (
-                penalty(params[self._site])
-                if regularizer.every == 1
-                else lax.cond(turn, penalty, lambda _: nothing, params[self._site])
-            )
+        pairs = frozen(sides.guide), frozen(sides.model)
+        critic_loss += penalty_in_turn(
+            penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
+        )
         right = lax.stop_gradient(accuracy(logits))
         return value + critic_loss - lax.stop_gradient(critic_loss), sides.mutable, right
 
