@@ -13,6 +13,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 
 
 class _AverageState(NamedTuple):
@@ -76,12 +77,7 @@ def two_player(
     for role, optim in (("generator", generator), ("discriminator", discriminator)):
         if not isinstance(optim, optax.GradientTransformation):
             raise TypeError(_messages.bad_player(role, optim, "an optax.GradientTransformation"))
-    if discriminator_steps < 1 or discriminator_steps != int(discriminator_steps):
-        raise ValueError(
-            _messages.bad_range(
-                "two_player: discriminator_steps", discriminator_steps, "a positive integer"
-            )
-        )
+    check_count("two_player: discriminator_steps", discriminator_steps)
     if ema is not None and not 0 < ema < 1:
         raise ValueError(_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
     if ema is not None:

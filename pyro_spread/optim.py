@@ -14,6 +14,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 
 _STEPS = "discriminator_steps_done"
 _AVERAGES = "generator_averages"
@@ -36,12 +37,7 @@ class TwoPlayer(PyroOptim):
         if generator is discriminator:
             wanted = "another object than the generator's, since each keeps state of its own"
             raise ValueError(_messages.bad_player("discriminator", discriminator, wanted))
-        if discriminator_steps < 1 or discriminator_steps != int(discriminator_steps):
-            raise ValueError(
-                _messages.bad_range(
-                    "two_player: discriminator_steps", discriminator_steps, "a positive integer"
-                )
-            )
+        check_count("two_player: discriminator_steps", discriminator_steps)
         if ema is not None and not 0 < ema < 1:
             raise ValueError(_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
         self.generator = generator

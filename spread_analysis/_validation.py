@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from spread_analysis import _messages
 
 FloatArray = NDArray[np.float64]
 
@@ -158,3 +161,16 @@ def as_count(value: int, name: str, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
     return int(value)
+
+
+def check_count(argument: str, value: object, least: int = 1) -> None:
+    """Refuse what is no count, in the words of the losses.
+
+    :param argument: The caller's argument.
+    :param value: Its value.
+    :param least: The least it may be.
+    :raises ValueError: If it is no integer or less than ``least``.
+    """
+    if not isinstance(value, Integral) or value < least:
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(_messages.bad_range(argument, value, wanted))

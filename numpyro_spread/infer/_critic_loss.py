@@ -23,8 +23,9 @@ from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import weighted_mean
-from numpyro_spread.ratio.regularizers import Regularizer
+from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 
 _UPDATES = ("one_pass", "two_pass")
 # Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
@@ -66,16 +67,11 @@ class CriticLoss(ELBO):
         num_particles: int,
         name: str,
     ) -> None:
-        if num_particles < 1 or num_particles != int(num_particles):
-            raise ValueError(
-                _messages.bad_range("num_particles", num_particles, "a positive integer")
-            )
+        check_count("num_particles", num_particles)
         super().__init__(num_particles)
         if update is not None and update not in _UPDATES:
             raise ValueError(_messages.bad_choice("update", update, _UPDATES))
-        if regularizer is not None and not isinstance(regularizer, Regularizer):
-            wanted = "a Regularizer such as R1(), or None"
-            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        check_regularizer(regularizer)
         self.discriminator = discriminator
         self._critic = bind(discriminator)
         self.noise = as_noise(noise)

@@ -27,8 +27,9 @@ from numpyro_spread.infer._registration import Registered, declare_params
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio.binding import bind
-from numpyro_spread.ratio.regularizers import Regularizer
+from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 from spread_analysis.critic import (
     LAGGING_ACCURACY,
     EvidenceReport,
@@ -153,15 +154,12 @@ class PriorContrastELBO(ELBO):
             ("num_critic_draws", num_critic_draws, 1),
             ("annealing", None if callable(annealing) else annealing, 1),
         ):
-            if value is not None and (value < least or value != int(value)):
-                wanted = f"an integer of at least {least}"
-                raise ValueError(_messages.bad_range(argument, value, wanted))
-        super().__init__(int(num_particles), vectorize_particles)
+            if value is not None:
+                check_count(argument, value, least)
+        super().__init__(num_particles, vectorize_particles)
         if head is not None and not adaptive:
             raise ValueError(_messages.head_without_adaptive())
-        if regularizer is not None and not isinstance(regularizer, Regularizer):
-            wanted = "a Regularizer such as R1(), or None"
-            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        check_regularizer(regularizer)
         try:
             bound_head = None if head is None else bind(head)
         except TypeError as error:

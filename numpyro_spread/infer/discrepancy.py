@@ -19,6 +19,7 @@ from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise import GaussianNoise, SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues, site_features
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -30,10 +31,7 @@ class _Discrepancy(ELBO):
     """Base of the losses that compare a batch of data with a batch of draws."""
 
     def __init__(self, noise: Noise | None, given: Sequence[str], num_particles: int) -> None:
-        if num_particles < 1 or num_particles != int(num_particles):
-            raise ValueError(
-                _messages.bad_range("num_particles", num_particles, "a positive integer")
-            )
+        check_count("num_particles", num_particles)
         if isinstance(given, str) or not all(isinstance(name, str) for name in given):
             raise TypeError(_messages.bad_range("given", given, "a sequence of argument names"))
         super().__init__(num_particles=num_particles)
@@ -319,9 +317,7 @@ class SlicedWasserstein(_Discrepancy):
         num_particles: int = 1,
     ) -> None:
         super().__init__(noise, given, num_particles)
-        if num_projections < 1 or num_projections != int(num_projections):
-            wanted = "a positive integer"
-            raise ValueError(_messages.bad_range("num_projections", num_projections, wanted))
+        check_count("num_projections", num_projections)
         if not 1 <= p < float("inf"):
             raise ValueError(_messages.bad_order(p))
         self.num_projections = num_projections

@@ -32,9 +32,10 @@ from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
-from numpyro_spread.ratio.regularizers import Regularizer
+from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._validation import check_count
 from spread_analysis.critic import LAGGING_ACCURACY
 
 # Folded into the key, beside what splitting it amounts to.
@@ -134,20 +135,15 @@ class JointContrastELBO(ELBO):
         num_particles: int = 1,
         name: str = "discriminator",
     ) -> None:
-        if num_particles < 1 or num_particles != int(num_particles):
-            raise ValueError(
-                _messages.bad_range("num_particles", num_particles, "a positive integer")
-            )
-        super().__init__(int(num_particles))
+        check_count("num_particles", num_particles)
+        super().__init__(num_particles)
         divergence = ReverseKL() if divergence is None else divergence
         if not isinstance(divergence, Divergence):
             raise TypeError(_messages.no_divergence(divergence))
         divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
         if discriminator is None and not isinstance(divergence, KL):
             raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
-        if regularizer is not None and not isinstance(regularizer, Regularizer):
-            wanted = "a Regularizer such as R1(), or None"
-            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
         self.regularizer = regularizer

@@ -14,6 +14,7 @@ from jax import lax, random
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import weighted_mean
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 
 Critic = Callable[[SiteValues], jax.Array]
 
@@ -38,8 +39,7 @@ class Regularizer:
     every: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.every != int(self.every):
-            raise ValueError(_messages.bad_range("every", self.every, "a positive integer"))
+        check_count("every", self.every)
 
     def penalty(
         self,
@@ -59,6 +59,18 @@ class Regularizer:
         :param weights: of the data samples, of the batch shape.
         """
         raise NotImplementedError
+
+
+def check_regularizer(regularizer: object) -> None:
+    """
+    Refuse what is no penalty.
+
+    :param regularizer: a :class:`Regularizer`, or None.
+    :raises TypeError: saying what it must be.
+    """
+    if regularizer is not None and not isinstance(regularizer, Regularizer):
+        wanted = "a Regularizer such as R1(), or None"
+        raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.infer.elbo import ELBOModule
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
@@ -30,17 +30,19 @@ from pyro_spread.infer._critic import (
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
-from pyro_spread.ratio.regularizers import Regularizer
+from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport, FalseEvidenceWarning, _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._validation import check_count
 
 Critic = nn.Module | Mapping[str, nn.Module]
 Annealing = int | Callable[..., float | torch.Tensor]
 
 
-class PriorContrastELBO(ELBO):
+class PriorContrastELBO(Loss):
     r"""
     ELBO of a guide with sites that can be sampled but have no density.
 
@@ -150,9 +152,8 @@ class PriorContrastELBO(ELBO):
             ("num_critic_draws", num_critic_draws, 1),
             ("annealing", None if callable(annealing) else annealing, 1),
         ):
-            if value is not None and not (isinstance(value, Integral) and value >= least):
-                wanted = f"an integer of at least {least}"
-                raise ValueError(_messages.bad_range(argument, value, wanted))
+            if value is not None:
+                check_count(argument, value, least)
         super().__init__(num_particles=num_particles)
         if isinstance(discriminator, Mapping):
             for critic in discriminator.values():
@@ -166,9 +167,7 @@ class PriorContrastELBO(ELBO):
             raise TypeError(_messages.bad_range("head", head, "a torch.nn.Module, or None"))
         if head is not None and not adaptive:
             raise ValueError(_messages.head_without_adaptive())
-        if regularizer is not None and not isinstance(regularizer, Regularizer):
-            wanted = "a Regularizer such as R1(), or None"
-            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        check_regularizer(regularizer)
         self.discriminator = discriminator
         self.adaptive = adaptive
         self.head = head
@@ -204,15 +203,6 @@ class PriorContrastELBO(ELBO):
         module.noise = self._spreading.modules()
         return module
 
-    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
-
-        :param model: the model.
-        :param guide: the guide.
-        """
-        return guide
-
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
         Minus the adversarial ELBO estimate in nats, at fresh draws; nothing is trained.
@@ -224,15 +214,6 @@ class PriorContrastELBO(ELBO):
             self._register(model, guide, args, kwargs)
             loss, _ = self._run(model, guide, args, kwargs, 1.0)
         return float(loss)
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
-        with no_new_params_on_error():
-            self._register(model, guide, args, kwargs)
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            if loss.requires_grad:
-                loss.backward()
-        return float(loss.detach())
 
     def differentiable_loss(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
@@ -335,9 +316,6 @@ class PriorContrastELBO(ELBO):
             message = _messages.false_evidence_gap(report.gap, report.standard_error)
             warnings.warn(message, FalseEvidenceWarning, stacklevel=2)
         return report
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError  # the stock ELBO inside makes its own
 
     def _run(
         self, model: Any, guide: Any, args: Any, kwargs: Any, beta: Any

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.elbo import ELBO
 
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.noise import GaussianNoise, SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues, site_features
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -26,14 +27,11 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Both = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
-class _Discrepancy(ELBO):
+class _Discrepancy(Loss):
     """Base of the losses that compare a batch of data with a batch of draws."""
 
     def __init__(self, noise: Noise | None, given: Sequence[str], num_particles: int) -> None:
-        if num_particles < 1 or num_particles != int(num_particles):
-            raise ValueError(
-                _messages.bad_range("num_particles", num_particles, "a positive integer")
-            )
+        check_count("num_particles", num_particles)
         if isinstance(given, str) or not all(isinstance(name, str) for name in given):
             raise TypeError(_messages.bad_range("given", given, "a sequence of argument names"))
         super().__init__(num_particles=num_particles)
@@ -44,15 +42,6 @@ class _Discrepancy(ELBO):
     def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
         """The discrepancy at one draw of the model for every datum."""
 
-    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        The guide to hand to SVI: the guide itself, since there is no critic.
-
-        :param model: the model.
-        :param guide: the guide.
-        """
-        return guide
-
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
         The discrepancy at fresh draws.
@@ -62,14 +51,6 @@ class _Discrepancy(ELBO):
         """
         with torch.no_grad(), no_new_params_on_error():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds its gradient to those of the params."""
-        with no_new_params_on_error():
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            if loss.requires_grad:
-                loss.backward()
-        return float(loss.detach())
 
     def differentiable_loss(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
@@ -97,9 +78,6 @@ class _Discrepancy(ELBO):
         names = [*values, *self.given]
         joined = torch.cat([site_features(values, name) for name in names], -1)
         return joined.reshape(-1, joined.shape[-1])
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError  # densities are what this loss does without
 
 
 class MMD(_Discrepancy):
@@ -310,9 +288,7 @@ class SlicedWasserstein(_Discrepancy):
         num_particles: int = 1,
     ) -> None:
         super().__init__(noise, given, num_particles)
-        if num_projections < 1 or num_projections != int(num_projections):
-            wanted = "a positive integer"
-            raise ValueError(_messages.bad_range("num_projections", num_projections, wanted))
+        check_count("num_projections", num_projections)
         if not 1 <= p < float("inf"):
             raise ValueError(_messages.bad_order(p))
         self.num_projections = num_projections

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from numbers import Integral
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.infer.elbo import ELBOModule
 from torch import nn
 
 from pyro_spread.divergences import KL, Divergence, ReverseKL
@@ -28,6 +27,7 @@ from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
+from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
@@ -35,12 +35,13 @@ from pyro_spread.infer._two_sides import is_compared
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
-from pyro_spread.ratio.regularizers import Regularizer
+from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._validation import check_count
 
 
-class JointContrastELBO(ELBO):
+class JointContrastELBO(Loss):
     r"""
     Divergence of the guide's pairs (x, z) from the model's, learned from draws of both.
 
@@ -132,11 +133,7 @@ class JointContrastELBO(ELBO):
         num_particles: int = 1,
         name: str = "discriminator",
     ) -> None:
-        is_integer = isinstance(num_particles, Integral)
-        if not is_integer or num_particles < 1:
-            raise ValueError(
-                _messages.bad_range("num_particles", num_particles, "a positive integer")
-            )
+        check_count("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
         divergence = ReverseKL() if divergence is None else divergence
         if not isinstance(divergence, Divergence):
@@ -146,9 +143,7 @@ class JointContrastELBO(ELBO):
             raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
         if discriminator is not None:
             check_critic(discriminator)
-        if regularizer is not None and not isinstance(regularizer, Regularizer):
-            wanted = "a Regularizer such as R1(), or None"
-            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
         self.regularizer = regularizer
@@ -167,15 +162,6 @@ class JointContrastELBO(ELBO):
         module.discriminator = self.discriminator
         return module
 
-    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
-
-        :param model: the model.
-        :param guide: the guide.
-        """
-        return guide
-
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
         The adversarial estimate of the divergence in nats, at fresh draws; nothing is trained.
@@ -190,15 +176,6 @@ class JointContrastELBO(ELBO):
             self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return float(loss)
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
-        with no_new_params_on_error():
-            self._register(model, guide, args, kwargs)
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            if loss.requires_grad:
-                loss.backward()
-        return float(loss.detach())
 
     def differentiable_loss(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
@@ -231,9 +208,6 @@ class JointContrastELBO(ELBO):
             sides, args, kwargs = self._draw(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, args, kwargs)
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError  # densities are what this loss does without
 
     def _draw(
         self, model: Any, guide: Any, args: Any, kwargs: Any

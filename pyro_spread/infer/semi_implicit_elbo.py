@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._mixture import Mix, Spread
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._supports import (
     MovedSupportError,
@@ -47,7 +48,7 @@ _ACCEPTED = (
 )
 
 
-class SemiImplicitELBO(ELBO):
+class SemiImplicitELBO(Loss):
     r"""
     Evidence lower bound for implicit guides, critic-free: draws of the guide pass a noise kernel.
 
@@ -143,15 +144,6 @@ class SemiImplicitELBO(ELBO):
         module = super().__call__(model, guide)
         module.noise = Spreading(self.noise, None).modules()
         return module
-
-    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
-
-        :param model: the model.
-        :param guide: the guide.
-        """
-        return guide
 
     def spread_guide(
         self, model: Callable[..., Any], guide: Callable[..., Any]

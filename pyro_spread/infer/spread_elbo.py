@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from pyro.infer.elbo import ELBO, ELBOModule
 
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading
 from spread_analysis import _messages
 from spread_analysis._arguments import Key
@@ -38,7 +39,7 @@ _REFUSED = {
 }
 
 
-class SpreadELBO(ELBO):
+class SpreadELBO(Loss):
     r"""
     Evidence lower bound of the spread model, for models whose likelihood is zero almost everywhere.
 
@@ -128,15 +129,6 @@ class SpreadELBO(ELBO):
         module = super().__call__(model, guide)
         module.noise = self._spreading.modules()
         return module
-
-    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
-
-        :param model: the model.
-        :param guide: the guide.
-        """
-        return guide
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """

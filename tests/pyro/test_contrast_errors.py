@@ -36,7 +36,7 @@ EPS = dist.Normal(torch.zeros(()), 1.0)
 
 # --- constructors
 
-INTEGER = "must be an integer of at least"
+POSITIVE = "must be a positive integer"
 ARGUMENTS = {
     "critic": ({"discriminator": lambda v: v["z"]}, TypeError, "discriminator must be a torch.nn"),
     "critic of a site with a dot": (
@@ -57,14 +57,18 @@ ARGUMENTS = {
     "net on features": ({"discriminator": MLPCritic()}, TypeError, "adapted by concat_sites"),
     "features by site": ({"discriminator": {"z": MLPCritic()}}, TypeError, "adapted by concat"),
     "pyro module": ({"discriminator": PyroModule()}, TypeError, "is a PyroModule"),
-    "particles": ({"num_particles": 0}, ValueError, f"num_particles {INTEGER} 1, got 0"),
-    "half a particle": ({"num_particles": 1.5}, ValueError, f"num_particles {INTEGER} 1"),
-    "float": ({"num_particles": 2.0}, ValueError, rf"num_particles {INTEGER} 1, got 2\.0"),
-    "infinite": ({"num_particles": float("inf")}, ValueError, f"num_particles {INTEGER} 1"),
-    "moments": ({"num_moment_draws": 2}, ValueError, f"num_moment_draws {INTEGER} 3, got 2"),
-    "critic draws": ({"num_critic_draws": 0}, ValueError, f"num_critic_draws {INTEGER} 1"),
-    "annealing": ({"annealing": 0}, ValueError, f"annealing {INTEGER} 1, got 0"),
-    "annealing by half": ({"annealing": 10.0}, ValueError, f"annealing {INTEGER} 1"),
+    "particles": ({"num_particles": 0}, ValueError, f"num_particles {POSITIVE}, got 0"),
+    "half a particle": ({"num_particles": 1.5}, ValueError, f"num_particles {POSITIVE}"),
+    "float": ({"num_particles": 2.0}, ValueError, rf"num_particles {POSITIVE}, got 2\.0"),
+    "infinite": ({"num_particles": float("inf")}, ValueError, f"num_particles {POSITIVE}"),
+    "moments": (
+        {"num_moment_draws": 2},
+        ValueError,
+        "num_moment_draws must be an integer of at least 3, got 2",
+    ),
+    "critic draws": ({"num_critic_draws": 0}, ValueError, f"num_critic_draws {POSITIVE}"),
+    "annealing": ({"annealing": 0}, ValueError, f"annealing {POSITIVE}, got 0"),
+    "annealing by half": ({"annealing": 10.0}, ValueError, f"annealing {POSITIVE}"),
     "head": ({"head": lambda x: (x, x)}, TypeError, r"head must be a torch.nn.Module, or None"),
     "head without adaptive": (
         {"head": nn.Identity(), "adaptive": False},
