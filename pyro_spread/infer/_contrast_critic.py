@@ -15,6 +15,7 @@ from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._critic import is_lazy, judge, penalise
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._gaussian_contrast import GaussianContrast
+from pyro_spread.infer._shared_pass import can_share, shared_logits
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
@@ -84,7 +85,15 @@ class ContrastCritic:
             if is_lazy(critic):
                 with torch.no_grad():
                     judge(critic, side, args, kwargs)
-            log_q = judge(critic, side, args, kwargs, frozen=True)
+            if (
+                torch.is_grad_enabled()
+                and not self._lead(run, names)
+                and can_share(critic, side, kwargs)
+            ):
+                judged = functools.partial(_judge_values, critic, args, kwargs)
+                log_q, run.cache["logits", names] = shared_logits(judged, side)
+            else:
+                log_q = judge(critic, side, args, kwargs, frozen=True)
         if self.adaptive:
             log_q = log_q + self._contrast(run, name).log_prob(site.value)
         return log_q
@@ -134,31 +143,37 @@ class ContrastCritic:
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(_messages.head_output(name, _describe(output), shape)) from error
 
+    def _lead(self, run: ContrastRun, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Number of fresh draws per datum for the critic; empty if it takes the ELBO's own."""
+        count = self.num_critic_draws or default_critic_draws(
+            run.sites[names[0]].batch_shape.numel()
+        )
+        alone = len(names) == 1 and (self.adaptive or names[0] in run.priors)
+        return (count,) if alone and count > 1 else ()
+
     def sides(
         self, run: ContrastRun, names: tuple[str, ...]
     ) -> tuple[Logits, SiteValues, SiteValues]:
         """The critic's samples: draws of the guide and of its contrast, all constants."""
-        first = run.sites[names[0]]
-        count = self.num_critic_draws or default_critic_draws(first.batch_shape.numel())
-        alone = len(names) == 1 and (self.adaptive or names[0] in run.priors)
-        lead = (count,) if alone and count > 1 else ()
+        first, lead = run.sites[names[0]], self._lead(run, names)
+        count = lead[0] if lead else None
         guide_values, contrast_values = {}, {}
         for name in names:
             site = run.sites[name]
-            drawn = site.draw(count) if lead else site.value.detach()
+            drawn = site.value.detach() if count is None else site.draw(count)
             guide_values[name] = self._seen(run, name, drawn)
             if self.adaptive:
                 contrast_values[name] = self._contrast(run, name).draw(lead)
         if not self.adaptive:
-            contrast_values = run.prior_draws(names, count if lead else None)
-        number = count if lead else None
-        guide_side = run.side(names, guide_values, number, detached=True)
+            contrast_values = run.prior_draws(names, count)
+        guide_side = run.side(names, guide_values, count, detached=True)
         contrast_side = guide_side.replaced(contrast_values)
         args, kwargs = run.call_arguments(guide_side)
         weights = _expanded(first.weights, guide_side.batch_shape)
         critic = self._critic_of(names)
+        of_guide = None if lead else run.cache.get(("logits", names))
         logits = Logits(
-            judge(critic, guide_side, args, kwargs),
+            judge(critic, guide_side, args, kwargs) if of_guide is None else of_guide,
             judge(critic, contrast_side, args, kwargs),
             weights,
             weights,

@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.infer.elbo import ELBOModule
 from torch import nn
 
 from pyro_spread.infer._critic import (
@@ -22,15 +21,16 @@ from pyro_spread.infer._critic import (
 )
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._registration import Loss
+from pyro_spread.infer._shared_pass import Rescale, away_from_zero
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import weighted_mean
-from pyro_spread.ratio.regularizers import Regularizer
+from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
+from spread_analysis._validation import check_count
 
 _UPDATES = ("one_pass", "two_pass")
-# Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
-_NEGLIGIBLE = 1e-12
 
 
 class Logits(NamedTuple):
@@ -40,22 +40,6 @@ class Logits(NamedTuple):
     model: torch.Tensor
     data_weights: torch.Tensor | None
     model_weights: torch.Tensor | None
-
-
-class _Rescale(torch.autograd.Function):
-    """The identity; the gradient that comes back is multiplied by ``factors``, sample by sample."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, factors: list[torch.Tensor]) -> torch.Tensor:
-        ctx.factors = factors  # filled in after the forward pass
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        # One after the other: their product may overflow where the result does not.
-        for factor in ctx.factors:
-            grad = grad * factor.reshape([*factor.shape, *[1] * (grad.dim() - factor.dim())])
-        return grad, None
 
 
 class _Report(torch.autograd.Function):
@@ -70,7 +54,7 @@ class _Report(torch.autograd.Function):
         return None, grad
 
 
-class CriticLoss(ELBO):
+class CriticLoss(Loss):
     """
     Base of the losses in which a critic compares data with the model's draws.
 
@@ -97,13 +81,8 @@ class CriticLoss(ELBO):
         check_critic(discriminator)
         if update is not None and update not in _UPDATES:
             raise ValueError(_messages.bad_choice("update", update, _UPDATES))
-        if num_particles < 1 or num_particles != int(num_particles):
-            raise ValueError(
-                _messages.bad_range("num_particles", num_particles, "a positive integer")
-            )
-        if regularizer is not None and not isinstance(regularizer, Regularizer):
-            wanted = "a Regularizer such as R1(), or None"
-            raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        check_count("num_particles", num_particles)
+        check_regularizer(regularizer)
         self.discriminator = discriminator
         self.noise = as_noise(noise)
         self.regularizer = regularizer
@@ -136,17 +115,6 @@ class CriticLoss(ELBO):
         module.discriminator = self.discriminator
         return module
 
-    def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
-
-        Lazy layers of the discriminator are initialised at the first step.
-
-        :param model: the model.
-        :param guide: the guide.
-        """
-        return guide
-
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
         What is reported, at fresh draws and without penalties; nothing is trained.
@@ -156,7 +124,7 @@ class CriticLoss(ELBO):
         """
         with torch.no_grad(), no_new_params_on_error():
             sides = self._sides(model, guide, args, kwargs)
-            self._register()
+            self._register(model, guide, args, kwargs)
             return float(self._evaluate(sides, model, guide, args, kwargs))
 
     def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
@@ -173,7 +141,7 @@ class CriticLoss(ELBO):
         """
         with torch.no_grad(), no_new_params_on_error():
             sides = self._sides(model, guide, args, kwargs)
-            self._register()
+            self._register(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, sides.model, args, kwargs)
 
@@ -181,7 +149,7 @@ class CriticLoss(ELBO):
         """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
         with no_new_params_on_error():
             sides = self._sides(model, guide, args, kwargs)
-            self._register()
+            self._register(model, guide, args, kwargs)
             loss = self._play(sides, model, guide, args, kwargs)
             loss.backward()
         return float(loss.detach())
@@ -209,9 +177,6 @@ class CriticLoss(ELBO):
                 values.append(self._value(self._logits(sides, sides.model, args, kwargs)))
         return torch.stack(values).mean()
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError  # densities are what this loss does without
-
     def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> TwoSides:
         sides = draw_sides(model, guide, kernels_of(self.noise, args, kwargs), args, kwargs)
         if is_lazy(self.discriminator):
@@ -219,7 +184,7 @@ class CriticLoss(ELBO):
                 self._judge(sides.data, args, kwargs)
         return sides
 
-    def _register(self) -> None:
+    def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         register_critic(self.name, self.discriminator)
 
     def _judge(self, values: SiteValues, args: Any, kwargs: Any) -> torch.Tensor:
@@ -261,7 +226,7 @@ class CriticLoss(ELBO):
         generator_learns = any(v.requires_grad for v in sides.model.values())
         if one_pass:
             # The critic's own backward pass runs on into the generator, rescaled on the way.
-            inputs = {n: _Rescale.apply(v, factors) for n, v in sides.model.items()}
+            inputs = {n: Rescale.apply(v, factors) for n, v in sides.model.items()}
         else:
             inputs = {
                 name: value.detach().requires_grad_(value.requires_grad)
@@ -271,7 +236,7 @@ class CriticLoss(ELBO):
         pull_data, pull_model, push = self._slopes(logits)
         surrogate = (logits.data * pull_data).sum()
         if one_pass and generator_learns:
-            pull_model = _away_from_zero(pull_model)
+            pull_model = away_from_zero(pull_model)
             factors += [torch.where(push == 0, push, 1 / pull_model), push]
         surrogate = surrogate + (logits.model * pull_model).sum()
         if not one_pass and generator_learns:
@@ -314,9 +279,3 @@ class CriticLoss(ELBO):
         pull_data, pull_model = torch.autograd.grad(critic, (data, model))
         (push,) = torch.autograd.grad(generator, model)
         return pull_data, pull_model, push
-
-
-def _away_from_zero(pull: torch.Tensor) -> torch.Tensor:
-    """Slopes that the generator's can be divided by; the critic does not feel the difference."""
-    floor = _NEGLIGIBLE / max(1, pull.numel())
-    return torch.where(pull.abs() < floor, torch.full_like(pull, floor), pull)
