@@ -78,7 +78,7 @@ def parse_args(
     parser.add_argument("-n", "--num-steps", type=int, default=4000, help="of the guide")
     parser.add_argument("-k", "--critic-steps", type=int, default=2, help="per guide step")
     parser.add_argument("-lr", "--learning-rate", type=float, default=2e-3, help="the guide's")
-    parser.add_argument("--critic-rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--critic-learning-rate", type=float, default=2e-3)
     parser.add_argument("--hidden-dim", type=int, default=64, help="of all nets")
     parser.add_argument("--num-particles", type=int, default=8, help="draws of mu and tau a step")
     parser.add_argument("--num-groups", type=int, default=200)

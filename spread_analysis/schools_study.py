@@ -65,7 +65,7 @@ def parse_args(
     parser.add_argument("-n", "--num-steps", type=int, default=3000, help="of the guide")
     parser.add_argument("-k", "--critic-steps", type=int, default=4, help="per guide step")
     parser.add_argument("-lr", "--learning-rate", type=float, default=1e-3, help="the guide's")
-    parser.add_argument("--critic-rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--critic-learning-rate", type=float, default=2e-3)
     parser.add_argument("--hidden-dim", type=int, default=128, help="of the critic")
     parser.add_argument("--num-particles", type=int, default=32)
     parser.add_argument("--num-mixture", type=int, default=50, help="K of the semi-implicit bound")

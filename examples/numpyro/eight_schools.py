@@ -126,7 +126,7 @@ def main(args):
             )
             optim = two_player(
                 adam(args.learning_rate, args.num_steps),  # counts its own steps
-                adam(args.critic_rate, num_steps),
+                adam(args.critic_learning_rate, num_steps),
                 args.critic_steps,
                 ema=0.999,
             )

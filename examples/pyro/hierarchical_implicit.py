@@ -145,7 +145,7 @@ def main(args):
         num_steps = args.critic_steps * args.num_steps
         optim = two_player(
             adam(args.learning_rate, num_steps),
-            adam(args.critic_rate, num_steps),
+            adam(args.critic_learning_rate, num_steps),
             args.critic_steps,
             ema=0.999,
         )
