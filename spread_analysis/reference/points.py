@@ -69,7 +69,11 @@ def point_model_optimum(
     # At the ends every slope has one sign, so the root is bracketed; equal data need no search.
     if slope(low) >= 0 or slope(high) <= 0:
         return low if slope(low) >= 0 else high
-    return float(optimize.brentq(slope, low, high, xtol=1e-14 * max(abs(low), abs(high), 1e-300)))
+    # Products of slopes underflow where the data lie that much closer together than the noise.
+    least = np.sqrt(np.finfo(np.float64).tiny) * width
+    return float(
+        optimize.brentq(slope, low, high, xtol=max(1e-14 * max(abs(low), abs(high)), least))
+    )
 
 
 class LocationVariance(NamedTuple):

@@ -4,7 +4,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
@@ -61,6 +61,7 @@ def test_logistic_point_next_to_a_heavy_datum():
     scale=st.floats(1e-2, 1e3),
     noise=st.sampled_from(["gaussian", "laplace", "logistic"]),
 )
+@example(data=[0.0, 0.0, 1.5578956802764146e-179], scale=1.0, noise="laplace")
 def test_point_lies_inside_the_data_and_moves_with_them(data, scale, noise):
     location = ref.point_model_optimum(data, scale, noise)
     slack = 1e-9 * (1 + max(map(abs, data)))
