@@ -56,17 +56,18 @@ class Preset:
 
     num_steps: int
     start_steps: int
+    critic_learning_rate: float
     hidden_dim: int
     held_out: float
     num_ais: int
 
 
 PRESETS = {
-    "digits": Preset(3000, 750, 64, 0.2, 50),
-    "mnist": Preset(4000, 1000, 300, 0.1, 20),
-    "fashion-mnist": Preset(4000, 1000, 300, 0.1, 20),
+    "digits": Preset(3000, 750, 1e-3, 64, 0.2, 50),
+    "mnist": Preset(5000, 1000, 3e-4, 300, 0.1, 20),
+    "fashion-mnist": Preset(5000, 1000, 3e-4, 300, 0.1, 20),
 }
-_SMOKE = Preset(40, 20, 16, 0.2, 3)
+_SMOKE = Preset(40, 20, 1e-3, 16, 0.2, 3)
 
 
 class Images(NamedTuple):
@@ -161,7 +162,7 @@ def parse_args(
     parser.add_argument("--start-steps", type=int, help="those that all models have in common")
     parser.add_argument("-lr", "--learning-rate", type=float, default=1e-3, help="of model and "
                         "guide")  # fmt: skip
-    parser.add_argument("--critic-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--critic-learning-rate", type=float)
     parser.add_argument("--critic-steps", type=int, default=2, help="for each of the decoder")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--latent-dim", type=int, default=8)

@@ -4,7 +4,7 @@
 Adversarial variational Bayes against a VAE with the same decoder
 =================================================================
 
-All models begin as one VAE, for a quarter of the steps. Then they part: the VAE goes on with its
+All models begin as one VAE. After some steps they part: the VAE goes on with its
 Gaussian encoder, the others with one without a density, which starts as the Gaussian one and may
 bend its codes into any shape: by ``PriorContrastELBO`` with the adaptive and the plain contrast
 (Mescheder et al., https://arxiv.org/abs/1701.04722), and by ``SemiImplicitELBO`` without a critic.
