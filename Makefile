@@ -16,8 +16,9 @@ export JAX_PLATFORMS ?= cpu
 demo: $(READY)
 	$(BIN)/python examples/demo.py --output demo-output
 
+# File by file: what a file's first test compiles serves the others only in the same process.
 test: $(READY)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

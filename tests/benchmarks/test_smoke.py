@@ -28,6 +28,7 @@ PARTS = {
 REQUIRES = {"pyro": ("torch", "pyro"), "numpyro": ("jax", "numpyro", "flax", "optax")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke_run_writes_every_key(backend, tmp_path):
     for module in REQUIRES[backend]:
