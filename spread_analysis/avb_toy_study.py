@@ -158,7 +158,7 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
     runs = {name: [run._asdict() for run in value] for name, value in results.items()}
     text = json.dumps({"seeds": list(seeds), "runs": runs}, indent=1)
     (output / "summary.json").write_text(text + "\n")
-    _figure(backend, first, results).savefig(output / "avb_toy.png", dpi=150)
+    _figure(backend, first, results).savefig(output / "avb_toy.png", dpi=150, bbox_inches="tight")
     print(f"\npicture: {output / 'avb_toy.png'}")
     return results
 

@@ -303,7 +303,9 @@ def compare(
                 _write(output, args, results)
                 progress.update()
     _print(args, images, results)
-    _figure(backend, images, first, results).savefig(output / "avb_vae.png", dpi=150)
+    _figure(backend, images, first, results).savefig(
+        output / "avb_vae.png", dpi=150, bbox_inches="tight"
+    )
     print(f"\npicture: {output / 'avb_vae.png'}")
     return results
 

@@ -161,7 +161,9 @@ def compare(backend: str, args: argparse.Namespace, fit: FitGuide) -> dict[str, 
     runs = {key: [run._asdict() for run in value] for key, value in results.items()}
     text = json.dumps({"seeds": list(seeds), "runs": runs}, indent=1)
     (output / "summary.json").write_text(text + "\n")
-    _figure(backend, args, draws).savefig(output / "bimodal_posterior.png", dpi=150)
+    _figure(backend, args, draws).savefig(
+        output / "bimodal_posterior.png", dpi=150, bbox_inches="tight"
+    )
     print(f"\npicture: {output / 'bimodal_posterior.png'}")
     return results
 

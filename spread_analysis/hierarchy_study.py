@@ -231,7 +231,9 @@ def compare(backend: str, args: argparse.Namespace, fit: FitGuide) -> list[dict[
     output.mkdir(parents=True, exist_ok=True)
     (output / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     assert first is not None
-    _figure(backend, *first).savefig(output / "hierarchical_implicit.png", dpi=150)
+    _figure(backend, *first).savefig(
+        output / "hierarchical_implicit.png", dpi=150, bbox_inches="tight"
+    )
     print(f"\npicture: {output / 'hierarchical_implicit.png'}")
     return found
 

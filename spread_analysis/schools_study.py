@@ -140,7 +140,7 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
-    _figure(backend, first).savefig(output / "eight_schools.png", dpi=150)
+    _figure(backend, first).savefig(output / "eight_schools.png", dpi=150, bbox_inches="tight")
     print(f"\npicture: {output / 'eight_schools.png'}")
     return found
 

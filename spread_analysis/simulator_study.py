@@ -172,7 +172,9 @@ def compare(backend: str, args: argparse.Namespace, fit: FitGuide) -> dict[str, 
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     for name in args.tasks:
         path = output / f"{name}.png"
-        _figure(backend, TASKS[name], observed[name], shown[name]).savefig(path, dpi=150)
+        _figure(backend, TASKS[name], observed[name], shown[name]).savefig(
+            path, dpi=150, bbox_inches="tight"
+        )
         print(f"picture: {path}")
     return results
 
