@@ -349,6 +349,8 @@ class PriorContrastELBO(ELBO):
         Does the reported value hold? A fresh critic is fitted to draws of the frozen guide.
 
         It is of the same kind, always under the adaptive contrast. Both then judge the same draws.
+        Of a guide that has collapsed to a point, as the plain contrast may let it, the fresh
+        estimate is NaN or what rounding leaves, and the report says false evidence.
 
         :param rng_key: random key.
         :param params: dict from param site to value, such as ``svi.get_params(state)``.

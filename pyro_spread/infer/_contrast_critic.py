@@ -24,6 +24,10 @@ from spread_analysis import _messages
 from spread_analysis._moments import default_critic_draws, default_moment_draws
 
 
+class CollapsedGuideError(ValueError):
+    """All draws of the guide for some datum are the same: log q is infinite there."""
+
+
 class ContrastCritic:
     """
     A critic that tells a guide's draws from those of a contrast.
@@ -119,7 +123,9 @@ class ContrastCritic:
                 # What rounding leaves of a spread of zero; NaN fails too.
                 least = torch.finfo(contrast.scale.dtype).eps * contrast.loc.abs()
                 if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
-                    raise ValueError(_messages.collapsed_guide(name))
+                    is_point = bool(contrast.scale.isfinite().all())
+                    error = CollapsedGuideError if is_point else ValueError
+                    raise error(_messages.collapsed_guide(name))
                 run.cache[key] = contrast
         return run.cache[key]
 

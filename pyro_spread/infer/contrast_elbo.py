@@ -20,7 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyro_spread.infer._contrast import ContrastRun
-from pyro_spread.infer._contrast_critic import ContrastCritic
+from pyro_spread.infer._contrast_critic import CollapsedGuideError, ContrastCritic
 from pyro_spread.infer._critic import (
     check_critic,
     is_lazy,
@@ -274,7 +274,8 @@ class PriorContrastELBO(Loss):
 
         A copy of the discriminator starts anew and is fitted to fresh draws under the adaptive
         contrast; then both estimates are taken at the same held-out draws. Nothing of the training
-        run is changed.
+        run is changed. A guide that has collapsed to a point, as the plain contrast may let it, has
+        no ELBO: then the fresh estimate is NaN, and the report says false evidence.
 
         :param model: the model.
         :param guide: the guide.
@@ -306,12 +307,20 @@ class PriorContrastELBO(Loss):
             with torch.no_grad(), loss._unchanged():
                 return -float(loss._run(model, guide, args, kwargs, 1.0)[0])
 
-        with poutine.block():
-            estimate(fresh)  # lazy layers see their input
-            fit_critic(fresh.discriminator, critic_loss, num_steps, learning_rate)
-            report = compare_estimates(
-                lambda: estimate(reported), lambda: estimate(fresh), num_draws
-            )
+        try:
+            with poutine.block():
+                estimate(fresh)  # lazy layers see their input
+                fit_critic(fresh.discriminator, critic_loss, num_steps, learning_rate)
+                report = compare_estimates(
+                    lambda: estimate(reported), lambda: estimate(fresh), num_draws
+                )
+        except ValueError as error:
+            # Pyro's traces wrap what their sites raise. With moments the loss itself needs them.
+            if self.adaptive or not isinstance(error.__cause__ or error, CollapsedGuideError):
+                raise
+            with poutine.block():
+                value = estimate(reported)
+            report = EvidenceReport(value, math.nan, math.nan, math.nan, num_draws)
         if report.is_false():
             message = _messages.false_evidence_gap(report.gap, report.standard_error)
             warnings.warn(message, FalseEvidenceWarning, stacklevel=2)

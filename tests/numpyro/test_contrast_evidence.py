@@ -15,7 +15,13 @@ from jax import random
 from numpyro.infer import SVI
 from numpyro_contrast import CRITIC, affine, guide, model, value_of
 
-from numpyro_spread import JointContrastELBO, PriorContrastELBO, concat_sites, two_player
+from numpyro_spread import (
+    ImplicitDistribution,
+    JointContrastELBO,
+    PriorContrastELBO,
+    concat_sites,
+    two_player,
+)
 from numpyro_spread.ratio import MLPCritic, QuadraticCritic
 from spread_analysis import FalseEvidenceWarning
 
@@ -115,3 +121,26 @@ def test_the_plain_contrast_reports_false_evidence_and_says_so():
     with pytest.warns(FalseEvidenceWarning, match="may lie far above the evidence"):
         value = train(0.1, 5.0, adaptive=False)[-1]
     assert value > -13.30015132 + 1
+
+
+def collapsed_guide(x):
+    spread = jnp.ones(len(x)).at[2].set(0.0)
+    with numpyro.plate("data", len(x)):
+        noise = dist.Normal(0.0, 1.0)
+        numpyro.sample("z", ImplicitDistribution(lambda e: x + spread * e, noise, ()))
+
+
+def test_the_check_of_a_collapsed_guide_says_false_evidence():
+    loss = PriorContrastELBO(concat_sites(QuadraticCritic(), "z"), adaptive=False)
+    registered = loss.register(model, collapsed_guide)
+    for at, expected in ((2.0, np.isnan), (0.3, lambda gap: gap > 10)):  # sums of 0.3 are rounded
+        x = jnp.array([0.5, -1.0, at, 0.1, -0.4, 1.3])
+        svi = SVI(model, registered, optax.sgd(0.0), loss)
+        params = svi.get_params(svi.init(random.key(0), x))
+        with pytest.warns(FalseEvidenceWarning, match="against a fresh one"):
+            report = loss.held_out_check(
+                random.key(1), params, model, registered, x, num_steps=2, num_draws=2
+            )
+        assert np.isfinite(report.estimate)
+        assert expected(report.gap)
+        assert report.is_false()

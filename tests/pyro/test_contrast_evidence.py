@@ -48,6 +48,27 @@ def far_guide(x):
         pyro.sample("z", fn)
 
 
+def collapsed_guide(x):
+    spread = torch.ones(len(x)).index_fill(0, torch.tensor([2]), 0.0)
+    fn = ImplicitDistribution(lambda e: x + spread * e, dist.Normal(torch.zeros(()), 1.0), ())
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", fn)
+
+
+def test_the_check_of_a_collapsed_guide_says_false_evidence():
+    loss = PriorContrastELBO(Told(lambda values, x: 0 * values["z"]), adaptive=False)
+    with pytest.warns(FalseEvidenceWarning, match=r"by nan"):
+        report = loss.held_out_check(model, collapsed_guide, data(), num_steps=2, num_draws=2)
+    assert math.isfinite(report.estimate)
+    assert math.isnan(report.fresh_estimate)
+    assert math.isnan(report.gap)
+    assert report.is_false()
+    loss = PriorContrastELBO(Told(silent))  # this one cannot report anything itself
+    with pytest.raises(ValueError, match="score_parts at site 'z'") as raised:
+        loss.held_out_check(model, collapsed_guide, data(), num_steps=2, num_draws=2)
+    assert "all draws for a datum are the same" in str(raised.value.__cause__)
+
+
 def test_a_critic_that_sees_no_overlap_warns_once():
     loss = PriorContrastELBO(Told(lambda values, x: 4 * (values["z"] - 5)), adaptive=False)
     train(loss, 49, guide=far_guide)
