@@ -207,7 +207,11 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
     elif name == "semi-implicit":
         loss = SemiImplicitELBO(vae.kernel, args.num_mixture)
     else:
-        critic = concat_sites(MLPCritic([args.hidden_dim] * 2).to(x.device), "x", "z")
+        net = MLPCritic([args.hidden_dim] * 2, input_dim=x.shape[-1] + args.latent_dim)
+        for layer in net.layers:  # at unit gain, as flax does: PyTorch's own start learns slower
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
+        critic = concat_sites(net.to(x.device), "x", "z")
         # The whole difference between the run that holds and the one that does not: the contrast.
         loss = PriorContrastELBO(critic, adaptive=name == "avb")
         num_updates = args.critic_steps * num_steps
