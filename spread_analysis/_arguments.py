@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from spread_analysis._remembered import Remembered
 
 Key = int | str
 
 # Reading a signature costs a tenth of a millisecond, too much for every step of a small model.
-_known_names: weakref.WeakKeyDictionary[Callable[..., Any], list[str]] = weakref.WeakKeyDictionary()
+_known_names: Remembered[list[str]] = Remembered()
 
 
 def positional_names(fn: Callable[..., Any]) -> list[str]:
@@ -21,12 +22,11 @@ def positional_names(fn: Callable[..., Any]) -> list[str]:
 
     :param fn: a model: function, handler around one, partial, or module with ``forward``.
     """
-    try:
-        if fn not in _known_names:
-            _known_names[fn] = _read_positional_names(fn)
-        return _known_names[fn]
-    except TypeError:  # neither hashable nor weakly referenced
-        return _read_positional_names(fn)
+    names = _known_names.get(fn)
+    if names is None:
+        names = _read_positional_names(fn)
+        _known_names.keep(fn, names)
+    return names
 
 
 def _read_positional_names(fn: Callable[..., Any]) -> list[str]:

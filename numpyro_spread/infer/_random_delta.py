@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -18,10 +16,10 @@ from numpyro.ops.provenance import eval_provenance
 
 from numpyro_spread.infer._sites import is_bare_delta
 from spread_analysis import _messages
+from spread_analysis._remembered import Remembered
 
 # The sites of a guide that were looked at; None stands for all.
-_Looked = set[frozenset[str] | None]
-_accepted: weakref.WeakKeyDictionary[Callable[..., Any], _Looked] = weakref.WeakKeyDictionary()
+_accepted: Remembered[set[frozenset[str] | None]] = Remembered()
 
 
 def refuse_random_deltas(
@@ -46,14 +44,13 @@ def refuse_random_deltas(
     :raises ValueError: naming the site.
     """
     key = None if among is None else frozenset(among)
-    with contextlib.suppress(TypeError):  # neither hashable nor weakly referenced
-        if key in _accepted.get(guide, ()):
-            return
+    looked = _accepted.get(guide) or set()
+    if key in looked:
+        return
     for site in sorted(_random_deltas(params, guide, args, kwargs)):
         if among is None or site in among:
             raise ValueError(_messages.random_delta(site))
-    with contextlib.suppress(TypeError):
-        _accepted.setdefault(guide, set()).add(key)
+    _accepted.keep(guide, looked | {key})
 
 
 def _random_deltas(

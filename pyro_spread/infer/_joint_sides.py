@@ -12,13 +12,13 @@ from pyro import poutine
 from pyro.util import get_rng_state, set_rng_state
 
 from pyro_spread.infer._plate_arguments import subsampled
-from pyro_spread.infer._remembered import Remembered
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, check_noise_sites, common_batch, is_compared
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._remembered import Remembered
 
 # A look at the model, which need not be taken at every step.
 _known_plates: Remembered[frozenset[str]] = Remembered()

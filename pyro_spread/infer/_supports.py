@@ -14,9 +14,9 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.util import get_rng_state, set_rng_state
 
-from pyro_spread.infer._remembered import Remembered
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
+from spread_analysis._remembered import Remembered
 
 #: Constraints by site; None stands for all reals, as at sites that the model does not have.
 Supports = Mapping[str, Any]

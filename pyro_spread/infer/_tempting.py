@@ -13,9 +13,9 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.util import get_rng_state, set_rng_state
 
-from pyro_spread.infer._remembered import Remembered
 from pyro_spread.infer._sites import is_latent
 from spread_analysis import _messages
+from spread_analysis._remembered import Remembered
 
 # The sites of a guide that were looked at; None stands for all.
 _innocent: Remembered[set[frozenset[str] | None]] = Remembered()
