@@ -35,6 +35,7 @@ from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._latents import shared_dims
 from spread_analysis._validation import check_count
 from spread_analysis.critic import LAGGING_ACCURACY
 
@@ -366,7 +367,10 @@ class JointContrastELBO(ELBO):
         sites = {n: s for n, s in scored.items() if n in latents and s["type"] == "sample"}
         if not sites:
             raise ValueError(_messages.joint_no_latent(scored))
-        total, dims = jnp.zeros(()), _data_dims([*observed.values(), *sites.values()])
+        total, dims = (
+            jnp.zeros(()),
+            shared_dims([s["fn"].batch_shape for s in (*observed.values(), *sites.values())]),
+        )
         for name, site in sites.items():
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
@@ -383,13 +387,6 @@ class JointContrastELBO(ELBO):
             if site["type"] == "mutable"
         }
         return total, mutable, None
-
-
-def _data_dims(sites: list[Any]) -> set[int]:
-    """The batch dims along which all sites are alike: those of the data."""
-    shapes = [site["fn"].batch_shape for site in sites]
-    depth = min(len(shape) for shape in shapes)
-    return {dim for dim in range(-depth, 0) if len({shape[dim] for shape in shapes}) == 1}
 
 
 def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from pyro_spread.ratio.adapters import ConcatSites, SiteValues
-from pyro_spread.ratio.critics import MLPCritic, QuadraticCritic, SeparableCritic, leaky_relu
+from pyro_spread.ratio.critics import (
+    _MLP,
+    MLPCritic,
+    QuadraticCritic,
+    SeparableCritic,
+    leaky_relu,
+)
 
 # Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
 _NEGLIGIBLE = 1e-12
@@ -19,7 +25,7 @@ _NEGLIGIBLE = 1e-12
 _LAYERS = {
     nn.Linear, nn.Sequential, nn.ModuleList, nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU,
     nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid,
-    QuadraticCritic, SeparableCritic, MLPCritic.__base__,
+    QuadraticCritic, SeparableCritic, _MLP,
 }  # fmt: skip
 _ACTIVATIONS = (leaky_relu, torch.relu, nn.functional.relu, torch.tanh, nn.functional.gelu)
 

@@ -38,6 +38,7 @@ from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._latents import shared_dims
 from spread_analysis._validation import check_count
 
 
@@ -308,7 +309,7 @@ class JointContrastELBO(Loss):
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
                 raise ValueError(_messages.joint_needs_density(name))
         scored.compute_log_prob(lambda name, site: name in sites)
-        dims = _data_dims([*observed.values(), *sites.values()])
+        dims = shared_dims([s["fn"].batch_shape for s in (*observed.values(), *sites.values())])
         counts = [max(1.0, _count(site, dims)) for site in sites.values()]
         return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
 
@@ -329,13 +330,6 @@ def _constant(side: SiteValues) -> SiteValues:
         n: a.detach() if isinstance(a, torch.Tensor) else a for n, a in side.arguments.items()
     }
     return SiteValues(values, side.batch_shape, arguments)
-
-
-def _data_dims(sites: list[Any]) -> set[int]:
-    """The batch dims along which all sites are alike: those of the data."""
-    shapes = [site["fn"].batch_shape for site in sites]
-    depth = min(len(shape) for shape in shapes)
-    return {dim for dim in range(-depth, 0) if len({shape[dim] for shape in shapes}) == 1}
 
 
 def _count(site: Mapping[str, Any], dims: set[int]) -> float:
