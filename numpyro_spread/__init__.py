@@ -58,7 +58,8 @@ from numpyro_spread.ratio import (
     concat_sites,
     critic_report,
 )
-from spread_analysis import FalseEvidenceWarning, SupportMismatchWarning
+from numpyro_spread.reporting import diagnose, report
+from spread_analysis import FalseEvidenceWarning, History, SupportMismatchWarning
 
 __all__ = [
     "KL",
@@ -75,6 +76,7 @@ __all__ = [
     "GaussianKernel",
     "GaussianNoise",
     "GradientPenalty",
+    "History",
     "ImplicitDistribution",
     "JSPi",
     "Jeffreys",
@@ -101,7 +103,9 @@ __all__ = [
     "averaged_params",
     "concat_sites",
     "critic_report",
+    "diagnose",
     "importance_weighted_bound",
+    "report",
     "simulation_based_calibration",
     "spread",
     "two_player",

@@ -18,6 +18,7 @@ from spread_analysis.critic import (
 from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import MeanAndError, SampleJudge, SampleQuality, mean_and_error
 from spread_analysis.features import FeatureExtractor, fit_features
+from spread_analysis.history import History
 from spread_analysis.log_evidence import LogEvidence, Target, annealed_importance, log_mean_exp
 from spread_analysis.metrics import (
     PrecisionRecall,
@@ -54,6 +55,7 @@ __all__ = [
     "FalseEvidenceMonitor",
     "FalseEvidenceWarning",
     "FeatureExtractor",
+    "History",
     "LogEvidence",
     "MeanAndError",
     "PrecisionRecall",

@@ -1,0 +1,333 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a training run: numbers for a progress bar, and a page for people."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings as python_warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from numpy.typing import ArrayLike
+from numpyro.distributions import Unit
+from numpyro.infer import SVI
+from numpyro.infer.elbo import ELBO
+from numpyro.infer.svi import SVIRunResult, SVIState
+
+from numpyro_spread.infer._critic_loss import CriticLoss
+from numpyro_spread.infer._joint_sides import _data_plates, _plates_of, is_latent, run, run_forward
+from numpyro_spread.infer._two_sides import _mask, is_compared, no_guide
+from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
+from numpyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
+from spread_analysis import _messages
+from spread_analysis.history import History
+from spread_analysis.report import CriticLogits, Report, describe, write_report
+from spread_analysis.report.gather import Draws, Options, assemble, pool_latents, rows_of
+from spread_analysis.report.words import figures_of, shorten
+
+__all__ = ["diagnose", "report"]
+
+# Folded into the key of a state, beside what SVI makes of it.
+_LOOK = 0x5EED0006
+
+State = SVIState | SVIRunResult | Mapping[str, Any]
+
+
+def diagnose(svi: SVI, svi_state: State, *args: Any, **kwargs: Any) -> dict[str, float]:
+    """
+    The numbers to watch during training: for progress bars, TensorBoard and the like.
+
+    Nothing is moved by it: neither state nor random key, so that a run with it ends as the same run
+    without. It is not compiled and costs as much as some steps: ask every hundred steps or so.
+
+        >>> import jax, numpyro, numpyro.distributions as dist, optax
+        >>> import flax.linen as nn
+        >>> from numpyro.infer import SVI
+        >>> from numpyro_spread import AdversarialDivergence, History, concat_sites, diagnose
+        >>> def model(x):
+        ...     w = numpyro.param("w", 0.5)
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> loss = AdversarialDivergence(concat_sites(nn.Dense(1), "x"))
+        >>> svi = SVI(model, loss.register(model, lambda x: None), optax.adam(1e-2), loss)
+        >>> x = jax.random.normal(jax.random.key(1), (100,))
+        >>> update, state = jax.jit(svi.update), svi.init(jax.random.key(0), x)
+        >>> history = History()
+        >>> for step in range(1, 21):
+        ...     state, _ = update(state, x)
+        ...     if step % 10 == 0:
+        ...         history.add(step, diagnose(svi, state, x))
+        >>> list(history.postfix())
+        ['divergence', 'critic_accuracy']
+
+    :param svi: an SVI.
+    :param svi_state: its state; or what ``svi.run`` returned, or params by name (then the same
+        draws are made at every call).
+    :param args: positional arguments of model and guide, the data among them; held-out ones tell
+        more.
+    :param kwargs: keyword arguments of both.
+    :return: ``loss``; ``divergence``, the same number, where the loss is an estimate of one; and
+        for each critic that is a classifier ``critic_accuracy``, ``critic_divergence`` (what it
+        sees of JS_pi, in nats), ``critic_saturated`` and ``log_ratio_gap`` (nats), with "/site"
+        behind where there is one critic per site. What a contrast ELBO reports is an estimate and
+        not a bound.
+    :raises ValueError: if the SVI has no loss object, or params are missing.
+    :raises TypeError: if ``svi_state`` is neither state, result nor params.
+    """
+    loss = _loss_of(svi)
+    params, rng_key = _params_of(svi, svi_state)
+    kwargs = {**kwargs, **svi.static_kwargs}
+    _run_guide(svi, svi.guide, rng_key, params, args, kwargs)  # are all params there?
+    with python_warnings.catch_warnings():
+        value, logits = _ask(loss, svi, random.fold_in(rng_key, _LOOK), params, args, kwargs)
+    return figures_of(describe(loss), value, logits)
+
+
+def report(
+    path: str | os.PathLike[str],
+    svi: SVI,
+    svi_state: State,
+    *args: Any,
+    losses: ArrayLike | None = None,
+    history: History | None = None,
+    num_samples: int = 1000,
+    image_shape: Sequence[int] | None = None,
+    title: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    warnings: Iterable[Any] = (),
+    datum: int | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Report:
+    """
+    Write one HTML page that says how a training run went and what came out of it.
+
+    The page holds everything it needs, pictures included: loss and divergence curves, the model's
+    samples beside the data, sample metrics, calibration of the critic, overlap of supports, the
+    posterior's pair plot, warnings, settings and versions. What a loss does not have is said to be
+    missing. Samples and metrics are of clean draws, without spread noise. Nothing of the run is
+    changed.
+
+        >>> import jax, numpyro, numpyro.distributions as dist, optax, tempfile
+        >>> from numpyro.infer import SVI
+        >>> from numpyro_spread import MMD, GaussianKernel, report
+        >>> def model(x):
+        ...     w = numpyro.param("w", 0.5)
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> svi = SVI(model, lambda x: None, optax.adam(0.1), MMD(GaussianKernel(1.0)))
+        >>> x = jax.random.normal(jax.random.key(1), (100,))
+        >>> result = svi.run(jax.random.key(0), 20, x, progress_bar=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = report(f"{folder}/run.html", svi, result, x)
+        ...     page.path.name
+        'run.html'
+
+    :param path: of the page; an older one is replaced.
+    :param svi: an SVI.
+    :param svi_state: its state; or what ``svi.run`` returned, whose losses are shown if none are
+        given; or params by name.
+    :param args: positional arguments of model and guide, the data among them: held-out ones tell
+        more, a few thousand are enough. Latents in no plate of the data come from the guide, all
+        others from the prior.
+    :param losses: the loss of every step.
+    :param history: what was looked at by :func:`diagnose` during training.
+    :param num_samples: how many samples, and data, are shown and compared.
+    :param image_shape: ``(height, width)``, maybe with a channel axis, if the data are images.
+    :param title: of the page.
+    :param settings: further settings by name, to be noted on the page: optax does not tell its own.
+    :param warnings: warnings of the training run, such as ``catch_warnings(record=True)`` gives;
+        those of this library's losses are known without it.
+    :param datum: index of the datum whose posterior is shown; None is all together.
+    :param seed: of the draws for this page.
+    :param kwargs: keyword arguments of model and guide.
+    :return: what the page shows, as arrays.
+    :raises ValueError: if the model observes nothing, params are missing, or an argument does not
+        fit; nothing is written then.
+    :raises TypeError: if ``svi_state`` is neither state, result nor params.
+    :raises OSError: if the page cannot be written.
+    :raises ImportError: if the ``analysis`` extra is missing.
+    """
+    if losses is None and isinstance(svi_state, SVIRunResult):
+        losses = np.asarray(svi_state.losses)
+    options = Options(
+        path, losses, history, num_samples, image_shape, title, settings, warnings, datum, seed
+    )
+    loss = _loss_of(svi)
+    params, rng_key = _params_of(svi, svi_state)
+    kwargs = {**kwargs, **svi.static_kwargs}
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always")
+        draws = _draw(loss, svi, options, params, args, kwargs)
+    draws.troubles += caught
+    backend = {
+        "Optimiser": {"optimiser": _describe_optimiser(svi.optim)},
+        "Networks": _describe_networks(loss, params),
+        "Seeds": {} if isinstance(svi_state, Mapping) else {"key of the state": _key_data(rng_key)},
+    }
+    monitors = [getattr(loss, "_monitor", None)]
+    found = assemble(options, loss, draws, backend, ("jax", "numpyro", "optax", "flax"), monitors)
+    return write_report(found)
+
+
+def _loss_of(svi: SVI) -> Any:
+    if not isinstance(svi.loss, ELBO):
+        raise ValueError(_messages.report_no_loss(svi.loss))
+    return svi.loss
+
+
+def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], jax.Array]:
+    """Values of param and mutable sites, and the key of the state."""
+    if isinstance(svi_state, SVIRunResult):
+        svi_state = svi_state.state
+    if isinstance(svi_state, SVIState):
+        params = dict(svi.get_params(svi_state)) | dict(svi_state.mutable_state or {})
+        return params, svi_state.rng_key
+    if isinstance(svi_state, Mapping):
+        return dict(svi_state), random.key(0)
+    wanted = "an SVIState, what svi.run returned, or a dict of params"
+    raise TypeError(_messages.bad_range("svi_state", type(svi_state).__name__, wanted))
+
+
+def _check_params(sites: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    wanted = {n for n, site in sites.items() if site["type"] in ("param", "mutable")}
+    if wanted - set(params):
+        way_out = "Pass the state of this SVI, or what its run returned; they have all of them."
+        raise ValueError(_messages.report_unknown_params(wanted - set(params), way_out))
+
+
+def _run_guide(
+    svi: SVI, guide: Any, rng_key: jax.Array, params: Any, args: Any, kwargs: Any
+) -> dict[str, Any]:
+    sites = run(guide or no_guide, rng_key, params, {}, args, kwargs)
+    _check_params(sites, params)
+    return sites
+
+
+def _ask(
+    loss: Any, svi: SVI, rng_key: jax.Array, params: Any, args: Any, kwargs: Any
+) -> tuple[float, dict[str, CriticLogits]]:
+    """What the loss reports, and the logits of its critics by critic."""
+    if isinstance(loss, CriticLoss):
+        said = loss.logits(rng_key, params, svi.model, svi.guide, *args, **kwargs)
+        return float(loss._value(said)), {"": CriticLogits.of(said)}
+    # A look is no step: the monitor of the loss does not see it.
+    quiet = copy.copy(loss)
+    if hasattr(loss, "_monitor"):
+        quiet._monitor = copy.deepcopy(loss._monitor)
+        quiet._monitor.warned = True
+    value = float(quiet.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs))
+    jax.effects_barrier()
+    if getattr(loss, "discriminator", None) is None:
+        return value, {}
+    said = loss.logits(rng_key, params, svi.model, svi.guide, *args, **kwargs)
+    by_critic = {"": said} if hasattr(said, "data_weights") else said
+    return value, {name: CriticLogits.of(logits) for name, logits in by_critic.items()}
+
+
+def _draw(
+    loss: Any, svi: SVI, options: Options, params: dict[str, Any], args: Any, kwargs: Any
+) -> Draws:
+    model, number = svi.model, options.num_samples
+    first_key, model_key, guide_key, ask_key = random.split(random.key(options.seed), 4)
+    trace = _run_guide(svi, svi.guide, first_key, params, args, kwargs)
+    plates = _data_plates(model, first_key, params, args, kwargs)
+    shared = {n for n, s in trace.items() if is_latent(s) and not _plates_of(s) & plates}
+
+    def forward(key: jax.Array) -> dict[str, Any]:
+        """Sites of the model, global latents and subsamples being the guide's."""
+        own_key, key = random.split(key)
+        sites = run(svi.guide or no_guide, own_key, params, {}, args, kwargs)
+        fixed = {n: s["value"] for n, s in sites.items() if s["type"] == "plate" or n in shared}
+        return run_forward(model, key, params, fixed, args, kwargs)
+
+    sites = forward(first_key)
+    _check_params(sites, params)
+    observed = {n: s for n, s in sites.items() if is_compared(s) and not isinstance(s["fn"], Unit)}
+    if not observed:
+        raise ValueError(_messages.report_no_data())
+    data, samples = {}, {}
+    masks = {n: _mask(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
+    for name, site in observed.items():
+        obs = jnp.broadcast_to(site["infer"]["obs"], jnp.shape(site["value"]))
+        data[name] = rows_of(obs, site["fn"].event_dim, masks[name])
+    count = max(1, len(next(iter(data.values()))))
+
+    def values(key: jax.Array) -> dict[str, Any]:
+        sites = forward(key)
+        return {name: sites[name]["value"] for name in observed}
+
+    drawn = lax.map(values, random.split(model_key, -(-number // count)))
+    for name, site in observed.items():
+        event_dim, mask = site["fn"].event_dim, masks[name]
+        samples[name] = np.concatenate([rows_of(v, event_dim, mask) for v in drawn[name]])
+
+    one_by_one = bool(shared) or options.datum is not None
+    num_runs = number if one_by_one else -(-number // count)
+    runs = _posterior(loss, svi, guide_key, num_runs, params, args, kwargs)
+    latents, latents_of = pool_latents(runs, shared, options.datum)
+    draws = Draws(data, samples, latents, latents_of)
+    try:
+        draws.value, draws.logits = _ask(loss, svi, ask_key, params, args, kwargs)
+    except ValueError as error:
+        draws.troubles.append(f"the loss could not be asked: {error}")
+        draws.reasons["critic"] = "The loss could not be asked; see the warnings."
+    if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
+        draws.reasons["critic"] = "The guide has a density: no critic is needed, and none trained."
+    return draws
+
+
+def _posterior(
+    loss: Any, svi: SVI, rng_key: jax.Array, num_runs: int, params: Any, args: Any, kwargs: Any
+) -> list[dict[str, tuple[Any, int]]]:
+    """Latents and their event dims, run by run, given what the guide was trained to see."""
+    guide = svi.guide
+    if isinstance(loss, SemiImplicitELBO):
+        guide = loss.spread_guide(svi.model, guide)
+    noise_key, draw_key = random.split(rng_key)
+    spreading = getattr(loss, "_spreading", None)
+    if spreading is not None and spreading.noise:
+        step = spreading.step(params, svi.model, args, kwargs)
+        _, args, kwargs, _ = step.hand(noise_key)
+    event_dims: dict[str, int] = {}
+
+    def values(key: jax.Array) -> dict[str, Any]:
+        sites = run(guide or no_guide, key, params, {}, args, kwargs)
+        latents = {
+            n: s for n, s in sites.items() if is_latent(s) and not s["infer"].get("is_auxiliary")
+        }
+        event_dims.update({name: site["fn"].event_dim for name, site in latents.items()})
+        return {name: site["value"] for name, site in latents.items()}
+
+    drawn = lax.map(values, random.split(draw_key, num_runs))
+    host = {name: np.asarray(value) for name, value in drawn.items()}
+    return [{n: (v[index], event_dims[n]) for n, v in host.items()} for index in range(num_runs)]
+
+
+def _key_data(rng_key: jax.Array) -> str:
+    is_typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    return str(np.asarray(random.key_data(rng_key) if is_typed else rng_key).tolist())
+
+
+def _describe_optimiser(optim: Any) -> str:
+    """Its class: what is inside of an optax optimiser it does not tell."""
+    kind = type(optim).__name__
+    return "an optax optimiser" if kind == "_NumPyroOptim" else shorten(kind)
+
+
+def _describe_networks(loss: Any, params: Mapping[str, Any]) -> dict[str, str]:
+    """Which nets have how many params."""
+    found = {}
+    for site, value in params.items():
+        count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(value))
+        found[site.removesuffix("$params")] = f"{count:,} params"
+    net = getattr(loss, "discriminator", None)
+    if net is not None and not isinstance(net, Mapping) and loss.name in found:
+        found[loss.name] = f"{type(net).__name__}, {found[loss.name]}"
+    return found

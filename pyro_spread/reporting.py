@@ -1,0 +1,328 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a training run: numbers for a progress bar, and a page for people."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings as python_warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import ArrayLike
+from pyro import poutine
+from pyro.distributions import Unit
+from pyro.infer import SVI
+from pyro.infer.elbo import ELBO
+from pyro.util import get_rng_state, set_rng_state
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_spread.infer._critic_loss import CriticLoss
+from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
+from pyro_spread.infer._sites import is_latent
+from pyro_spread.infer._two_sides import _mask, is_compared
+from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
+from pyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
+from pyro_spread.optim import TwoPlayer
+from spread_analysis import _messages
+from spread_analysis.history import History
+from spread_analysis.report import CriticLogits, Report, describe, write_report
+from spread_analysis.report.gather import Draws, Options, assemble, pool_latents, rows_of
+from spread_analysis.report.words import figures_of, shorten
+
+__all__ = ["diagnose", "report"]
+
+
+def diagnose(svi: SVI, *args: Any, **kwargs: Any) -> dict[str, float]:
+    """
+    The numbers to watch during training: for progress bars, TensorBoard and the like.
+
+    Nothing is moved by it: neither params, optimiser and buffers nor the random state, so that a
+    run with it ends as the same run without. It costs about as much as the forward half of a step:
+    ask every hundred steps or so.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import AdversarialDivergence, History, concat_sites, diagnose
+        >>> def model(x):
+        ...     w = pyro.param("w", torch.tensor(0.5))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> pyro.clear_param_store()
+        >>> loss = AdversarialDivergence(concat_sites(torch.nn.Linear(1, 1), "x"))
+        >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), loss)
+        >>> history = History()
+        >>> for step in range(1, 21):
+        ...     _ = svi.step(torch.randn(100))
+        ...     if step % 10 == 0:
+        ...         history.add(step, diagnose(svi, torch.randn(100)))
+        >>> list(history.postfix())
+        ['divergence', 'critic_accuracy']
+
+    :param svi: an SVI that has made a step.
+    :param args: positional arguments of model and guide, the data among them; held-out ones tell
+        more.
+    :param kwargs: keyword arguments of both.
+    :return: ``loss``; ``divergence``, the same number, where the loss is an estimate of one; and
+        for each critic that is a classifier ``critic_accuracy``, ``critic_divergence`` (what it
+        sees of JS_pi, in nats), ``critic_saturated`` and ``log_ratio_gap`` (nats), with "/site"
+        behind where there is one critic per site. What a contrast ELBO reports is an estimate and
+        not a bound.
+    :raises ValueError: if the SVI has no loss object, or has made no step yet.
+    """
+    loss = _loss_of(svi)
+    with _unchanged(), torch.no_grad():
+        value, logits = _ask(loss, svi, args, kwargs)
+    return figures_of(describe(loss), value, logits)
+
+
+def report(
+    path: str | os.PathLike[str],
+    svi: SVI,
+    *args: Any,
+    losses: ArrayLike | None = None,
+    history: History | None = None,
+    num_samples: int = 1000,
+    image_shape: Sequence[int] | None = None,
+    title: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    warnings: Iterable[Any] = (),
+    datum: int | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Report:
+    """
+    Write one HTML page that says how a training run went and what came out of it.
+
+    The page holds everything it needs, pictures included: loss and divergence curves, the model's
+    samples beside the data, sample metrics, calibration of the critic, overlap of supports, the
+    posterior's pair plot, warnings, settings and versions. What a loss does not have is said to be
+    missing. Samples and metrics are of clean draws, without spread noise. Params, optimiser,
+    buffers and random state are afterwards as they were.
+
+        >>> import tempfile, torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import MMD, GaussianKernel, report
+        >>> def model(x):
+        ...     w = pyro.param("w", torch.tensor(0.5))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> pyro.clear_param_store()
+        >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), MMD(GaussianKernel(1.0)))
+        >>> losses = [svi.step(torch.randn(100)) for _ in range(20)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = report(f"{folder}/run.html", svi, torch.randn(100), losses=losses)
+        ...     page.path.name
+        'run.html'
+
+    :param path: of the page; an older one is replaced.
+    :param svi: an SVI that has made a step.
+    :param args: positional arguments of model and guide, the data among them: held-out ones tell
+        more, a few thousand are enough. Latents in no plate of the data come from the guide, all
+        others from the prior.
+    :param losses: the loss of every step.
+    :param history: what was looked at by :func:`diagnose` during training.
+    :param num_samples: how many samples, and data, are shown and compared.
+    :param image_shape: ``(height, width)``, maybe with a channel axis, if the data are images.
+    :param title: of the page.
+    :param settings: further settings by name, to be noted on the page.
+    :param warnings: warnings of the training run, such as ``catch_warnings(record=True)`` gives;
+        those of this library's losses are known without it.
+    :param datum: index of the datum whose posterior is shown; None is all together.
+    :param seed: of the draws for this page.
+    :param kwargs: keyword arguments of model and guide.
+    :return: what the page shows, as arrays.
+    :raises ValueError: if the model observes nothing, the SVI has made no step, or an argument
+        does not fit; nothing is written then.
+    :raises OSError: if the page cannot be written.
+    :raises ImportError: if the ``analysis`` extra is missing.
+    """
+    options = Options(
+        path, losses, history, num_samples, image_shape, title, settings, warnings, datum, seed
+    )
+    loss = _loss_of(svi)
+    rng_seed = torch.initial_seed()
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always")
+        with _unchanged(), torch.no_grad():
+            pyro.set_rng_seed(seed)
+            draws = _draw(loss, svi, options, args, kwargs)
+    draws.troubles += caught
+    backend = {
+        "Optimiser": _describe_optimiser(svi.optim),
+        "Networks": _describe_networks(loss),
+        "Seeds": {"of PyTorch, set last": str(rng_seed)},
+    }
+    found = assemble(options, loss, draws, backend, ("torch", "pyro-ppl"), _monitors(loss))
+    return write_report(found)
+
+
+def _loss_of(svi: SVI) -> Any:
+    loss = getattr(svi.loss, "__self__", None)
+    if not isinstance(loss, ELBO):
+        raise ValueError(_messages.report_no_loss(svi.loss))
+    return loss
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Afterwards random state, buffers and params are as before; new params are an error."""
+    store = pyro.get_param_store()
+    params = set(store.keys())
+    buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    thread = threading.get_ident()
+
+    def keep(module: nn.Module, inputs: Any) -> None:
+        # All nets that are called, wherever the model has them from.
+        if threading.get_ident() == thread:
+            for buffer in module.buffers():
+                if id(buffer) not in buffers:
+                    buffers[id(buffer)] = (buffer, buffer.clone())
+
+    hook = register_module_forward_pre_hook(keep)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    state = get_rng_state()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        hook.remove()
+        set_rng_state(state)
+        with torch.no_grad():
+            for buffer, value in buffers.values():
+                buffer.copy_(value)
+        new = set(store.keys()) - params
+        for name in new:
+            del store[name]
+    if new:
+        raise ValueError(_messages.report_unknown_params(new, "Train first: svi.step makes them."))
+
+
+def _ask(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[float, dict[str, CriticLogits]]:
+    """What the loss reports, and the logits of its critics by critic."""
+    if isinstance(loss, CriticLoss):
+        said = loss.logits(svi.model, svi.guide, *args, **kwargs)
+        return float(loss._value(said)), {"": CriticLogits.of(said)}
+    value = float(loss.loss(svi.model, svi.guide, *args, **kwargs))
+    if getattr(loss, "discriminator", None) is None:
+        return value, {}
+    said = loss.logits(svi.model, svi.guide, *args, **kwargs)
+    by_critic = said if isinstance(said, dict) else {"": said}
+    return value, {name: CriticLogits.of(logits) for name, logits in by_critic.items()}
+
+
+def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draws:
+    model, guide, number = svi.model, svi.guide, options.num_samples
+    posterior, posterior_args, posterior_kwargs = _posterior(loss, svi, args, kwargs)
+    plates = data_plates(model, args, kwargs)
+
+    def run_guide(guide: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return poutine.trace(guide).get_trace(*args, **kwargs)
+
+    trace = run_guide(guide, args, kwargs)
+    shared = {n for n, s in trace.nodes.items() if is_latent(s) and not _plates_of(s) & plates}
+    data: dict[str, Any] = {}
+    samples: dict[str, list[Any]] = {}
+    drawn = 0
+    while drawn < number:
+        leaves = {name: trace.nodes[name]["value"] for name in shared}
+        sites = _run_forward(model, trace, leaves, args, kwargs).nodes
+        observed = {
+            n: s for n, s in sites.items() if is_compared(s) and not isinstance(s["fn"], Unit)
+        }
+        if not observed:
+            raise ValueError(_messages.report_no_data())
+        for name, site in observed.items():
+            value, event_dim = site["value"], site["fn"].event_dim
+            mask = _mask(name, site, value)
+            if not drawn:
+                obs = torch.as_tensor(site["infer"]["obs"], device=value.device)
+                data[name] = rows_of(obs.expand(value.shape), event_dim, mask)
+            samples.setdefault(name, []).append(rows_of(value, event_dim, mask))
+        drawn += max(1, len(next(iter(samples.values()))[-1]))
+        trace = run_guide(guide, args, kwargs)
+    rows = [len(value) for value in data.values()]
+    one_by_one = bool(shared) or options.datum is not None
+    runs = []
+    for _ in range(number if one_by_one else -(-number // max(1, *rows))):
+        trace = run_guide(posterior, posterior_args, posterior_kwargs)
+        runs.append(
+            {
+                name: (site["value"], site["fn"].event_dim)
+                for name, site in trace.nodes.items()
+                if is_latent(site) and not site["infer"].get("is_auxiliary")
+            }
+        )
+    latents, latents_of = pool_latents(runs, shared, options.datum)
+    joined = {name: np.concatenate(values) for name, values in samples.items()}
+    draws = Draws(data, joined, latents, latents_of)
+    try:
+        draws.value, draws.logits = _ask(loss, svi, args, kwargs)
+    except ValueError as error:
+        draws.troubles.append(f"the loss could not be asked: {error}")
+        draws.reasons["critic"] = "The loss could not be asked; see the warnings."
+    if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
+        draws.reasons["critic"] = "The guide has a density: no critic is needed, and none trained."
+    return draws
+
+
+def _posterior(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """The guide whose draws are the posterior's, and what it was trained to see: noisy data."""
+    guide = svi.guide
+    if isinstance(loss, SemiImplicitELBO):
+        guide = loss.spread_guide(svi.model, guide)
+    spreading = getattr(loss, "_spreading", None)
+    if spreading is not None and spreading.noise:
+        located = spreading.locate(svi.model, args, kwargs)
+        args, kwargs, _, _ = spreading.hand(located, args, kwargs)
+    return guide, args, kwargs
+
+
+def _monitors(loss: Any) -> list[Any]:
+    watch = getattr(loss, "_watch", None)
+    contrast = getattr(getattr(loss, "_contrast", None), "_watch", None)
+    found = [getattr(owner, "_monitor", None) for owner in (loss, watch, contrast)]
+    return [monitor for monitor in found if monitor is not None]
+
+
+def _describe_optimiser(optim: Any) -> dict[str, str]:
+    if isinstance(optim, TwoPlayer):
+        return {
+            "generator": _describe_player(optim.generator),
+            "discriminator": _describe_player(optim.discriminator),
+            "discriminator_steps": str(optim.discriminator_steps),
+            "ema": str(optim.ema),
+        }
+    return {"optimiser": _describe_player(optim)}
+
+
+def _describe_player(optim: Any) -> str:
+    kind = getattr(optim, "pt_optim_constructor", type(optim))
+    told = getattr(optim, "pt_optim_args", "")
+    if isinstance(told, Mapping):
+        told = ", ".join(f"{name}={shorten(value)}" for name, value in told.items())
+    return shorten(f"{getattr(kind, '__name__', kind)}({shorten(told)})")
+
+
+def _describe_networks(loss: Any) -> dict[str, str]:
+    """Which nets have how many params."""
+    found = {}
+    for name in ("discriminator", "head"):
+        net = getattr(loss, name, None)
+        if isinstance(net, nn.Module):
+            count = sum(param.numel() for param in net.parameters())
+            found[name] = f"{type(net).__name__}, {count:,} params"
+    store = pyro.get_param_store()
+    sizes: dict[str, int] = {}
+    for name in store.keys():  # noqa: SIM118, the store iterates otherwise
+        owner = name.split("$$$")[0]
+        sizes[owner] = sizes.get(owner, 0) + store._params[name].numel()
+    for name, size in sizes.items():
+        found.setdefault(name, f"{size:,} params")
+    return found
