@@ -36,10 +36,8 @@ __all__ = ["diagnose", "report"]
 # Folded into the key of a state, beside what SVI makes of it.
 _LOOK = 0x5EED0006
 
-State = SVIState | SVIRunResult | Mapping[str, Any]
 
-
-def diagnose(svi: SVI, svi_state: State, *args: Any, **kwargs: Any) -> dict[str, float]:
+def diagnose(svi: SVI, svi_state: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
     """
     The numbers to watch during training: for progress bars, TensorBoard and the like.
 
@@ -84,15 +82,14 @@ def diagnose(svi: SVI, svi_state: State, *args: Any, **kwargs: Any) -> dict[str,
     params, rng_key = _params_of(svi, svi_state)
     kwargs = {**kwargs, **svi.static_kwargs}
     _run_guide(svi, svi.guide, rng_key, params, args, kwargs)  # are all params there?
-    with python_warnings.catch_warnings():
-        value, logits = _ask(loss, svi, random.fold_in(rng_key, _LOOK), params, args, kwargs)
+    value, logits = _ask(loss, svi, random.fold_in(rng_key, _LOOK), params, args, kwargs)
     return figures_of(describe(loss), value, logits)
 
 
 def report(
     path: str | os.PathLike[str],
     svi: SVI,
-    svi_state: State,
+    svi_state: Any,
     *args: Any,
     losses: ArrayLike | None = None,
     history: History | None = None,
@@ -173,7 +170,10 @@ def report(
     }
     monitors = [getattr(loss, "_monitor", None)]
     found = assemble(options, loss, draws, backend, ("jax", "numpyro", "optax", "flax"), monitors)
-    return write_report(found)
+    write_report(found)
+    for item in caught:  # they are on the page, and heard of too
+        python_warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+    return found
 
 
 def _loss_of(svi: SVI) -> Any:

@@ -160,7 +160,10 @@ def report(
         "Seeds": {"of PyTorch, set last": str(rng_seed)},
     }
     found = assemble(options, loss, draws, backend, ("torch", "pyro-ppl"), _monitors(loss))
-    return write_report(found)
+    write_report(found)
+    for item in caught:  # they are on the page, and heard of too
+        python_warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+    return found
 
 
 def _loss_of(svi: SVI) -> Any:

@@ -196,11 +196,8 @@ def compute_metrics(report: Report) -> list[MetricRow]:
         return float(metric(real, generated)), perfect
 
     bandwidth = 1.0
-    if (
-        number >= 2
-        and both_finite
-        and (np.ptp(np.concatenate([real, generated]), axis=0) > 0).any()
-    ):
+    pooled = np.concatenate([real, generated])
+    if number >= 2 and both_finite and (np.ptp(pooled, axis=0) > 0).any():
         bandwidth = median_heuristic(real, generated)
     rows = [
         MetricRow(

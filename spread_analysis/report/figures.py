@@ -74,7 +74,7 @@ def loss_curve(losses: FloatArray, words: LossWords) -> str:
         margin = 0.08 * (high - low)
         if margin > 0 and (finite.max() > high + 4 * margin or finite.min() < low - 4 * margin):
             ax.set_ylim(low - margin, high + margin)
-    ax.yaxis.label.set_size(9)
+    ax.yaxis.label.set_fontsize(9)
     return encode(figure)
 
 
@@ -164,7 +164,7 @@ def overlap(logits: CriticLogits, words: LossWords) -> str:
     edges = _edges(sides, 40)
     figure, axes = _new(5.6, 3.6)
     ax = axes[0, 0]
-    looks = ({"alpha": 0.5}, {"histtype": "step", "lw": 1.8})
+    looks: tuple[dict[str, Any], ...] = ({"alpha": 0.5}, {"histtype": "step", "lw": 1.8})
     for side, weight, name, colour, look in zip(
         sides, weights, words.sides, (DATA, MODEL), looks, strict=True
     ):

@@ -51,7 +51,7 @@ class Draws:
     latents_of: str = ""
     value: float = float("nan")
     logits: dict[str, CriticLogits] = field(default_factory=dict)
-    troubles: list[str] = field(default_factory=list)
+    troubles: list[Any] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -177,6 +177,5 @@ def pool_latents(
     index = 0 if datum is None else datum
     if not 0 <= index < count:
         raise ValueError(_messages.report_datum(index, count))
-    return latents | {
-        n: v[:, index] for n, v in alike.items()
-    }, f"{len(runs)} draws for datum {index}"
+    chosen = {n: value[:, index] for n, value in alike.items()}
+    return latents | chosen, f"{len(runs)} draws for datum {index}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from html import escape
 from string import Template
 
@@ -189,10 +190,10 @@ def _cards(report: Report, checked: dict[str, CriticReport | None]) -> str:
             overlap = "yes" if found.supports_overlap else "no"
             cards.append(card(overlap, f"supports overlap{of}", found.supports_overlap))
     for row in report.metrics[:1]:
-        perfect = (
-            f"; real data score {number(row.perfect, 3)}" if row.perfect == row.perfect else ""
-        )
-        cards.append(card(number(row.model, 3), f"{row.name} of samples against data{perfect}"))
+        text = f"{row.name} of samples against data"
+        if not math.isnan(row.perfect):
+            text += f"; other data score {number(row.perfect, 3)}"
+        cards.append(card(number(row.model, 3), text))
     count = len(report.warnings)
     cards.append(card(str(count), "warning" if count == 1 else "warnings", count == 0))
     return "".join(cards)
@@ -230,7 +231,7 @@ def _curves(report: Report) -> str:
             panels[0] = (words.label, ["loss"])
         panels += [("", [name]) for name in rest]
         pictures = [
-            _draw(lambda n=names, y=label: figures.history_curves(history, n, y), ", ".join(names))
+            _draw(partial(figures.history_curves, history, names, label), ", ".join(names))
             for label, names in panels
             if names
         ]
@@ -363,7 +364,7 @@ def _calibration(report: Report, checked: dict[str, CriticReport | None]) -> str
                 "share; near zero, a few samples stand for all the data",
             ),
         ]
-        picture = _draw(lambda f=found: figures.calibration(f, words.sides), "calibration curve")
+        picture = _draw(partial(figures.calibration, found, words.sides), "calibration curve")
         parts.append(_row([picture, f"<figure>{_table(('', '', ''), rows, (1,))}</figure>"]))
     parts.append(
         _read(
@@ -394,7 +395,7 @@ def _overlap(report: Report, checked: dict[str, CriticReport | None]) -> str:
                 )
             )
         what = f"What the critic{of} says of {words.sides[0]} and of {words.sides[1]}"
-        parts.append(_row([_draw(lambda v=logits: figures.overlap(v, words), "overlap", what)]))
+        parts.append(_row([_draw(partial(figures.overlap, logits, words), "overlap", what)]))
     parts.append(
         _read(
             "Good: two hills that lie over each other in part or wholly. Bad: two hills far apart, "

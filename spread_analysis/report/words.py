@@ -109,17 +109,12 @@ class CriticLogits:
     @classmethod
     def of(cls, logits: Any) -> CriticLogits:
         """Out of the named tuple that ``loss.logits`` of either backend returns."""
-        data, model = _flat(logits.data), _flat(logits.model)
+        data, model = _as_array(logits.data), _as_array(logits.model)
         weights = [
-            None
-            if weight is None
-            else np.broadcast_to(_flat(weight, value), np.shape(value)).ravel()
-            for weight, value in (
-                (logits.data_weights, logits.data),
-                (logits.model_weights, logits.model),
-            )
+            None if weight is None else np.broadcast_to(_as_array(weight), side.shape).ravel()
+            for weight, side in ((logits.data_weights, data), (logits.model_weights, model))
         ]
-        return cls(data, model, *weights)
+        return cls(data.ravel(), model.ravel(), *weights)
 
     @property
     def num_not_finite(self) -> int:
@@ -127,17 +122,16 @@ class CriticLogits:
         return int((~np.isfinite(self.data)).sum() + (~np.isfinite(self.model)).sum())
 
 
-def _flat(value: Any, like: Any = None) -> FloatArray:
+def _as_array(value: Any) -> FloatArray:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    array = np.asarray(value, np.float64)
-    return array.ravel() if like is None else array
+    return np.asarray(value, np.float64)
 
 
 def figures_of(
     words: LossWords, value: float, logits: Mapping[str, CriticLogits]
 ) -> dict[str, float]:
-    """
+    r"""
     The numbers to watch during training.
 
     :param words: about the loss.
@@ -145,7 +139,7 @@ def figures_of(
     :param logits: critics' logits by critic; the name of a single one is empty.
     :return: ``loss``; ``divergence``, the same, where the loss is one; and for every critic that
         is a classifier ``critic_accuracy``, ``critic_divergence`` (its own estimate of
-        :math:`JS_\\pi` in nats, H(pi) less its cross-entropy), ``critic_saturated`` (share of
+        :math:`JS_\pi` in nats, H(pi) less its cross-entropy), ``critic_saturated`` (share of
         logits of at least 10 in size) and ``log_ratio_gap`` (how many nats the mean log-ratio
         falls from one side to the other), with "/site" behind where there is one critic per site.
         All are NaN where logits are.
