@@ -80,7 +80,7 @@ def loss_curve(losses: FloatArray, words: LossWords) -> str:
 
 def history_curves(history: History, names: Sequence[str], ylabel: str) -> str:
     """Some of the numbers taken in during training, in one panel."""
-    figure, axes = _new(7.4, 3.0)
+    figure, axes = _new(5.2, 3.0)
     ax = axes[0, 0]
     for index, name in enumerate(names):
         steps, values = history[name]
@@ -209,7 +209,7 @@ def pair_plot(latents: dict[str, FloatArray]) -> str:
             marginals=True,
             figsize=(side, side),
             textsize=10,
-            scatter_kwargs={"alpha": 0.35, "color": DATA, "ms": 3},
+            scatter_kwargs={"alpha": 0.35, "color": DATA, "s": 9, "lw": 0},
             marginal_kwargs={"color": DATA, "plot_kwargs": {"linewidth": 1.5}},
         )
         figure = np.ravel(axes)[0].figure

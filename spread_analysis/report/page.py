@@ -34,8 +34,8 @@ body { margin: 0; background: #f5f6f8; color: var(--ink);
 main { max-width: 1040px; margin: 0 auto; padding: 40px 24px 80px; }
 header h1 { margin: 0 0 4px; font-size: 30px; line-height: 1.2; overflow-wrap: anywhere; }
 header p { margin: 0; color: var(--soft); }
-nav { margin: 18px 0 8px; font-size: 14px; }
-nav a { color: var(--data); text-decoration: none; margin-right: 16px; white-space: nowrap; }
+nav { margin: 18px 0 8px; font-size: 14px; display: flex; flex-wrap: wrap; gap: 2px 16px; }
+nav a { color: var(--data); text-decoration: none; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: 22px 26px 24px; margin-top: 20px; }
 h2 { margin: 0 0 6px; font-size: 20px; }
@@ -49,12 +49,14 @@ p { margin: 6px 0; max-width: 72ch; }
 .good { border-left: 4px solid #2f8f5b; } .bad { border-left: 4px solid #b3261e; }
 .row { display: flex; flex-wrap: wrap; gap: 18px; align-items: flex-start; margin-top: 10px; }
 figure { margin: 0; flex: 1 1 340px; min-width: 0; }
+.small figure { flex: 0 1 calc(50% - 9px); }
 figure img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 figcaption, .read { color: var(--soft); font-size: 14px; }
 .read { border-left: 3px solid var(--line); padding-left: 12px; margin-top: 12px; }
 table { border-collapse: collapse; width: 100%; margin-top: 10px; font-size: 15px; }
 th, td { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere; }
+section > table th { width: 13em; }
 th { font-weight: 600; color: var(--soft); font-size: 13.5px; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.note { color: var(--soft); font-size: 14px; }
@@ -132,8 +134,8 @@ def _picture(png: str, alt: str, caption: str = "") -> str:
     return f'<figure><img src="{source}" alt="{escape(alt)}">{caption}</figure>\n'
 
 
-def _row(pictures: Iterable[str]) -> str:
-    return f'<div class="row">{"".join(pictures)}</div>\n'
+def _row(pictures: Iterable[str], kind: str = "row") -> str:
+    return f'<div class="{kind}">{"".join(pictures)}</div>\n'
 
 
 def _say(text: str) -> str:
@@ -173,7 +175,7 @@ def _table(
             cell(tag, i, text, i == len(row) - 1 and len(numbers) > 0) for i, text in enumerate(row)
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table>{''.join(lines)}</table>\n"
+    return f"<div><table>{''.join(lines)}</table></div>\n"
 
 
 def _cards(report: Report, checked: dict[str, CriticReport | None]) -> str:
@@ -235,7 +237,9 @@ def _curves(report: Report) -> str:
             for label, names in panels
             if names
         ]
-        parts.append(f"<h3>Looked at during training ({escape(nats)})</h3>\n{_row(pictures)}")
+        parts.append(
+            f"<h3>Looked at during training ({escape(nats)})</h3>\n{_row(pictures, 'row small')}"
+        )
     if report.losses is None and (history is None or not len(history)):
         parts.append(
             _missing("No curves: pass losses=..., the loss of every step, or history=History().")
@@ -263,8 +267,8 @@ def _samples(report: Report) -> str:
     data, samples, columns = report.joined()
     parts = [
         _say(
-            f"{len(samples)} samples of the model and {len(data)} data, at the sites "
-            f"{', '.join(report.data)}. Samples are clean: no spread noise is added to them."
+            f"{len(samples)} samples of the model and {len(data)} data, at {', '.join(report.data)}. "
+            "Samples are clean: no spread noise is added to them."
         )
     ]
     bad = int((~np.isfinite(samples).all(1)).sum())

@@ -14,6 +14,20 @@ from spread_analysis._validation import FloatArray
 from spread_analysis.critic import critic_report
 
 NOT_A_BOUND = "estimate, not a bound"
+# Attributes of losses that are no settings of theirs, or are shown elsewhere.
+_UNTOLD = {
+    "discriminator",
+    "head",
+    "ignore_jit_warnings",
+    "max_plate_nesting",
+    "multi_sample_guide",
+    "name",
+    "retain_graph",
+    "steps_done",
+    "strict_enumeration_warning",
+    "tail_adaptive_beta",
+    "vectorize_particles_fn",
+}
 
 
 @dataclass(frozen=True)
@@ -56,10 +70,8 @@ def describe(loss: Any) -> LossWords:
     name = type(loss).__name__
     known = {cls.__name__ for cls in type(loss).__mro__}
     if "AdversarialDivergence" in known:
-        divergence = type(loss.divergence).__name__
-        return LossWords(
-            name, f"{divergence} estimate", is_divergence=True, pi=float(loss.divergence.pi)
-        )
+        value = f"{_divergence(loss)} estimate"
+        return LossWords(name, value, is_divergence=True, pi=float(loss.divergence.pi))
     if "WassersteinCritic" in known:
         return LossWords(
             name, "Wasserstein estimate", "units of x", is_divergence=True, is_classifier=False
@@ -70,9 +82,9 @@ def describe(loss: Any) -> LossWords:
     if "JointContrastELBO" in known:
         if loss.discriminator is None:
             return LossWords(name, "minus the guide's log density at the model's latents")
-        divergence, share = type(loss.divergence).__name__, 1 - float(loss.divergence.pi)
+        share = 1 - float(loss.divergence.pi)
         sides = ("guide's pairs", "model's pairs")
-        value = f"{divergence} of the pairs (x, z)"
+        value = f"{_divergence(loss)} of the pairs (x, z)"
         return LossWords(
             name, value, caution=NOT_A_BOUND, is_divergence=True, sides=sides, pi=share
         )
@@ -88,6 +100,11 @@ def describe(loss: Any) -> LossWords:
     if "SemiImplicitELBO" in known:
         return LossWords(name, "minus the semi-implicit bound")
     return LossWords(name, f"loss of {name}")
+
+
+def _divergence(loss: Any) -> str:
+    name = type(loss.divergence).__name__
+    return f"JSPi({float(loss.divergence.pi):g})" if name == "JSPi" else name
 
 
 @dataclass(frozen=True)
@@ -176,7 +193,7 @@ def describe_settings(loss: Any) -> dict[str, str]:
     """
     settings = {"loss": type(loss).__name__}
     for name, value in vars(loss).items():
-        if name.startswith("_") or name in ("name", "head", "discriminator") or value is None:
+        if name.startswith("_") or name in _UNTOLD or value is None:
             continue
         if isinstance(value, Mapping):
             if not value:
