@@ -43,10 +43,11 @@ def encode(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def plain(text: str) -> str:
-    """Text that matplotlib takes as it is: names of sites may hold dollars."""
-    text = "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
-    return text if len(text) <= 40 else f"{text[:39]}…"
+def plain(text: str, limit: int = 40) -> str:
+    """Text that matplotlib takes as it is, not too long: names of sites may hold dollars."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return text.replace("$", r"\$")
 
 
 def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -67,7 +68,7 @@ def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
 def loss_curve(losses: FloatArray, words: LossWords) -> str:
     """The loss at every step, with outliers of the start cut off."""
     figure, axes = _new(7.4, 3.4)
-    ax = plot_loss_curve(losses, ylabel=words.label, ax=axes[0, 0])
+    ax = plot_loss_curve(losses, ylabel=plain(words.label, 80), ax=axes[0, 0])
     finite = losses[np.isfinite(losses)]
     if finite.size >= 100:
         low, high = np.quantile(finite, [0.005, 0.995])
@@ -89,7 +90,7 @@ def history_curves(history: History, names: Sequence[str], ylabel: str) -> str:
         label = plain(name) + (f" (not finite {missing} times)" if missing else "")
         shown = np.where(np.isfinite(values), values, np.nan)
         ax.plot(steps, shown, color=colour, lw=1.6, marker="o", ms=2.5, label=label)
-    _tidy(ax, "step", ylabel)
+    _tidy(ax, "step", plain(ylabel, 80))
     ax.legend(frameon=False, fontsize=9)
     return encode(figure)
 
@@ -115,8 +116,13 @@ def marginals(data: FloatArray, samples: FloatArray, columns: Sequence[str]) -> 
     for index, ax in zip(range(number), axes.flat, strict=False):
         sides = [_finite(side[:, index]) for side in (data, samples)]
         edges = _edges(sides)
-        ax.hist(sides[0], edges, density=True, color=DATA, alpha=0.45, label="data")
-        ax.hist(sides[1], edges, density=True, color=MODEL, histtype="step", lw=1.8, label="model")
+        looks: tuple[dict[str, Any], ...] = (
+            {"color": DATA, "alpha": 0.45, "label": "data"},
+            {"color": MODEL, "histtype": "step", "lw": 1.8, "label": "model"},
+        )
+        for side, look in zip(sides, looks, strict=True):
+            if side.size:
+                ax.hist(side, edges, density=True, **look)
         _tidy(ax, plain(columns[index]))
         ax.set_yticks([])
         if not index:
@@ -151,8 +157,8 @@ def calibration(report: CriticReport, sides: tuple[str, str]) -> str:
     """The calibration curve of a critic."""
     figure, axes = _new(4.4, 4.2)
     ax = plot_calibration(report, ax=axes[0, 0])
-    ax.set_xlabel(f"critic's probability of “{sides[0]}”", color=_INK)
-    ax.set_ylabel(f"share of “{sides[0]}”", color=_INK)
+    ax.set_xlabel(f"critic's probability of “{plain(sides[0])}”", color=_INK)
+    ax.set_ylabel(f"share of “{plain(sides[0])}”", color=_INK)
     return encode(figure)
 
 
@@ -169,7 +175,9 @@ def overlap(logits: CriticLogits, words: LossWords) -> str:
         sides, weights, words.sides, (DATA, MODEL), looks, strict=True
     ):
         clipped = np.clip(side, edges[0], edges[-1])
-        ax.hist(clipped, edges, weights=weight, density=True, color=colour, label=name, **look)
+        ax.hist(
+            clipped, edges, weights=weight, density=True, color=colour, label=plain(name), **look
+        )
     if words.is_classifier:
         for limit in (-SATURATED_LOGIT - offset, SATURATED_LOGIT - offset):
             if edges[0] <= limit <= edges[-1]:

@@ -267,8 +267,8 @@ def _samples(report: Report) -> str:
     data, samples, columns = report.joined()
     parts = [
         _say(
-            f"{len(samples)} samples of the model and {len(data)} data, at {', '.join(report.data)}. "
-            "Samples are clean: no spread noise is added to them."
+            f"{len(samples)} samples of the model and {len(data)} data, at "
+            f"{', '.join(report.data)}. Samples are clean: no spread noise is added to them."
         )
     ]
     bad = int((~np.isfinite(samples).all(1)).sum())
@@ -322,16 +322,17 @@ def _metrics(report: Report) -> str:
     header = ("metric", "model", "other data", "ideal", "what it says")
     note = (
         "“Other data” is what half of the data scores against the other half: no model does "
-        "better than that but by chance. All of these depend on the number of samples; compare "
+        "better than that but by chance (— where there are too few data to split, and for C2ST, "
+        "where it is the ideal). All of these depend on the number of samples; compare "
         "runs at the same number."
     )
     if not any(name == "C2ST" for name, *_ in rows):
-        note += " C2ST is left out: its classifier is too slow in that many dimensions."
+        note += " C2ST is left out: too many dimensions for its classifier, or too few samples."
     return _table(header, rows, numbers=(1, 2, 3)) + _read(note)
 
 
 def _perfect(value: float) -> str:
-    return "too few" if math.isnan(value) else number(value)
+    return "—" if math.isnan(value) else number(value)
 
 
 def _calibration(report: Report, checked: dict[str, CriticReport | None]) -> str:
