@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax, random
 from numpy.typing import ArrayLike
 from numpyro.distributions import Unit
+from numpyro.handlers import seed as seeded
+from numpyro.handlers import trace
 from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIRunResult, SVIState
@@ -81,7 +83,7 @@ def diagnose(svi: SVI, svi_state: Any, *args: Any, **kwargs: Any) -> dict[str, f
     loss = _loss_of(svi)
     params, rng_key = _params_of(svi, svi_state)
     kwargs = {**kwargs, **svi.static_kwargs}
-    _run_guide(svi, svi.guide, rng_key, params, args, kwargs)  # are all params there?
+    _check_params(svi, params, args, kwargs)
     value, logits = _ask(loss, svi, random.fold_in(rng_key, _LOOK), params, args, kwargs)
     return figures_of(describe(loss), value, logits)
 
@@ -161,6 +163,7 @@ def report(
     kwargs = {**kwargs, **svi.static_kwargs}
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always")
+        _check_params(svi, params, args, kwargs)
         draws = _draw(loss, svi, options, params, args, kwargs)
     draws.troubles += caught
     backend = {
@@ -195,19 +198,20 @@ def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], jax.Array]:
     raise TypeError(_messages.bad_range("svi_state", type(svi_state).__name__, wanted))
 
 
-def _check_params(sites: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    wanted = {n for n, site in sites.items() if site["type"] in ("param", "mutable")}
+def _check_params(svi: SVI, params: Mapping[str, Any], args: Any, kwargs: Any) -> None:
+    """Model and guide would make up what is missing; they are traced, nothing is computed."""
+    wanted: set[str] = set()
+
+    def look(key: jax.Array) -> None:
+        for fn in (svi.model, svi.guide or no_guide):
+            with trace() as sites:
+                seeded(fn, key)(*args, **kwargs)
+            wanted.update(n for n, s in sites.items() if s["type"] in ("param", "mutable"))
+
+    jax.eval_shape(look, random.key(0))
     if wanted - set(params):
         way_out = "Pass the state of this SVI, or what its run returned; they have all of them."
         raise ValueError(_messages.report_unknown_params(wanted - set(params), way_out))
-
-
-def _run_guide(
-    svi: SVI, guide: Any, rng_key: jax.Array, params: Any, args: Any, kwargs: Any
-) -> dict[str, Any]:
-    sites = run(guide or no_guide, rng_key, params, {}, args, kwargs)
-    _check_params(sites, params)
-    return sites
 
 
 def _ask(
@@ -236,9 +240,9 @@ def _draw(
 ) -> Draws:
     model, number = svi.model, options.num_samples
     first_key, model_key, guide_key, ask_key = random.split(random.key(options.seed), 4)
-    trace = _run_guide(svi, svi.guide, first_key, params, args, kwargs)
+    sites = run(svi.guide or no_guide, first_key, params, {}, args, kwargs)
     plates = _data_plates(model, first_key, params, args, kwargs)
-    shared = {n for n, s in trace.items() if is_latent(s) and not _plates_of(s) & plates}
+    shared = {n for n, s in sites.items() if is_latent(s) and not _plates_of(s) & plates}
 
     def forward(key: jax.Array) -> dict[str, Any]:
         """Sites of the model, global latents and subsamples being the guide's."""
@@ -248,7 +252,6 @@ def _draw(
         return run_forward(model, key, params, fixed, args, kwargs)
 
     sites = forward(first_key)
-    _check_params(sites, params)
     observed = {n: s for n, s in sites.items() if is_compared(s) and not isinstance(s["fn"], Unit)}
     if not observed:
         raise ValueError(_messages.report_no_data())
