@@ -39,6 +39,8 @@ from numpyro_spread import (
 from spread_analysis import frechet_distance, mmd2
 
 NUM = 60
+# Everything is compiled: the whole file takes half a minute.
+slow = pytest.mark.slow
 NOISE = {"x": GaussianNoise(0.3)}
 
 
@@ -120,7 +122,9 @@ def _coarse(monkeypatch):
     monkeypatch.setattr("spread_analysis.report.figures._DPI", 30)
 
 
-@pytest.mark.parametrize("name", ["gan", "spread", "mmd"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gan", marks=slow), pytest.param("spread", marks=slow), "mmd"]
+)
 def test_page(name, tmp_path):
     svi, x, result = make(name)
     history = History()
@@ -169,6 +173,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("numpyro_spread.reporting.write_report", lambda found: found)
 
 
+@slow
 @pytest.mark.parametrize("name", ["wasserstein", "contrast", "joint", "npe", "stock"])
 def test_other_losses(name, tmp_path, quick):
     svi, x, result = make(name)
@@ -211,6 +216,7 @@ def test_diagnosis_is_that_of_the_loss():
     assert diagnose(svi, result.params, x) == numbers
 
 
+@slow
 def test_the_state_draws_afresh_and_same_seed_same_samples(tmp_path, quick):
     svi, x, result = make("gan")
     state, _ = svi.update(result.state, x)
@@ -223,6 +229,7 @@ def test_the_state_draws_afresh_and_same_seed_same_samples(tmp_path, quick):
     assert (first.samples["x"] != other.samples["x"]).any()
 
 
+@slow
 def test_global_latents_come_from_the_guide(tmp_path, quick):
     def model(x):
         w = numpyro.sample("w", dist.Normal(0.0, 1.0))
@@ -241,6 +248,7 @@ def test_global_latents_come_from_the_guide(tmp_path, quick):
     assert found.latents_of == "50 draws of what all data share"
 
 
+@slow
 def test_masked_data_are_left_out(tmp_path, quick):
     mask = jnp.arange(NUM) < 30
 
@@ -256,6 +264,7 @@ def test_masked_data_are_left_out(tmp_path, quick):
     assert found.samples["x"].max() < 20
 
 
+@slow
 def test_mutable_state_comes_with_the_state(tmp_path, quick):
     class Net(nn.Module):
         @nn.compact
@@ -316,6 +325,7 @@ def test_a_loss_that_cannot_be_asked_is_told_on_the_page(tmp_path, quick):
     assert found.warnings[1].startswith("the loss could not be asked: ")
 
 
+@slow
 def test_warnings_on_the_way_are_on_the_page_and_heard(tmp_path, quick):
     def model(x):
         warnings.warn("odd model", UserWarning, stacklevel=2)
