@@ -29,7 +29,7 @@ class History:
     {'divergence': '0.25', 'critic_accuracy': '0.75'}
     >>> steps, values = history["divergence"]
     >>> steps.tolist(), values.tolist()
-    ([100, 200], [0.5, 0.25])
+    ([100.0, 200.0], [0.5, 0.25])
     """
 
     def __init__(self) -> None:
