@@ -151,9 +151,10 @@ class _Nnx(Bound):
         super().__init__(discriminator, net)
         from flax import nnx
 
+        power_iterated = getattr(nnx, "SpectralNorm", ())  # flax has it from 0.12 on
         for _, module in nnx.iter_graph(net):
             random = isinstance(module, nnx.Dropout) and module.rate > 0
-            if isinstance(module, nnx.SpectralNorm) or (random and not module.deterministic):
+            if isinstance(module, power_iterated) or (random and not module.deterministic):
                 raise NotImplementedError(_messages.stateful_critic(type(module).__name__))
         self._nnx = nnx
         self._graph, self._params, self._rest = nnx.split(net, nnx.Param, ...)
