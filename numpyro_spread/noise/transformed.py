@@ -23,8 +23,7 @@ def _parts(transform: Transform) -> Sequence[Transform]:
     """The transforms that must all be injective for this one to be."""
     if isinstance(transform, transforms.ComposeTransform):
         return transform.parts
-    # NumPyro has it from 0.22 on.
-    if isinstance(transform, getattr(transforms, "CatTransform", ())):
+    if isinstance(transform, transforms.CatTransform):
         return transform.transforms
     if isinstance(transform, transforms.IndependentTransform):
         return [transform.base_transform]
