@@ -15,6 +15,7 @@ from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._critic import is_lazy, judge, penalise
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._gaussian_contrast import GaussianContrast
+from pyro_spread.infer._ranks import num_ranks, share
 from pyro_spread.infer._shared_pass import can_share, shared_logits
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio.adapters import SiteValues
@@ -115,7 +116,7 @@ class ContrastCritic:
                 loc, scale = self._head(run, name)
                 run.cache[key] = GaussianContrast(loc.detach(), scale.detach(), event_dim)
             else:
-                default = default_moment_draws(site.batch_shape.numel())
+                default = default_moment_draws(site.batch_shape.numel() * num_ranks())
                 count = self.num_moment_draws or default
                 contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
                 if site.weights is not None:
@@ -152,7 +153,7 @@ class ContrastCritic:
     def _lead(self, run: ContrastRun, names: tuple[str, ...]) -> tuple[int, ...]:
         """Number of fresh draws per datum for the critic; empty if it takes the ELBO's own."""
         count = self.num_critic_draws or default_critic_draws(
-            run.sites[names[0]].batch_shape.numel()
+            run.sites[names[0]].batch_shape.numel() * num_ranks()
         )
         alone = len(names) == 1 and (self.adaptive or names[0] in run.priors)
         return (count,) if alone and count > 1 else ()
@@ -189,21 +190,22 @@ class ContrastCritic:
     def loss(self, run: ContrastRun) -> torch.Tensor:
         total = torch.zeros(())
         for names in self.groups(run):
-            weights = run.sites[names[0]].weights
+            first = run.sites[names[0]]
+            weights = first.weights
+            own = share(weights, first.value, first.batch_shape.numel())  # before a rank goes on
             if weights is not None and not bool((weights > 0).any()):
                 continue
             logits, guide_side, contrast_side = self.sides(run, names)
             critic = self._critic_of(names)
             args, kwargs = run.call_arguments(guide_side)
-            loss = logistic_loss(
+            loss = own * logistic_loss(
                 logits.data, logits.model, 0.5, logits.data_weights, logits.model_weights
             )
             judged = functools.partial(_judge_values, critic, args, kwargs)
-            loss = penalise(
-                loss, self.regularizer, judged, guide_side, contrast_side, logits.data_weights
-            )
+            sides = guide_side, contrast_side
+            loss = penalise(loss, self.regularizer, judged, *sides, logits.data_weights, own)
             if self.head is not None:
-                loss = loss + sum(self._head_loss(run, name, guide_side) for name in names)
+                loss = loss + own * sum(self._head_loss(run, name, guide_side) for name in names)
             total = total + loss
             self._watch(logits)
         return total

@@ -16,6 +16,7 @@ from pyro.params import param_with_module_name
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_spread.infer._ranks import agreed
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.regularizers import Regularizer
@@ -110,6 +111,7 @@ def penalise(
     data: SiteValues,
     model: SiteValues,
     weights: torch.Tensor | None,
+    share: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """
     The critic's loss with its penalty, whenever that has its turn.
@@ -120,11 +122,14 @@ def penalise(
     :param data: values of the side with label one.
     :param model: values of the other side.
     :param weights: of the data samples.
+    :param share: this rank's share in the mean over data, if there are several.
     """
-    # By chance and not by a counter: nothing to save, and the same as in a compiled step.
-    if regularizer is None or (regularizer.every > 1 and torch.rand(()) >= 1 / regularizer.every):
+    if regularizer is None:
         return loss
-    return loss + regularizer.every * regularizer.penalty(critic, data, model, weights)
+    # By chance and not by a counter: nothing to save, and the same as in a compiled step.
+    if regularizer.every > 1 and agreed(torch.rand(()), loss) >= 1 / regularizer.every:
+        return loss
+    return loss + regularizer.every * share * regularizer.penalty(critic, data, model, weights)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer.elbo import ELBOModule
 from torch import nn
 
 from pyro_spread.infer._critic import (
@@ -21,6 +20,7 @@ from pyro_spread.infer._critic import (
 )
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._shared_pass import Rescale, away_from_zero
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
@@ -104,7 +104,7 @@ class CriticLoss(Loss):
     def _watch(self, logits: Logits) -> None:
         """Look for signs of trouble; called at every training step."""
 
-    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+    def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
 
@@ -233,7 +233,8 @@ class CriticLoss(Loss):
                 for name, value in sides.model.items()
             }
         logits = self._logits(sides, sides.model.replaced(inputs), args, kwargs)
-        pull_data, pull_model, push = self._slopes(logits)
+        own = share(logits.data_weights, logits.data, logits.data.numel())
+        pull_data, pull_model, push = self._slopes(logits, own)
         surrogate = (logits.data * pull_data).sum()
         if one_pass and generator_learns:
             pull_model = away_from_zero(pull_model)
@@ -252,7 +253,7 @@ class CriticLoss(Loss):
             )
             for name, grad in zip(learned, grads, strict=True):
                 surrogate = surrogate + (grad * sides.model[name]).sum()
-        surrogate = self._add_penalty(surrogate, sides, args, kwargs)
+        surrogate = self._add_penalty(surrogate, sides, own, args, kwargs)
         with torch.no_grad():
             detached = Logits(logits.data.detach(), logits.model.detach(), *logits[2:])
             value = self._value(detached)
@@ -260,16 +261,18 @@ class CriticLoss(Loss):
         return _Report.apply(value, surrogate)
 
     def _add_penalty(
-        self, surrogate: torch.Tensor, sides: TwoSides, args: Any, kwargs: Any
+        self, surrogate: torch.Tensor, sides: TwoSides, own: Any, args: Any, kwargs: Any
     ) -> torch.Tensor:
         def judge(values: SiteValues) -> torch.Tensor:
             return self._judge(values, args, kwargs)
 
         return penalise(
-            surrogate, self.regularizer, judge, sides.data, sides.model, sides.data_weights
+            surrogate, self.regularizer, judge, sides.data, sides.model, sides.data_weights, own
         )
 
-    def _slopes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _slopes(
+        self, logits: Logits, own: torch.Tensor | float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""
         data = logits.data.detach().requires_grad_()
         model = logits.model.detach().requires_grad_()
@@ -278,4 +281,6 @@ class CriticLoss(Loss):
             generator = weighted_mean(self._generator_loss(model), logits.model_weights)
         pull_data, pull_model = torch.autograd.grad(critic, (data, model))
         (push,) = torch.autograd.grad(generator, model)
+        if ranks() is not None:  # both players minimise means, side by side
+            pull_data, pull_model, push = (own * slope for slope in (pull_data, pull_model, push))
         return pull_data, pull_model, push

@@ -31,6 +31,8 @@ def subsampled(
         if not frame.vectorized or frame.name not in indices or not -batch_ndim <= frame.dim < 0:
             continue
         dim, taken = batch_ndim + frame.dim, indices[frame.name]
+        if not is_index(taken):
+            continue
         if torch.equal(taken, torch.arange(frame.full_size, device=taken.device)):
             continue
         for name, value in arguments.items():
@@ -40,6 +42,19 @@ def subsampled(
                 value = torch.as_tensor(value)
                 arguments[name] = value.index_select(dim, taken.to(value.device))
     return arguments
+
+
+def is_index(subsample: Any) -> bool:
+    """
+    Whether a plate's subsample are indices; it may be the data themselves, which count.
+
+    :param subsample: what the plate was given or drew.
+    """
+    return (
+        isinstance(subsample, torch.Tensor)
+        and subsample.dim() == 1
+        and subsample.dtype in (torch.int32, torch.int64)
+    )
 
 
 def expand_batch(value: Any, batch_shape: torch.Size, full_shape: torch.Size) -> Any:

@@ -8,12 +8,26 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro.infer.elbo import ELBO
+from torch import nn
 
 from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._ranks import LossModule
 
 
 class Loss(ELBO):
     """Base of all losses: code ports to NumPyro, and an error leaves no params behind."""
+
+    #: The processes that share a batch under ``DistributedDataParallel``; None for all of them.
+    process_group: Any = None
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
+        """
+        A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
+
+        :param model: the model.
+        :param guide: the guide.
+        """
+        return LossModule(model, guide, self)
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """

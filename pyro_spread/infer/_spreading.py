@@ -15,6 +15,7 @@ from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._noise import Noise, as_noise, draw_at, kernels_of
 from pyro_spread.infer._observation import observes
+from pyro_spread.infer._plate_arguments import is_index
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
 from spread_analysis._arguments import (
@@ -112,7 +113,7 @@ class _LossSpread(SpreadMessenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         super()._pyro_post_sample(msg)
-        if isinstance(msg["fn"], _Subsample):
+        if isinstance(msg["fn"], _Subsample) and is_index(msg["value"]):
             self._indices[msg["name"]] = msg["value"]
 
     def _pyro_sample(self, msg: Any) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.elbo import ELBOModule
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
@@ -30,6 +29,7 @@ from pyro_spread.infer._critic import (
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
@@ -192,7 +192,7 @@ class PriorContrastELBO(Loss):
             discriminator, adaptive, head, regularizer, num_moment_draws, num_critic_draws
         )
 
-    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+    def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
 

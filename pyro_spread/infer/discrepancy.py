@@ -13,6 +13,7 @@ from pyro import poutine
 
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._ranks import agreed, gathered, whole_gradient
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
@@ -57,7 +58,7 @@ class _Discrepancy(Loss):
     ) -> torch.Tensor:
         """Like :meth:`loss`, as a tensor to differentiate."""
         losses = [self._once(model, guide, args, kwargs) for _ in range(self.num_particles)]
-        return sum(losses[1:], losses[0]) / self.num_particles
+        return whole_gradient(sum(losses[1:], losses[0]) / self.num_particles)
 
     def _draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Both:
         """Samples and weights of both sides, after the noise."""
@@ -65,13 +66,14 @@ class _Discrepancy(Loss):
         return self._both(draw_sides(model, guide, kernels, args, kwargs))
 
     def _both(self, sides: TwoSides) -> Both:
-        data_weights, model_weights = sides.data_weights, sides.model_weights
-        return (
-            self._samples(sides.data).detach(),
-            self._samples(sides.model),
-            None if data_weights is None else data_weights.detach().reshape(-1),
-            None if model_weights is None else model_weights.detach().reshape(-1),
+        data_weights, model_weights = (
+            None if weights is None else weights.detach().reshape(-1)
+            for weights in (sides.data_weights, sides.model_weights)
         )
+        # Every sample is compared with every other, those of other ranks included.
+        data, data_weights = gathered(self._samples(sides.data).detach(), data_weights)
+        draws, model_weights = gathered(self._samples(sides.model), model_weights)
+        return data, draws, data_weights, model_weights
 
     def _samples(self, values: SiteValues) -> torch.Tensor:
         """All sites and given arguments side by side, of shape (number, features)."""
@@ -296,6 +298,7 @@ class SlicedWasserstein(_Discrepancy):
 
     def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
         data, draws, *weights = self._draw(model, guide, args, kwargs)
-        directions = torch.randn(self.num_projections, data.shape[-1]).to(data)
+        directions = torch.randn(self.num_projections, data.shape[-1])
+        directions = agreed(directions, data).to(data)
         directions = torch.nn.functional.normalize(directions, dim=-1)
         return sliced_wasserstein(data, draws, directions, self.p, *weights)

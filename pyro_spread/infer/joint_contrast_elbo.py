@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.infer.elbo import ELBOModule
 from torch import nn
 
 from pyro_spread.divergences import KL, Divergence, ReverseKL
@@ -27,6 +26,7 @@ from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
+from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
@@ -153,7 +153,7 @@ class JointContrastELBO(Loss):
         self.noise, self.data = self._spreading.noise, dict(data or {})
         self._watch = LagWatch()
 
-    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+    def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
 
@@ -243,28 +243,31 @@ class JointContrastELBO(Loss):
             with torch.no_grad():
                 self._judge(sides.guide, args, kwargs)
         pi = self.divergence.pi  # share of the model's pairs, whose label is zero
-        value = self._players_loss(sides, 1 - pi, args, kwargs)
+        like = next(iter(sides.guide.values()))
+        own = share(sides.guide_weights, like, sides.guide.batch_shape.numel())
+        value = self._players_loss(sides, 1 - pi, own, args, kwargs)
         if not torch.is_grad_enabled():
             return value
         logits = self._logits(sides, args, kwargs)
         weights = logits.data_weights, logits.model_weights
-        critic = logistic_loss(logits.data, logits.model, 1 - pi, *weights)
+        critic = own * logistic_loss(logits.data, logits.model, 1 - pi, *weights)
 
         def judged(values: SiteValues) -> torch.Tensor:
             return self._judge(values, args, kwargs)
 
-        critic = penalise(
-            critic, self.regularizer, judged, _constant(sides.guide), sides.model, weights[0]
-        )
+        pairs = _constant(sides.guide), sides.model
+        critic = penalise(critic, self.regularizer, judged, *pairs, weights[0], own)
         self._watch(logits)
         return value + (critic - critic.detach())
 
-    def _players_loss(self, sides: JointSides, share: float, args: Any, kwargs: Any) -> Any:
+    def _players_loss(
+        self, sides: JointSides, pi: float, own: torch.Tensor | float, args: Any, kwargs: Any
+    ) -> Any:
         """The value, with the gradients of guide and model and none for the critic."""
-        guide = log_ratio(self._judge(sides.guide, args, kwargs, frozen=True), share)
+        guide = log_ratio(self._judge(sides.guide, args, kwargs, frozen=True), pi)
         learned = any(value.requires_grad for value in sides.model.values())
         model_side = sides.model if learned else _constant(sides.model)
-        model = log_ratio(self._judge(model_side, args, kwargs, frozen=True), share)
+        model = log_ratio(self._judge(model_side, args, kwargs, frozen=True), pi)
         divergence, weights = self.divergence, (sides.guide_weights, sides.model_weights)
         if isinstance(divergence, ReverseKL):
             scaled = sides.scales if weights[0] is None else sides.scales * weights[0].sign()
@@ -274,10 +277,13 @@ class JointContrastELBO(Loss):
             # Both as functions of log P/Q, P being the model.
             with torch.no_grad():
                 value = divergence.estimate(-model, -guide, weights[1], weights[0])
-            loss = weighted_mean(divergence.generator_loss(-guide), weights[0])
+            loss = own * weighted_mean(divergence.generator_loss(-guide), weights[0])
             value, total = value + (loss - loss.detach()), torch.ones(())
         if learned:
-            loss = total * weighted_mean(divergence.reversed.generator_loss(model), weights[1])
+            if (current := ranks()) is not None:
+                total = current.sum(total.to(model)) / current.size
+            loss = weighted_mean(divergence.reversed.generator_loss(model), weights[1])
+            loss = total * own * loss
             value = value + (loss - loss.detach())
         return value
 
@@ -311,6 +317,12 @@ class JointContrastELBO(Loss):
         scored.compute_log_prob(lambda name, site: name in sites)
         dims = shared_dims([s["fn"].batch_shape for s in (*observed.values(), *sites.values())])
         counts = [max(1.0, _count(site, dims)) for site in sites.values()]
+        if (current := ranks()) is not None:
+            # One number for all data cancels in the mean over a shard: here it must not count.
+            scales = [float(s["scale"]) if _is_number(s["scale"]) else 1.0 for s in sites.values()]
+            own = torch.tensor([counts, scales], device=next(iter(values.values())).device)
+            kept = own[0] / own[1]
+            counts = (own[1] * current.sum(kept) / current.size).tolist()
         return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
@@ -330,6 +342,10 @@ def _constant(side: SiteValues) -> SiteValues:
         n: a.detach() if isinstance(a, torch.Tensor) else a for n, a in side.arguments.items()
     }
     return SiteValues(values, side.batch_shape, arguments)
+
+
+def _is_number(scale: Any) -> bool:
+    return not isinstance(scale, torch.Tensor) or scale.dim() == 0
 
 
 def _count(site: Mapping[str, Any], dims: set[int]) -> float:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from pyro import infer, poutine
-from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
 
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._mixture import Mix, Spread
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._supports import (
@@ -135,7 +136,7 @@ class SemiImplicitELBO(Loss):
         self._runner._get_trace = self._get_trace
         self._runner._guess_max_plate_nesting = self._guess_max_plate_nesting
 
-    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
+    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
 
@@ -194,6 +195,7 @@ class SemiImplicitELBO(Loss):
     def _run(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(poutine.unwrap(guide), Messenger):
             raise NotImplementedError(_messages.semi_messenger_guide())
+        check_separable(self.elbo)
         with no_new_params_on_error():
             kernels = _kernels(self.noise, args, kwargs)
             self._supports = find_supports(model, guide, kernels, args, kwargs)
@@ -206,6 +208,7 @@ class SemiImplicitELBO(Loss):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         stock = type(self.elbo)._get_trace
         traces = stock(self._runner, model, self._wrap(guide), args, kwargs)
+        check_traces(traces)
         if not torch._C._get_tracing_state():
             for site, support in self._supports.items():
                 if not same_support(support, support_in(traces[0], site)):

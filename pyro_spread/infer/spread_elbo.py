@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from pyro import infer, poutine
-from pyro.infer.elbo import ELBO, ELBOModule
+from pyro.infer.elbo import ELBO
 
 from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading
 from spread_analysis import _messages
@@ -120,7 +121,7 @@ class SpreadELBO(Loss):
                 self._particles.max_plate_nesting -= 1  # it reserved a dim for the particles
             self._particles.num_particles, self._particles.vectorize_particles = 1, False
 
-    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
+    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
 
@@ -156,6 +157,7 @@ class SpreadELBO(Loss):
     def _run(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
             raise NotImplementedError(_messages.messenger_guide())
+        check_separable(self.elbo)
         with no_new_params_on_error():
             if isinstance(self.elbo, _JIT):
                 # A compiled graph runs no checks: make them before it.
@@ -171,7 +173,10 @@ class SpreadELBO(Loss):
         located = self._spreading.locate(model, args, kwargs)
         for _ in range(self._num_draws):
             spread_model, new_args, new_kwargs = self._spreading.draw(located, model, args, kwargs)
-            yield from self._particles._get_traces(spread_model, guide, new_args, new_kwargs)
+            pairs = self._particles._get_traces(spread_model, guide, new_args, new_kwargs)
+            for traces in pairs:
+                check_traces(traces)
+                yield traces
 
 
 def _check_elbo(elbo: Any) -> None:

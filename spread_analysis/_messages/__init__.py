@@ -124,6 +124,12 @@ from spread_analysis._messages.players import (
     unequal_for_penalty,
     unknown_player,
 )
+from spread_analysis._messages.ranks import (
+    coupled_elbo,
+    enumerated_globally,
+    equal_noise,
+    local_batch_norm,
+)
 from spread_analysis._messages.report import (
     history_order,
     history_value,
@@ -223,6 +229,7 @@ __all__ = [
     "conditioned_outside",
     "contrast_mismatch",
     "coupled_critic",
+    "coupled_elbo",
     "critic_activation",
     "critic_features",
     "critic_for_unknown_site",
@@ -239,6 +246,8 @@ __all__ = [
     "elbo_refused",
     "encoder_features_shape",
     "encoder_features_type",
+    "enumerated_globally",
+    "equal_noise",
     "event_dim_too_large",
     "event_dim_too_small",
     "everything_masked",
@@ -269,6 +278,7 @@ __all__ = [
     "latent_without_gradient",
     "learned_implicit_prior",
     "learned_noise",
+    "local_batch_norm",
     "local_guide_site",
     "logit_shape",
     "low_rank_scale_shape",

@@ -1,0 +1,244 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the ranks of ``DistributedDataParallel`` have to tell each other.
+
+DDP averages gradients over ranks. Sums over the data need no more than the right scale of their
+plate. Means need the size of the whole batch, and what compares all samples with all needs the
+samples themselves. All of it is told in the forward pass, so that nothing comes in the way of
+DDP's own messages in the backward pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import RenyiELBO, TraceTailAdaptive_ELBO
+from pyro.infer.elbo import ELBO, ELBOModule
+from torch import distributed, nn
+
+from spread_analysis import _messages
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """
+    The processes that train one model on shards of one batch.
+
+    :param group: their process group; None for all processes.
+    """
+
+    group: Any
+
+    @property
+    def size(self) -> int:
+        """Their number."""
+        return distributed.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        """The number of this one among them."""
+        return distributed.get_rank(self.group)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Of all ranks, elementwise; no gradient."""
+        total = values.detach().clone()
+        distributed.all_reduce(total, group=self.group)
+        return total
+
+    def first(self, values: torch.Tensor) -> torch.Tensor:
+        """Those of the first rank; no gradient."""
+        values = values.detach().clone().contiguous()
+        distributed.broadcast(values, group=self.group, group_src=0)
+        return values
+
+    def each(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Those of every rank, which are of one shape; no gradient."""
+        values = values.detach().contiguous()
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        distributed.all_gather(gathered, values, group=self.group)
+        return gathered
+
+    def rows(self, values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """
+        The rows of all ranks in their order; only those of this rank have a gradient.
+
+        :param values: the rows of this rank.
+        :param sizes: how many rows each rank has.
+        """
+        padded = values.new_zeros((max(sizes), *values.shape[1:]))
+        padded[: len(values)] = values.detach()
+        parts = [part[:size] for part, size in zip(self.each(padded), sizes, strict=True)]
+        parts[self.rank] = values
+        return torch.cat(parts)
+
+
+_current: ContextVar[Ranks | None] = ContextVar("pyro_spread_ranks", default=None)
+
+
+def ranks() -> Ranks | None:
+    """The processes that share the batch of the running loss; None if there is just this one."""
+    return _current.get()
+
+
+def num_ranks() -> int:
+    """Their number."""
+    current = ranks()
+    return 1 if current is None else current.size
+
+
+def share(weights: torch.Tensor | None, like: torch.Tensor, count: int) -> torch.Tensor | float:
+    """
+    Factor that turns a mean over the shard into this rank's part of the mean over the batch.
+
+    The average over ranks of the products is the mean over the whole batch, also where shards are
+    of unequal sizes or masked unequally.
+
+    :param weights: of the shard's samples, or None.
+    :param like: a tensor of the type and on the device of the loss.
+    :param count: number of samples in the shard.
+    """
+    current = ranks()
+    if current is None:
+        return 1.0
+    if weights is None:
+        own = torch.tensor(float(count), dtype=like.dtype, device=like.device)
+    else:
+        own = weights.detach().sum().to(like)
+    return own * current.size / current.sum(own)
+
+
+def agreed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """
+    What all ranks take instead of draws of their own.
+
+    :param value: a draw.
+    :param like: a tensor on the device of the loss.
+    """
+    current = ranks()
+    return value if current is None else current.first(value.to(like.device))
+
+
+def gathered(
+    samples: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The samples of all ranks and their weights; only this rank's own have a gradient.
+
+    :param samples: of shape (number, features).
+    :param weights: of shape (number,), or None.
+    """
+    current = ranks()
+    if current is None:
+        return samples, weights
+    about = [len(samples), weights is not None]
+    told = current.each(torch.tensor(about, device=samples.device))
+    sizes = [int(size) for size, _ in told]
+    if weights is None and any(bool(weighted) for _, weighted in told):
+        weights = samples.new_ones(len(samples))
+    rows = current.rows(samples, sizes)
+    return rows, None if weights is None else current.rows(weights, sizes)
+
+
+def whole_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """
+    A loss that every rank has of all samples, of which its gradient knows the rank's own only.
+
+    :param loss: the same on all ranks.
+    """
+    current = ranks()
+    # DDP takes the mean of the ranks' gradients, where here the whole is their sum.
+    return loss if current is None else loss + (current.size - 1) * (loss - loss.detach())
+
+
+class LossModule(ELBOModule):
+    """
+    A loss with its model and guide as one ``nn.Module``.
+
+    In a process group its forward pass is that of one rank of ``DistributedDataParallel``, which
+    trains on a shard of the batch. Without gradients it is that of a single process: nothing is
+    told to other ranks, so that one of them may evaluate alone.
+    """
+
+    _compared_noise = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss, to be differentiated."""
+        with self._as_rank():
+            return super().forward(*args, **kwargs)
+
+    @contextmanager
+    def _as_rank(self) -> Iterator[None]:
+        group = self.elbo.process_group
+        if (
+            not torch.is_grad_enabled()
+            or not distributed.is_available()
+            or not distributed.is_initialized()
+            or distributed.get_world_size(group) < 2
+        ):
+            yield
+            return
+        _check_critic(getattr(self, "discriminator", None))
+        current = Ranks(group)
+        if not self._compared_noise:
+            self._compared_noise = True
+            _compare_noise(current, next(self.parameters(), torch.zeros(())).device)
+        token = _current.set(current)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+
+def _check_critic(critic: nn.Module | None) -> None:
+    for name, layer in [] if critic is None else critic.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm) or not layer.training:
+            continue
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(_messages.local_batch_norm(name, type(layer).__name__))
+
+
+def _compare_noise(current: Ranks, device: torch.device) -> None:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    digest = hashlib.sha256(b"".join(state.numpy().tobytes() for state in states)).digest()
+    own = torch.tensor(int.from_bytes(digest[:7], "big"), device=device)
+    told = [int(other) for other in current.each(own)]
+    if len(set(told)) < len(told):
+        same = [rank for rank, other in enumerate(told) if told.count(other) > 1]
+        warnings.warn(_messages.equal_noise(same), UserWarning, stacklevel=2)
+
+
+def check_separable(elbo: ELBO) -> None:
+    """
+    Refuse a stock ELBO that is no sum over shards of the data, if there are several.
+
+    :raises NotImplementedError: saying why.
+    """
+    if ranks() is not None and isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO)):
+        raise NotImplementedError(_messages.coupled_elbo(type(elbo).__name__))
+
+
+def check_traces(traces: Iterable[Any]) -> None:
+    """
+    Refuse sums over a global latent that a stock ELBO carries out, if there are several ranks.
+
+    :param traces: of model and guide.
+    :raises NotImplementedError: naming the site.
+    """
+    if ranks() is None:
+        return
+    for trace in traces:
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or site["infer"].get("_enumerate_dim") is None:
+                continue
+            if not any(frame.vectorized for frame in site["cond_indep_stack"]):
+                raise NotImplementedError(_messages.enumerated_globally(name))

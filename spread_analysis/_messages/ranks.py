@@ -1,0 +1,38 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What is said when a model is trained by several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def equal_noise(ranks: Iterable[int]) -> str:
+    return (
+        f"ranks {', '.join(map(str, ranks))} hold equal random states: they draw the same noise, "
+        "which is then no more than that of one of them. Seed every rank by itself, after the "
+        "params are made: pyro.set_rng_seed(seed + rank)."
+    )
+
+
+def local_batch_norm(name: str, layer: str) -> str:
+    return (
+        f"discriminator: its layer '{name}' ({layer}) normalises by the rank's shard alone, so "
+        f"that the ranks' gradients do not average to that of the whole batch. Use LayerNorm or "
+        "GroupNorm, or torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator) on GPUs."
+    )
+
+
+def coupled_elbo(elbo: str) -> str:
+    return (
+        f"{elbo} under several ranks: its importance weights are those of all data together, so "
+        "that shards of the batch cannot be scored apart. Use Trace_ELBO, or train in one process."
+    )
+
+
+def enumerated_globally(site: str) -> str:
+    return (
+        f"site '{site}' is enumerated outside of all plates, under several ranks: the sum over its "
+        "values is over all data together, so that shards of the batch cannot be scored apart. "
+        "Train in one process, or sample the site."
+    )
