@@ -339,7 +339,9 @@ class Enumerated(nn.Module):
     def forward(self, x):
         k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
         with pyro.plate("data", NUM_DATA, len(x), x):
-            pyro.sample("x", dist.Delta(k.unsqueeze(-1) + torch.zeros(len(x), 3), event_dim=1), obs=x)
+            pyro.sample(
+                "x", dist.Delta(k.unsqueeze(-1) + torch.zeros(len(x), 3), event_dim=1), obs=x
+            )
 
 
 def refusals():
