@@ -64,6 +64,9 @@ class AdversarialDivergence(CriticLoss):
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
     pass, with fresh draws at every step [4]. (Evaluations count for the warning as steps do.)
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact, also for critics that
+    couple the samples: a compiled step means the whole batch, wherever its parts are.
+
     **References**
 
     [1] `How (not) to train your generative model`, Ferenc Huszar, https://arxiv.org/abs/1511.05101

@@ -87,6 +87,9 @@ class PriorContrastELBO(ELBO):
         >>> bool((svi.run(jax.random.key(1), 4, x, progress_bar=False).losses > 0).all())
         True
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact, for every critic: a
+    compiled step means the whole batch, wherever its parts are.
+
     **References**
 
     [1] `Adversarial Variational Bayes: Unifying Variational Autoencoders and Generative Adversarial

@@ -142,6 +142,9 @@ class MMD(_Discrepancy):
     that of the convolved kernel, and nothing is drawn. In all other cases, such as masked data or a
     scale for every datum, both sides get fresh noise.
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact: a compiled step means
+    the whole batch, and XLA gathers it for the pairs of all samples.
+
     **References**
 
     [1] `A Kernel Two-Sample Test`, Arthur Gretton et al., JMLR 13, 2012.
@@ -234,6 +237,9 @@ class EnergyDistance(_Discrepancy):
         >>> bool((svi.run(jax.random.key(1), 10, x, progress_bar=False).losses < 1.0).all())
         True
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact: a compiled step means
+    the whole batch, and XLA gathers it for the pairs of all samples.
+
     **References**
 
     [1] `Energy statistics: A class of statistics based on distances`, Gábor Székely, Maria Rizzo,
@@ -290,6 +296,9 @@ class SlicedWasserstein(_Discrepancy):
         >>> x = jax.random.normal(jax.random.key(0), (100,))
         >>> bool((svi.run(jax.random.key(1), 10, x, progress_bar=False).losses < 1.0).all())
         True
+
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact: a compiled step means
+    the whole batch, and XLA gathers it to be sorted.
 
     **References**
 

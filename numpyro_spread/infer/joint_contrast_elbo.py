@@ -87,6 +87,9 @@ class JointContrastELBO(ELBO):
         >>> bool((result.losses > 0).all())
         True
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact, for every critic: a
+    compiled step means the whole batch, wherever its parts are.
+
     **References**
 
     [1] `Hierarchical Implicit Models and Likelihood-Free Variational Inference`, Dustin Tran,

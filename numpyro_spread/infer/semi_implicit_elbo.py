@@ -80,6 +80,9 @@ class SemiImplicitELBO(ELBO):
     **Draws of the posterior.** The guide by itself gives :math:`\psi`, without noise. For z use
     ``Predictive(loss.spread_guide(model, guide), params=params, num_samples=100)``.
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
+    a compiled step means the whole batch, wherever its parts are.
+
     **References**
 
     [1] `Semi-Implicit Variational Inference`, Mingzhang Yin, Mingyuan Zhou,

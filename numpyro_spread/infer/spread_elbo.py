@@ -75,6 +75,9 @@ class SpreadELBO(ELBO):
     that subsamples full data inside the model has all of them noised at every step; mini-batches
     cost less.
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
+    a compiled step means the whole batch, wherever its parts are.
+
     **References**
 
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,

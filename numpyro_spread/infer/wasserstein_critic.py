@@ -49,6 +49,9 @@ class WassersteinCritic(CriticLoss):
     The reported value is :math:`E_P[c] - E_Q[c]`, in the units of x: an estimate of :math:`W_1`
     once the critic is good, and of nothing before.
 
+    **Data parallelism** (batches sharded over devices, under ``jit``): exact, also for critics that
+    couple the samples: a compiled step means the whole batch, wherever its parts are.
+
     **References**
 
     [1] `Improved Training of Wasserstein GANs`, Ishaan Gulrajani et al.,

@@ -62,6 +62,11 @@ class AdversarialDivergence(CriticLoss):
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
     pass, with fresh draws at every step [4].
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact: every player's mean is that
+    over the whole batch, whatever the sizes and masks of the shards. The reported value is that of
+    the rank's own shard. Discriminators with batch normalisation couple the shard's samples and are
+    refused, but for ``SyncBatchNorm``.
+
     **References**
 
     [1] `How (not) to train your generative model`, Ferenc Huszar, https://arxiv.org/abs/1511.05101

@@ -89,6 +89,14 @@ class PriorContrastELBO(Loss):
 
     ``fn`` is also called for several draws per datum: it has to broadcast over leading dimensions.
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact if the plate of the data says
+    what they stand for, since the ELBO is a sum over them: ``plate("data", N, subsample=x)`` on
+    shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
+    own size. Without, the gradient is that of the sum divided by that number. The critic's and the
+    head's losses are means over the whole batch, whatever the sizes and masks of the shards.
+    Moments of the adaptive contrast are those of single data. Critics with batch normalisation are
+    refused.
+
     **References**
 
     [1] `Adversarial Variational Bayes: Unifying Variational Autoencoders and Generative Adversarial

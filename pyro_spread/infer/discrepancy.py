@@ -118,6 +118,9 @@ class MMD(_Discrepancy):
     A Pyro kernel, such as those of ``pyro.contrib.gp.kernels``, keeps its parameters: minimising
     the discrepancy would flatten it.
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact: all pairs of the batch count,
+    for which the ranks gather all their samples; every rank reports the same value.
+
     **References**
 
     [1] `A Kernel Two-Sample Test`, Arthur Gretton et al., JMLR 13, 2012.
@@ -210,6 +213,9 @@ class EnergyDistance(_Discrepancy):
         >>> svi.step(torch.randn(100)) < 1.0
         True
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact: all pairs of the batch count,
+    for which the ranks gather all their samples; every rank reports the same value.
+
     **References**
 
     [1] `Energy statistics: A class of statistics based on distances`, Gábor Székely, Maria Rizzo,
@@ -263,6 +269,10 @@ class SlicedWasserstein(_Discrepancy):
         >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), SlicedWasserstein(10))
         >>> 0.0 < svi.step(torch.randn(100)) < 1.0
         True
+
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact: all samples are sorted
+    together, for which the ranks gather them and take one rank's directions; every rank reports the
+    same value.
 
     **References**
 

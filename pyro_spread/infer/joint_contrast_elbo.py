@@ -88,6 +88,12 @@ class JointContrastELBO(Loss):
         >>> svi.step(torch.zeros(100, 1)) > 0
         True
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact. Means are those over the whole
+    batch, whatever the sizes and masks of the shards; for ``ReverseKL()``, a sum over the data,
+    their plate has to say what they stand for: ``plate("data", N, subsample=x)`` on shards of equal
+    size. Critics with batch normalisation are refused. With ``KL()`` and no critic only the guide
+    learns: DDP needs ``find_unused_parameters=True``.
+
     **References**
 
     [1] `Hierarchical Implicit Models and Likelihood-Free Variational Inference`, Dustin Tran,

@@ -95,6 +95,12 @@ class SemiImplicitELBO(Loss):
     **Draws of the posterior.** The guide by itself gives :math:`\psi`, without noise. For z use
     ``Predictive(loss.spread_guide(model, guide), ...)``.
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact if the plate of the data says
+    what they stand for, since the bound is a sum over them: ``plate("data", N, subsample=x)`` on
+    shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
+    own size. Without, the gradient is that of the sum divided by that number. Latents enumerated
+    outside of all plates couple the data and are refused.
+
     **References**
 
     [1] `Semi-Implicit Variational Inference`, Mingzhang Yin, Mingyuan Zhou,

@@ -84,6 +84,13 @@ class SpreadELBO(Loss):
     each sees its own y, and a model written for x of shape (N, ...) cannot take (particles, N,
     ...).
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact if the plate of the data says
+    what they stand for, since the bound is a sum over them: ``plate("data", N, subsample=x)`` on
+    shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
+    own size. Without, the gradient is that of the sum divided by that number.
+    ``TraceTailAdaptive_ELBO`` and latents enumerated outside of all plates couple the data and are
+    refused.
+
     **References**
 
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,

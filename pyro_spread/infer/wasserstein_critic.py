@@ -47,6 +47,10 @@ class WassersteinCritic(CriticLoss):
     The reported value is :math:`E_P[c] - E_Q[c]`, in the units of x: an estimate of :math:`W_1`
     once the critic is good, and of nothing before.
 
+    **Data parallelism** (DDP around ``loss(model, guide)``): exact: every player's mean is that
+    over the whole batch, whatever the sizes and masks of the shards. The reported value is that of
+    the rank's own shard. Critics with batch normalisation are refused, but for ``SyncBatchNorm``.
+
     **References**
 
     [1] `Improved Training of Wasserstein GANs`, Ishaan Gulrajani et al.,
