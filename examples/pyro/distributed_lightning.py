@@ -68,8 +68,8 @@ def main(args, devices):
     )
     trainer.fit(module, loader)
     params = nn.utils.parameters_to_vector(module.parameters()).detach()
-    norms = trainer.strategy.all_gather(params.norm()).reshape(-1)
-    draws = trainer.strategy.all_gather(torch.randn((), device=params.device)).reshape(-1)
+    told = torch.stack([params.norm(), torch.randn((), device=params.device)])
+    norms, draws = trainer.strategy.all_gather(told).reshape(-1, 2).T
     if trainer.is_global_zero:
         with torch.no_grad():
             held_out = float(module.objective(test.to(params.device)))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.infer import RenyiELBO, TraceTailAdaptive_ELBO
+from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
@@ -223,7 +223,7 @@ def check_separable(elbo: ELBO) -> None:
 
     :raises NotImplementedError: saying why.
     """
-    if ranks() is not None and isinstance(elbo, (RenyiELBO, TraceTailAdaptive_ELBO)):
+    if ranks() is not None and isinstance(elbo, TraceTailAdaptive_ELBO):
         raise NotImplementedError(_messages.coupled_elbo(type(elbo).__name__))
 
 

@@ -168,6 +168,12 @@ def nothing(x, mask=None):
     pass
 
 
+def named(svi, state):
+    """Params by name."""
+    params = jax.tree_util.tree_leaves_with_path(svi.optim.get_params(state.optim_state))
+    return {jax.tree_util.keystr(path): np.asarray(value) for path, value in params}
+
+
 def train(mesh, model, guide, make_loss, masked):
     """Params and losses of a run whose batches are shared out over the devices."""
     loss = make_loss()
@@ -187,13 +193,13 @@ def train(mesh, model, guide, make_loss, masked):
     update = jax.jit(svi.update, out_shardings=everywhere)
     options = {"mask": shared_out(masks[0])} if masked else {}
     state = init(random.key(3), shared_out(data[0]), **options)
+    start = {f"start.{name}": value for name, value in named(svi, state).items()}
     losses = []
     for x, mask in zip(data, masks, strict=True):
         options = {"mask": shared_out(mask)} if masked else {}
         state, value = update(state, shared_out(x), **options)
         losses.append(float(value))
-    params = jax.tree_util.tree_leaves_with_path(svi.optim.get_params(state.optim_state))
-    return {jax.tree_util.keystr(path): np.asarray(value) for path, value in params}, losses
+    return start | named(svi, state), losses
 
 
 def noise(mesh):

@@ -114,21 +114,25 @@ def net(*sizes):
     return nn.Sequential(*layers[:-1])
 
 
+def _counted(mask):
+    return True if mask is None else mask
+
+
 class Model(PyroModule):
     """A deterministic decoder, whose noise may have a learned scale."""
 
-    def __init__(self, scale=None, plain_plate=False, global_latent=False):
+    def __init__(self, scale=None, plain_plate=False, weight=1, global_latent=False):
         super().__init__()
         self.decoder = net(Z_DIM, HIDDEN, X_DIM)
-        self.scale, self.plain_plate = scale, plain_plate
+        self.scale, self.plain_plate, self.weight = scale, plain_plate, weight
         if global_latent:
             self.shift = PyroSample(dist.Normal(torch.zeros(X_DIM), 1.0).to_event(1))
 
     def forward(self, x, mask=None):
         shift = getattr(self, "shift", 0.0)
         plate = (len(x),) if self.plain_plate else (NUM_DATA, len(x), x)
-        kept = torch.ones(len(x), dtype=torch.bool) if mask is None else mask
-        with pyro.plate("data", *plate), poutine.mask(mask=kept if mask is not None else True):
+        scale, counted = poutine.scale(scale=self.weight), poutine.mask(mask=_counted(mask))
+        with pyro.plate("data", *plate), scale, counted:
             z = pyro.sample("z", dist.Normal(torch.zeros(Z_DIM), 1.0).to_event(1))
             mean = self.decoder(z) + shift
             if self.scale is None:
@@ -140,9 +144,9 @@ class Model(PyroModule):
 class Guide(PyroModule):
     """A Normal of the encoder's, or an implicit distribution."""
 
-    def __init__(self, implicit=False, plain_plate=False, global_latent=False):
+    def __init__(self, implicit=False, plain_plate=False, weight=1, global_latent=False):
         super().__init__()
-        self.implicit, self.plain_plate = implicit, plain_plate
+        self.implicit, self.plain_plate, self.weight = implicit, plain_plate, weight
         self.encoder = net(2 * X_DIM if implicit else X_DIM, HIDDEN, Z_DIM * (1 if implicit else 2))
         if global_latent:
             self.loc = nn.Parameter(torch.zeros(X_DIM))
@@ -152,7 +156,8 @@ class Guide(PyroModule):
     def forward(self, x, mask=None):
         getattr(self, "shift", None)
         plate = (len(x),) if self.plain_plate else (NUM_DATA, len(x), x)
-        with pyro.plate("data", *plate), poutine.mask(mask=True if mask is None else mask):
+        scale, counted = poutine.scale(scale=self.weight), poutine.mask(mask=_counted(mask))
+        with pyro.plate("data", *plate), scale, counted:
             if self.implicit:
 
                 def fn(eps):
@@ -229,6 +234,11 @@ CASES = {
         lambda: SpreadELBO(NOISE),
         {"sgd": 1e-3 * WORLD},
     ),
+    "spread_scaled": (
+        encoder(plain_plate=True, weight=WORLD, global_latent=True),
+        lambda: SpreadELBO(NOISE),
+        {"sizes": UNEVEN, "shared": True},
+    ),
     "adversarial": (generator, lambda: AdversarialDivergence(critic("x"), noise=NOISE), {}),
     "adversarial_two_pass": (
         generator,
@@ -297,6 +307,7 @@ def train(nets, make_loss, sizes=SHARDS, masked=False, shared=False, sgd=None, u
     """Params and losses of a run."""
     module, _ = build(nets, make_loss)
     params = list(module.parameters())
+    start = {f"start.{name}": p.detach().clone().numpy() for name, p in module.named_parameters()}
     optim = torch.optim.SGD(params, sgd) if sgd else torch.optim.Adam(params, 1e-2)
     rows = torch.Generator().manual_seed(9)
     pyro.set_rng_seed(1000 + RANK)
@@ -317,7 +328,7 @@ def train(nets, make_loss, sizes=SHARDS, masked=False, shared=False, sgd=None, u
         loss.backward()
         optim.step()
         losses.append(float(loss.detach()))
-    return {name: p.detach().numpy() for name, p in module.named_parameters()}, losses
+    return start | {name: p.detach().numpy() for name, p in module.named_parameters()}, losses
 
 
 @contextmanager
@@ -349,11 +360,10 @@ def refusals():
     said = {}
     x = torch.randn(6, X_DIM)
     for name, nets, loss in [
-        ("renyi", encoder(), lambda: SpreadELBO(NOISE, infer.RenyiELBO(num_particles=2))),
         (
-            "semi_renyi",
-            implicit,
-            lambda: SemiImplicitELBO({"z": GaussianNoise(0.2)}, 2, infer.RenyiELBO(0.5, 2)),
+            "tail_adaptive",
+            encoder(0.5),
+            lambda: SpreadELBO(NOISE, infer.TraceTailAdaptive_ELBO(2, vectorize_particles=True)),
         ),
         (
             "batch_norm",
