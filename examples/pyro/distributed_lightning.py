@@ -27,7 +27,8 @@ try:
     import lightning as L
 except ImportError as error:
     raise SystemExit(
-        f"This example needs Lightning ({error}). Install it with: pip install 'lightning>=2.6'"
+        f"This example needs the extra 'lightning' ({error}). "
+        "Install it with: pip install 'pyro-spread[pyro,lightning]'"
     ) from error
 
 

@@ -157,7 +157,7 @@ def test_a_loss_that_all_ranks_share_has_the_whole_gradient(two):
     x = torch.tensor(3.0, requires_grad=True)
     loss = _ranks.whole_gradient(x**2)
     loss.backward()
-    assert (float(loss), float(x.grad)) == (9.0, 12.0)
+    assert (loss.item(), x.grad.item()) == (9.0, 12.0)
 
 
 def test_under_svi_a_process_keeps_to_itself(monkeypatch):
@@ -227,6 +227,6 @@ def test_a_subsample_may_be_the_data_themselves():
 def test_lightning_is_asked_for_by_name(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setitem(sys.modules, "lightning", None)
-    with pytest.raises(SystemExit, match="pip install 'lightning"):
+    with pytest.raises(SystemExit, match=r"pip install 'pyro-spread\[pyro,lightning\]'"):
         importlib.import_module("distributed_lightning")
     sys.modules.pop("distributed", None)
