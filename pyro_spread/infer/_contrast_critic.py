@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pyro_spread.infer._contrast import ContrastRun
-from pyro_spread.infer._critic import is_lazy, judge, penalise
+from pyro_spread.infer._critic import has_turn, is_lazy, judge, penalise
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._gaussian_contrast import GaussianContrast
 from pyro_spread.infer._ranks import num_ranks, share
@@ -194,6 +194,8 @@ class ContrastCritic:
             weights = first.weights
             own = share(weights, first.value, first.batch_shape.numel())  # before a rank goes on
             if weights is not None and not bool((weights > 0).any()):
+                if num_ranks() > 1:
+                    has_turn(self.regularizer, first.value)  # others ask whether it has
                 continue
             logits, guide_side, contrast_side = self.sides(run, names)
             critic = self._critic_of(names)

@@ -104,6 +104,19 @@ def judge(
     return logits
 
 
+def has_turn(regularizer: Regularizer | None, like: torch.Tensor) -> bool:
+    """
+    Whether the penalty comes at this step, which is the same step on all ranks.
+
+    :param regularizer: the penalty, or None.
+    :param like: a tensor on the device of the loss.
+    """
+    if regularizer is None or regularizer.every == 1:
+        return regularizer is not None
+    # By chance and not by a counter: nothing to save, and the same as in a compiled step.
+    return bool(agreed(torch.rand(()), like) < 1 / regularizer.every)
+
+
 def penalise(
     loss: torch.Tensor,
     regularizer: Regularizer | None,
@@ -124,11 +137,9 @@ def penalise(
     :param weights: of the data samples.
     :param share: this rank's share in the mean over data, if there are several.
     """
-    if regularizer is None:
+    if not has_turn(regularizer, loss):
         return loss
-    # By chance and not by a counter: nothing to save, and the same as in a compiled step.
-    if regularizer.every > 1 and agreed(torch.rand(()), loss) >= 1 / regularizer.every:
-        return loss
+    assert regularizer is not None
     return loss + regularizer.every * share * regularizer.penalty(critic, data, model, weights)
 
 
