@@ -6,7 +6,7 @@ Every loss trained on one batch, by one process or by the ranks of torchrun.
 The noise of a datum is the same however the batch is shared out, so that both ends can be compared.
 Writes what the params became, and what was refused.
 
-    python pyro_distributed.py OUTPUT
+    python pyro_distributed.py OUTPUT [NAME ...]
     torchrun --standalone --nproc-per-node 2 pyro_distributed.py OUTPUT
 """
 
@@ -264,6 +264,11 @@ CASES = {
     "prior_adaptive": (implicit, lambda: prior(noise=NOISE), {}),
     "prior_default_draws": (implicit, lambda: PriorContrastELBO(critic("x", "z")), {}),
     "prior_masked": (implicit, lambda: prior(head=Head()), {"masked": True}),
+    "prior_masked_shard": (
+        implicit,
+        lambda: prior(regularizer=R1(0.1)),
+        {"masked": True, "masked_shard": True, "unused": True},
+    ),
     "joint": (implicit, joint, {}),
     "joint_masked": (implicit, lambda: joint(regularizer=R1(1.0)), {"masked": True}),
     "joint_ali": (implicit, lambda: joint(JSPi(0.5)), {"masked": True, "sizes": UNEVEN}),
@@ -303,7 +308,16 @@ def build(nets, make_loss):
     return loss(model, guide), loss
 
 
-def train(nets, make_loss, sizes=SHARDS, masked=False, shared=False, sgd=None, unused=False):
+def train(
+    nets,
+    make_loss,
+    sizes=SHARDS,
+    masked=False,
+    shared=False,
+    sgd=None,
+    unused=False,
+    masked_shard=False,
+):
     """Params and losses of a run."""
     module, _ = build(nets, make_loss)
     params = list(module.parameters())
@@ -318,10 +332,15 @@ def train(nets, make_loss, sizes=SHARDS, masked=False, shared=False, sgd=None, u
         wrapped = DistributedDataParallel(module, find_unused_parameters=unused)
     mode = PerDatum(sizes, shared)
     losses = []
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        # A rank that skips what would not count draws less than the others.
+        mode.generator.manual_seed(5 + step)
         x = torch.randn(BATCH, X_DIM, generator=rows)[mine]
         # More of the first rank's data are masked than of the others'.
-        mask = (torch.rand(BATCH, generator=rows) > torch.linspace(0.8, 0.0, BATCH))[mine]
+        mask = torch.rand(BATCH, generator=rows) > torch.linspace(0.8, 0.0, BATCH)
+        if masked_shard:
+            mask[: BATCH // 2] = False
+        mask = mask[mine]
         optim.zero_grad()
         with mode:
             loss = wrapped(x, mask=mask if masked else None)
@@ -347,9 +366,13 @@ def refusal(said, name):
 class Enumerated(nn.Module):
     """A discrete latent of all data together."""
 
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(()))
+
     def forward(self, x):
-        k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
-        with pyro.plate("data", NUM_DATA, len(x), x):
+        k = pyro.sample("k", dist.Bernoulli(logits=self.logit), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(x)):
             pyro.sample(
                 "x", dist.Delta(k.unsqueeze(-1) + torch.zeros(len(x), 3), event_dim=1), obs=x
             )
@@ -387,6 +410,12 @@ def refusals():
         pyro.set_rng_seed(seed)
         with refusal(said, name):
             module(x)
+    # The first rank has nothing to teach the critic; all must still agree when the penalty comes.
+    module, _ = build(implicit, lambda: prior(regularizer=R1(0.1, every=2)))
+    pyro.set_rng_seed(1000 + RANK)
+    with refusal(said, "lazy_penalty"):
+        for _ in range(6):
+            module(x, mask=torch.full((len(x),), RANK > 0 or WORLD == 1))
     # Without gradients a rank is alone: if the others were waited for, this would not end.
     module, loss = build(generator, EnergyDistance)
     if RANK == 0:
@@ -407,7 +436,8 @@ def main():
     if WORLD > 1:
         distributed.init_process_group("gloo")
     losses = {}
-    for name, (nets, loss, options) in CASES.items():
+    for name in sys.argv[2:] or CASES:
+        nets, loss, options = CASES[name]
         params, losses[name] = train(nets, loss, **options)
         if RANK == 0:
             np.savez(output / f"{name}.npz", **params)

@@ -26,8 +26,8 @@ PYRO = (
     "spread", "spread_mean_field", "spread_masked", "spread_global_latent", "spread_plain_plate",
     "spread_scaled", "adversarial", "adversarial_two_pass", "adversarial_uneven", "wasserstein",
     "wasserstein_masked", "prior_plain", "prior_adaptive", "prior_default_draws", "prior_masked",
-    "joint", "joint_masked", "joint_ali", "joint_npe", "semi_implicit", "mmd", "mmd_masked",
-    "energy", "energy_uneven", "sliced", "sliced_masked",
+    "prior_masked_shard", "joint", "joint_masked", "joint_ali", "joint_npe", "semi_implicit",
+    "mmd", "mmd_masked", "energy", "energy_uneven", "sliced", "sliced_masked",
 )  # fmt: skip
 NUMPYRO = (
     "spread", "spread_mean_field", "spread_renyi", "adversarial", "adversarial_masked",
@@ -155,6 +155,7 @@ def test_what_is_refused_and_what_is_said_on_every_rank(alone, two_ranks):
         assert "site 'k' is enumerated outside of all plates" in said["enumerated"]
         assert "ranks 0, 1 hold equal random states" in said["equal_noise"]
         assert said["own_noise"] is None
+        assert said["lazy_penalty"] is None
         assert said["own_group"] is None
     assert report(two_ranks, "rank0")["said"]["evaluation"] is None
     assert set(report(alone["pyro"], "rank0")["said"].values()) == {None}
