@@ -1,0 +1,28 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""About what the systems of the zoo hand in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def samples_shape(row: str, got: Sequence[int], wanted: Sequence[int]) -> str:
+    return f"{row}: samples must have shape {tuple(wanted)}, got {tuple(got)}."
+
+
+def samples_range(row: str, low: float, high: float) -> str:
+    return (
+        f"{row}: samples must have pixels in [0, 1], got some from {low:.3g} to {high:.3g}: clip "
+        "them, or divide counts by 16."
+    )
+
+
+def misplaced_log_likelihood(row: str, got: float | None, measure: str | None) -> str:
+    if measure is None:
+        return f"{row}: this row has no log-likelihood, got {got}; leave it None."
+    return f"{row}: log_likelihood must be a number ({measure}), got None."
+
+
+def no_results(path: object) -> str:
+    return f"There are no results in {path}: run examples/zoo.py with this --output first."

@@ -1,0 +1,107 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The data of the zoo: small images whose pixels are whole numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spread_analysis.datasets import Dataset, load_dataset
+
+#: A pixel counts the dark ones among 16 of the scan, so that it is a whole number from 0 to this.
+MAX_COUNT = 16
+NUM_LEVELS = MAX_COUNT + 1
+_SMOKE_IMAGES = 400
+
+
+@dataclass(frozen=True)
+class ZooData:
+    """
+    Images as rows of 64 pixels, in the three forms that models take.
+
+    :param dataset: the images as they came, in [0, 1].
+    """
+
+    dataset: Dataset
+
+    @property
+    def train_images(self) -> npt.NDArray[np.float32]:
+        """Pixels in [0, 1], shape (N, 64)."""
+        return _flat(self.dataset.train_images)
+
+    @property
+    def test_images(self) -> npt.NDArray[np.float32]:
+        """Held-out images in the form of :attr:`train_images`."""
+        return _flat(self.dataset.test_images)
+
+    @property
+    def train_counts(self) -> npt.NDArray[np.float32]:
+        """Pixels as whole numbers from 0 to 16, as float32, shape (N, 64)."""
+        return np.rint(self.train_images * MAX_COUNT)
+
+    @property
+    def test_counts(self) -> npt.NDArray[np.float32]:
+        """Held-out images in the form of :attr:`train_counts`."""
+        return np.rint(self.test_images * MAX_COUNT)
+
+    @property
+    def train_labels(self) -> npt.NDArray[np.int64]:
+        """The digits that the images show, shape (N,)."""
+        return _labels(self.dataset.train_labels)
+
+    @property
+    def test_labels(self) -> npt.NDArray[np.int64]:
+        """Those of held-out images."""
+        return _labels(self.dataset.test_labels)
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of an image."""
+        return self.dataset.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """How many digits there are."""
+        return int(self.train_labels.max()) + 1
+
+    @property
+    def label_shares(self) -> npt.NDArray[np.float32]:
+        """Share of each digit among the training images: p(label), shape (number of classes,)."""
+        counts = np.bincount(self.train_labels, minlength=self.num_classes)
+        return np.asarray(counts / counts.sum(), np.float32)
+
+    def label_draws(self, num_samples: int, seed: int) -> npt.NDArray[np.int64]:
+        """
+        Labels drawn from :attr:`label_shares`, for models that are told the label.
+
+        :param num_samples: how many.
+        :param seed: of the draws.
+        """
+        rng = np.random.default_rng(seed)
+        return np.asarray(rng.choice(self.train_labels, num_samples), np.int64)
+
+
+def load_zoo_data(smoke_test: bool = False) -> ZooData:
+    """
+    Scikit-learn's digits, with the split that all examples have.
+
+        >>> data = load_zoo_data()
+        >>> data.train_counts.shape, float(data.train_counts.max())
+        ((1438, 64), 16.0)
+
+    :param smoke_test: a part of them only.
+    """
+    return ZooData(load_dataset("digits", limit=_SMOKE_IMAGES if smoke_test else None))
+
+
+def _flat(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    return np.asarray(images, np.float32).reshape(len(images), -1)
+
+
+def _labels(labels: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    assert labels is not None  # the digits come with them
+    return labels
