@@ -16,27 +16,26 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import adam, fit, no_guide, start
-from pyro.infer import Predictive, Trace_ELBO
+from parts import adam, draw_counts, fit, mean_bound, no_guide, start
+from pyro.infer import SVI, Trace_ELBO
 
 from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 
-def model(x, num_images=0):
-    logits = pyro.param("logits", lambda: torch.zeros(64))
-    with pyro.plate("data", num_images if x is None else len(x)):
-        pyro.sample("x", dist.Binomial(MAX_COUNT, logits=logits).to_event(1), obs=x)
-
-
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
     start(settings)
-    svi, seconds = fit(settings, model, no_guide, adam(settings), Trace_ELBO(), data.train_counts)
-    test = torch.as_tensor(data.test_counts)
-    draws = Predictive(model, num_samples=1)(None, settings.num_samples)["x"][0]
+
+    def model(x, num_images=0):
+        logits = pyro.param("logits", torch.zeros(data.num_pixels))
+        with pyro.plate("data", num_images if x is None else len(x)):
+            pyro.sample("x", dist.Binomial(MAX_COUNT, logits=logits).to_event(1), obs=x)
+
+    svi = SVI(model, no_guide, adam(settings), Trace_ELBO())
+    seconds = fit(settings, svi, data.train_counts)
     return Trained(
-        samples=draws.cpu().numpy() / MAX_COUNT,
+        samples=draw_counts(model, None, settings.num_samples),
         seconds=seconds,
-        log_likelihood=-svi.evaluate_loss(test) / len(test),
+        log_likelihood=mean_bound(svi, data.test_counts, num_draws=1),
     )
 
 

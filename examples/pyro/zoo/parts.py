@@ -5,22 +5,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI
-from pyro.optim import Adam, LambdaLR
+from pyro.infer import SVI, Predictive
+from pyro.infer.elbo import ELBO
+from pyro.optim import Adam, LambdaLR, PyroLRScheduler, PyroOptim
 from torch import nn
 
 from pyro_spread import two_player
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.zoo import batches, learning_rate_factor
+from spread_analysis.gan_study import as_images, as_signed
+from spread_analysis.zoo import (
+    MAX_COUNT,
+    Settings,
+    Trained,
+    ZooData,
+    batches,
+    learning_rate_factor,
+)
 
 
-def mlp(num_inputs, hidden_dim, num_outputs):
-    """Two hidden layers: the generator, the decoder and the encoder of all systems."""
+def mlp(num_inputs: int, hidden_dim: int, num_outputs: int) -> nn.Sequential:
+    """Two hidden layers: generator, decoder and encoder of all systems."""
     return nn.Sequential(
         nn.Linear(num_inputs, hidden_dim),
         nn.ReLU(),
@@ -30,57 +40,119 @@ def mlp(num_inputs, hidden_dim, num_outputs):
     )
 
 
-def critic_net(settings):
+def critic_net(settings: Settings) -> MLPCritic:
     """As wide and deep as the generator."""
     return MLPCritic([settings.hidden_dim] * 2)
 
 
-def adam(settings, learning_rate=None, num_steps=None, b1=0.9):
+def standard_normal(num: int) -> dist.TorchDistribution:
+    """The prior of all systems with a generator, and the noise of implicit distributions."""
+    return dist.Normal(torch.zeros(num), 1.0).to_event(1)
+
+
+def start(settings: Settings) -> None:
+    """Forget the system before, so that a file gives the same alone and after others."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(settings.seed)
+
+
+def no_guide(*args: torch.Tensor | int | None) -> None:
+    """For models without latents, and for those that are trained by comparing draws."""
+
+
+def adam(
+    settings: Settings, *, num_steps: int | None = None, weight_decay: float = 0.0
+) -> PyroLRScheduler:
     """Adam whose rate falls to zero over the second half of the steps."""
     steps = num_steps or settings.num_steps
+    options = {"lr": settings.learning_rate, "weight_decay": weight_decay}
     return LambdaLR(
         {
-            "optimizer": torch.optim.Adam,
-            "optim_args": {"lr": learning_rate or settings.learning_rate, "betas": (b1, 0.999)},
+            "optimizer": torch.optim.AdamW,
+            "optim_args": options,
             "lr_lambda": lambda step: learning_rate_factor(step / steps),
         }
     )
 
 
-def adversaries(settings, critic_steps=1):
-    """One optimiser for both players of a game; steady rates, little momentum."""
+def adversaries(settings: Settings, critic_steps: int = 1) -> PyroOptim:
+    """One optimiser for both players of a game: steady rates and little momentum."""
     options = {"lr": settings.learning_rate, "betas": (0.5, 0.999)}
     return two_player(Adam(options), Adam(options), critic_steps)
 
 
-def start(settings):
-    """Forget the system before, so that every file gives the same alone and after others."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(settings.seed)
+def fit(
+    settings: Settings,
+    svi: SVI,
+    *arrays: np.ndarray | torch.Tensor,
+    num_steps: int | None = None,
+    change: Callable[..., Iterator[torch.Tensor]] | None = None,
+) -> float:
+    """
+    Train on mini-batches of the arrays, and return the seconds.
 
-
-def no_guide(*args):
-    """For models without latents, or those that are trained by comparing draws."""
-
-
-def fit(settings, model, guide, optim, loss, *data, num_steps=None):
-    """Train on mini-batches of the arrays in ``data``; returns the SVI and the seconds."""
+    :param change: what is done to the arrays of a mini-batch before every step.
+    """
     began = time.perf_counter()
-    tensors = [torch.as_tensor(array) for array in data]
-    svi = SVI(model, guide, optim, loss)
+    tensors = [torch.as_tensor(array) for array in arrays]
     steps = num_steps or settings.num_steps
     for chunk in batches(len(tensors[0]), settings.batch_size, steps, settings.seed):
         for batch in torch.as_tensor(chunk):
-            svi.step(*(tensor[batch] for tensor in tensors))
-            if isinstance(optim, pyro.optim.PyroLRScheduler):
-                optim.step()
-    return svi, time.perf_counter() - began
+            inputs = (tensor[batch] for tensor in tensors)
+            svi.step(*(change(*inputs) if change else inputs))
+            if isinstance(svi.optim, PyroLRScheduler):
+                svi.optim.step()
+    return time.perf_counter() - began
 
 
-def standard_normal(num):
-    return dist.Normal(torch.zeros(num), 1.0).to_event(1)
+@torch.no_grad()
+def mean_bound(svi: SVI, *arrays: np.ndarray, num_draws: int = 10) -> float:
+    """What the loss says of held-out images, as a bound of log p(x): nats per image."""
+    tensors = [torch.as_tensor(array) for array in arrays]
+    losses = [svi.evaluate_loss(*tensors) for _ in range(num_draws)]
+    return -float(np.mean(losses)) / len(tensors[0])
 
 
-def as_samples(images):
-    """For the judge: pixels of a deterministic output may leave [0, 1] and are clipped."""
-    return np.clip(images.detach().cpu().numpy(), 0.0, 1.0)
+@torch.no_grad()
+def draw(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.ndarray:
+    """Images of a model that takes no data: x at draws of the prior."""
+    return Predictive(model, num_samples=1)(*args)["x"][0].cpu().numpy()
+
+
+def draw_counts(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.ndarray:
+    """The same of a model of whole-number pixels."""
+    return draw(model, *args) / MAX_COUNT
+
+
+def train_generator(
+    data: ZooData,
+    settings: Settings,
+    make_loss: Callable[[nn.Module], ELBO],
+    critic_steps: int = 1,
+) -> Trained:
+    """
+    A generator without a likelihood, x = g(z), trained by comparing its draws with data.
+
+    GANs, JS_pi, Wasserstein and MMD have this model, nets and loop in common; the loss alone
+    differs. Pixels run from -1 to 1.
+
+    :param make_loss: from a critic's net to the loss; it may leave the net alone.
+    :param critic_steps: of the critic for one of the generator; 0 if there is no critic.
+    """
+    start(settings)
+    generator = nn.Sequential(
+        mlp(settings.latent_dim, settings.hidden_dim, data.num_pixels), nn.Tanh()
+    )
+
+    def model(x, num_images=0):
+        pyro.module("generator", generator)
+        with pyro.plate("data", num_images if x is None else len(x)):
+            z = pyro.sample("z", standard_normal(settings.latent_dim))
+            pyro.sample("x", dist.Delta(generator(z), event_dim=1), obs=x)
+
+    loss = make_loss(critic_net(settings))
+    optim = adversaries(settings, critic_steps) if critic_steps else adam(settings)
+    svi = SVI(model, loss.register(model, no_guide), optim, loss)
+    updates = settings.num_steps * max(1, critic_steps)
+    seconds = fit(settings, svi, as_signed(data.train_images), num_steps=updates)
+    return Trained(as_images(draw(model, None, settings.num_samples)), seconds)
