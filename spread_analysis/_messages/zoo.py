@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def samples_shape(row: str, got: Sequence[int], wanted: Sequence[int]) -> str:
@@ -26,3 +26,8 @@ def misplaced_log_likelihood(row: str, got: float | None, measure: str | None) -
 
 def no_results(path: object) -> str:
     return f"There are no results in {path}: run examples/zoo.py with this --output first."
+
+
+def failed_rows(errors: Mapping[str, str]) -> str:
+    lines = "\n".join(f"  {row}: {error}" for row, error in errors.items())
+    return f"These rows have failed:\n{lines}"

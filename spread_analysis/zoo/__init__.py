@@ -9,7 +9,8 @@ table, pictures and files are here, so that both backends report alike.
 """
 
 from spread_analysis.zoo.data import MAX_COUNT, NUM_LEVELS, ZooData, load_zoo_data
-from spread_analysis.zoo.program import main, run_rows
+from spread_analysis.zoo.program import main, run_backend, run_rows
+from spread_analysis.zoo.report import write_report, zoo_table
 from spread_analysis.zoo.rows import ROWS, SYSTEMS, Row, Settings, Trained
 from spread_analysis.zoo.training import batches, learning_rate_factor, log_mean_exp, mixture_bound
 
@@ -28,5 +29,8 @@ __all__ = [
     "log_mean_exp",
     "main",
     "mixture_bound",
+    "run_backend",
     "run_rows",
+    "write_report",
+    "zoo_table",
 ]

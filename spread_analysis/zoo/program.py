@@ -5,24 +5,31 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spread_analysis._messages import zoo as _messages
 from spread_analysis._options import add_run_options
 from spread_analysis.evaluation import SampleJudge, SampleQuality
 from spread_analysis.gan_study import picture
 from spread_analysis.zoo.data import ZooData, load_zoo_data
-from spread_analysis.zoo.report import describe, zoo_table
+from spread_analysis.zoo.report import (
+    RESULTS_FILE,
+    SAMPLES_FILE,
+    TABLE_FILE,
+    describe,
+    zoo_table,
+)
 from spread_analysis.zoo.rows import ROWS, Row, Settings, Trained, check_trained, settings_for
 
-RESULTS_FILE = "results.json"
-TABLE_FILE = "table.md"
-SAMPLES_FILE = "samples.png"
 #: Images of a row of the picture.
 SHOWN = 12
 
@@ -91,12 +98,13 @@ def run_rows(
     backend: str, rows: Sequence[tuple[Row, TrainRow]], args: argparse.Namespace
 ) -> dict[str, Any]:
     """
-    Train, judge and report rows; files are brought up to date after every run.
+    Train, judge and report rows; files are brought up to date after every row.
 
     :param backend: name of the backend.
     :param rows: rows, each with what trains it.
     :param args: ``output``, ``seed``, ``num_seeds``, ``num_steps`` and ``smoke_test``.
     :return: what was written as JSON.
+    :raises SystemExit: if a row has failed, after all others.
     """
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -112,6 +120,7 @@ def run_rows(
         "features": judge.features.description,
         "real": judge.real()._asdict(),
         "rows": {},
+        "errors": {},
     }
     shown, titles = [data.test_images[:SHOWN]], ["held out"]
     for row, train in rows:
@@ -119,25 +128,47 @@ def run_rows(
         results["rows"][row.name] = runs
         for seed in range(args.seed, args.seed + args.num_seeds):
             settings = settings_for(row, seed, judge.num_samples, args.smoke_test, args.num_steps)
-            trained = train(row.name, data, settings)
-            check_trained(row, trained, judge.num_samples, data.num_pixels)
+            try:
+                trained = train(row.name, data, settings)
+                check_trained(row, trained, judge.num_samples, data.num_pixels)
+            except Exception as error:
+                # A run takes half an hour: one row must not cost the others.
+                traceback.print_exc()
+                results["errors"][row.name] = f"{type(error).__name__}: {error}"
+                break
             runs.append({"seed": seed, **numbers(trained, judge), **settings._asdict()})
             if len(runs) == 1:
-                shown.append(trained.samples[:SHOWN])
+                shown.append(np.asarray(trained.samples[:SHOWN], np.float32))
                 titles.append(row.title)
-            (output / RESULTS_FILE).write_text(json.dumps(results, indent=1))
-            print(f"{backend} {row.title}: {json.dumps(runs[-1])}", flush=True)
+            print(f"{backend}: {row.title}, {trained.seconds:.0f} s", flush=True)
+        (output / RESULTS_FILE).write_text(json.dumps(results, indent=1))
         images = np.concatenate(shown).reshape(-1, *data.dataset.image_shape)
-        picture(
-            f"{backend}: held-out digits, and samples of every model",
-            images,
-            titles,
-            output / SAMPLES_FILE,
-        )
-    report = f"{describe(results)}\n\n{zoo_table([results])}"
+        picture(f"zoo, {backend}", images, titles, output / SAMPLES_FILE)
+    report = f"{describe(results)}\n\n{zoo_table([results], [row.name for row, _ in rows])}"
     (output / TABLE_FILE).write_text(report + "\n")
     print(f"\n{report}\n\n{SAMPLES_FILE}, {TABLE_FILE} and {RESULTS_FILE} are in {output}.")
+    if results["errors"]:
+        raise SystemExit(_messages.failed_rows(results["errors"]))
     return results
+
+
+def run_backend(backend: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """
+    Train the rows of several systems in one process.
+
+    :param backend: ``"pyro"`` or ``"numpyro"``.
+    :param folder: where its files are.
+    :param args: as of :func:`run_rows`, and ``systems``.
+    :return: what was written as JSON.
+    :raises SystemExit: if a row has failed, after all others.
+    """
+    set_device(backend, argparse.Namespace(num_threads=1, cuda=False, device="cpu"))
+    sys.path.insert(0, str(folder))  # the files import what they share, as they do when run alone
+    trains: dict[str, TrainRow] = {}
+    for system in args.systems:
+        trains[system] = importlib.import_module(system).train
+    rows = [(row, trains[row.system]) for row in ROWS.values() if row.system in trains]
+    return run_rows(backend, rows, args)
 
 
 def numbers(trained: Trained, judge: SampleJudge) -> dict[str, Any]:

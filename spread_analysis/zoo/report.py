@@ -4,9 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from spread_analysis._messages import zoo as _messages
+from spread_analysis._optional import import_extra
 from spread_analysis.evaluation import SampleQuality, mean_and_error
 from spread_analysis.zoo.rows import ROWS, Row
 
@@ -14,6 +19,13 @@ from spread_analysis.zoo.rows import ROWS, Row
 NONE = "-"
 #: Stands for a run that has failed, or was not made.
 MISSING = "missing"
+RESULTS_FILE = "results.json"
+TABLE_FILE = "table.md"
+SAMPLES_FILE = "samples.png"
+SUMMARY_FILE = "summary.png"
+#: The documentation's page includes this file, which is no page of its own.
+DOCS_FILE = "zoo_results.inc"
+_COLOURS = ("#1f5fa8", "#d1662a")
 _HEADER = (
     "log p(x)",
     "importance-weighted",
@@ -97,3 +109,83 @@ def _cell(values: Sequence[float | None], key: str) -> str:
         return MISSING
     factor = 1000.0 if key == "mmd2" else 1.0
     return mean_and_error(factor * value for value in known).format(_DIGITS.get(key, 2))
+
+
+def write_report(
+    output: Path,
+    folders: Mapping[str, Path],
+    systems: Collection[str],
+    docs: str | Path | None = None,
+) -> str:
+    """
+    One table and one picture of all backends, from the numbers that each has written.
+
+    :param output: folder to write to.
+    :param folders: of each backend, the folder of its numbers.
+    :param systems: those whose rows must be there.
+    :param docs: the documentation's folder, to write its results too; None leaves them.
+    :return: the text that was written.
+    :raises SystemExit: if a backend has left no numbers.
+    """
+    all_results = []
+    for folder in folders.values():
+        path = folder / RESULTS_FILE
+        if not path.is_file():
+            raise SystemExit(_messages.no_results(path))
+        all_results.append(json.loads(path.read_text()))
+    rows = [name for name, row in ROWS.items() if row.system in systems]
+    text = f"{describe(all_results[0])}\n\n{zoo_table(all_results, rows)}"
+    (output / TABLE_FILE).write_text(text + "\n")
+    (output / RESULTS_FILE).write_text(json.dumps(all_results, indent=1))
+    plot_summary(all_results).figure.savefig(output / SUMMARY_FILE, dpi=150)
+    if docs is not None:
+        _write_docs(text, output, folders, Path(docs))
+    return text
+
+
+def _write_docs(text: str, output: Path, folders: Mapping[str, Path], docs: Path) -> None:
+    images = docs / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(output / SUMMARY_FILE, images / "zoo_summary.png")
+    pictures = ["![Fréchet distance and log-likelihood of all systems](images/zoo_summary.png)"]
+    for backend, folder in folders.items():
+        name = f"zoo_samples_{backend}.png"
+        shutil.copyfile(folder / SAMPLES_FILE, images / name)
+        pictures.append(f"![Samples of all systems, {backend}](images/{name})")
+    comment = "<!-- Written by examples/zoo.py --report --docs docs: do not edit. -->"
+    (docs / DOCS_FILE).write_text("\n\n".join([comment, text, *pictures]) + "\n")
+
+
+def plot_summary(all_results: Sequence[Mapping[str, Any]]) -> Any:
+    """
+    Fréchet distance and log-likelihood of every row, a colour for each backend.
+
+    :param all_results: results of :func:`spread_analysis.zoo.run_rows`, one per backend.
+    :return: the axes of the Fréchet distance; ``.figure`` has both.
+    """
+    present = {name for results in all_results for name in results["rows"]}
+    names = [name for name in ROWS if name in present]
+    figure = import_extra("matplotlib.figure", "zoo.plot_summary").Figure(
+        figsize=(10, 1.2 + 0.26 * len(names)), layout="constrained"
+    )
+    left, right = figure.subplots(1, 2, sharey=True)
+    for results, colour in zip(all_results, _COLOURS, strict=False):
+        for place, name in enumerate(names):
+            runs = results["rows"].get(name, [])
+            # A spread bound has another scale: it would say something that is not so.
+            plots = [(left, "frechet"), (right, "log_likelihood")]
+            for axes, key in plots[: 1 if ROWS[name].measure in (None, "spread") else 2]:
+                values = [run[key] for run in runs if run[key] is not None]
+                marker = "o" if key == "frechet" or ROWS[name].measure == "exact" else ">"
+                axes.plot(values, [place] * len(values), marker, color=colour, alpha=0.8)
+        left.plot([], [], "o", color=colour, label=results["backend"])
+    real = all_results[0]["real"]["frechet"]
+    left.axvline(real, color="#5c5c5c", linestyle=":", label="real images (training)")
+    left.set_yticks(range(len(names)), [ROWS[name].title for name in names], fontsize=8)
+    left.invert_yaxis()
+    left.set(xscale="log", xlabel="Fréchet distance, smaller is better")
+    left.legend(fontsize=8)
+    right.set_xlabel("log p(x), nats per image; arrows are lower bounds")
+    for axes in (left, right):
+        axes.grid(axis="both", alpha=0.2)
+    return left
