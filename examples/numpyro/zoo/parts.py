@@ -1,0 +1,198 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of the zoo share in NumPyro: nets, the loop around ``svi.update``, evaluation."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from flax import linen as nn
+from jax import lax, random
+from numpyro.contrib.module import flax_module
+from numpyro.infer import SVI, Predictive
+from numpyro.infer.elbo import ELBO
+from numpyro.infer.svi import SVIState
+
+from numpyro_spread import importance_weighted_bound, two_player
+from numpyro_spread.ratio import MLPCritic
+from spread_analysis.gan_study import as_images, as_signed
+from spread_analysis.zoo import (
+    MAX_COUNT,
+    Settings,
+    Trained,
+    ZooData,
+    batches,
+    learning_rate_factor,
+)
+
+# PyTorch's default, so that both backends start alike.
+Dense = functools.partial(
+    nn.Dense, kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+)
+
+
+class MLP(nn.Module):
+    """Two hidden layers: generator, decoder and encoder of all systems."""
+
+    hidden_dim: int
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(2):
+            x = nn.relu(Dense(self.hidden_dim)(x))
+        return Dense(self.num_outputs)(x)
+
+
+def critic_net(settings: Settings) -> MLPCritic:
+    """As wide and deep as the generator."""
+    return MLPCritic([settings.hidden_dim] * 2)
+
+
+def standard_normal(num: int) -> dist.Distribution:
+    """The prior of all systems with a generator, and the noise of implicit distributions."""
+    return dist.Normal(jnp.zeros(num), 1.0).to_event(1)
+
+
+def no_guide(*args: Any) -> None:
+    """For models without latents, and for those that are trained by comparing draws."""
+
+
+def adam(
+    settings: Settings, *, num_steps: int | None = None, b1: float = 0.9, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam whose rate falls to zero over the second half of the steps."""
+    steps = num_steps or settings.num_steps
+
+    def rate(step: jax.Array) -> jax.Array:
+        return settings.learning_rate * learning_rate_factor(step / steps)
+
+    return optax.adamw(rate, b1=b1, weight_decay=weight_decay)
+
+
+def adversaries(settings: Settings, critic_steps: int = 1) -> optax.GradientTransformation:
+    """One optimiser for both players of a game: steady rates and little momentum."""
+    player = optax.adam(settings.learning_rate, b1=0.5)
+    return two_player(player, player, critic_steps)
+
+
+def fit(
+    rng_key: jax.Array,
+    settings: Settings,
+    svi: SVI,
+    *arrays: np.ndarray,
+    num_steps: int | None = None,
+    init_params: dict[str, Any] | None = None,
+) -> tuple[SVIState, float]:
+    """
+    Train on mini-batches of the arrays, all steps in one program; the state and the seconds.
+
+    :param init_params: where to start; what is left out starts as model and guide say.
+    """
+    began = time.perf_counter()
+    steps = num_steps or settings.num_steps
+    chunks = batches(len(arrays[0]), settings.batch_size, steps, settings.seed)
+    rows = jnp.asarray(np.concatenate(list(chunks)))
+
+    @jax.jit
+    def run(rng_key: jax.Array, rows: jax.Array, arrays: Any, init_params: Any) -> SVIState:
+        def step(state: SVIState, batch: jax.Array) -> tuple[SVIState, None]:
+            return svi.update(state, *(array[batch] for array in arrays))[0], None
+
+        example = (array[: settings.batch_size] for array in arrays)
+        return lax.scan(step, svi.init(rng_key, *example, init_params=init_params), rows)[0]
+
+    state = run(rng_key, rows, tuple(map(jnp.asarray, arrays)), init_params)
+    jax.block_until_ready(state)
+    jax.effects_barrier()  # warnings come by way of the host
+    return state, time.perf_counter() - began
+
+
+def mean_bound(
+    rng_key: jax.Array, svi: SVI, state: SVIState, *arrays: np.ndarray, num_draws: int = 10
+) -> float:
+    """What the loss says of held-out images, as a bound of log p(x): nats per image."""
+
+    @jax.jit
+    def losses(keys: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
+        return lax.map(lambda key: svi.evaluate(state._replace(rng_key=key), *arrays), keys)
+
+    values = losses(random.split(rng_key, num_draws), state, tuple(map(jnp.asarray, arrays)))
+    return -float(values.mean()) / len(arrays[0])
+
+
+def weighted_bound(
+    rng_key: jax.Array,
+    svi: SVI,
+    state: SVIState,
+    num_samples: int,
+    *arrays: np.ndarray | jax.Array,
+    model: Callable[..., Any] | None = None,
+) -> np.ndarray:
+    """Bounds of log p(x) of every image by as many importance weights, nats."""
+    evidence = importance_weighted_bound(
+        rng_key,
+        svi.get_params(state),
+        model or svi.model,
+        svi.guide,
+        *map(jnp.asarray, arrays),
+        num_samples=num_samples,
+    )
+    return np.asarray(evidence.values, np.float64)
+
+
+def draw(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarray:
+    """Images of a model that takes no data: x at draws of the prior."""
+
+    @jax.jit
+    def run(rng_key: jax.Array, params: Any) -> jax.Array:
+        return Predictive(svi.model, params=params, num_samples=1)(rng_key, *args)["x"][0]
+
+    return np.asarray(run(rng_key, svi.get_params(state)))
+
+
+def draw_counts(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarray:
+    """The same of a model of whole-number pixels."""
+    return draw(rng_key, svi, state, *args) / MAX_COUNT
+
+
+def train_generator(
+    data: ZooData,
+    settings: Settings,
+    make_loss: Callable[[nn.Module], ELBO],
+    critic_steps: int = 1,
+) -> Trained:
+    """
+    A generator without a likelihood, x = g(z), trained by comparing its draws with data.
+
+    GANs, JS_pi, Wasserstein and MMD have this model, nets and loop in common; the loss alone
+    differs. Pixels run from -1 to 1.
+
+    :param make_loss: from a critic's net to the loss; it may leave the net alone.
+    :param critic_steps: of the critic for one of the generator; 0 if there is no critic.
+    """
+    net = nn.Sequential([MLP(settings.hidden_dim, data.num_pixels), nn.tanh])
+
+    def model(x, num_images=0):
+        generator = flax_module("generator", net, input_shape=(settings.latent_dim,))
+        with numpyro.plate("data", num_images if x is None else len(x)):
+            z = numpyro.sample("z", standard_normal(settings.latent_dim))
+            numpyro.sample("x", dist.Delta(generator(z), event_dim=1), obs=x)
+
+    loss = make_loss(critic_net(settings))
+    optim = adversaries(settings, critic_steps) if critic_steps else adam(settings)
+    svi = SVI(model, loss.register(model, no_guide), optim, loss)
+    fit_key, draw_key = random.split(random.key(settings.seed))
+    updates = settings.num_steps * max(1, critic_steps)
+    images = as_signed(data.train_images)
+    state, seconds = fit(fit_key, settings, svi, images, num_steps=updates)
+    return Trained(as_images(draw(draw_key, svi, state, None, settings.num_samples)), seconds)
