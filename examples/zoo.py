@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def start_backend(backend: str, args: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]:
-    """This program again with one backend: the two never share a process."""
+    """Run this program again with one backend: the two never share a process."""
     options = ["--backend", backend, "--output", str(folder), "--systems", *args.systems]
     options += ["--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
     if args.num_steps is not None:

@@ -135,8 +135,8 @@ def _delta_vae(name: str, title: str) -> Row:
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
-        Row("coin", "coin", "coin", "exact", "Trace_ELBO", 1500, 3e-2),
-        Row("conditional", "conditional", "conditional coin", "exact", "Trace_ELBO", 1500, 3e-2),
+        Row("coin", "coin", "coin", "exact", "Trace_ELBO", 600, 0.1),
+        Row("conditional", "conditional", "conditional coin", "exact", "Trace_ELBO", 600, 0.1),
         Row(
             "fvsbn", "autoregressive", "fully visible belief net", "exact", "Trace_ELBO", 4000, 3e-3
         ),
