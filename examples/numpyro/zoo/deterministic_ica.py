@@ -5,9 +5,9 @@ Deterministic ICA
 =================
 
 x = A z + b with fewer Laplace sources z than pixels and no noise at the output: EM stands still
-there, ``SpreadELBO`` trains it (Zhang et al. 2020, section 6.1). ``examples/numpyro/ica.py`` measures
-how well A is found; here the same model is one more generator of digits, a linear one. Its outputs
-leave [0, 1] and are clipped.
+there, ``SpreadELBO`` trains it (Zhang et al. 2020, section 6.1). ``examples/numpyro/ica.py``
+measures how well A is found; here the same model is one more generator of digits, a linear one. Its
+outputs leave [0, 1] and are clipped.
 
     python examples/numpyro/zoo/deterministic_ica.py --output zoo-deterministic-ica
 """

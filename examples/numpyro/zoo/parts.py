@@ -118,13 +118,25 @@ def fit(
 
 
 def mean_bound(
-    rng_key: jax.Array, svi: SVI, state: SVIState, *arrays: np.ndarray, num_draws: int = 10
+    rng_key: jax.Array,
+    svi: SVI,
+    state: SVIState,
+    *arrays: np.ndarray,
+    num_draws: int = 10,
+    **options: Any,
 ) -> float:
-    """What the loss says of held-out images, as a bound of log p(x): nats per image."""
+    """
+    What the loss says of held-out images, as a bound of log p(x): nats per image.
+
+    :param options: keyword arguments of model and guide that are no arrays.
+    """
+
+    def loss(key: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
+        return svi.evaluate(state._replace(rng_key=key), *arrays, **options)
 
     @jax.jit
     def losses(keys: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
-        return lax.map(lambda key: svi.evaluate(state._replace(rng_key=key), *arrays), keys)
+        return lax.map(lambda key: loss(key, state, arrays), keys)
 
     values = losses(random.split(rng_key, num_draws), state, tuple(map(jnp.asarray, arrays)))
     return -float(values.mean()) / len(arrays[0])

@@ -29,7 +29,7 @@ from flax import linen as nn
 from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.distributions import constraints
-from numpyro.distributions import transforms as T  # noqa: N812
+from numpyro.distributions import transforms as T
 from numpyro.infer import SVI, Trace_ELBO
 from parts import Dense, adam, draw, fit, mean_bound, no_guide, standard_normal
 

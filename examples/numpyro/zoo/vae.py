@@ -4,8 +4,9 @@
 VAE: amortised inference
 ========================
 
-A decoder p(x | z) of whole-number pixels and an encoder q(z | x), trained together by ``Trace_ELBO``
-(Kingma, Welling 2014). The bound is reported, and the tighter one by importance weights.
+A decoder p(x | z) of whole-number pixels and an encoder q(z | x), trained together by
+``Trace_ELBO`` (Kingma, Welling 2014). The bound is reported, and the tighter one by importance
+weights.
 
     python examples/numpyro/zoo/vae.py --output zoo-vae
 """
