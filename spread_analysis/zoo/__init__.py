@@ -12,7 +12,7 @@ from spread_analysis.zoo.data import MAX_COUNT, NUM_LEVELS, ZooData, load_zoo_da
 from spread_analysis.zoo.program import main, run_backend, run_rows
 from spread_analysis.zoo.report import write_report, zoo_table
 from spread_analysis.zoo.rows import ROWS, SYSTEMS, Row, Settings, Trained
-from spread_analysis.zoo.training import batches, learning_rate_factor, log_mean_exp, mixture_bound
+from spread_analysis.zoo.training import batches, learning_rate_factor, mixture_bound
 
 __all__ = [
     "MAX_COUNT",
@@ -26,7 +26,6 @@ __all__ = [
     "batches",
     "learning_rate_factor",
     "load_zoo_data",
-    "log_mean_exp",
     "main",
     "mixture_bound",
     "run_backend",

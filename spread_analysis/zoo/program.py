@@ -81,17 +81,17 @@ def check_zoo_options(parser: argparse.ArgumentParser, args: argparse.Namespace)
 
 def set_device(backend: str, args: argparse.Namespace) -> None:
     """
-    Pass threads or device on to the backend, which only this function and the examples import.
+    Pass threads or device on to the backend, which this package never imports otherwise.
 
     :param backend: ``"pyro"`` or ``"numpyro"``.
     :param args: with what :func:`spread_analysis._options.add_run_options` has added.
     """
     if backend == "pyro":
-        torch = __import__("torch")
+        torch = importlib.import_module("torch")
         torch.set_num_threads(args.num_threads)
         torch.set_default_device("cuda" if args.cuda else "cpu")
     else:
-        __import__("numpyro").set_platform(args.device)
+        importlib.import_module("numpyro").set_platform(args.device)
 
 
 def run_rows(

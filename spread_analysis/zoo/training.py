@@ -4,29 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.gan_study import batches
 
-__all__ = ["batches", "learning_rate_factor", "log_mean_exp", "mixture_bound"]
-
-
-def log_mean_exp(values: npt.ArrayLike, axis: int = 0) -> npt.NDArray[Any]:
-    """
-    Log of the mean of exp, in float64.
-
-        >>> float(log_mean_exp([-1000.0, -1000.0]))
-        -1000.0
-
-    :param values: log weights.
-    :param axis: what the mean is taken over.
-    """
-    array = np.asarray(values, np.float64)
-    return np.asarray(np.logaddexp.reduce(array, axis) - np.log(array.shape[axis]))
+__all__ = ["batches", "learning_rate_factor", "mixture_bound"]
 
 
 def mixture_bound(

@@ -18,7 +18,6 @@ from spread_analysis.zoo import (
     SYSTEMS,
     Trained,
     load_zoo_data,
-    log_mean_exp,
     mixture_bound,
     run_rows,
     write_report,
@@ -91,10 +90,6 @@ def test_a_sum_over_labels_by_hand():
     expected = np.log([0.3 * 0.5 + 0.7 * 0.25, 0.3 * 0.1 + 0.7 * 0.2])
     np.testing.assert_allclose(mixture_bound(log_likelihoods, [0.3, 0.7]), expected)
     assert mixture_bound([[-2000.0, -2000.0]], [0.5, 0.5]) == pytest.approx([-2000.0])
-
-
-def test_log_mean_exp_by_hand():
-    np.testing.assert_allclose(log_mean_exp(np.log([[1.0, 2.0], [3.0, 6.0]])), np.log([2.0, 4.0]))
 
 
 @pytest.mark.parametrize(
