@@ -175,7 +175,7 @@ ROWS: dict[str, Row] = {
         _adversarial("js-pi-0.9", "js_pi", "JS_pi, pi = .9", "AdversarialDivergence(JSPi(.9))"),
         Row("avb", "avb", "AVB", "bound", "PriorContrastELBO", 5000, 1e-3),
         _adversarial("ali", "ali", "ALI / BiGAN", "JointContrastELBO(JSPi(.5))"),
-        _adversarial("lfvi", "lfvi", "LFVI", "JointContrastELBO(ReverseKL())"),
+        Row("lfvi", "lfvi", "LFVI", None, "JointContrastELBO(ReverseKL())", 3000, 5e-4),
         Row(
             "diffusion",
             "diffusion",

@@ -36,10 +36,18 @@ from spread_analysis.gan_study import as_images, as_signed
 from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 
+CRITIC_STEPS = 2
+
+
 def with_noise(net, inputs, eps):
     """The net at its inputs and noise of its own."""
     inputs = jnp.broadcast_to(inputs, (*eps.shape[:-1], inputs.shape[-1]))
     return net(jnp.concatenate([inputs, eps], -1))
+
+
+def codes_of(net, x, eps):
+    """The prior's at first: the critic finds pairs that it cannot tell at once."""
+    return eps + with_noise(net, x, eps)
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
@@ -57,7 +65,7 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
 
     def guide(x):
         encoder = flax_module("encoder", encoder_net, input_shape=(size + latent_dim,))
-        codes = functools.partial(with_noise, encoder, x)
+        codes = functools.partial(codes_of, encoder, x)
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", ImplicitDistribution(codes, noise, event_shape=(latent_dim,)))
 
@@ -67,9 +75,12 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         noise={"x": GaussianNoise(1.5 * settings.noise_scale)},
         regularizer=R1(2.0, every=4),
     )
-    svi = SVI(model, loss.register(model, guide), adversaries(settings), loss)
+    optim = adversaries(settings, CRITIC_STEPS)
+    svi = SVI(model, loss.register(model, guide), optim, loss)
+    updates = CRITIC_STEPS * settings.num_steps
     fit_key, draw_key = random.split(random.key(settings.seed))
-    state, seconds = fit(fit_key, settings, svi, as_signed(data.train_images))
+    signed = as_signed(data.train_images)
+    state, seconds = fit(fit_key, settings, svi, signed, num_steps=updates)
     return Trained(as_images(draw(draw_key, svi, state, None, settings.num_samples)), seconds)
 
 
