@@ -26,6 +26,8 @@ from numpyro_spread import R1, GaussianNoise, JointContrastELBO, JSPi, concat_si
 from spread_analysis.gan_study import as_images, as_signed
 from spread_analysis.zoo import Settings, Trained, ZooData, main
 
+CRITIC_STEPS = 2
+
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
     latent_dim, hidden_dim = settings.latent_dim, settings.hidden_dim
@@ -50,9 +52,12 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         noise={"x": GaussianNoise(1.5 * settings.noise_scale)},
         regularizer=R1(2.0, every=4),
     )
-    svi = SVI(model, loss.register(model, guide), adversaries(settings), loss)
+    optim = adversaries(settings, CRITIC_STEPS)
+    svi = SVI(model, loss.register(model, guide), optim, loss)
+    updates = CRITIC_STEPS * settings.num_steps
     fit_key, draw_key = random.split(random.key(settings.seed))
-    state, seconds = fit(fit_key, settings, svi, as_signed(data.train_images))
+    signed = as_signed(data.train_images)
+    state, seconds = fit(fit_key, settings, svi, signed, num_steps=updates)
     return Trained(as_images(draw(draw_key, svi, state, None, settings.num_samples)), seconds)
 
 

@@ -35,7 +35,6 @@ from numpyro_spread import (
 from spread_analysis.gan_study import as_images, as_signed
 from spread_analysis.zoo import Settings, Trained, ZooData, main
 
-
 CRITIC_STEPS = 2
 
 

@@ -23,6 +23,8 @@ from pyro_spread import R1, GaussianNoise, JointContrastELBO, JSPi, concat_sites
 from spread_analysis.gan_study import as_images, as_signed
 from spread_analysis.zoo import Settings, Trained, ZooData, main
 
+CRITIC_STEPS = 2
+
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
     start(settings)
@@ -48,8 +50,10 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         noise={"x": GaussianNoise(1.5 * settings.noise_scale)},
         regularizer=R1(2.0, every=4),
     )
-    svi = SVI(model, loss.register(model, guide), adversaries(settings), loss)
-    seconds = fit(settings, svi, as_signed(data.train_images))
+    optim = adversaries(settings, CRITIC_STEPS)
+    svi = SVI(model, loss.register(model, guide), optim, loss)
+    updates = CRITIC_STEPS * settings.num_steps
+    seconds = fit(settings, svi, as_signed(data.train_images), num_steps=updates)
     return Trained(as_images(draw(model, None, settings.num_samples)), seconds)
 
 
