@@ -60,6 +60,10 @@ def start_backend(backend: str, args: argparse.Namespace, folder: Path) -> subpr
     # gain nothing from a second one.
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if args.smoke_test:
+        # A few steps of every row: compiling takes longer than what it would make faster.
+        flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     with (folder / LOG_FILE).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), *options],
