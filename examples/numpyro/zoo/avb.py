@@ -73,11 +73,12 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         with numpyro.plate("data", num_images if x is None else len(x)):
             z = numpyro.sample("z", standard_normal(latent_dim))
             pixels = dist.Binomial(MAX_COUNT, logits=decoder(z)).to_event(1)
-            numpyro.sample("x", pixels, obs=x)
+            # The critic looks at the argument, in [0, 1]: counts up to 16 would drown the codes.
+            numpyro.sample("x", pixels, obs=None if x is None else MAX_COUNT * x)
 
     def encode(x):
         encoder = flax_module("encoder", encoder_net, input_shape=(data.num_pixels,))
-        loc, log_scale = jnp.split(encoder(x / MAX_COUNT), 2, -1)
+        loc, log_scale = jnp.split(encoder(x), 2, -1)
         return loc, jnp.exp(log_scale)
 
     def gaussian_guide(x):
@@ -87,9 +88,9 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
 
     def implicit_guide(x):
         loc, scale = encode(x)
-        image, noise = x / MAX_COUNT, standard_normal(latent_dim)
-        bend = flax_module("bend", bend_net, image[0], jnp.zeros(latent_dim))
-        codes = functools.partial(bent, bend, loc, scale, image)
+        noise = standard_normal(latent_dim)
+        bend = flax_module("bend", bend_net, x[0], jnp.zeros(latent_dim))
+        codes = functools.partial(bent, bend, loc, scale, x)
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", ImplicitDistribution(codes, noise, event_shape=(latent_dim,)))
 
@@ -98,7 +99,7 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     # A fifth of the steps as a VAE: the critic finds an encoder that has left the prior already.
     first = max(1, settings.num_steps // 5)
     svi = SVI(model, gaussian_guide, adam(settings), Trace_ELBO())
-    state, seconds = fit(first_key, settings, svi, data.train_counts, num_steps=first)
+    state, seconds = fit(first_key, settings, svi, data.train_images, num_steps=first)
     start = svi.get_params(state)
 
     loss = PriorContrastELBO(concat_sites(critic_net(settings), "x", "z"))
@@ -106,7 +107,7 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     svi = SVI(model, guide, adversaries(settings, CRITIC_STEPS), loss)
     updates = CRITIC_STEPS * (settings.num_steps - first)
     state, more = fit(
-        fit_key, settings, svi, data.train_counts, num_steps=updates, init_params=start
+        fit_key, settings, svi, data.train_images, num_steps=updates, init_params=start
     )
     samples = draw_counts(draw_key, svi, state, None, settings.num_samples)
 
@@ -114,8 +115,8 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     finished = {"decoder$params": svi.get_params(state)["decoder$params"]}
     judged = handlers.block(handlers.substitute(model, data=finished), hide=list(finished))
     svi = SVI(judged, gaussian_guide, adam(settings), Trace_ELBO())
-    state, _ = fit(encoder_key, settings, svi, data.train_counts, init_params=start)
-    test = data.test_counts
+    state, _ = fit(encoder_key, settings, svi, data.train_images, init_params=start)
+    test = data.test_images
     weighted = weighted_bound(weights_key, svi, state, settings.num_weights, test)
     return Trained(
         samples=samples,
