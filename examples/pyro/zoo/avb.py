@@ -55,11 +55,12 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         with pyro.plate("data", num_images if x is None else len(x)):
             z = pyro.sample("z", standard_normal(latent_dim))
             pixels = dist.Binomial(MAX_COUNT, logits=decoder(z)).to_event(1)
-            pyro.sample("x", pixels, obs=x)
+            # The critic looks at the argument, in [0, 1]: counts up to 16 would drown the codes.
+            pyro.sample("x", pixels, obs=None if x is None else MAX_COUNT * x)
 
     def encode(x):
         pyro.module("encoder", encoder)
-        loc, log_scale = encoder(x / MAX_COUNT).chunk(2, -1)
+        loc, log_scale = encoder(x).chunk(2, -1)
         return loc, log_scale.exp()
 
     def gaussian_guide(x):
@@ -72,7 +73,7 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         loc, scale = encode(x)
 
         def codes(eps):
-            image = (x / MAX_COUNT).expand(*eps.shape[:-1], -1)
+            image = x.expand(*eps.shape[:-1], -1)
             return loc + scale * (eps + bend(torch.cat([image, eps], -1)))
 
         with pyro.plate("data", len(x)):
@@ -82,25 +83,25 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     # A fifth of the steps as a VAE: the critic finds an encoder that has left the prior already.
     first = max(1, settings.num_steps // 5)
     svi = SVI(model, gaussian_guide, adam(settings), Trace_ELBO())
-    seconds = fit(settings, svi, data.train_counts, num_steps=first)
+    seconds = fit(settings, svi, data.train_images, num_steps=first)
 
     loss = PriorContrastELBO(concat_sites(critic_net(settings), "x", "z"))
     guide = loss.register(model, implicit_guide)
     svi = SVI(model, guide, adversaries(settings, CRITIC_STEPS), loss)
     updates = CRITIC_STEPS * (settings.num_steps - first)
-    seconds += fit(settings, svi, data.train_counts, num_steps=updates)
+    seconds += fit(settings, svi, data.train_images, num_steps=updates)
     samples = draw_counts(model, None, settings.num_samples)
 
     decoder.requires_grad_(False).eval()
     svi = SVI(model, gaussian_guide, adam(settings), Trace_ELBO())
-    fit(settings, svi, data.train_counts)
+    fit(settings, svi, data.train_images)
     weighted = importance_weighted_bound(
-        model, gaussian_guide, torch.as_tensor(data.test_counts), num_samples=settings.num_weights
+        model, gaussian_guide, torch.as_tensor(data.test_images), num_samples=settings.num_weights
     )
     return Trained(
         samples=samples,
         seconds=seconds,
-        log_likelihood=mean_bound(svi, data.test_counts),
+        log_likelihood=mean_bound(svi, data.test_images),
         importance_weighted=weighted.values.mean(),
     )
 
