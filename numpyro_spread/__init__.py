@@ -28,6 +28,7 @@ from numpyro_spread.evaluation import (
     importance_weighted_bound,
     simulation_based_calibration,
 )
+from numpyro_spread.guard import finite_guard, guard_status
 from numpyro_spread.handlers import spread
 from numpyro_spread.infer import (
     MMD,
@@ -58,7 +59,12 @@ from numpyro_spread.ratio import (
     concat_sites,
     critic_report,
 )
-from spread_analysis import FalseEvidenceWarning, SupportMismatchWarning
+from spread_analysis import (
+    FalseEvidenceWarning,
+    GuardStatus,
+    NonFiniteError,
+    SupportMismatchWarning,
+)
 
 __all__ = [
     "KL",
@@ -75,6 +81,7 @@ __all__ = [
     "GaussianKernel",
     "GaussianNoise",
     "GradientPenalty",
+    "GuardStatus",
     "ImplicitDistribution",
     "JSPi",
     "Jeffreys",
@@ -83,6 +90,7 @@ __all__ = [
     "LaplaceNoise",
     "LogisticNoise",
     "LowRankGaussianNoise",
+    "NonFiniteError",
     "PriorContrastELBO",
     "RationalQuadraticKernel",
     "ReverseChiSquared",
@@ -101,6 +109,8 @@ __all__ = [
     "averaged_params",
     "concat_sites",
     "critic_report",
+    "finite_guard",
+    "guard_status",
     "importance_weighted_bound",
     "simulation_based_calibration",
     "spread",

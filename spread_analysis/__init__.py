@@ -4,6 +4,7 @@
 """Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
 
 from spread_analysis import reference
+from spread_analysis._nonfinite import GuardStatus, NonFiniteError
 from spread_analysis.arviz_export import to_arviz
 from spread_analysis.calibration import CalibrationReport, plot_sbc
 from spread_analysis.critic import (
@@ -54,8 +55,10 @@ __all__ = [
     "FalseEvidenceMonitor",
     "FalseEvidenceWarning",
     "FeatureExtractor",
+    "GuardStatus",
     "LogEvidence",
     "MeanAndError",
+    "NonFiniteError",
     "PrecisionRecall",
     "SampleJudge",
     "SampleQuality",

@@ -22,6 +22,7 @@ from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 from spread_analysis._moments import default_critic_draws, default_moment_draws
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class CollapsedGuideError(ValueError):
@@ -123,9 +124,9 @@ class ContrastCritic:
                 # What rounding leaves of a spread of zero; NaN fails too.
                 least = torch.finfo(contrast.scale.dtype).eps * contrast.loc.abs()
                 if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
-                    is_point = bool(contrast.scale.isfinite().all())
-                    error = CollapsedGuideError if is_point else ValueError
-                    raise error(_messages.collapsed_guide(name))
+                    if bool(contrast.scale.isfinite().all()):
+                        raise CollapsedGuideError(_messages.collapsed_guide(name))
+                    raise NonFiniteError(_messages.nonfinite_seen("NaN or inf", name, "generator"))
                 run.cache[key] = contrast
         return run.cache[key]
 

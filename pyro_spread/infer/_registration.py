@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro.infer.elbo import ELBO
 
-from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._guards import as_before_on_error
 
 
 class Loss(ELBO):
@@ -25,8 +25,13 @@ class Loss(ELBO):
         return guide
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
-        with no_new_params_on_error():
+        """
+        Like :meth:`loss`, and adds to every param the gradient of its own player's loss.
+
+        :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
+            player; all but the random state is as it was.
+        """
+        with as_before_on_error(self, model, args, kwargs):
             self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
             if loss.requires_grad:
