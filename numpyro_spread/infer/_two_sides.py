@@ -24,6 +24,7 @@ from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class TwoSides(NamedTuple):
@@ -111,7 +112,7 @@ def draw_sides(
     model_side = Side(draw_key, observed, noise, batch_ndim, lambda site: site["value"])
     for name, value in data.values.items():
         if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
-            raise ValueError(_messages.nonfinite_value(name))
+            raise NonFiniteError(_messages.nonfinite_value(name))
     frames = next(iter(observed.values()))["cond_indep_stack"]
     arguments = named_arguments(model, args, kwargs, sites, frames, data.batch_shape)
     return TwoSides(

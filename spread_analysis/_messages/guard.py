@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _NOTHING = "Nothing was changed."
 _CURES = (
     "Lower the learning rate, clip the gradient, or let finite_guard(svi, on_nonfinite='skip' or "
@@ -59,10 +61,11 @@ def nonfinite_inside(player: str, led_to: object) -> str:
     return f"NaN arose inside of the {player}. {_NOTHING} {_CURES} It led to: {led_to}"
 
 
-def nonfinite_loss(what: str) -> str:
+def nonfinite_loss(what: str, gradients: Sequence[str] = ()) -> str:
+    also = f", and so are gradients of {list(gradients)}" if gradients else ""
     return (
-        f"the loss is {what}. {_NOTHING} Look for a value outside of a distribution's support, for "
-        "an observed Delta without noise, or for a scale of zero."
+        f"the loss is {what}{also}. {_NOTHING} Look for a value outside of a distribution's "
+        "support, for an observed Delta without noise, or for a scale of zero."
     )
 
 
