@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
+from numpyro_spread._pytree import widened
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.infer._plate_arguments import named_arguments
@@ -200,7 +201,7 @@ class Side:
                     _messages.at_site(name, _messages.value_misfit(shape, site["fn"].event_shape))
                 )
             # NumPy's arrays stay: they are concrete under jit too, where svi.run captures them.
-            dtype = jnp.result_type(site["value"])
+            dtype = jnp.result_type(widened(site["value"]))
             value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
             mask = _mask(name, site, shape)
             if name in noise:

@@ -124,9 +124,9 @@ class ContrastCritic:
                 # What rounding leaves of a spread of zero; NaN fails too.
                 least = torch.finfo(contrast.scale.dtype).eps * contrast.loc.abs()
                 if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
-                    if bool(contrast.scale.isfinite().all()):
-                        raise CollapsedGuideError(_messages.collapsed_guide(name))
-                    raise NonFiniteError(_messages.nonfinite_seen("NaN or inf", name, "generator"))
+                    is_point = bool(contrast.scale.isfinite().all())
+                    error = CollapsedGuideError if is_point else NonFiniteError
+                    raise error(_messages.collapsed_guide(name))
                 run.cache[key] = contrast
         return run.cache[key]
 

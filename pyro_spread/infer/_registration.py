@@ -10,10 +10,22 @@ from typing import Any
 from pyro.infer.elbo import ELBO
 
 from pyro_spread.infer._guards import as_before_on_error
+from pyro_spread.infer._precision import nets_in_half
+
+_METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
 
 
 class Loss(ELBO):
-    """Base of all losses: code ports to NumPyro, and an error leaves no params behind."""
+    """
+    Base of all losses: code ports to NumPyro, an error leaves nothing behind, and under autocast
+    only nets compute in 16 bits.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _METHODS:
+            if name in vars(cls):
+                setattr(cls, name, nets_in_half(vars(cls)[name]))
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
@@ -24,6 +36,7 @@ class Loss(ELBO):
         """
         return guide
 
+    @nets_in_half
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
         Like :meth:`loss`, and adds to every param the gradient of its own player's loss.
