@@ -111,7 +111,9 @@ class SpreadNoise(FieldsAsPytree, ABC):
 
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
         """
-        One draw of y given x, of x's type (float32 if that has 16 bits), without knowing which dimensions of x are event dims.
+        One draw of y given x, without knowing which dimensions of x are event dims.
+
+        It is of x's type, or of float32 if that has 16 bits.
 
         :param rng_key: random key.
         :param x: values of the site, of shape batch + event.
