@@ -116,11 +116,8 @@ def poisoned(svi, state, name, value=jnp.nan):
     return state._replace(optim_state=state.optim_state._replace(guarded=(count, (params, rest))))
 
 
-FAST = ("prior",)
-EVERY = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES]
-
-
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
 class TestEveryLoss:
     def test_skip_moves_nobody_and_goes_on(self, name):
         svi, state = start(name, "skip")
@@ -151,7 +148,8 @@ class TestRaise:
         with pytest.raises(NonFiniteError, match="site 'x': the observed data contain NaN or inf"):
             svi.update(state, BAD)
 
-    @pytest.mark.parametrize("name", ["mmd", pytest.param("prior", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["adversarial", "prior"])
     def test_compiled_data_are_named_by_the_guard(self, name):
         svi, state = start(name, "raise")
         update = jax.jit(svi.update)
@@ -160,6 +158,7 @@ class TestRaise:
         _, loss = update(state, X)
         assert np.isfinite(loss)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("param", "player"),
         [("discriminator$params", "discriminator"), ("decoder$params", "generator")],
@@ -185,6 +184,7 @@ class TestRaise:
         with pytest.raises(NonFiniteError, match="param 'w' of the generator: its gradient"):
             svi.update(state, X[:, 0])
 
+    @pytest.mark.slow
     def test_run_under_scan_and_with_progress_bar(self):
         for progress_bar in (False, True):
             svi, state = start("adversarial", "raise")
@@ -194,6 +194,7 @@ class TestRaise:
                     svi.run(KEY, 5, X, progress_bar=progress_bar, init_state=state)
                 )
 
+    @pytest.mark.slow
     def test_stock_loss_without_likelihood(self):
         svi = finite_guard(SVI(model, normal, optax.adam(0.1), Trace_ELBO()))
         with pytest.raises(NonFiniteError, match=r"the loss is inf.*Delta without noise"):
@@ -201,6 +202,7 @@ class TestRaise:
 
 
 class TestActions:
+    @pytest.mark.slow
     def test_good_steps_are_those_without_a_guard(self):
         results = []
         for action in (None, "raise", "skip", "reduce"):
@@ -228,6 +230,7 @@ class TestActions:
             assert 5 < skipped < 35
             assert np.isfinite(result.params["w"])
 
+    @pytest.mark.slow
     def test_mutable_state_of_the_model_is_kept(self):
         def normalised(x):
             net = flax_module(
@@ -249,6 +252,7 @@ class TestActions:
             bad, _ = update(state, BAD)
             assert_same(moving(svi, bad), moving(svi, state))
 
+    @pytest.mark.slow
     def test_reduce_shrinks_the_updates_of_both_players_and_recovers(self):
         svi, state = start("adversarial", "reduce", factor=0.25, recover_after=2)
         update = jax.jit(svi.update)
@@ -267,6 +271,7 @@ class TestActions:
         good, _ = update(less, X)
         assert guard_status(svi, good).step_scale == 1.0
 
+    @pytest.mark.slow
     def test_an_update_that_overflows_is_not_taken(self):
         optim = two_player(optax.adam(1e-2), optax.sgd(jnp.inf), ema=0.9)
         svi, state = start("adversarial", "skip", optim=optim)
@@ -276,6 +281,7 @@ class TestActions:
         assert re.search(r"of the discriminator: the optimiser's step", guard_status(svi, bad).last)
         assert averaged_params(svi, bad).keys() == svi.get_params(bad).keys()
 
+    @pytest.mark.slow
     def test_optimisers_of_numpyro(self):
         svi, state = start("mmd", "skip", optim=numpyro.optim.Adam(1e-2))
         bad, _ = jax.jit(svi.update)(state, BAD)

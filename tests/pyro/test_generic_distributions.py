@@ -81,7 +81,7 @@ def implicit(weight, shift):
 
 def mixture(x, scale, s):
     components = dist.Normal(torch.stack([x, x + 2.0], -1), scale)
-    logits = torch.tensor([0.3, -0.2]).to(x)
+    logits = torch.tensor([[0.3, -0.2]]).to(x).expand(3, 2)
     return GaussianNoise(s).spread(
         dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
     )
@@ -252,8 +252,9 @@ def test_log_prob_under_jit_and_vmap(entry):
     params = entry.tensors()
     fn = entry.make(**params)
     value = fn.sample()
-    dist.enable_validation(False)
+    dist.enable_validation(False)  # which neither can do
     try:
+        fn = entry.make(**params)
         traced = torch.jit.trace(fn.log_prob, (value,), check_trace=False)
         torch.testing.assert_close(traced(value), fn.log_prob(value))
         values = fn.sample((5,))
@@ -348,7 +349,7 @@ def test_mean_and_variance_are_those_of_draws(entry):
     variance = fn.variance
     assert fn.mean.shape == variance.shape == fn.shape()
     error = (variance / count).sqrt()
-    assert ((draws.mean(0) - fn.mean).abs() <= 5 * error).all()
+    assert ((draws.mean(0) - fn.mean).abs() <= 5 * error + 1e-12).all()
     fourth = (draws - fn.mean).pow(4).mean(0)
     spread = ((fourth - variance**2).clamp_min(0) / count).sqrt()
     assert ((draws.var(0) - variance).abs() <= 6 * spread + 1e-12).all()
