@@ -250,11 +250,8 @@ def test_scan_carries_it(entry):
 def test_vmap_over_construction_and_draws(entry):
     params = entry.arrays()
     shifted = [
-        {
-            name: value + 0.0 if entry.discrete else value * f
-            for name, value in entry.arrays().items()
-        }
-        for f in (1.0, 1.1)
+        {name: value * (1.0 if entry.discrete else factor) for name, value in params.items()}
+        for factor in (1.0, 1.1)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *shifted)
     keys = jax.random.split(KEY, 2)
