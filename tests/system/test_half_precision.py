@@ -230,3 +230,28 @@ def test_programs_that_are_modules_keep_their_densities_in_float32():
     exact = module(setting.x)
     assert value.dtype == torch.float32
     assert abs(float(value - exact)) < 0.02 * abs(float(exact))
+
+
+def test_only_nets_see_autocast():
+    setting, seen = Setting(), []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.append(("net", torch.is_autocast_enabled("cpu"), y.dtype))
+            return y
+
+    setting.decoder = Watched(2, 2)
+
+    def model(x):
+        out = setting.decoder(torch.zeros(len(x), 2))
+        seen.append(("model", torch.is_autocast_enabled("cpu"), out.dtype))
+        setting.model(x)
+
+    loss = SpreadELBO(NOISE)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss.loss_and_grads(model, setting.normal, setting.x)
+        assert torch.is_autocast_enabled("cpu")
+    assert ("net", True, torch.bfloat16) in seen
+    assert ("model", False, torch.float32) in seen
+    assert not {("net", False, torch.float32), ("model", True, torch.bfloat16)} & set(seen)
