@@ -28,6 +28,7 @@ from numpyro_spread.evaluation import (
     importance_weighted_bound,
     simulation_based_calibration,
 )
+from numpyro_spread.guard import finite_guard, guard_status
 from numpyro_spread.handlers import spread
 from numpyro_spread.infer import (
     MMD,
@@ -59,7 +60,13 @@ from numpyro_spread.ratio import (
     critic_report,
 )
 from numpyro_spread.reporting import diagnose, report
-from spread_analysis import FalseEvidenceWarning, History, SupportMismatchWarning
+from spread_analysis import (
+    FalseEvidenceWarning,
+    GuardStatus,
+    History,
+    NonFiniteError,
+    SupportMismatchWarning,
+)
 
 __all__ = [
     "KL",
@@ -76,6 +83,7 @@ __all__ = [
     "GaussianKernel",
     "GaussianNoise",
     "GradientPenalty",
+    "GuardStatus",
     "History",
     "ImplicitDistribution",
     "JSPi",
@@ -85,6 +93,7 @@ __all__ = [
     "LaplaceNoise",
     "LogisticNoise",
     "LowRankGaussianNoise",
+    "NonFiniteError",
     "PriorContrastELBO",
     "RationalQuadraticKernel",
     "ReverseChiSquared",
@@ -104,6 +113,8 @@ __all__ = [
     "concat_sites",
     "critic_report",
     "diagnose",
+    "finite_guard",
+    "guard_status",
     "importance_weighted_bound",
     "report",
     "simulation_based_calibration",

@@ -8,6 +8,20 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+
+def widened(value: Any) -> Any:
+    """
+    Values in float16 or bfloat16 as float32, all others as they are.
+
+    Three digits are enough for a net's activations, but not for what is summed or subtracted after.
+
+    :param value: an array, of JAX or NumPy.
+    """
+    if jnp.result_type(value) in (jnp.float16, jnp.bfloat16):
+        return jnp.asarray(value, jnp.float32)
+    return value
 
 
 class FieldsAsPytree:

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from numpyro.distributions import Delta, Distribution, constraints
 
+from numpyro_spread._pytree import widened
 from spread_analysis import _messages
 
 
@@ -84,11 +85,12 @@ class ImplicitDistribution(Distribution):
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """
-        Draws of shape sample + batch + event, reparametrised if those of ``base_dist`` are.
+        Draws of shape sample + batch + event, reparametrised if those of ``base_dist`` are; in
+        float32 if ``fn`` returns 16 bits.
 
         :raises ValueError: if ``fn`` returns another shape.
         """
-        value = self.fn(self.base_dist.sample(key, sample_shape))
+        value = widened(self.fn(self.base_dist.sample(key, sample_shape)))
         expected = self.shape(sample_shape)
         if jnp.shape(value) != expected:
             raise ValueError(_messages.implicit_output_shape(jnp.shape(value), expected))

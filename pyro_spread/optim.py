@@ -173,7 +173,7 @@ def averaged_params(svi: SVI) -> Iterator[None]:
     :param svi: an SVI whose optimiser is a :func:`two_player` with ``ema``.
     :raises ValueError: if it keeps no average, or has not moved yet.
     """
-    optim = svi.optim
+    optim = getattr(svi.optim, "guarded", svi.optim)
     averages = optim.averages if isinstance(optim, TwoPlayer) else {}
     if not averages:
         raise ValueError(_messages.no_average())

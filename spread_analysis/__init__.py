@@ -4,6 +4,7 @@
 """Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
 
 from spread_analysis import reference
+from spread_analysis._nonfinite import GuardStatus, NonFiniteError
 from spread_analysis.arviz_export import to_arviz
 from spread_analysis.calibration import CalibrationReport, plot_sbc
 from spread_analysis.critic import (
@@ -55,9 +56,11 @@ __all__ = [
     "FalseEvidenceMonitor",
     "FalseEvidenceWarning",
     "FeatureExtractor",
+    "GuardStatus",
     "History",
     "LogEvidence",
     "MeanAndError",
+    "NonFiniteError",
     "PrecisionRecall",
     "SampleJudge",
     "SampleQuality",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -15,17 +16,21 @@ class Remembered(Generic[_V]):
     """
     Values by function. Methods are told apart by their object, which may decide what they do.
 
-    Functions that are not hashable or not weakly referenced are forgotten at once.
+    Functions that are not hashable or not weakly referenced are forgotten at once. Several threads
+    may ask and tell at the same time.
     """
 
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[Any, dict[Any, _V]] = weakref.WeakKeyDictionary()
+        # Reentrant: a garbage collection in here may run code that asks again.
+        self._lock = threading.RLock()
 
     def get(self, fn: Callable[..., Any]) -> _V | None:
         """What is known of ``fn``, or None."""
         owner, method = _parts(fn)
         try:
-            return self._known.get(owner, {}).get(method)
+            with self._lock:
+                return self._known.get(owner, {}).get(method)
         except TypeError:
             return None
 
@@ -33,7 +38,8 @@ class Remembered(Generic[_V]):
         """Remember ``value`` of ``fn``."""
         owner, method = _parts(fn)
         try:
-            self._known.setdefault(owner, {})[method] = value
+            with self._lock:
+                self._known.setdefault(owner, {})[method] = value
         except TypeError:
             return
 
@@ -41,7 +47,8 @@ class Remembered(Generic[_V]):
         """Know nothing of ``fn`` any more."""
         owner, method = _parts(fn)
         try:
-            self._known.get(owner, {}).pop(method, None)
+            with self._lock:
+                self._known.get(owner, {}).pop(method, None)
         except TypeError:
             return
 

@@ -26,6 +26,7 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class Spreading:
@@ -234,4 +235,4 @@ def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
         raise type(error)(_messages.at_site(site, error)) from error
     # NumPy sees through jit where the data are captured, as svi.run captures them.
     if is_concrete(x) and not np.all(np.isfinite(np.asarray(x))):
-        raise ValueError(_messages.nonfinite_data(site, argument))
+        raise NonFiniteError(_messages.nonfinite_data(site, argument))

@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
+from numpyro_spread._pytree import widened
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.infer._plate_arguments import named_arguments
@@ -24,6 +25,7 @@ from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class TwoSides(NamedTuple):
@@ -111,7 +113,7 @@ def draw_sides(
     model_side = Side(draw_key, observed, noise, batch_ndim, lambda site: site["value"])
     for name, value in data.values.items():
         if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
-            raise ValueError(_messages.nonfinite_value(name))
+            raise NonFiniteError(_messages.nonfinite_value(name))
     frames = next(iter(observed.values()))["cond_indep_stack"]
     arguments = named_arguments(model, args, kwargs, sites, frames, data.batch_shape)
     return TwoSides(
@@ -199,7 +201,7 @@ class Side:
                     _messages.at_site(name, _messages.value_misfit(shape, site["fn"].event_shape))
                 )
             # NumPy's arrays stay: they are concrete under jit too, where svi.run captures them.
-            dtype = jnp.result_type(site["value"])
+            dtype = jnp.result_type(widened(site["value"]))
             value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
             mask = _mask(name, site, shape)
             if name in noise:

@@ -20,7 +20,7 @@ from numpyro.distributions import (
     MaskedDistribution,
 )
 
-from numpyro_spread._pytree import FieldsAsPytree
+from numpyro_spread._pytree import FieldsAsPytree, widened
 from spread_analysis import _messages
 
 
@@ -79,7 +79,8 @@ class SpreadNoise(FieldsAsPytree, ABC):
 
         :param x: values of the site, of shape batch + event.
         :param event_dim: number of event dimensions of the site of x.
-        :return: a distribution over y with the same batch and event shape.
+        :return: a distribution over y with the same batch and event shape, in float32 if x is in 16
+            bits.
         :raises TypeError: if x has an integer type under a continuous kernel, or the reverse.
         :raises ValueError: if the event shape does not fit the kernel.
         """
@@ -90,7 +91,7 @@ class SpreadNoise(FieldsAsPytree, ABC):
             raise ValueError(
                 _messages.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
             )
-        return self._conditional(jnp.asarray(x), event_dim)
+        return self._conditional(jnp.asarray(widened(x)), event_dim)
 
     def spread(self, distribution: Distribution) -> Distribution:
         r"""
@@ -110,14 +111,16 @@ class SpreadNoise(FieldsAsPytree, ABC):
 
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
         """
-        One draw of y given x, of x's type, without knowing which dimensions of x are event dims.
+        One draw of y given x, without knowing which dimensions of x are event dims.
+
+        It is of x's type, or of float32 if that has 16 bits.
 
         :param rng_key: random key.
         :param x: values of the site, of shape batch + event.
         :raises ValueError: if the kernel does not fit the shape of x.
         """
         self.check_value(x)
-        x = jnp.asarray(x)
+        x = jnp.asarray(widened(x))
         y = self._conditional(x, self._coupled_dims_of(x)).sample(rng_key)
         # Samplers draw in the default type, which under x64 is wider than that of float32 data.
         return jnp.asarray(y).astype(x.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_spread._pytree import widened
 from numpyro_spread.ratio.adapters import ConcatSites, SiteValues
 from spread_analysis import _messages
 
@@ -77,7 +78,7 @@ class Bound:
 
     def apply(self, params: Any, values: SiteValues, args: Any, kwargs: Any) -> jax.Array:
         """
-        Logits.
+        Logits, in float32 if the net gives 16 bits.
 
         :param params: as :meth:`init` returned them.
         :param values: values of the contrasted sites.
@@ -98,7 +99,7 @@ class Bound:
             logits = self._adapter.logits(output, features.shape[:-1])
         if jnp.shape(logits) != values.batch_shape:
             raise ValueError(_messages.logit_shape(jnp.shape(logits), values.batch_shape))
-        return logits
+        return widened(logits)
 
     def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         """
@@ -111,8 +112,8 @@ class Bound:
         raise NotImplementedError
 
     def call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns for the arguments, whatever that is."""
-        return self._call(params, *args, **kwargs)
+        """What the module returns for the arguments, whatever that is; 16 bits as float32."""
+        return jax.tree.map(widened, self._call(params, *args, **kwargs))
 
     def _call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError

@@ -23,6 +23,7 @@ from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 from spread_analysis._moments import default_critic_draws, default_moment_draws
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class CollapsedGuideError(ValueError):
@@ -125,7 +126,7 @@ class ContrastCritic:
                 least = torch.finfo(contrast.scale.dtype).eps * contrast.loc.abs()
                 if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
                     is_point = bool(contrast.scale.isfinite().all())
-                    error = CollapsedGuideError if is_point else ValueError
+                    error = CollapsedGuideError if is_point else NonFiniteError
                     raise error(_messages.collapsed_guide(name))
                 run.cache[key] = contrast
         return run.cache[key]

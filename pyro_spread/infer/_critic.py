@@ -14,8 +14,8 @@ import torch
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_spread.infer._guards import check_logits, critic_params
 from pyro_spread.infer._ranks import agreed
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
@@ -23,8 +23,6 @@ from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 
 _CALLED = "a module that takes the dict of sites and the arguments of the model"
-# Params that some loss has put into the store, other than by loading it from a file.
-_registered = WeakTensorKeyDictionary()
 
 
 def check_critic(discriminator: Any) -> None:
@@ -60,7 +58,7 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
         stored = store._params.get(full_name)
         if stored is None or stored is param:
             continue
-        if stored in _registered or stored.shape != param.shape:
+        if stored in critic_params or stored.shape != param.shape:
             raise ValueError(_messages.stale_critic(name))
         # Loaded from a file, so no other critic's: the module takes its value. The module's
         # own tensor stays, since pyro.module would leave the two side by side.
@@ -71,7 +69,7 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
         # As pyro.module would, which refuses a name inside of another's, such as the head's.
         if param.requires_grad:
             pyro.param(param_with_module_name(name, param_name), param)
-            _registered[param] = name
+            critic_params[param] = name
 
 
 def judge(
@@ -86,7 +84,7 @@ def judge(
     :param kwargs: keyword arguments of the model.
     :param frozen: whether the discriminator's params get no gradient, but only ``values``.
     :raises TypeError: if it cannot be called like this.
-    :raises ValueError: if the logits are of another shape.
+    :raises ValueError: if the logits are of another shape, or not finite.
     """
     try:
         if frozen:
@@ -101,6 +99,7 @@ def judge(
     if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
         got = logits.shape if isinstance(logits, torch.Tensor) else ()
         raise ValueError(_messages.logit_shape(got, values.batch_shape))
+    check_logits(discriminator, logits, values)
     return logits
 
 
@@ -147,9 +146,12 @@ def penalise(
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Keep the running averages of batch normalisation out of an evaluation."""
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    yield
-    for buffer, value in saved:
-        buffer.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
 
 
 def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

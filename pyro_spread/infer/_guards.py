@@ -4,11 +4,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from spread_analysis import _messages
+from spread_analysis._arguments import positional_names
+from spread_analysis._nonfinite import NonFiniteError, find_nonfinite
+
+#: Params that some loss has put into the store, other than by loading it from a file.
+critic_params = WeakTensorKeyDictionary()
+# What the distributions of torch say of a value or param outside of its constraint.
+_VALIDATION = ("Expected value argument", "Expected parameter")
+# Attributes of a loss behind which there are counters.
+_WATCHES = ("_watch", "_monitor", "_contrast")
 
 
 @contextmanager
@@ -24,9 +41,171 @@ def no_new_params_on_error() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def as_before_on_error(
+    loss: Any, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[Buffers]:
+    """
+    Around a training step: if it fails, all but the random state is as it was before.
+
+    That is: params are none the more, gradients zero, the buffers of all nets (the running averages
+    of batch normalisation) and the loss's own counters as they were. If NaN or inf is the reason,
+    the error is a :class:`NonFiniteError` that says where they came from.
+
+    :param loss: whose counters are kept.
+    :param model: whose argument names are told.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+    counters = [(watch, dict(vars(watch))) for watch in _counting(loss)]
+    capture = poutine.trace(param_only=True)
+    buffers = Buffers()
+    with no_new_params_on_error():
+        try:
+            with capture, buffers:
+                yield buffers
+        except Exception as error:
+            params = captured(capture)
+            for param in params:
+                if param.grad is not None:
+                    param.grad = torch.zeros_like(param.grad)
+            for watch, values in counters:
+                vars(watch).clear()
+                vars(watch).update(values)
+            buffers.restore()
+            reason = _explain(error, params, model, args, kwargs)
+            if reason is None or reason is error:
+                raise
+            raise reason from error
+
+
+def captured(capture: Any) -> list[torch.Tensor]:
+    """The unconstrained params in a trace of params."""
+    sites = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
+    params = [site["value"].unconstrained() for site in sites if site["value"] is not None]
+    return [param for param in params if param is not None]
+
+
+class Buffers:
+    """
+    Buffers of the modules that this thread calls inside the context, as they were before.
+
+    Models are functions, so that one does not know beforehand which modules they will call.
+    """
+
+    def __init__(self) -> None:
+        self._saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> Buffers:
+        if not torch._C._get_tracing_state():
+            self._handle = register_module_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if hasattr(self, "_handle"):
+            self._handle.remove()
+
+    def _keep(self, module: nn.Module, _: Any) -> None:
+        # The hook is the process's, and other threads train nets of their own.
+        if not module._buffers or not module.training or threading.get_ident() != self._thread:
+            return
+        for buffer in module._buffers.values():
+            if buffer is None or nn.parameter.is_lazy(buffer) or id(buffer) in self._saved:
+                continue
+            self._saved[id(buffer)] = (buffer, buffer.detach().clone())
+
+    def restore(self) -> None:
+        """Put the values back."""
+        with torch.no_grad():
+            for buffer, value in self._saved.values():
+                buffer.copy_(value)
+
+
 def is_finite(x: torch.Tensor) -> bool:
     """Whether ``x`` holds neither NaN nor inf; True where it is not known yet."""
     if not x.dtype.is_floating_point or torch._C._get_tracing_state():
         return True
     # One reduction finds NaN and inf; only a sum that overflowed has to be looked at again.
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+
+
+def what_is_wrong(x: torch.Tensor) -> str:
+    """NaN or inf, whichever is in ``x``."""
+    return "NaN" if bool(torch.isnan(x).any()) else "inf"
+
+
+def player(param: torch.Tensor) -> str:
+    """Whose a param is."""
+    return "discriminator" if param in critic_params else "generator"
+
+
+def check_params(params: Iterable[torch.Tensor]) -> None:
+    """
+    Refuse to go on from params that are not finite.
+
+    :raises NonFiniteError: naming param and player.
+    """
+    for param in params:
+        if not is_finite(param.detach()):
+            name, what = param_name(param), what_is_wrong(param.detach())
+            raise NonFiniteError(_messages.nonfinite_param(what, name, player(param)))
+
+
+def param_name(param: torch.Tensor) -> str:
+    """Name of an unconstrained param in the store."""
+    return str(pyro.get_param_store()._param_to_name.get(param, "(of the failing step)"))
+
+
+def check_logits(
+    discriminator: nn.Module, logits: torch.Tensor, values: Mapping[str, torch.Tensor]
+) -> None:
+    """
+    Refuse logits that are not finite, and say whose fault it is.
+
+    :raises NonFiniteError: naming the site or param, and the player.
+    """
+    if is_finite(logits.detach()):
+        return
+    for site, value in values.items():
+        if not is_finite(value.detach()):
+            what = what_is_wrong(value.detach())
+            raise NonFiniteError(_messages.nonfinite_seen(what, site, "generator"))
+    for name, param in discriminator.named_parameters():
+        if not is_finite(param.detach()):
+            what = what_is_wrong(param.detach())
+            raise NonFiniteError(_messages.nonfinite_param(what, name, "discriminator"))
+    what = what_is_wrong(logits.detach())
+    raise NonFiniteError(_messages.nonfinite_logits(what, f"its values of {sorted(values)}"))
+
+
+def _explain(
+    error: Exception,
+    params: Iterable[torch.Tensor],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> NonFiniteError | None:
+    """What NaN or inf has to do with an error; None if nothing."""
+    found, text = find_nonfinite(error), str(error)
+    if found is None and not ("nan" in text and any(part in text for part in _VALIDATION)):
+        return None
+    try:
+        check_params(params)
+    except NonFiniteError as reason:
+        return reason
+    named = dict(zip(positional_names(model), args, strict=False)) | dict(kwargs)
+    bad = {n: a for n, a in named.items() if isinstance(a, torch.Tensor) and not is_finite(a)}
+    if bad and not text.startswith("site"):  # that one is named already
+        what = what_is_wrong(next(iter(bad.values())))
+        return NonFiniteError(_messages.nonfinite_argument(what, sorted(bad), found or error))
+    return found or NonFiniteError(_messages.nonfinite_inside("model or guide", error))
+
+
+def _counting(watch: Any) -> Iterator[Any]:
+    """A loss and what counts for it."""
+    yield watch
+    for name in _WATCHES:
+        inner = vars(watch).get(name)
+        if hasattr(inner, "__dict__"):
+            yield from _counting(inner)

@@ -10,15 +10,27 @@ from typing import Any
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._guards import as_before_on_error
+from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
+
+_METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
 
 
 class Loss(ELBO):
-    """Base of all losses: code ports to NumPyro, and an error leaves no params behind."""
+    """
+    Base of all losses: code ports to NumPyro, an error leaves nothing behind, and under autocast
+    only nets compute in 16 bits.
+    """
 
     #: The processes that share a batch under ``DistributedDataParallel``; None for all of them.
     process_group: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _METHODS:
+            if name in vars(cls):
+                setattr(cls, name, nets_in_half(vars(cls)[name]))
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -38,9 +50,15 @@ class Loss(ELBO):
         """
         return guide
 
+    @nets_in_half
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds to every param the gradient of its own player's loss."""
-        with no_new_params_on_error():
+        """
+        Like :meth:`loss`, and adds to every param the gradient of its own player's loss.
+
+        :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
+            player; all but the random state is as it was.
+        """
+        with as_before_on_error(self, model, args, kwargs):
             self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
             if loss.requires_grad:

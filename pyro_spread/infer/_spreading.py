@@ -26,6 +26,7 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class Spreading:
@@ -171,4 +172,4 @@ def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
     except (TypeError, ValueError) as error:
         raise type(error)(_messages.at_site(site, error)) from error
     if not is_finite(x):
-        raise ValueError(_messages.nonfinite_data(site, argument))
+        raise NonFiniteError(_messages.nonfinite_data(site, argument))

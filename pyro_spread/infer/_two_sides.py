@@ -20,6 +20,7 @@ from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class TwoSides(NamedTuple):
@@ -80,7 +81,7 @@ def draw_sides(
     model_side = Side(observed, noise, batch_ndim, lambda site: site["value"])
     for name, value in data.values.items():
         if not is_finite(value):
-            raise ValueError(_messages.nonfinite_value(name))
+            raise NonFiniteError(_messages.nonfinite_value(name))
     frames = next(iter(observed.values()))["cond_indep_stack"]
     indices = {f.name: trace.nodes[f.name]["value"] for f in frames if f.name in trace.nodes}
     named = dict(zip(positional_names(model), args, strict=False)) | kwargs

@@ -24,6 +24,11 @@ def as_parameter(value: float | torch.Tensor) -> float | torch.Tensor:
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    # Three digits are enough for a net's activations, but not for a log density.
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def like(value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A parameter in x's type and on x's device, a Python float at x's full precision."""
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
@@ -66,7 +71,8 @@ class SpreadNoise(ABC):
 
         :param x: values of the site, of shape batch + event.
         :param event_dim: number of event dimensions of the site of x.
-        :return: a distribution over y with the same batch and event shape.
+        :return: a distribution over y with the same batch and event shape, in float32 if x is in 16
+            bits.
         :raises TypeError: if x has an integer type under a continuous kernel, or the reverse.
         :raises ValueError: if the event shape does not fit the kernel.
         """
@@ -77,7 +83,7 @@ class SpreadNoise(ABC):
             raise ValueError(
                 _messages.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
             )
-        return self._conditional(x, event_dim)
+        return self._conditional(_widened(x), event_dim)
 
     def spread(self, distribution: TorchDistribution) -> TorchDistribution:
         r"""
@@ -104,7 +110,7 @@ class SpreadNoise(ABC):
         :raises ValueError: if the kernel does not fit the shape of x.
         """
         self.check_value(x)
-        y = self._conditional(x, self._coupled_dims_of(x), validate_args=False)
+        y = self._conditional(_widened(x), self._coupled_dims_of(x), validate_args=False)
         return y.rsample() if y.has_rsample else y.sample()
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,357 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""A guard of an SVI: no step is taken that would end in NaN or inf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+from numpyro.optim import Minimize, _NumPyroOptim
+
+from numpyro_spread.noise.base import is_concrete
+from spread_analysis import _messages
+from spread_analysis._arguments import positional_names
+from spread_analysis._nonfinite import GuardStatus, NonFiniteError, check_guard, player_of
+
+# What may be wrong with a param, in the order in which it is looked for.
+_KINDS = (_messages.nonfinite_param, _messages.nonfinite_gradient, _messages.nonfinite_update)
+
+
+class GuardState(NamedTuple):
+    """The state of the optimiser under guard, and what the guard has counted."""
+
+    guarded: Any
+    skipped: jax.Array
+    in_a_row: jax.Array
+    good: jax.Array
+    step_scale: jax.Array
+    #: Which of the possible causes were there at the last bad step, and its loss.
+    last: jax.Array
+    last_loss: jax.Array
+
+
+class _Both(NamedTuple):
+    """Mutable state after a step and before it."""
+
+    new: Any
+    old: Any
+
+
+class _KeepsMutable:
+    """A loss that hands on the old mutable state beside the new one; all else is its own."""
+
+    def __init__(self, loss: Any, raises: bool) -> None:
+        self.guarded = loss
+        self._raises = raises
+
+    def loss(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Like that of the loss."""
+        self._check_data(model, args, kwargs)
+        return self.guarded.loss(rng_key, param_map, model, guide, *args, **kwargs)
+
+    def loss_with_mutable_state(
+        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Like that of the loss."""
+        self._check_data(model, args, kwargs)
+        # A model may write to its containers.
+        before = jax.tree.map(lambda leaf: leaf, dict(param_map))
+        result = self.guarded.loss_with_mutable_state(
+            rng_key, param_map, model, guide, *args, **kwargs
+        )
+        new = result["mutable_state"]
+        old = None if new is None else {name: before[name] for name in new}
+        return {"loss": result["loss"], "mutable_state": _Both(new, old)}
+
+    def _check_data(self, model: Any, args: Any, kwargs: Any) -> None:
+        if not self._raises:
+            return
+        named = dict(zip(positional_names(model), args, strict=False)) | kwargs
+        floating = {
+            name: value
+            for name, value in named.items()
+            if isinstance(value, jax.Array | np.ndarray)
+            and jnp.issubdtype(value.dtype, jnp.floating)
+        }
+        if not floating:
+            return
+        bad = jnp.stack([~jnp.isfinite(value).all() for value in floating.values()])
+
+        def fail(bad: Any) -> None:
+            names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
+            led_to = "a loss or gradient that may not be finite"
+            raise NonFiniteError(_messages.nonfinite_argument("NaN or inf", names, led_to))
+
+        _raise_if(bad.any(), fail, bad)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "guarded":
+            raise AttributeError(name)
+        return getattr(self.guarded, name)
+
+
+class FiniteGuard(_NumPyroOptim):
+    """An optimiser under guard: :func:`finite_guard`."""
+
+    def __init__(
+        self,
+        guarded: _NumPyroOptim,
+        on_nonfinite: str,
+        factor: float,
+        recover_after: int,
+        discriminator: str,
+    ) -> None:
+        check_guard(on_nonfinite, factor, recover_after)
+        if isinstance(guarded, Minimize):
+            raise NotImplementedError(_messages.guard_minimize())
+        if on_nonfinite == "reduce" and not guarded.update_with_value:
+            name = type(guarded).__name__
+            raise NotImplementedError(_messages.reduce_needs_optax(f"numpyro.optim.{name}"))
+        #: The optimiser that makes the steps.
+        self.guarded = guarded
+        self.on_nonfinite = on_nonfinite
+        self.factor = factor
+        self.recover_after = int(recover_after)
+        self.discriminator = discriminator
+
+    def init(self, params: Any) -> Any:
+        """State for these params."""
+        zero = jnp.zeros((), jnp.int32)
+        state = self.guarded.init(params)
+        none = jnp.zeros(1 + 3 * len(jax.tree.leaves(params)), bool)
+        return GuardState(state, zero, zero, zero, jnp.ones(()), none, jnp.zeros(()))
+
+    def get_params(self, state: Any) -> Any:
+        """The params in a state."""
+        return self.guarded.get_params(self._checked(state).guarded)
+
+    def update(self, g: Any, state: Any, value: Any = None) -> Any:
+        """The state after a step along gradients ``g``, or as it was."""
+        return self._guarded_update(g, state, value, None)[0]
+
+    def eval_and_update(
+        self,
+        fn: Callable[[Any], tuple[Any, Any]],
+        state: Any,
+        forward_mode_differentiation: bool = False,
+    ) -> tuple[tuple[Any, Any], Any]:
+        """Loss, mutable state and the state after a step, or as it was."""
+        params = self.get_params(state)
+        (value, aux), grads = _differentiate(fn, params, forward_mode_differentiation)
+        state, aux, _ = self._guarded_update(grads, state, value, aux)
+        return (value, aux), state
+
+    def eval_and_stable_update(
+        self,
+        fn: Callable[[Any], tuple[Any, Any]],
+        state: Any,
+        forward_mode_differentiation: bool = False,
+    ) -> tuple[tuple[Any, Any], Any]:
+        """The same, with a loss of NaN for a step that was not taken."""
+        params = self.get_params(state)
+        (value, aux), grads = _differentiate(fn, params, forward_mode_differentiation)
+        state, aux, is_good = self._guarded_update(grads, state, value, aux)
+        return (jnp.where(is_good, value, jnp.nan), aux), state
+
+    def _guarded_update(self, grads: Any, state: Any, value: Any, aux: Any) -> tuple[Any, Any, Any]:
+        state = self._checked(state)
+        params = self.guarded.get_params(state.guarded)
+        moved = self._shortened(
+            params, self.guarded.update(grads, state.guarded, value=value), state.step_scale
+        )
+        causes = [
+            *_nonfinite(params),
+            jnp.zeros((), bool) if value is None else ~jnp.isfinite(value),
+            *_nonfinite(grads),
+            *_nonfinite(self.guarded.get_params(moved)),
+        ]
+        bad = jnp.stack(causes)
+        is_good = ~bad.any()
+        if self.on_nonfinite == "raise":
+            names = _names(params)
+            value = jnp.asarray(jnp.nan if value is None else value, float)
+
+            def fail(bad: Any, value: Any) -> None:
+                raise NonFiniteError(_describe(bad, names, self.discriminator, float(value)))
+
+            _raise_if(~is_good, fail, bad, value)
+
+        def chosen(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: _where(is_good, a, b), new, old)
+
+        good = jnp.where(is_good, state.good + 1, 0)
+        factor = jnp.where(is_good, 1.0, self.factor if self.on_nonfinite == "reduce" else 1.0)
+        grows = is_good & (good % self.recover_after == 0)
+        scale = jnp.where(grows, state.step_scale / self.factor, state.step_scale * factor)
+        failed = jnp.where(is_good, 0, 1).astype(jnp.int32)
+        after = GuardState(
+            chosen(moved, state.guarded),
+            state.skipped + failed,
+            jnp.where(is_good, 0, state.in_a_row + 1),
+            good,
+            jnp.minimum(scale, 1.0),
+            jnp.where(is_good, state.last, bad),
+            _last_loss(is_good, state.last_loss, value),
+        )
+        if isinstance(aux, _Both):
+            aux = None if aux.new is None else chosen(aux.new, aux.old)
+        return after, aux, is_good
+
+    def _shortened(self, params: Any, moved: Any, scale: Any) -> Any:
+        if self.on_nonfinite != "reduce":
+            return moved
+        # What optax_to_numpyro keeps: a count, and params beside the state of optax.
+        count, (new, state) = moved
+        new = jax.tree.map(
+            lambda a, b: jnp.where(scale == 1, b, a + (scale * (b - a)).astype(a.dtype)),
+            params,
+            new,
+        )
+        return count, (new, state)
+
+    def _checked(self, state: Any) -> Any:
+        if not isinstance(state, GuardState):
+            raise ValueError(_messages.unguarded_state())
+        return state
+
+
+def finite_guard(
+    svi: SVI, on_nonfinite: str = "raise", *, factor: float = 0.5, recover_after: int = 100
+) -> SVI:
+    """
+    Put a guard before the steps of an SVI: none is taken that would end in NaN or inf.
+
+    A step is good if the loss and all gradients are finite, and the params that it leads to; NaN in
+    data or in the critic's logits shows in these. Of a bad one nothing stays but the random state:
+    no player moves, the state of both optimisers and mutable state are as before, and the step is
+    counted. What happens then is up to ``on_nonfinite``:
+
+    - ``"raise"``: a :class:`NonFiniteError` names the param, its player and the way out. In
+      compiled code, as in ``svi.run``, JAX raises it as a ``jax.errors.JaxRuntimeError`` whose
+      message ends in ours, once the results are asked for; your own state is as it was;
+    - ``"skip"``: training goes on, as by ``svi.stable_update``, which works too;
+    - ``"reduce"``: the same, and the updates of both players are scaled by ``factor`` from then on;
+      after every ``recover_after`` good steps the scale grows by as much again, up to 1.
+
+    The loss may be any of this package or a stock one, and ``svi.update``, ``svi.run`` and their
+    compiled forms stay as they are.
+
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
+        >>> from numpyro.infer import SVI
+        >>> from numpyro_spread import GaussianNoise, SpreadELBO, finite_guard, guard_status
+        >>> def model(x):
+        ...     w = numpyro.param("w", 0.0)
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("x", dist.Delta(jnp.full(len(x), w)), obs=x)
+        >>> loss = SpreadELBO({"x": GaussianNoise(0.5)})
+        >>> svi = SVI(model, loss.register(model, lambda x: None), optax.adam(0.1), loss)
+        >>> svi = finite_guard(svi, on_nonfinite="skip")
+        >>> state = svi.init(jax.random.key(0), jnp.ones(8))
+        >>> state, _ = jax.jit(svi.update)(state, jnp.full(8, jnp.nan))
+        >>> guard_status(svi, state).skipped
+        1
+
+    It costs a selection over params and optimiser state per step.
+
+    :param svi: the SVI, whose ``optim`` and ``loss`` are replaced; call its ``init`` after that.
+    :param on_nonfinite: ``"raise"``, ``"skip"`` or ``"reduce"``.
+    :param factor: of the updates after a bad step, in (0, 1).
+    :param recover_after: good steps until they grow again.
+    :return: the same SVI.
+    :raises TypeError: if it is no SVI.
+    :raises ValueError: if it has a guard, or an argument is out of its range.
+    :raises NotImplementedError: for ``numpyro.optim.Minimize``, and for ``"reduce"`` with an
+        optimiser that is not one of optax.
+    """
+    if not isinstance(svi, SVI):
+        raise TypeError(_messages.no_svi(svi, "a numpyro.infer.SVI"))
+    if isinstance(svi.optim, FiniteGuard):
+        raise ValueError(_messages.already_guarded())
+    name = getattr(svi.loss, "name", "discriminator")
+    svi.optim = FiniteGuard(svi.optim, on_nonfinite, factor, recover_after, name)
+    svi.loss = _KeepsMutable(svi.loss, on_nonfinite == "raise")
+    return svi
+
+
+def guard_status(svi: SVI, svi_state: SVIState) -> GuardStatus:
+    """
+    What the guard of an SVI has seen.
+
+    :param svi: an SVI under :func:`finite_guard`.
+    :param svi_state: its state.
+    :return: a named tuple ``(skipped, in_a_row, step_scale, last)``.
+    :raises ValueError: if it has no guard.
+    """
+    if not isinstance(svi.optim, FiniteGuard):
+        raise ValueError(_messages.not_guarded())
+    state = svi.optim._checked(svi_state.optim_state)
+    names = _names(svi.optim.get_params(state))
+    bad, text = np.asarray(state.last), ""
+    if bad.any():
+        text = _describe(bad, names, svi.optim.discriminator, float(state.last_loss))
+    return GuardStatus(int(state.skipped), int(state.in_a_row), float(state.step_scale), text)
+
+
+def _describe(bad: Any, names: list[str], discriminator: str, value: float) -> str:
+    """What those causes are: params, the loss, gradients, updates."""
+    first, count = int(np.argmax(np.asarray(bad))), len(names)
+    if first == count:
+        gradients = [
+            f"'{name}' of the {player_of(name, discriminator, '$')}"
+            for name, is_bad in zip(names, bad[count + 1 : 2 * count + 1], strict=True)
+            if is_bad
+        ]
+        return _messages.nonfinite_loss("inf" if np.isinf(value) else "NaN", gradients)
+    kind, place = (0, first) if first < count else divmod(first - 1, count)
+    name = names[place]
+    return _KINDS[kind]("NaN or inf", name, player_of(name, discriminator, "$"))
+
+
+def _raise_if(condition: Any, fail: Callable[..., None], *seen: Any) -> None:
+    """Call what raises now, or at run time in compiled code."""
+    if is_concrete(condition, *seen):
+        if condition:
+            fail(*(np.asarray(value) for value in seen))
+        return
+    seen = lax.stop_gradient(seen)
+    lax.cond(condition, lambda *values: jax.debug.callback(fail, *values), lambda *_: None, *seen)
+
+
+def _names(params: Any) -> list[str]:
+    """Of all leaves of the params, such as ``decoder$params['layer']['bias']``."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [f"{path[0].key}{jax.tree_util.keystr(path[1:])}" for path, _ in leaves]
+
+
+def _nonfinite(tree: Any) -> list[jax.Array]:
+    return [~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+
+
+def _last_loss(is_good: Any, last: Any, value: Any) -> Any:
+    return last if value is None else jnp.where(is_good, last, value).astype(last.dtype)
+
+
+def _where(condition: Any, new: Any, old: Any) -> Any:
+    """Either leaf, as an array: random keys too."""
+    return jnp.where(condition, new, old)
+
+
+def _differentiate(fn: Any, params: Any, forward: bool) -> tuple[tuple[Any, Any], Any]:
+    if not forward:
+        return jax.value_and_grad(fn, has_aux=True)(params)
+
+    def twice(params: Any) -> tuple[Any, tuple[Any, Any]]:
+        value, aux = fn(params)
+        return value, (value, aux)
+
+    grads, both = jax.jacfwd(twice, has_aux=True)(params)
+    return both, grads

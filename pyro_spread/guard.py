@@ -1,0 +1,294 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""A guard of an SVI: no step is taken that would end in NaN or inf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+
+from pyro_spread.infer._guards import (
+    Buffers,
+    as_before_on_error,
+    captured,
+    check_params,
+    is_finite,
+    param_name,
+    player,
+    what_is_wrong,
+)
+from pyro_spread.optim import TwoPlayer
+from spread_analysis import _messages
+from spread_analysis._nonfinite import (
+    GuardStatus,
+    NonFiniteError,
+    check_guard,
+    find_nonfinite,
+)
+
+_STATUS = "finite_guard"
+
+
+class FiniteGuard(PyroOptim):
+    """An optimiser, and the loss of the SVI that it serves, under guard: :func:`finite_guard`."""
+
+    def __init__(
+        self,
+        guarded: PyroOptim,
+        loss_and_grads: Callable[..., Any],
+        on_nonfinite: str,
+        factor: float,
+        recover_after: int,
+    ) -> None:
+        check_guard(on_nonfinite, factor, recover_after)
+        #: The optimiser that makes the steps.
+        self.guarded = guarded
+        self.on_nonfinite = on_nonfinite
+        self.factor = factor
+        self.recover_after = int(recover_after)
+        self.status = GuardStatus(0, 0, 1.0, "")
+        self._good = 0
+        self._loss_and_grads = loss_and_grads
+        self._buffers: Buffers | None = None
+        self._skipping = False
+        # The SVI finds params by weak references, also those of a step that was not taken.
+        self._kept: list[torch.Tensor] = []
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        Loss and gradients as those of the loss under guard; NaN for a step that is to be skipped.
+
+        :raises NonFiniteError: if something is NaN or inf, and ``on_nonfinite`` is ``"raise"``.
+        """
+        self._skipping, capture = False, poutine.trace(param_only=True)
+        loss_object = getattr(self._loss_and_grads, "__self__", self._loss_and_grads)
+        try:
+            with as_before_on_error(loss_object, model, args, kwargs) as buffers, capture:
+                loss = self._loss_and_grads(model, guide, *args, **kwargs)
+                self._check(loss, captured(capture))
+        except Exception as error:
+            found = find_nonfinite(error)
+            if found is None or self.on_nonfinite == "raise":
+                raise
+            self._kept = captured(capture)
+            self._note(found)
+            self._skipping = True
+            return math.nan
+        self._buffers = buffers
+        return loss
+
+    def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
+        """
+        The optimiser's step, unless this one is skipped or would end in NaN or inf.
+
+        :param params: unconstrained params.
+        :raises NonFiniteError: if it would, and ``on_nonfinite`` is ``"raise"``.
+        """
+        params = list(params)
+        if self._skipping:
+            self._skipping, self._kept = False, []
+            return
+        before = _Snapshot(self.guarded, params)
+        self.guarded(params, *args, **kwargs)
+        scale = self.status.step_scale
+        try:
+            for param in params:
+                if not is_finite(param.detach()):
+                    what, name = what_is_wrong(param.detach()), param_name(param)
+                    message = _messages.nonfinite_update(what, name, player(param))
+                    raise NonFiniteError(message)
+        except NonFiniteError as error:
+            before.restore()
+            if self._buffers is not None:
+                self._buffers.restore()
+            if self.on_nonfinite == "raise":
+                pyro.infer.util.zero_grads(params)
+                raise
+            self._note(error)
+            return
+        if scale < 1:
+            before.shorten(scale)
+        self._good += 1
+        if self._good % self.recover_after == 0:
+            scale = min(1.0, scale / self.factor)
+        self.status = self.status._replace(in_a_row=0, step_scale=scale)
+
+    def _check(self, loss: Any, params: list[torch.Tensor]) -> None:
+        values = loss if isinstance(loss, tuple) else (loss,)
+        for value in values:
+            value = float(value)
+            if not math.isfinite(value):
+                check_params(params)
+                message = _messages.nonfinite_loss("NaN" if math.isnan(value) else str(value))
+                raise NonFiniteError(message)
+        grads = [(param, param.grad) for param in params if param.grad is not None]
+        if not grads:
+            return
+        # One number for all of them: what is wrong is looked for only if something is.
+        sums = [grad.coalesce().values() if grad.is_sparse else grad for _, grad in grads]
+        total = torch.stack([grad.sum().to("cpu", torch.float64) for grad in sums]).sum()
+        if bool(torch.isfinite(total)):
+            return
+        for (param, _), grad in zip(grads, sums, strict=True):
+            if not is_finite(grad):
+                check_params(params)
+                what, name = what_is_wrong(grad), param_name(param)
+                raise NonFiniteError(_messages.nonfinite_gradient(what, name, player(param)))
+
+    def _note(self, error: NonFiniteError) -> None:
+        skipped, in_a_row, scale, _ = self.status
+        if self.on_nonfinite == "reduce":
+            scale *= self.factor
+        self._good = 0
+        self.status = GuardStatus(skipped + 1, in_a_row + 1, scale, str(error))
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Advance the learning rate schedules of the optimiser, if it has any."""
+        if hasattr(self.guarded, "step"):
+            self.guarded.step(*args, **kwargs)
+
+    def get_state(self) -> dict[str, Any]:
+        """State of the optimiser and of the guard, as a dict."""
+        return {
+            "guarded": self.guarded.get_state(),
+            _STATUS: {**self.status._asdict(), "good": self._good},
+        }
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """
+        Go on from what :meth:`get_state` returned.
+
+        :param state_dict: the state.
+        """
+        self.guarded.set_state(state_dict["guarded"])
+        status = dict(state_dict[_STATUS])
+        self._good = status.pop("good")
+        self.status = GuardStatus(**status)
+
+
+def finite_guard(
+    svi: SVI, on_nonfinite: str = "raise", *, factor: float = 0.5, recover_after: int = 100
+) -> SVI:
+    """
+    Put a guard before the steps of an SVI: none is taken that would end in NaN or inf.
+
+    A step is good if data, params, the critic's logits, the loss and all gradients are finite, and
+    the params that it leads to. Of a bad one nothing stays but the random state: no player moves,
+    the state of both optimisers, the running averages of batch normalisation and the loss's own
+    counters are as before. What happens then is up to ``on_nonfinite``:
+
+    - ``"raise"``: a :class:`NonFiniteError` names the site or param, its player and the way out;
+    - ``"skip"``: the step returns NaN and training goes on, as by ``svi.stable_update`` in NumPyro;
+    - ``"reduce"``: the same, and the updates of both players are scaled by ``factor`` from then on;
+      after every ``recover_after`` good steps the scale grows by as much again, up to 1.
+
+    The loss may be any of this package or a stock one.
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import GaussianNoise, SpreadELBO, finite_guard, guard_status
+        >>> def model(x):
+        ...     w = pyro.param("w", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Delta(w.expand(len(x))), obs=x)
+        >>> pyro.clear_param_store()
+        >>> loss = SpreadELBO({"x": GaussianNoise(0.5)})
+        >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), loss)
+        >>> svi = finite_guard(svi, on_nonfinite="skip")
+        >>> svi.step(torch.ones(8)) < 100
+        True
+        >>> svi.step(torch.full((8,), float("nan")))
+        nan
+        >>> guard_status(svi).skipped
+        1
+
+    It costs a copy of params and optimiser state and a sum over the gradients per step.
+
+    :param svi: the SVI, whose ``optim`` and ``loss_and_grads`` are replaced.
+    :param on_nonfinite: ``"raise"``, ``"skip"`` or ``"reduce"``.
+    :param factor: of the updates after a bad step, in (0, 1).
+    :param recover_after: good steps until they grow again.
+    :return: the same SVI.
+    :raises TypeError: if it is no SVI.
+    :raises ValueError: if it has a guard, or an argument is out of its range.
+    """
+    if not isinstance(svi, SVI):
+        raise TypeError(_messages.no_svi(svi, "a pyro.infer.SVI"))
+    if isinstance(svi.optim, FiniteGuard):
+        raise ValueError(_messages.already_guarded())
+    guard = FiniteGuard(svi.optim, svi.loss_and_grads, on_nonfinite, factor, recover_after)
+    svi.optim, svi.loss_and_grads = guard, guard.loss_and_grads
+    return svi
+
+
+def guard_status(svi: SVI) -> GuardStatus:
+    """
+    What the guard of an SVI has seen.
+
+    :param svi: an SVI under :func:`finite_guard`.
+    :return: a named tuple ``(skipped, in_a_row, step_scale, last)``.
+    :raises ValueError: if it has no guard.
+    """
+    if not isinstance(svi.optim, FiniteGuard):
+        raise ValueError(_messages.not_guarded())
+    return svi.optim.status
+
+
+class _Snapshot:
+    """Params, and an optimiser's state of them, as they were before a step."""
+
+    def __init__(self, optim: PyroOptim, params: Iterable[torch.Tensor]) -> None:
+        self._params = [(param, param.detach().clone()) for param in params]
+        self._optims = [(vars(one), dict(vars(one))) for one in _players(optim)]
+        self._dicts = []
+        self._torch = []
+        for one in _players(optim):
+            for name in ("optim_objs", "grad_clip", "_state_waiting_to_be_consumed", "averages"):
+                known = vars(one).get(name)
+                if isinstance(known, dict):
+                    copied = known if name != "averages" else _cloned(known)
+                    self._dicts.append((known, dict(copied)))
+            objects = vars(one).get("optim_objs", {})
+            for param, _ in self._params:
+                if param in objects:
+                    base = getattr(objects[param], "optimizer", objects[param])
+                    state = {key: _cloned(value) for key, value in base.state.items()}
+                    groups = [(group, dict(group)) for group in base.param_groups]
+                    self._torch.append((base.state, state, groups))
+
+    def restore(self) -> None:
+        """Put everything back."""
+        with torch.no_grad():
+            for param, value in self._params:
+                param.copy_(value)
+        for now, before in (*self._optims, *self._dicts):
+            now.clear()
+            now.update(before)
+        for now, before, groups in self._torch:
+            now.clear()
+            now.update(before)
+            for group, values in groups:
+                group.update(values)
+
+    def shorten(self, scale: float) -> None:
+        """Take back a part of the way that the params have gone."""
+        with torch.no_grad():
+            for param, value in self._params:
+                param.copy_(torch.lerp(value, param, scale))
+
+
+def _players(optim: PyroOptim) -> Iterator[PyroOptim]:
+    yield optim
+    if isinstance(optim, TwoPlayer):
+        yield from (optim.generator, optim.discriminator)
+
+
+def _cloned(state: dict[Any, Any]) -> dict[Any, Any]:
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}

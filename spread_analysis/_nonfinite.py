@@ -1,0 +1,75 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The error of a step that would have ended in NaN or inf, and what a guard has to tell."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from spread_analysis import _messages
+from spread_analysis._validation import check_count
+
+ON_NONFINITE = ("raise", "skip", "reduce")
+
+
+class NonFiniteError(ValueError):
+    """
+    NaN or inf in data, params, logits, gradients or the loss: the step was not taken.
+
+    The message names the site or param and its player, and the way out.
+    """
+
+
+class GuardStatus(NamedTuple):
+    """
+    What a guard has seen so far.
+
+    :param skipped: number of steps that were not taken.
+    :param in_a_row: how many of them were the last ones, without a good step in between.
+    :param step_scale: factor on the updates of both players; 1 unless steps are reduced.
+    :param last: what was wrong at the last skipped step, "" if there was none.
+    """
+
+    skipped: int
+    in_a_row: int
+    step_scale: float
+    last: str
+
+
+def find_nonfinite(error: BaseException | None) -> NonFiniteError | None:
+    """
+    The :class:`NonFiniteError` in the chain of causes of an error, or None.
+
+    :param error: as it was caught; Pyro wraps what its sites raise.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, NonFiniteError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__
+    return None
+
+
+def check_guard(on_nonfinite: object, factor: float, recover_after: object) -> None:
+    """
+    Refuse arguments of a guard that make no sense.
+
+    :raises ValueError: naming the argument.
+    """
+    if on_nonfinite not in ON_NONFINITE:
+        raise ValueError(_messages.bad_choice("on_nonfinite", on_nonfinite, ON_NONFINITE))
+    if not 0 < factor < 1:
+        raise ValueError(_messages.bad_range("finite_guard: factor", factor, "in (0, 1)"))
+    check_count("finite_guard: recover_after", recover_after)
+
+
+def player_of(param: str, discriminator: str, separator: str) -> str:
+    """
+    Whose a param is: "discriminator" or "generator".
+
+    :param param: name of the param.
+    :param discriminator: name of the discriminator.
+    :param separator: what the backend puts between a module and its params.
+    """
+    return "discriminator" if param.split(separator)[0] == discriminator else "generator"
