@@ -1,18 +1,60 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Sphinx configuration."""
+"""Sphinx configuration: nothing here or in the built pages needs a network."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+import api_pages  # noqa: E402
+import decision_tree  # noqa: E402
 
 project = "pyro-spread"
 copyright = "Contributors to the pyro-spread project"
 extensions = [
-    "myst_parser",
+    "myst_nb",  # Markdown, and pages whose cells are run
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "mathml",
 ]
-myst_enable_extensions = ["dollarmath"]
+exclude_patterns = ["_build", "_ext", "_templates", "images/*.md"]
+templates_path = ["_templates"]
+
 html_theme = "furo"
 html_title = "pyro-spread"
-exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_math_renderer = "mathml"
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_inline", "deflist"]
+myst_heading_anchors = 3
+
+# Cells are run at the first build, and again only where they changed.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_execution_show_tb = True
+nb_merge_streams = True
+
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
+autosummary_generate = True
+autosummary_generate_overwrite = True
+autosummary_ignore_module_all = False
+
+# Before Sphinx looks for source files: the lists of public names and the picture of the decisions.
+autosummary_context = {"twins": api_pages.write(HERE / "api")}
+decision_tree.write(HERE / "images" / "decision.svg")
+
+
+def setup(app):
+    """Leave members out that are documented by the backends."""
+    app.connect("autodoc-skip-member", api_pages.skip_foreign)
