@@ -20,7 +20,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
-    "mathml",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax and its fonts, out of a package instead of a CDN
 ]
 exclude_patterns = ["_build", "_ext", "_templates", "images/*.md"]
 templates_path = ["_templates"]
@@ -29,7 +30,6 @@ html_theme = "furo"
 html_title = "pyro-spread"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
-html_math_renderer = "mathml"
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
@@ -51,7 +51,8 @@ autosummary_generate_overwrite = True
 autosummary_ignore_module_all = False
 
 # Before Sphinx looks for source files: the lists of public names and the picture of the decisions.
-autosummary_context = {"twins": api_pages.write(HERE / "api")}
+api_pages.write(HERE / "api")
+autosummary_context = api_pages.context()
 decision_tree.write(HERE / "images" / "decision.svg")
 
 

@@ -16,6 +16,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+from sphinx.pycode import ModuleAnalyzer
+
 BACKENDS = {"pyro_spread": "Pyro", "numpyro_spread": "NumPyro"}
 OWN = (*BACKENDS, "spread_analysis")
 
@@ -119,34 +121,59 @@ def _page(package: str) -> str:
             continue
         lines += [title, "-" * len(title), "", f".. currentmodule:: {package}", ""]
         lines += [".. autosummary::", f"   :toctree: {package}", "   :nosignatures:", ""]
-        # Shown without the package, but for names of its submodules.
-        lines += [f"   ~{m}" if m.count(".") == package.count(".") + 1 else f"   {m}"
-                  for m in sorted(members, key=lambda m: m.lower())]  # fmt: skip
+        names_here = sorted((m.removeprefix(f"{package}.") for m in members), key=str.lower)
+        lines += [f"   {name}" for name in names_here]
         lines.append("")
     for full in modules:
         lines += ["Submodules", "----------", "", ".. toctree::", "", f"   {full}", ""]
     return "\n".join(lines)
 
 
-def write(folder: Path) -> dict[str, str]:
+def _words(full: str, obj: Any, package: str) -> str:
+    """What is said about an object whose page autodoc cannot make."""
+    if isinstance(obj, type):  # documented by another package, under the name it has there
+        home = f"{obj.__module__.partition('.')[0]}.{obj.__name__}"
+        return f"The same class as :py:obj:`{home}`.\n\n{inspect.getdoc(obj)}"
+    module = f"{package}.{_home(full, obj, package)}"
+    docs = ModuleAnalyzer.for_module(module).find_attr_docs()
+    return "\n".join(docs.get(("", full.rpartition(".")[2]), []))
+
+
+def context() -> dict[str, Any]:
+    """
+    What the templates need to know.
+
+    :return: ``twins``, full name to full name of the same in the other backend; ``words``, full
+        name to text of what autodoc would not find or would describe twice.
+    """
+    words, everything = {}, set()
+    for package in LISTS:
+        for full, obj in public_names(package).items():
+            everything.add(full)
+            module = getattr(obj, "__module__", None)
+            foreign = isinstance(obj, type) and not module.startswith(package.partition(".")[0])
+            constant = not isinstance(module, str) and not isinstance(obj, types.ModuleType)
+            if foreign or constant:
+                words[full] = _words(full, obj, package)
+    twins = {}
+    for name in everything:
+        package, _, rest = name.partition(".")
+        for other in set(BACKENDS) - {package} if package in BACKENDS else ():
+            if f"{other}.{rest}" in everything:
+                twins[name] = f"{other}.{rest}"
+    return {"twins": twins, "words": words}
+
+
+def write(folder: Path) -> None:
     """
     Write one list of names for each package, and touch none that has not changed.
 
     :param folder: where the lists go.
-    :return: full name to full name of what is its twin in the other backend.
     """
     for package in LISTS:
         path, text = folder / f"{package}.rst", _page(package)
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
-    twins = {}
-    everything = {name for package in BACKENDS for name in public_names(package)}
-    for name in everything:
-        package, _, rest = name.partition(".")
-        (other,) = set(BACKENDS) - {package}
-        if f"{other}.{rest}" in everything:
-            twins[name] = f"{other}.{rest}"
-    return twins
 
 
 def skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
