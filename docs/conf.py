@@ -26,6 +26,9 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "_templates", "images/*.md"]
 templates_path = ["_templates"]
 
+# Pages that are listed by a pattern need not exist.
+suppress_warnings = ["toc.empty_glob"]
+
 html_theme = "furo"
 html_title = "pyro-spread"
 html_static_path = ["_static"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "start.md"]
+PAGES = [ROOT / "README.md"]
 
 
 def _programs():
