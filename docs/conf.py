@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sphinx configuration: nothing here or in the built pages needs a network."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",  # MathJax and its fonts, out of a package instead of a CDN
 ]
-exclude_patterns = ["_build", "_ext", "_templates", "images/*.md"]
+exclude_patterns = ["_build", "_ext", "_kernels", "_templates", "images/*.md"]
 templates_path = ["_templates"]
 
 # Pages that are listed by a pattern need not exist.
@@ -32,6 +33,7 @@ suppress_warnings = ["toc.empty_glob"]
 html_theme = "furo"
 html_title = "pyro-spread"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
@@ -39,7 +41,9 @@ pygments_dark_style = "monokai"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_inline", "deflist"]
 myst_heading_anchors = 3
 
-# Cells are run at the first build, and again only where they changed.
+# Cells are run at the first build, and again only where they changed; by the Python that builds,
+# and without the kernel's remarks about itself.
+os.environ["JUPYTER_PATH"] = str(HERE / "_kernels")
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600

@@ -3,8 +3,8 @@
 """
 Lists of the public names, from which autosummary makes a page for each.
 
-They are written out of ``__all__`` at every build: a name added there has a page, with no list to be
-kept by hand. A name is grouped by the module that defines it.
+They are written out of ``__all__`` at every build: a name added there has a page, with no list to
+be kept by hand. A name is grouped by the module that defines it.
 """
 
 from __future__ import annotations

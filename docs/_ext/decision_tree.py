@@ -29,7 +29,7 @@ LEAVES = [
     ("no", "PriorContrastELBO(noise=...)", "an estimate, by a critic", "PriorContrastELBO"),
     ("yes", "JointContrastELBO(divergence=KL())", "exact, no critic: NPE", "JointContrastELBO"),
     ("no", "JointContrastELBO(critic)", "an estimate, by a critic", "JointContrastELBO"),
-    ("a critic", "AdversarialDivergence, JSPi(pi)", "or WassersteinCritic", "AdversarialDivergence"),
+    ("a critic", "AdversarialDivergence, JSPi", "or WassersteinCritic", "AdversarialDivergence"),
     ("a distance", "MMD", "or EnergyDistance, SlicedWasserstein", "MMD"),
 ]  # fmt: skip
 
