@@ -7,30 +7,30 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-ROW, BOX = 66, 48
-WIDTH = 1010
-COLUMNS = {"first": (8, 156), "second": (222, 156), "third": (446, 156), "leaf": (690, 312)}
+ROW, BOX = 68, 56
+WIDTH = 772
+COLUMNS = {"first": (4, 112), "second": (162, 112), "third": (376, 104), "leaf": (522, 246)}
 
 # Text of a question, its rows (first and last leaf below it), and what the edge to it says.
 QUESTIONS = [
-    ("first", "Do you want the\nlatents of given data?", (0, 7), ""),
-    ("second", "What is the\nlikelihood p(x|z)?", (0, 5), "yes"),
-    ("second", "A critic, or\na fixed distance?", (6, 7), "no: only samples"),
-    ("third", "Does the guide\nhave a density?", (0, 1), "a density"),
-    ("third", "Does the guide\nhave a density?", (2, 3), "deterministic"),
-    ("third", "Does the guide\nhave a density?", (4, 5), "a simulator"),
+    ("first", "Do you want\nthe latents of\ngiven data?", (0, 7), ""),
+    ("second", "What is the\nlikelihood\np(x|z)?", (0, 5), "yes"),
+    ("second", "Only samples:\na critic, or a\nfixed distance?", (6, 7), "no"),
+    ("third", "Does the guide\nhave a\ndensity?", (0, 1), "density"),
+    ("third", "Does the guide\nhave a\ndensity?", (2, 3), "deterministic"),
+    ("third", "Does the guide\nhave a\ndensity?", (4, 5), "simulator"),
 ]
 
 # What the edge says, the loss, what to know about it; the name of a page, or none.
 LEAVES = [
-    ("yes", "Trace_ELBO, or any stock ELBO", "you need nothing from here", None),
-    ("no", "PriorContrastELBO", "a true bound instead: SemiImplicitELBO", "PriorContrastELBO"),
+    ("yes", "any stock ELBO", "you need nothing from here", None),
+    ("no", "PriorContrastELBO", "or SemiImplicitELBO, a true bound", "PriorContrastELBO"),
     ("yes", "SpreadELBO", "a bound, no critic", "SpreadELBO"),
     ("no", "PriorContrastELBO(noise=...)", "an estimate, by a critic", "PriorContrastELBO"),
-    ("yes", "JointContrastELBO(divergence=KL())", "exact, no critic: NPE", "JointContrastELBO"),
+    ("yes", "JointContrastELBO, KL()", "exact, no critic: NPE", "JointContrastELBO"),
     ("no", "JointContrastELBO(critic)", "an estimate, by a critic", "JointContrastELBO"),
-    ("a critic", "AdversarialDivergence, JSPi", "or WassersteinCritic", "AdversarialDivergence"),
-    ("a distance", "MMD", "or EnergyDistance, SlicedWasserstein", "MMD"),
+    ("critic", "AdversarialDivergence, JSPi", "or WassersteinCritic", "AdversarialDivergence"),
+    ("distance", "MMD", "or EnergyDistance, SlicedWasserstein", "MMD"),
 ]  # fmt: skip
 
 DESCRIPTION = (
@@ -44,12 +44,12 @@ DESCRIPTION = (
 
 # The colours are those of the page, so that it can be read in light and in dark.
 STYLE = """
-.tree text { font: 14px var(--font-stack, sans-serif); fill: var(--color-foreground-primary, #222); }
+.tree text { font: 13.5px var(--font-stack, sans-serif); fill: var(--color-foreground-primary, #222); }
 .tree .edge { fill: none; stroke: var(--color-foreground-muted, #777); stroke-width: 1.5; }
-.tree .says { font-size: 12.5px; fill: var(--color-foreground-secondary, #555); }
+.tree .says { font-size: 12px; fill: var(--color-foreground-secondary, #555); }
 .tree .box { fill: var(--color-background-secondary, #f5f5f5); stroke: var(--color-foreground-muted, #777); }
 .tree .leaf .box { stroke: var(--color-brand-primary, #0a4bff); stroke-width: 1.8; }
-.tree .name { font: 600 13.5px var(--font-stack--monospace, monospace); }
+.tree .name { font: 600 12.5px var(--font-stack--monospace, monospace); }
 .tree a .name { fill: var(--color-brand-content, #2757dd); }
 .tree a:focus .box, .tree a:hover .box { stroke-width: 3; }
 """  # noqa: E501
@@ -87,7 +87,7 @@ def draw() -> str:
         x, width = COLUMNS[column]
         lines = words.split("\n")
         inner = "".join(
-            _text(x + width / 2, y + 5 + 18 * (i - (len(lines) - 1) / 2), line)
+            _text(x + width / 2, y + 4.5 + 16 * (i - (len(lines) - 1) / 2), line)
             for i, line in enumerate(lines)
         )
         boxes.append(_box(column, y, inner, "question"))
@@ -100,7 +100,7 @@ def draw() -> str:
         y = _middle((row, row))
         parent = parents.get(("third", row)) or parents["second", row]
         edges += _edge(*parent, "leaf", y, says)
-        x = COLUMNS["leaf"][0] + 12
+        x = COLUMNS["leaf"][0] + 10
         inner = _text(x, y - 4, name, "name", "start") + _text(x, y + 15, note, "says", "start")
         leaf = _box("leaf", y, inner, "leaf")
         if page:
