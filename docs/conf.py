@@ -27,9 +27,6 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "_kernels", "_templates", "images/*.md"]
 templates_path = ["_templates"]
 
-# Pages that are listed by a pattern need not exist.
-suppress_warnings = ["toc.empty_glob"]
-
 html_theme = "furo"
 html_title = "pyro-spread"
 html_static_path = ["_static"]
@@ -44,6 +41,7 @@ myst_heading_anchors = 3
 # Cells are run at the first build, and again only where they changed; by the Python that builds,
 # and without the kernel's remarks about itself.
 os.environ["JUPYTER_PATH"] = str(HERE / "_kernels")
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # there are no widgets on a page
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
