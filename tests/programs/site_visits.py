@@ -34,6 +34,7 @@ LOOK = r"""
 const done = arguments[arguments.length - 1];
 (async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  await document.fonts.ready;
   const images = [...document.images];
   for (const image of images) {
     image.loading = "eager";
@@ -53,6 +54,7 @@ const done = arguments[arguments.length - 1];
       .map(e => [e.textContent.slice(0, 60), drawn(e)]),
     raw: (text.textContent.match(/\\[(\[][^\n]{0,60}|\$\$[^\n]{0,60}/g) || []),
     images: images.map(i => [i.src.slice(0, 200), i.naturalWidth]),
+    fonts: [...document.fonts].filter(f => f.status === "error").map(f => f.family),
     trees: [...document.querySelectorAll("svg.tree")].map(box),
   });
 })();
@@ -131,10 +133,18 @@ def visit(driver, address):
     return Visit(seen, console, requests_of(driver))
 
 
-def visit_all(driver, base, folder):
-    """Visit every page under ``folder``, which is served at ``base``: dict from path to visit."""
-    pages = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*.html"))
-    pages = [page for page in pages if not page.startswith("_static/")]
+def pages_of(folder):
+    """The pages of a site that Sphinx built; others may be left from earlier builds."""
+    index = (Path(folder) / "searchindex.js").read_text()
+    names = json.loads(index.partition("(")[2].rpartition(")")[0])["docnames"]
+    modules = sorted(
+        p.relative_to(folder).as_posix() for p in Path(folder, "_modules").rglob("*.html")
+    )
+    return [f"{name}.html" for name in [*names, "genindex", "py-modindex", "search"]] + modules
+
+
+def visit_all(driver, base, pages):
+    """Visit all ``pages`` of what is served at ``base``: dict from page to visit."""
     return {page: visit(driver, base + page) for page in pages}
 
 
@@ -178,7 +188,8 @@ def undrawn_formulas(visits):
         f"{page}: {words}" for page, v in visits.items() for words, drawn in v.seen["formulas"]
         if not drawn
     ]  # fmt: skip
-    return wrong + [f"{page}: {raw}" for page, v in visits.items() for raw in v.seen["raw"]]
+    left = [f"{page}: {raw}" for page, v in visits.items() for raw in v.seen["raw"]]
+    return wrong + left + [f"{page}: {f}" for page, v in visits.items() for f in v.seen["fonts"]]
 
 
 def missing_pictures(visits):

@@ -22,6 +22,7 @@ from site_visits import (  # noqa: E402
     console_errors,
     find_browser,
     missing_pictures,
+    pages_of,
     requests_elsewhere,
     requests_of,
     served,
@@ -68,7 +69,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def visits(driver, base, site):
-    return visit_all(driver, base, site)
+    return visit_all(driver, base, pages_of(site))
 
 
 def test_there_are_pages(visits):
@@ -142,7 +143,7 @@ def test_a_fault_is_seen(fault, driver, tmp_path):
     (tmp_path / "other.html").write_text(page.format('<p id="there">x</p>'))
     (tmp_path / "index.html").write_text(page.format(FAULTS[fault]))
     with served(tmp_path) as base:
-        visits = visit_all(driver, base, tmp_path)
+        visits = visit_all(driver, base, ["index.html", "other.html"])
         seen = {
             "console": console_errors(visits),
             "links": broken_links(visits, base, tmp_path),
