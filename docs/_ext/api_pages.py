@@ -156,7 +156,7 @@ def context() -> dict[str, Any]:
             if foreign or constant:
                 words[full] = _words(full, obj, package)
     twins = {}
-    for name in everything:
+    for name in sorted(everything):  # a config that is the same at every build
         package, _, rest = name.partition(".")
         for other in set(BACKENDS) - {package} if package in BACKENDS else ():
             if f"{other}.{rest}" in everything:

@@ -51,6 +51,7 @@ STYLE = """
 .tree .leaf .box { stroke: var(--color-brand-primary, #0a4bff); stroke-width: 1.8; }
 .tree .name { font: 600 12.5px var(--font-stack--monospace, monospace); }
 .tree a .name { fill: var(--color-brand-content, #2757dd); }
+.tree a { text-decoration: none; }
 .tree a:focus .box, .tree a:hover .box { stroke-width: 3; }
 """  # noqa: E501
 
