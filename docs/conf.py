@@ -62,5 +62,6 @@ decision_tree.write(HERE / "images" / "decision.svg")
 
 
 def setup(app):
-    """Leave members out that are documented by the backends."""
+    """Leave members out that the backends document; mend links of source pages."""
     app.connect("autodoc-skip-member", api_pages.skip_foreign)
+    app.connect("html-page-context", api_pages.mend_source_links)

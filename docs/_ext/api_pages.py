@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,18 @@ def skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: 
     if what == "class" and callable(inner) and not module.startswith(OWN):
         return True
     return None
+
+
+def mend_source_links(app: Any, pagename: str, template: str, context: Any, doctree: Any) -> None:
+    """
+    Let the [docs] links of source pages end at the anchors that exist.
+
+    viewcode knows one path for each module, but names of a module are documented under several: a
+    package exports some of them, its submodule all.
+    """
+    if pagename.startswith("_modules/") and "body" in context:
+        context["body"] = re.sub(
+            r"(api/[\w.]+/([\w.]+)\.(\w+)\.html#)[\w.]*?\b\3(?=[.\"])",
+            lambda m: f"{m[1]}{m[2]}.{m[3]}",
+            context["body"],
+        )
