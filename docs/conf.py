@@ -5,11 +5,16 @@
 project = "pyro-spread"
 copyright = "Contributors to the pyro-spread project"
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
 ]
 myst_enable_extensions = ["dollarmath"]
+# The tutorials are run when the site is built, and again only when they have changed.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
 html_theme = "furo"
 html_title = "pyro-spread"
 exclude_patterns = ["_build"]
