@@ -8,6 +8,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
+    "sphinx_design",
 ]
 myst_enable_extensions = ["dollarmath"]
 # The tutorials are run when the site is built, and again only when they have changed.
@@ -15,6 +16,8 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# A warning in a tutorial is a fault of the tutorial.
+nb_output_stderr = "error"
 html_theme = "furo"
 html_title = "pyro-spread"
 exclude_patterns = ["_build"]
