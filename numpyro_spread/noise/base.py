@@ -162,7 +162,10 @@ class SpreadNoise(FieldsAsPytree):
         :return: a distribution over y with the same batch shape and number of event dims.
         :raises NotImplementedError: if the class does not implement it.
         """
-        raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+        # The kernels of the package implement the method below instead.
+        if type(self)._conditional is SpreadNoise._conditional:
+            raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+        return self._conditional(x, event_dim)
 
     def _conditional(self, x: jax.Array, event_dim: int) -> Distribution:
         """The distribution of y given x, which the kernels of this package implement."""

@@ -147,7 +147,10 @@ class SpreadNoise:
         :return: a distribution over y with the same batch shape and number of event dims.
         :raises NotImplementedError: if the class does not implement it.
         """
-        raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+        # The kernels of the package implement the method below instead.
+        if type(self)._conditional is SpreadNoise._conditional:
+            raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+        return self._conditional(x, event_dim)
 
     def _conditional(
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None

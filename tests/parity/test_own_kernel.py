@@ -95,6 +95,12 @@ def test_its_params_cross_jit():
     np.testing.assert_allclose(slope, rise / (2 * step), rtol=1e-5)
 
 
+def test_a_kernel_of_the_package_answers_too():
+    ours = pyro_spread.LaplaceNoise(0.3).conditional(torch.tensor(X), 1)
+    theirs = numpyro_spread.LaplaceNoise(0.3).conditional(jnp.asarray(X), 1)
+    np.testing.assert_allclose(ours.log_prob(torch.tensor(Y)), theirs.log_prob(Y), rtol=1e-10)
+
+
 @pytest.mark.parametrize("package", [pyro_spread, numpyro_spread])
 def test_a_kernel_that_says_nothing_is_refused(package):
     class Silent(package.SpreadNoise):
