@@ -47,6 +47,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "error"  # a warning on a page is a fault of the page
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

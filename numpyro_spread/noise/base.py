@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import jax
@@ -49,7 +48,7 @@ def as_parameter(value: ArrayLike) -> float | jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-class SpreadNoise(FieldsAsPytree, ABC):
+class SpreadNoise(FieldsAsPytree):
     r"""
     A noise kernel :math:`k(y \mid x)`, a small immutable object and a JAX pytree.
 
@@ -60,9 +59,19 @@ class SpreadNoise(FieldsAsPytree, ABC):
     this module is, and refuses parameters for which it would not be. Values are checked where they
     are concrete; those of tracers, as of a scale that is learned, are not.
 
-    To add a kernel, write a frozen dataclass whose fields are its parameters and implement
-    :meth:`_conditional`, and :meth:`_spread_exactly` for the distributions (beyond ``Delta``) whose
-    spread has a closed form.
+    A kernel of one's own is a frozen dataclass, whose fields are its parameters, that implements
+    :meth:`conditional`. It is for its author to see that it is valid: a stationary kernel is if its
+    :meth:`characteristic_function` has no zeros.
+
+        >>> import dataclasses, jax.numpy as jnp, numpyro.distributions as dist
+        >>> from numpyro_spread import SpreadNoise
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class GumbelNoise(SpreadNoise):
+        ...     scale: float
+        ...     def conditional(self, x, event_dim):
+        ...         return dist.Gumbel(x, self.scale).to_event(event_dim)
+        >>> GumbelNoise(0.3).spread(dist.Delta(jnp.zeros((5, 2)), event_dim=1)).event_shape
+        (2,)
 
     **References**
 
@@ -144,9 +153,26 @@ class SpreadNoise(FieldsAsPytree, ABC):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(_messages.integer_under_continuous(type(self).__name__, dtype))
 
-    @abstractmethod
+    def conditional(self, x: jax.Array, event_dim: int) -> Distribution:
+        """
+        What a kernel of one's own implements: the distribution of y given x.
+
+        Called by the rest of the class, with values whose type and dims are checked. To ask a
+        kernel for the distribution, call it.
+
+        :param x: values of the site, of shape batch + event.
+        :param event_dim: number of event dimensions of the site of x.
+        :return: a distribution over y with the same batch shape and number of event dims.
+        :raises NotImplementedError: if the class does not implement it.
+        """
+        # The kernels of the package implement the method below instead.
+        if type(self)._conditional is SpreadNoise._conditional:
+            raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+        return self._conditional(x, event_dim)
+
     def _conditional(self, x: jax.Array, event_dim: int) -> Distribution:
-        """The distribution of y given x; x and ``event_dim`` are checked."""
+        """The distribution of y given x, which the kernels of this package implement."""
+        return self.conditional(x, event_dim)
 
     def _coupled_dims_of(self, x: jax.Array) -> int:
         """The smallest ``event_dim`` with which ``x`` can be noised."""

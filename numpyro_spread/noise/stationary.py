@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete, is
 from spread_analysis import _messages, student_t_characteristic_function
 
 
-class _ElementwiseNoise(SpreadNoise):
+class _ElementwiseNoise(SpreadNoise, ABC):
     """Independent noise with a ``scale`` on every element of x."""
 
     scale: ArrayLike

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def is_positive(value: float | torch.Tensor) -> bool:
     return bool(((tensor > 0) & torch.isfinite(tensor)).all())
 
 
-class SpreadNoise(ABC):
+class SpreadNoise:
     r"""
     A noise kernel :math:`k(y \mid x)`, a small immutable object.
 
@@ -53,8 +52,19 @@ class SpreadNoise(ABC):
     the map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of this
     module is, and refuses parameters for which it would not be.
 
-    To add a kernel, implement :meth:`_conditional`, and :meth:`_spread_exactly` for the
-    distributions (beyond ``Delta``) whose spread has a closed form.
+    A kernel of one's own is a frozen dataclass, whose fields are its parameters, that implements
+    :meth:`conditional`. It is for its author to see that it is valid: a stationary kernel is if its
+    :meth:`characteristic_function` has no zeros.
+
+        >>> import dataclasses, torch, pyro.distributions as dist
+        >>> from pyro_spread import SpreadNoise
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class GumbelNoise(SpreadNoise):
+        ...     scale: float
+        ...     def conditional(self, x, event_dim):
+        ...         return dist.Gumbel(x, self.scale).to_event(event_dim)
+        >>> GumbelNoise(0.3).spread(dist.Delta(torch.zeros(5, 2), event_dim=1)).event_shape
+        torch.Size([2])
 
     **References**
 
@@ -131,11 +141,28 @@ class SpreadNoise(ABC):
         if not x.dtype.is_floating_point:
             raise TypeError(_messages.integer_under_continuous(type(self).__name__, x.dtype))
 
-    @abstractmethod
+    def conditional(self, x: torch.Tensor, event_dim: int) -> TorchDistribution:
+        """
+        What a kernel of one's own implements: the distribution of y given x.
+
+        Called by the rest of the class, with values whose type and dims are checked. To ask a
+        kernel for the distribution, call it.
+
+        :param x: values of the site, of shape batch + event.
+        :param event_dim: number of event dimensions of the site of x.
+        :return: a distribution over y with the same batch shape and number of event dims.
+        :raises NotImplementedError: if the class does not implement it.
+        """
+        # The kernels of the package implement the method below instead.
+        if type(self)._conditional is SpreadNoise._conditional:
+            raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+        return self._conditional(x, event_dim)
+
     def _conditional(
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None
     ) -> TorchDistribution:
-        """The distribution of y given x; x and ``event_dim`` are checked."""
+        """The distribution of y given x, on which validation can be left out."""
+        return self.conditional(x, event_dim)
 
     def _coupled_dims_of(self, x: torch.Tensor) -> int:
         """The smallest ``event_dim`` with which ``x`` can be noised."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive, like
 from spread_analysis import _messages, student_t_characteristic_function
 
 
-class _ElementwiseNoise(SpreadNoise):
+class _ElementwiseNoise(SpreadNoise, ABC):
     """Independent noise with a ``scale`` on every element of x."""
 
     scale: float | torch.Tensor

@@ -7,6 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def no_conditional(kernel: str) -> str:
+    return (
+        f"{kernel} does not implement conditional(x, event_dim), the distribution of y given x, "
+        "which every noise kernel has to."
+    )
+
+
 def bad_positive(kernel: str, argument: str, value: object) -> str:
     return (
         f"{kernel}: {argument} must be positive and finite, got {value}. A learned {argument} "
