@@ -11,6 +11,7 @@ except ImportError as error:
     raise ImportError(_messages.missing_extra("numpyro_spread", "numpyro", error)) from error
 
 from numpyro_spread.autoguide import AutoImplicit
+from numpyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
 from numpyro_spread.divergences import (
     KL,
@@ -59,6 +60,7 @@ from numpyro_spread.ratio import (
     critic_report,
 )
 from spread_analysis import FalseEvidenceWarning, SupportMismatchWarning
+from spread_analysis._checkpoint import Checkpoint, CheckpointError
 
 __all__ = [
     "KL",
@@ -67,6 +69,8 @@ __all__ = [
     "AdversarialDivergence",
     "AutoImplicit",
     "ChannelNoise",
+    "Checkpoint",
+    "CheckpointError",
     "ChiSquared",
     "DeterministicGenerator",
     "Divergence",
@@ -102,6 +106,8 @@ __all__ = [
     "concat_sites",
     "critic_report",
     "importance_weighted_bound",
+    "load_checkpoint",
+    "save_checkpoint",
     "simulation_based_calibration",
     "spread",
     "two_player",

@@ -10,9 +10,10 @@ from typing import Any
 from pyro.infer.elbo import ELBO
 
 from pyro_spread.infer._guards import no_new_params_on_error
+from spread_analysis._stateful import Stateful
 
 
-class Loss(ELBO):
+class Loss(Stateful, ELBO):
     """Base of all losses: code ports to NumPyro, and an error leaves no params behind."""
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
