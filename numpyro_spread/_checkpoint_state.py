@@ -32,6 +32,7 @@ _DTYPES = {
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
 _KEY = "key:"
+_WEAK = "weak"  # a type that gives way to others, as that of Python's numbers does
 
 
 def codec() -> Codec:
@@ -59,7 +60,7 @@ def codec() -> Codec:
 def _to_tensor(where: str, value: Any) -> tuple[str, np.ndarray] | None:
     kind = "numpy"
     if isinstance(value, jax.Array):
-        kind = "jax"
+        kind = _WEAK if value.aval.weak_type else "jax"
         if value.is_deleted():
             raise ValueError(_messages.deleted_array(where))
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -89,13 +90,17 @@ class _Array:
         self.kind, self.value = kind, value
 
     def __str__(self) -> str:
-        kind = "" if self.kind == "jax" else f"{self.kind} of "
+        kind = f"{self.kind} of " if self.kind.startswith(_KEY) else ""
         return f"{kind}{self.value.dtype.name}{list(self.value.shape)}"
 
     def like(self, live: Any) -> jax.Array:
         """On the device of ``live``."""
         array = jnp.array(self.value, copy=True)
-        if self.kind != "jax":
+        if self.kind == _WEAK:
+            # Zeros of Python's own, since a number that is written into them does not harden them.
+            zero = array.dtype.type(0).item()
+            array = jnp.broadcast_to(jnp.asarray(zero), array.shape).at[...].set(array)
+        elif self.kind != "jax":
             array = random.wrap_key_data(array, impl=self.kind.removeprefix(_KEY))
         if getattr(live, "committed", False):
             return jax.device_put(array, live.sharding)
