@@ -12,7 +12,7 @@ import torch
 from pyro.optim import PyroOptim
 from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
 
-from pyro_spread.optim import TwoPlayer
+from pyro_spread.optim import _AVERAGES, _STEPS, TwoPlayer
 from spread_analysis._messages import checkpoints as _messages
 
 Commit = Callable[[], None]
@@ -37,11 +37,17 @@ def state_of(optim: PyroOptim) -> dict[str, Any]:
     if isinstance(optim, TwoPlayer):
         state = optim.get_state()
         players = {"generator": optim.generator, "discriminator": optim.discriminator}
+        state[_AVERAGES] = _sorted(state[_AVERAGES])
         return state | {role: state_of(player) for role, player in players.items()}
     state = optim.get_state()
     if None in state:
         raise ValueError(_messages.unnamed_params())
-    return state if _is_own(optim) else {**optim._state_waiting_to_be_consumed, **state}
+    return state if _is_own(optim) else _sorted({**optim._state_waiting_to_be_consumed, **state})
+
+
+def _sorted(state: dict[str, Any]) -> dict[str, Any]:
+    # Pyro steps through a set of tensors, whose order is that of their addresses.
+    return dict(sorted(state.items()))
 
 
 def _is_own(optim: PyroOptim) -> bool:
@@ -99,8 +105,8 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
 
 
 def _check_players(state: dict[str, Any]) -> None:
-    averages = state.get("generator_averages")
-    if type(state.get("discriminator_steps_done")) is not int or not isinstance(averages, dict):
+    averages = state.get(_AVERAGES)
+    if type(state.get(_STEPS)) is not int or not isinstance(averages, dict):
         raise ValueError("two_player has another state")
     params = pyro.get_param_store()._params
     for name, average in averages.items():
