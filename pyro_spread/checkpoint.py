@@ -136,12 +136,13 @@ def load_checkpoint(
         declared = reading.part("params", dict).keys() <= set(pyro.get_param_store().keys())
         if not declared or not state.has_stepped(svi.optim):
             state.declare(reading, svi, args, kwargs)
+        params = state.prepare_params(reading)
         commits = [
             # Those that may call code of the user, and so fail, come first.
             *state.prepare_modules(reading, svi, modules),
             state.prepare_optimizer(reading, svi, strict),
             state.prepare_loss(reading, svi),
-            *state.prepare_params(reading),
+            *params,
             state.prepare_random(reading),
         ]
         for commit in commits:
