@@ -50,8 +50,7 @@ RUNS = {
 }
 
 
-def go(svi, state, x, steps):
-    update = jax.jit(svi.update)
+def go(update, state, x, steps):
     for _ in range(steps):
         state, _ = update(state, x)
     return state
@@ -64,7 +63,8 @@ def go(svi, state, x, steps):
 )
 def test_goes_on_as_if_it_had_never_stopped(name, tmp_path):
     svi, seed, x = RUNS[name]()
-    state = go(svi, svi.init(seed(0), x), x, 3)
+    update = jax.jit(svi.update)
+    state = go(update, svi.init(seed(0), x), x, 3)
     saved = save_checkpoint(tmp_path, svi, state, 3, metadata={"epoch": (1, 2)})
     data = saved.read_bytes()
 
@@ -79,7 +79,7 @@ def test_goes_on_as_if_it_had_never_stopped(name, tmp_path):
         assert one.aval.weak_type == other.aval.weak_type
     copy = save_checkpoint(tmp_path, svi, again, 3, metadata={"epoch": (1, 2)})
     assert copy.read_bytes() == data
-    ends = [save_checkpoint(tmp_path, svi, go(svi, s, x, 3), 6) for s in (state, again)]
+    ends = [save_checkpoint(tmp_path, svi, go(update, s, x, 3), 6) for s in (state, again)]
     assert ends[0].read_bytes() == ends[1].read_bytes() != data
 
 
@@ -124,7 +124,7 @@ def test_arrays_go_where_the_others_are(tmp_path):
 
 
 def test_monitors_go_on(tmp_path):
-    svi, seed, x = RUNS["annealed contrast"]()
+    svi, seed, _ = RUNS["annealed contrast"]()
     state = SVIState({"a": jnp.ones(1)}, None, seed(0))
     svi.loss._monitor.streak = 49
     save_checkpoint(tmp_path, svi, state, 1)
