@@ -127,7 +127,10 @@ def faults(kills):
 
 def main(backend, root, kills, seed):
     random.seed(seed)
-    # Compiled once, not in every life.
+    # Compiled once as far as possible, since steps that report to the host are not kept; and then
+    # without the passes that take long.
+    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(root, "compiled"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -90,7 +90,7 @@ def train(kind, directory, steps, every, progress):
     :param progress: called after every step.
     """
     svi, seed = {"gan": gan, "contrast": contrast}[kind]()
-    state, start = svi.init(seed(1), jnp.ones((16, 2))), 0
+    state, start = jax.jit(svi.init)(seed(1), jnp.ones((16, 2))), 0
     try:
         state, checkpoint = load_checkpoint(directory, svi, state)
         start = checkpoint.step
