@@ -27,7 +27,8 @@ def _averaging(decay: float) -> optax.GradientTransformation:
     """Updates as they are; the params that they lead to are averaged."""
 
     def init(params: Any) -> _AverageState:
-        return _AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
+        # Copies: the first state may be donated, which no buffer can be twice.
+        return _AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params))
 
     def update(updates: Any, state: _AverageState, params: Any = None) -> tuple[Any, Any]:
         steps = state.steps + 1

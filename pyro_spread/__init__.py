@@ -11,6 +11,7 @@ except ImportError as error:
     raise ImportError(_messages.missing_extra("pyro_spread", "pyro", error)) from error
 
 from pyro_spread.autoguide import AutoImplicit
+from pyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
 from pyro_spread.divergences import (
     KL,
@@ -67,6 +68,7 @@ from spread_analysis import (
     NonFiniteError,
     SupportMismatchWarning,
 )
+from spread_analysis._checkpoint import Checkpoint, CheckpointError
 
 __all__ = [
     "KL",
@@ -75,6 +77,8 @@ __all__ = [
     "AdversarialDivergence",
     "AutoImplicit",
     "ChannelNoise",
+    "Checkpoint",
+    "CheckpointError",
     "ChiSquared",
     "DeterministicGenerator",
     "Divergence",
@@ -116,7 +120,9 @@ __all__ = [
     "finite_guard",
     "guard_status",
     "importance_weighted_bound",
+    "load_checkpoint",
     "report",
+    "save_checkpoint",
     "simulation_based_calibration",
     "spread",
     "two_player",

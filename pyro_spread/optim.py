@@ -112,9 +112,17 @@ class TwoPlayer(PyroOptim):
         """
         self.generator.set_state(state_dict["generator"])
         self.discriminator.set_state(state_dict["discriminator"])
+        self._set_own_state(state_dict)
+
+    def _set_own_state(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the count of steps and the averages alone."""
         self._steps_done = state_dict[_STEPS]
         averages = state_dict.get(_AVERAGES, {})
-        self.averages = {name: value.clone() for name, value in averages.items()}
+        params = pyro.get_param_store()._params
+        self.averages = {
+            name: value.to(params[name].device, copy=True) if name in params else value.clone()
+            for name, value in averages.items()
+        }
 
 
 def two_player(

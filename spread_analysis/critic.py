@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from spread_analysis import _messages
+from spread_analysis._stateful import Stateful
 from spread_analysis._validation import FloatArray, as_count, as_finite, as_probability
 from spread_analysis.reference.divergences import class_entropy
 
@@ -210,8 +211,10 @@ def _as_limit(value: float, name: str) -> float:
     return float(value)
 
 
-class _PatientMonitor:
+class _PatientMonitor(Stateful):
     """Counts suspicious steps in a row and warns, once, when there are ``patience`` of them."""
+
+    _remembers = ("warned", "streak")
 
     def __init__(self, patience: int) -> None:
         self.patience = as_count(patience, "patience")

@@ -17,12 +17,13 @@ from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
+from spread_analysis._stateful import Stateful
 from spread_analysis.critic import PERFECT_ACCURACY, PERFECT_SATURATION, SATURATED_LOGIT
 
 _GENERATORS = ("divergence", "non_saturating")
 
 
-class AdversarialDivergence(CriticLoss):
+class AdversarialDivergence(Stateful, CriticLoss):
     r"""
     Divergence of the data P from the model Q, with the log-ratio learned by a classifier.
 
@@ -99,6 +100,8 @@ class AdversarialDivergence(CriticLoss):
     :raises ValueError: if an argument is out of its range.
     :raises NotImplementedError: if ``divergence`` has no gradient, as ``TotalVariation``.
     """
+
+    _remembers = ("_monitor",)
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
+from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
 from spread_analysis.critic import (
     LAGGING_ACCURACY,
@@ -45,7 +46,7 @@ _OWN, _WATCH = 0x5EED0001, 0x5EED0002
 _HEAD = "a module of flax linen, flax nnx or equinox: head(*args, **kwargs) -> (loc, scale)"
 
 
-class PriorContrastELBO(ELBO):
+class PriorContrastELBO(Stateful, ELBO):
     r"""
     ELBO of a guide with sites that can be sampled but have no density.
 
@@ -134,6 +135,8 @@ class PriorContrastELBO(ELBO):
 
     #: As in the stock ``Trace_ELBO``; ``SVI.init`` asks.
     can_infer_discrete = False
+
+    _remembers = ("_monitor",)
 
     def __init__(
         self,

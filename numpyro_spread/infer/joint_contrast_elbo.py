@@ -36,6 +36,7 @@ from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
 from spread_analysis._latents import shared_dims
+from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
 from spread_analysis.critic import LAGGING_ACCURACY
 
@@ -43,7 +44,7 @@ from spread_analysis.critic import LAGGING_ACCURACY
 _WATCH = 0x5EED0002
 
 
-class JointContrastELBO(ELBO):
+class JointContrastELBO(Stateful, ELBO):
     r"""
     Divergence of the guide's pairs (x, z) from the model's, learned from draws of both.
 
@@ -127,6 +128,8 @@ class JointContrastELBO(ELBO):
 
     #: Draws need no enumeration; ``SVI.init`` asks.
     can_infer_discrete = True
+
+    _remembers = ("_monitor",)
 
     def __init__(
         self,

@@ -24,13 +24,14 @@ from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 from spread_analysis._moments import default_critic_draws, default_moment_draws
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._stateful import Stateful
 
 
 class CollapsedGuideError(ValueError):
     """All draws of the guide for some datum are the same: log q is infinite there."""
 
 
-class ContrastCritic:
+class ContrastCritic(Stateful):
     """
     A critic that tells a guide's draws from those of a contrast.
 
@@ -41,6 +42,8 @@ class ContrastCritic:
     :param num_moment_draws: draws per datum for the moments, or None to choose.
     :param num_critic_draws: draws per datum for the critic, or None to choose.
     """
+
+    _remembers = ("_watch",)
 
     def __init__(
         self,

@@ -13,11 +13,12 @@ from torch import nn
 from pyro_spread.infer._guards import as_before_on_error
 from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
+from spread_analysis._stateful import Stateful
 
 _METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
 
 
-class Loss(ELBO):
+class Loss(Stateful, ELBO):
     """
     Base of all losses: code ports to NumPyro, an error leaves nothing behind, and under autocast
     only nets compute in 16 bits.

@@ -9,12 +9,15 @@ import torch
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.ratio.losses import weighted_mean
 from spread_analysis import FalseEvidenceMonitor
+from spread_analysis._stateful import Stateful
 
 _EVERY = 4
 
 
-class LagWatch:
+class LagWatch(Stateful):
     """Looks at the critic's logits during training and warns once if they have become guesses."""
+
+    _remembers = ("_monitor", "_seen")
 
     def __init__(self) -> None:
         self._monitor = FalseEvidenceMonitor()

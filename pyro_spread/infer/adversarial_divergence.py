@@ -100,6 +100,8 @@ class AdversarialDivergence(CriticLoss):
     :raises NotImplementedError: if ``divergence`` has no gradient, as ``TotalVariation``.
     """
 
+    _remembers = ("_monitor", "_watched")
+
     def __init__(
         self,
         discriminator: nn.Module,

@@ -137,6 +137,8 @@ class PriorContrastELBO(Loss):
     :raises ValueError: if an argument is out of its range.
     """
 
+    _remembers = ("steps_done", "_contrast")
+
     def __init__(
         self,
         discriminator: Critic,

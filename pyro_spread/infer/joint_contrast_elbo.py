@@ -129,6 +129,8 @@ class JointContrastELBO(Loss):
     :raises NotImplementedError: if the divergence has no gradient.
     """
 
+    _remembers = ("_watch",)
+
     def __init__(
         self,
         discriminator: nn.Module | None = None,

@@ -1,0 +1,210 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The state of an SVI taken apart for a checkpoint and put back."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import random
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+from spread_analysis._checkpoint import Codec, Reading
+from spread_analysis._messages import checkpoints as _messages
+from spread_analysis._stateful import Stateful
+
+# By the names that safetensors gives them.
+_DTYPES = {
+    "BOOL": "bool",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+_KEY = "key:"
+_WEAK = "weak"  # a type that gives way to others, as that of Python's numbers does
+
+
+def codec() -> Codec:
+    """How arrays become a file."""
+
+    def dump(tensors: dict[str, Any], metadata: dict[str, str]) -> bytes:
+        from safetensors.numpy import save
+
+        return save(tensors, metadata)
+
+    def load(data: bytes) -> dict[str, Any]:
+        from safetensors import deserialize
+
+        # safetensors.numpy knows no bfloat16.
+        return {
+            name: np.frombuffer(each["data"], jnp.dtype(_DTYPES[each["dtype"]])).reshape(
+                each["shape"]
+            )
+            for name, each in deserialize(data)
+        }
+
+    return Codec("numpyro_spread", "numpyro", _to_tensor, _from_tensor, dump, load)
+
+
+def _to_tensor(where: str, value: Any) -> tuple[str, np.ndarray] | None:
+    kind = "numpy"
+    if isinstance(value, jax.Array):
+        kind = _WEAK if value.aval.weak_type else "jax"
+        if value.is_deleted():
+            raise ValueError(_messages.deleted_array(where))
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            kind, value = f"{_KEY}{random.key_impl(value)}", random.key_data(value)
+        if not value.is_fully_addressable and not value.is_fully_replicated:
+            raise ValueError(_messages.spread_array(where))
+    elif isinstance(value, np.generic):
+        kind = "scalar"
+    elif not isinstance(value, np.ndarray):
+        return None
+    array = np.array(value, order="C")
+    if array.dtype.name not in _DTYPES.values():
+        raise TypeError(_messages.unsaved_dtype(where, array.dtype))
+    return kind, array
+
+
+def _from_tensor(kind: str, tensor: np.ndarray) -> Any:
+    if kind in ("numpy", "scalar"):
+        return tensor.copy() if kind == "numpy" else tensor[()]
+    return _Array(kind, tensor)
+
+
+class _Array:
+    """An array of JAX that is not on its device yet."""
+
+    def __init__(self, kind: str, value: np.ndarray) -> None:
+        self.kind, self.value = kind, value
+
+    def __str__(self) -> str:
+        kind = f"{self.kind} of " if self.kind.startswith(_KEY) else ""
+        return f"{kind}{self.value.dtype.name}{list(self.value.shape)}"
+
+    def like(self, live: Any) -> jax.Array:
+        """On the device of ``live``."""
+        array = jnp.array(self.value, copy=True)
+        if self.kind == _WEAK:
+            # Zeros of Python's own, since a number that is written into them does not harden them.
+            zero = array.dtype.type(0).item()
+            array = jnp.broadcast_to(jnp.asarray(zero), array.shape).at[...].set(array)
+        elif self.kind != "jax":
+            array = random.wrap_key_data(array, impl=self.kind.removeprefix(_KEY))
+        if getattr(live, "committed", False):
+            return jax.device_put(array, live.sharding)
+        return array
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a step runs."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpyro": numpyro.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def classes(svi: SVI) -> dict[str, str]:
+    """What an SVI is made of, as far as it does not show in the state."""
+    return {"loss": type(svi.loss).__name__, "optimizer": type(svi.optim).__name__}
+
+
+def nodes(svi_state: SVIState) -> list[list[str]]:
+    """The containers of a state with their paths, as far as they have keys, in order."""
+    found: list[list[str]] = []
+
+    def visit(structure: Any, path: str) -> None:
+        data = structure.node_data()
+        if data is not None:
+            found.append([path, data[0].__name__])
+        for i, child in enumerate(structure.children()):
+            visit(child, f"{path}/{i}")
+
+    visit(jax.tree.structure(svi_state), "state")
+    return found
+
+
+def leaves(svi_state: SVIState) -> dict[str, Any]:
+    """Leaves by their paths."""
+    return {
+        jax.tree_util.keystr(path).lstrip("."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(svi_state)
+    }
+
+
+def loss_state(svi: SVI) -> Any:
+    """What the loss keeps on the host."""
+    if not hasattr(svi.loss, "get_state"):
+        return {}
+    jax.effects_barrier()  # compiled steps may still be reporting
+    return svi.loss.get_state()
+
+
+def prepare_loss(reading: Reading, svi: SVI) -> Callable[[], None]:
+    """Check what the loss keeps on the host; the function puts it in place."""
+    saved, loss = reading.part("loss", dict), svi.loss
+    try:
+        if isinstance(loss, Stateful):
+            loss._check_state(saved)
+    except ValueError as error:
+        raise reading.refuse(_messages.malformed(str(error))) from error
+    return lambda: loss.set_state(saved) if hasattr(loss, "set_state") else None
+
+
+def restored(reading: Reading, like: SVIState) -> SVIState:
+    """
+    The state of the file.
+
+    :raises CheckpointError: naming the first leaf that differs from those of ``like``.
+    """
+    saved, live = reading.part("leaves", dict), leaves(like)
+    missing = [name for name in live if name not in saved]
+    unexpected = [name for name in saved if name not in live]
+    if missing or unexpected:
+        way_out = _messages.other_state()
+        raise reading.refuse(_messages.other_names("leaves", missing, unexpected, way_out))
+    values = []
+    for name, leaf in live.items():
+        found, wanted = _describe(saved[name]), _describe(leaf)
+        if found != wanted:
+            text = _messages.other_array("leaf", name, found, wanted)
+            hint = _messages.x64_hint() if _is_precision(saved[name], leaf) else ""
+            raise reading.refuse(text + hint)
+        values.append(saved[name].like(leaf) if isinstance(saved[name], _Array) else saved[name])
+    # A state may also differ in what has no leaves, such as steps of an optimiser without state.
+    found_nodes, live_nodes = reading.part("nodes", list), nodes(like)
+    if found_nodes != live_nodes:
+        pairs = zip([*found_nodes, None], [*live_nodes, None], strict=False)
+        first, second = next(pair for pair in pairs if pair[0] != pair[1])
+        raise reading.refuse(_messages.other_class("structure", first, second))
+    return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def _describe(leaf: Any) -> str:
+    if isinstance(leaf, jax.Array):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.eval_shape(random.key_data, leaf)
+            return f"{_KEY}{random.key_impl(leaf)} of {data.dtype.name}{list(data.shape)}"
+        return f"{leaf.dtype.name}{list(leaf.shape)}"
+    if isinstance(leaf, np.ndarray | np.generic):
+        return f"NumPy {leaf.dtype.name}{list(leaf.shape)}"
+    return str(leaf) if isinstance(leaf, _Array) else type(leaf).__name__
+
+
+def _is_precision(saved: Any, live: Any) -> bool:
+    both = getattr(getattr(saved, "value", None), "shape", None) == getattr(live, "shape", ())
+    pair = {str(saved).partition("[")[0], _describe(live).partition("[")[0]}
+    return both and pair in ({"float32", "float64"}, {"int32", "int64"})

@@ -1,0 +1,293 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of an SVI reads, taken apart for a checkpoint and put back."""
+
+from __future__ import annotations
+
+import platform
+import random
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from torch import nn
+
+from pyro_spread import _optimizer_state as optimizers
+from pyro_spread._reachable_modules import Held, find_modules, held_beside_params, loss_of
+from spread_analysis._checkpoint import Codec, Reading
+from spread_analysis._messages import checkpoints as _messages
+from spread_analysis._stateful import Stateful
+
+Commit = Callable[[], None]
+_UNSAVED = (torch.complex128, torch.complex32)
+
+
+def codec() -> Codec:
+    def dump(tensors: dict[str, Any], metadata: dict[str, str]) -> bytes:
+        from safetensors.torch import save
+
+        return save(tensors, metadata)
+
+    def load(data: bytes) -> dict[str, Any]:
+        from safetensors.torch import load
+
+        return load(data)
+
+    return Codec("pyro_spread", "pyro", _to_tensor, _from_tensor, dump, load)
+
+
+def _to_tensor(where: str, value: Any) -> tuple[str, torch.Tensor] | None:
+    kind = "torch"
+    if isinstance(value, np.ndarray | np.generic):
+        kind = "numpy" if isinstance(value, np.ndarray) else "scalar"
+        array = np.array(value, order="C")
+        if array.dtype.kind not in "biufc" or array.dtype.itemsize > 8:
+            raise TypeError(_messages.unsaved_dtype(where, array.dtype))
+        value = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    if not isinstance(value, torch.Tensor):
+        return None
+    usual = value.layout is torch.strided and not value.is_quantized
+    if not usual or nn.parameter.is_lazy(value) or value.dtype in _UNSAVED:
+        dtype = value.dtype if usual else f"{value.layout} of {value.dtype}"
+        raise TypeError(_messages.unsaved_dtype(where, dtype))
+    # A copy, since safetensors refuses tensors that share memory.
+    return kind, value.detach().to("cpu", copy=True).contiguous()
+
+
+def _from_tensor(kind: str, tensor: torch.Tensor) -> Any:
+    if kind == "torch":
+        return tensor.clone()
+    return tensor.numpy().copy() if kind == "numpy" else tensor.numpy()[()]
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def classes(svi: SVI) -> dict[str, Any]:
+    loss = loss_of(svi)
+    name = type(loss).__name__ if hasattr(type(loss), "loss") else "function"
+    return {"loss": name, "optimizer": optimizers.describe(svi.optim)}
+
+
+def param_state(name: str) -> dict[str, Any]:
+    store = pyro.get_param_store()
+    param, grad = store._params[name], store._params[name].grad
+    kept: Any = grad
+    # Pyro leaves zeros behind each step, with which torch's optimisers do not do as with None.
+    if grad is not None and not bool((grad.ne(0) | grad.signbit()).any()):
+        kept = "zeros"
+    return {"value": param, "constraint": _constraint(store._constraints[name]), "grad": kept}
+
+
+def _constraint(constraint: Any) -> str:
+    base = getattr(constraint, "base_constraint", None)
+    name = type(constraint).__name__
+    return name if base is None else f"{name}({_constraint(base)})"
+
+
+def held_state(held: Held) -> Any:
+    return held.module.get_extra_state() if held.tensor is None else held.tensor
+
+
+def loss_state(svi: SVI) -> Any:
+    loss = loss_of(svi)
+    return loss.get_state() if hasattr(loss, "get_state") else {}
+
+
+def random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if cuda else None,
+        "numpy": np.random.get_state(legacy=False),
+        "python": {"version": version, "state": np.array(internal, np.int64), "gauss": gauss},
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    python = state["python"]
+    internal = tuple(int(word) for word in python["state"])
+    random.setstate((python["version"], internal, python["gauss"]))
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    # Devices that are no longer there have nothing to draw.
+    for device, each in enumerate(state["cuda"] or []):
+        if torch.cuda.is_available() and device < torch.cuda.device_count():
+            torch.cuda.set_rng_state(each, device)
+
+
+def has_stepped(optim: Any) -> bool:
+    """Whether an optimiser has moved params in this process."""
+    players = [getattr(optim, role, None) for role in ("generator", "discriminator")]
+    return bool(optim.optim_objs) if players == [None, None] else any(map(has_stepped, players))
+
+
+def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
+    """Take a step that moves nothing, so that params are in the store and layers have shapes."""
+    try:
+        # As a step does it, since what is compiled or looked up at its first call draws numbers.
+        with poutine.block():
+            svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
+    except Exception as error:
+        raise reading.refuse(_messages.undeclared(error)) from error
+
+
+def prepare_params(reading: Reading) -> list[Commit]:
+    """Check the params against those of the store; the functions put them in place."""
+    saved, store = reading.part("params", dict), pyro.get_param_store()
+    _check_names(reading, "params", saved, store.keys(), _messages.late_params())
+    commits = []
+    for name, param in store.named_parameters():
+        state = saved[name] if isinstance(saved[name], dict) else {}
+        value: Any = state.get("value")
+        grad: Any = state.get("grad")
+        _check_array(reading, "param", name, value, param)
+        constraint = _constraint(store._constraints[name])
+        if state.get("constraint") != constraint:
+            found, live = str(state.get("constraint")), constraint
+            raise reading.refuse(_messages.other_array("constraint of", name, found, live))
+        if isinstance(grad, torch.Tensor):
+            _check_array(reading, "gradient of", name, grad, param)
+        elif grad not in (None, "zeros"):
+            raise reading.refuse(_messages.malformed(f"the gradient of '{name}' is no array"))
+        commits.append(_put_param(param, value, grad))
+    return commits
+
+
+def _put_param(param: torch.Tensor, value: torch.Tensor, grad: Any) -> Commit:
+    def commit() -> None:
+        # In place: nets and optimisers hold this very tensor.
+        with torch.no_grad():
+            param.copy_(value)
+        param.grad = torch.zeros_like(param) if isinstance(grad, str) else grad
+        if isinstance(grad, torch.Tensor):
+            param.grad = grad.to(param.device)
+
+    return commit
+
+
+def prepare_modules(
+    reading: Reading, svi: SVI, modules: Mapping[str, nn.Module] | None
+) -> list[Commit]:
+    """The same for what nets hold beside params."""
+    saved, live = reading.part("modules", dict), held_beside_params(find_modules(svi, modules))
+    way_out = _messages.other_state() + ", and give the same modules="
+    _check_names(reading, "buffers of nets", saved, live, way_out)
+    commits = []
+    for key, held in live.items():
+        if held.tensor is not None:
+            _check_array(reading, "buffer", key, saved[key], held.tensor)
+        commits.append(_put_held(held, saved[key]))
+    return commits
+
+
+def _put_held(held: Held, value: Any) -> Commit:
+    def commit() -> None:
+        if held.tensor is None:
+            held.module.set_extra_state(value)
+        else:
+            with torch.no_grad():
+                held.tensor.copy_(value)
+
+    return commit
+
+
+def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
+    """The same for the optimisers."""
+    state = reading.part("optimizer", dict)
+    try:
+        return optimizers.prepare(svi.optim, state, strict)
+    except Exception as error:  # torch says anything of a state that is none
+        raise reading.refuse(_messages.malformed(f"optimizer: {error}")) from error
+
+
+def prepare_loss(reading: Reading, svi: SVI) -> Commit:
+    """The same for counters of the loss."""
+    state, loss = reading.part("loss", dict), loss_of(svi)
+    try:
+        if isinstance(loss, Stateful):
+            loss._check_state(state)
+    except ValueError as error:
+        raise reading.refuse(_messages.malformed(str(error))) from error
+    return lambda: loss.set_state(state) if hasattr(loss, "set_state") else None
+
+
+def prepare_random(reading: Reading) -> Commit:
+    """The same for random states, which are tried out."""
+    state, before = reading.part("random", dict), random_state()
+    try:
+        set_random_state(state)
+    except Exception as error:
+        raise reading.refuse(_messages.malformed(f"random state: {error}")) from error
+    finally:
+        set_random_state(before)
+    live = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (found := len(state["cuda"] or [])) > live:
+        message = _messages.other_devices(reading.path, found, live)
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return lambda: set_random_state(state)
+
+
+def _check_names(
+    reading: Reading, what: str, saved: Collection[str], live: Collection[str], way_out: str
+) -> None:
+    missing = [name for name in live if name not in saved]
+    unexpected = [name for name in saved if name not in live]
+    if missing or unexpected:
+        raise reading.refuse(_messages.other_names(what, missing, unexpected, way_out))
+
+
+def _check_array(reading: Reading, what: str, name: str, saved: Any, live: torch.Tensor) -> None:
+    found, wanted = (_describe(value) for value in (saved, live))
+    if found != wanted:
+        raise reading.refuse(_messages.other_array(what, name, found, wanted))
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+class Snapshot:
+    """What declaring params changes, to be put back if the load fails."""
+
+    def __init__(self, svi: SVI, modules: Mapping[str, nn.Module] | None) -> None:
+        store = pyro.get_param_store()
+        found = find_modules(svi, modules)
+        held = [each.tensor for each in held_beside_params(found).values()]
+        self._loss, self._loss_state = loss_of(svi), loss_state(svi)
+        self._random = random_state()
+        self._names = set(store.keys())
+        self._values = [(t, t.detach().clone()) for t in held if t is not None]
+        params = [*store._params.values(), *(p for _, net in found for p in net.parameters())]
+        self._grads = [(p, p.grad, p.grad if p.grad is None else p.grad.clone()) for p in params]
+
+    def restore(self) -> None:
+        """Undo."""
+        store = pyro.get_param_store()
+        for name in set(store.keys()) - self._names:
+            store._params[name].grad = None
+            del store[name]
+        with torch.no_grad():
+            for tensor, value in self._values:
+                tensor.copy_(value)
+            for param, grad, kept in self._grads:
+                if grad is not None and kept is not None:
+                    grad.copy_(kept)  # a step adds to it
+                param.grad = grad
+        if hasattr(self._loss, "set_state"):
+            self._loss.set_state(self._loss_state)
+        set_random_state(self._random)

@@ -1,0 +1,156 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""State of Pyro's optimisers: all of it is taken, and put back without waiting for a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
+
+from pyro_spread.optim import _AVERAGES, _STEPS, TwoPlayer
+from spread_analysis._messages import checkpoints as _messages
+
+Commit = Callable[[], None]
+
+
+def describe(optim: PyroOptim) -> Any:
+    """Classes of an optimiser, as JSON."""
+    if isinstance(optim, TwoPlayer):
+        players = {"generator": optim.generator, "discriminator": optim.discriminator}
+        return {role: describe(player) for role, player in players.items()}
+    parts = [optim, getattr(optim, "pt_scheduler_constructor", None), optim.pt_optim_constructor]
+    names = [type(optim).__name__] + [getattr(part, "__name__", None) for part in parts[1:]]
+    return " of ".join(name for name in names if name)
+
+
+def state_of(optim: PyroOptim) -> dict[str, Any]:
+    """
+    Like ``get_state``, with what was loaded before and is waiting for its param.
+
+    :raises ValueError: if params are in no store.
+    """
+    if isinstance(optim, TwoPlayer):
+        state = optim.get_state()
+        players = {"generator": optim.generator, "discriminator": optim.discriminator}
+        state[_AVERAGES] = _sorted(state[_AVERAGES])
+        return state | {role: state_of(player) for role, player in players.items()}
+    state = optim.get_state()
+    if None in state:
+        raise ValueError(_messages.unnamed_params())
+    return state if _is_own(optim) else _sorted({**optim._state_waiting_to_be_consumed, **state})
+
+
+def _sorted(state: dict[str, Any]) -> dict[str, Any]:
+    # Pyro steps through a set of tensors, whose order is that of their addresses.
+    return dict(sorted(state.items()))
+
+
+def _is_own(optim: PyroOptim) -> bool:
+    """Whether somebody else wrote how it keeps state."""
+    return type(optim).get_state is not PyroOptim.get_state
+
+
+def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
+    """
+    Make ready to go on from what :func:`state_of` returned; the optimiser is left alone as yet.
+
+    Pyro lets state wait for the next step of its param. Here it is in place at once, since a
+    schedule may move before that, and the run may be saved again.
+
+    :param optim: the optimiser.
+    :param state: its state.
+    :param strict: whether a difference in what comes back is an error.
+    :return: a function that puts it in place.
+    :raises Exception: if torch or the state's structure refuses.
+    """
+    if isinstance(optim, TwoPlayer):
+        players = (optim.generator, optim.discriminator)
+        roles = ("generator", "discriminator")
+        commits = [
+            prepare(player, state[role], strict)
+            for player, role in zip(players, roles, strict=True)
+        ]
+        rest = {key: value for key, value in state.items() if key not in roles}
+        _check_players(rest)
+
+        def commit_players() -> None:
+            for commit in commits:
+                commit()
+            optim._set_own_state(rest)
+
+        return commit_players
+    if _is_own(optim):
+        return lambda: optim.set_state(state)
+    params = pyro.get_param_store()._params
+    ready = {
+        name: _rebuilt(optim, name, each, strict) for name, each in state.items() if name in params
+    }
+    waiting = {name: each for name, each in state.items() if name not in params}
+
+    def commit() -> None:
+        optim.optim_objs.clear()
+        optim.grad_clip.clear()
+        optim._state_waiting_to_be_consumed.clear()
+        for name, optimizer in ready.items():
+            optim.optim_objs[params[name]] = optimizer
+            optim.grad_clip[params[name]] = optim._get_grad_clip(params[name])
+        optim._state_waiting_to_be_consumed.update(waiting)
+
+    return commit
+
+
+def _check_players(state: dict[str, Any]) -> None:
+    averages = state.get(_AVERAGES)
+    if type(state.get(_STEPS)) is not int or not isinstance(averages, dict):
+        raise ValueError("two_player has another state")
+    params = pyro.get_param_store()._params
+    for name, average in averages.items():
+        if name not in params or average.shape != params[name].shape:
+            raise ValueError(f"two_player: there is no param for the average of {name!r}")
+
+
+def _rebuilt(optim: PyroOptim, name: str, state: Any, strict: bool) -> Any:
+    optimizer = optim._get_optim(pyro.get_param_store()._params[name])
+    if is_scheduler(optimizer) != ("scheduler" in state):
+        raise ValueError(_messages.not_taken_back(name))
+    own = state.get("scheduler", {})
+    # A schedule's state is its attributes: none of them may take the place of a method.
+    if any(callable(getattr(type(optimizer), str(key), None)) for key in own):
+        raise ValueError(_messages.not_taken_back(name))
+    _load_state_dict(optimizer, state)
+    if strict and not contains(_get_state_dict(optimizer), state):
+        raise ValueError(_messages.not_taken_back(name))
+    return optimizer
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Whether all of ``part`` stands in ``whole``, bit for bit."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(
+            key in whole and contains(whole[key], value) for key, value in part.items()
+        )
+    if isinstance(part, list | tuple):
+        return (
+            isinstance(whole, list | tuple)
+            and len(whole) == len(part)
+            and all(contains(one, other) for one, other in zip(whole, part, strict=True))
+        )
+    if isinstance(part, torch.Tensor):
+        return (
+            isinstance(whole, torch.Tensor)
+            and whole.dtype == part.dtype
+            and whole.shape == part.shape
+            and same_bits(whole, part)
+        )
+    return type(whole) is type(part) and (whole == part or (whole != whole and part != part))
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one shape and type are equal, NaN included."""
+    one, other = (x.detach().cpu().contiguous().reshape(-1) for x in (one, other))
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))

@@ -1,0 +1,159 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a running SVI, from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+from pyro.infer import SVI
+from torch import nn
+
+from pyro_spread import _checkpoint_state as state
+from pyro_spread import _optimizer_state as optimizers
+from pyro_spread._reachable_modules import find_modules, held_beside_params, strangers
+from spread_analysis._checkpoint import Checkpoint, Reading, write
+from spread_analysis._messages import checkpoints as _messages
+
+
+def save_checkpoint(
+    directory: str | os.PathLike[str],
+    svi: SVI,
+    step: int,
+    *,
+    keep: int | None = 3,
+    metadata: Any = None,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Path:
+    """
+    Write all that the next step of an SVI reads to one file, in one piece or not at all.
+
+    These are the params of the store, their optimisers (both players', with schedules and
+    averages), buffers of nets such as the running averages of batch normalisation, counters of the
+    loss, and the random state of torch (CUDA too), NumPy and Python. The file is in the safetensors
+    format: arrays and JSON, and nothing that runs when it is read.
+
+        >>> import pyro, tempfile, torch, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> pyro.clear_param_store()
+        >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        >>> data, directory = torch.ones(8), tempfile.mkdtemp()
+        >>> losses = [svi.step(data) for _ in range(3)]
+        >>> save_checkpoint(directory, svi, step=3).name
+        '00000001-step-3.safetensors'
+
+    :param directory: made if it is not there; one for each run.
+    :param svi: the SVI, after at least one step.
+    :param step: number of steps done.
+    :param keep: how many checkpoints to keep, this one included; None keeps all.
+    :param metadata: what else the program has to know, of numbers, strings, lists, tuples, dicts,
+        NumPy's arrays and tensors.
+    :param modules: nets by name that model, guide and loss do not lead to, as those in an object
+        of a library do not.
+    :return: path of the file.
+    :raises ValueError: if there are params of a net that is not found, or none at all, or a number
+        is out of its range.
+    :raises TypeError: if something cannot be written as arrays and JSON. In either case nothing is
+        written, and earlier checkpoints stay.
+    """
+    _check_svi(svi)
+    store = pyro.get_param_store()
+    if not store:
+        raise ValueError(_messages.nothing_declared())
+    found = find_modules(svi, modules)
+    if hidden := strangers(found):
+        raise ValueError(_messages.hidden_modules(hidden))
+    content = {
+        "classes": state.classes(svi),
+        "params": {name: state.param_state(name) for name in list(store.keys())},
+        "optimizer": optimizers.state_of(svi.optim),
+        "modules": {k: state.held_state(held) for k, held in held_beside_params(found).items()},
+        "loss": state.loss_state(svi),
+        "random": state.random_state(),
+    }
+    return write(state.codec(), directory, step, content, metadata, state.versions(), keep)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    svi: SVI,
+    *args: Any,
+    modules: Mapping[str, nn.Module] | None = None,
+    **kwargs: Any,
+) -> Checkpoint:
+    """
+    Go on from a checkpoint: the steps that follow are, bit for bit, those of the saved run.
+
+    The program builds model, guide, nets, optimisers and loss as it did for the saved run; their
+    values are then those of the file. In a process that has not taken a step yet, params, lazy
+    layers and autoguides are declared first, by a step that moves nothing.
+
+        >>> import pyro, tempfile, torch, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> def start():
+        ...     pyro.clear_param_store()
+        ...     adam = pyro.optim.Adam({"lr": 0.1})
+        ...     return SVI(model, lambda x: None, adam, Trace_ELBO())
+        >>> data, directory, svi = torch.ones(8), tempfile.mkdtemp(), start()
+        >>> loss = svi.step(data)
+        >>> path, loc = save_checkpoint(directory, svi, step=1), pyro.param("loc").item()
+        >>> svi = start()
+        >>> load_checkpoint(directory, svi, data).step, pyro.param("loc").item() == loc
+        (1, True)
+
+    :param path: a directory, whose newest checkpoint is taken, or a file.
+    :param svi: the SVI.
+    :param args: arguments of a step. They are needed before the first step of a process only.
+    :param modules: as for :func:`save_checkpoint`.
+    :param kwargs: keyword arguments of a step.
+    :return: step, metadata, path and library versions of the checkpoint.
+    :raises FileNotFoundError: if there is no checkpoint.
+    :raises CheckpointError: if the file is truncated, damaged, foreign or of another run. Params,
+        optimisers and random state are as before, and so are all files; the message names an
+        earlier checkpoint if there is one, which is not taken silently.
+    """
+    _check_svi(svi)
+    reading = Reading(state.codec(), path)
+    if reading.part("classes", dict) != state.classes(svi):
+        found, live = reading.state["classes"], state.classes(svi)
+        what = "loss" if found.get("loss") != live["loss"] else "optimizer"
+        raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
+    strict = reading.checkpoint.versions == state.versions()
+    before = state.Snapshot(svi, modules)
+    try:
+        declared = reading.part("params", dict).keys() <= set(pyro.get_param_store().keys())
+        if not declared or not state.has_stepped(svi.optim):
+            state.declare(reading, svi, args, kwargs)
+        params = state.prepare_params(reading)
+        commits = [
+            # Those that may call code of the user, and so fail, come first.
+            *state.prepare_modules(reading, svi, modules),
+            state.prepare_optimizer(reading, svi, strict),
+            state.prepare_loss(reading, svi),
+            *params,
+            state.prepare_random(reading),
+        ]
+        for commit in commits:
+            commit()
+    except BaseException:
+        before.restore()
+        raise
+    reading.warn_of_versions(state.versions())
+    return reading.checkpoint
+
+
+def _check_svi(svi: Any) -> None:
+    if not isinstance(svi, SVI):
+        raise TypeError(_messages.no_svi(svi, "pyro.infer.SVI"))
