@@ -16,6 +16,7 @@ from jax import random
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from numpyro_spread.guard import loss_of
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._messages import checkpoints as _messages
 from spread_analysis._stateful import Stateful
@@ -119,7 +120,7 @@ def versions() -> dict[str, str]:
 
 def classes(svi: SVI) -> dict[str, str]:
     """What an SVI is made of, as far as it does not show in the state."""
-    return {"loss": type(svi.loss).__name__, "optimizer": type(svi.optim).__name__}
+    return {"loss": type(loss_of(svi)).__name__, "optimizer": type(svi.optim).__name__}
 
 
 def nodes(svi_state: SVIState) -> list[list[str]]:
@@ -147,15 +148,16 @@ def leaves(svi_state: SVIState) -> dict[str, Any]:
 
 def loss_state(svi: SVI) -> Any:
     """What the loss keeps on the host."""
-    if not hasattr(svi.loss, "get_state"):
+    loss = loss_of(svi)
+    if not hasattr(loss, "get_state"):
         return {}
     jax.effects_barrier()  # compiled steps may still be reporting
-    return svi.loss.get_state()
+    return loss.get_state()
 
 
 def prepare_loss(reading: Reading, svi: SVI) -> Callable[[], None]:
     """Check what the loss keeps on the host; the function puts it in place."""
-    saved, loss = reading.part("loss", dict), svi.loss
+    saved, loss = reading.part("loss", dict), loss_of(svi)
     try:
         if isinstance(loss, Stateful):
             loss._check_state(saved)

@@ -355,3 +355,12 @@ def _differentiate(fn: Any, params: Any, forward: bool) -> tuple[tuple[Any, Any]
 
     grads, both = jax.jacfwd(twice, has_aux=True)(params)
     return both, grads
+
+
+def loss_of(svi: SVI) -> Any:
+    """
+    The loss of an SVI, looked up behind the guard if there is one.
+
+    :param svi: the SVI.
+    """
+    return svi.loss.guarded if isinstance(svi.optim, FiniteGuard) else svi.loss

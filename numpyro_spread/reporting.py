@@ -22,6 +22,7 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIRunResult, SVIState
 
+from numpyro_spread.guard import FiniteGuard, loss_of
 from numpyro_spread.infer._critic_loss import CriticLoss
 from numpyro_spread.infer._joint_sides import _data_plates, _plates_of, is_latent, run, run_forward
 from numpyro_spread.infer._two_sides import _mask, is_compared, no_guide
@@ -167,7 +168,7 @@ def report(
         draws = _draw(loss, svi, options, params, args, kwargs)
     draws.troubles += caught
     backend = {
-        "Optimiser": {"optimiser": _describe_optimiser(svi.optim)},
+        "Optimiser": _describe_optimiser(svi.optim),
         "Networks": _describe_networks(loss, params),
         "Seeds": {} if isinstance(svi_state, Mapping) else {"key of the state": _key_data(rng_key)},
     }
@@ -180,9 +181,10 @@ def report(
 
 
 def _loss_of(svi: SVI) -> Any:
-    if not isinstance(svi.loss, ELBO):
-        raise ValueError(_messages.report_no_loss(svi.loss))
-    return svi.loss
+    loss = loss_of(svi)
+    if not isinstance(loss, ELBO):
+        raise ValueError(_messages.report_no_loss(loss))
+    return loss
 
 
 def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], jax.Array]:
@@ -318,10 +320,12 @@ def _key_data(rng_key: jax.Array) -> str:
     return str(np.asarray(random.key_data(rng_key) if is_typed else rng_key).tolist())
 
 
-def _describe_optimiser(optim: Any) -> str:
+def _describe_optimiser(optim: Any) -> dict[str, str]:
     """Its class: what is inside of an optax optimiser it does not tell."""
+    if isinstance(optim, FiniteGuard):
+        return _describe_optimiser(optim.guarded) | {"on_nonfinite": optim.on_nonfinite}
     kind = type(optim).__name__
-    return "an optax optimiser" if kind == "_NumPyroOptim" else shorten(kind)
+    return {"optimiser": "an optax optimiser" if kind == "_NumPyroOptim" else shorten(kind)}
 
 
 def _describe_networks(loss: Any, params: Mapping[str, Any]) -> dict[str, str]:

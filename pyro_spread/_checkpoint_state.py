@@ -128,12 +128,6 @@ def set_random_state(state: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state(each, device)
 
 
-def has_stepped(optim: Any) -> bool:
-    """Whether an optimiser has moved params in this process."""
-    players = [getattr(optim, role, None) for role in ("generator", "discriminator")]
-    return bool(optim.optim_objs) if players == [None, None] else any(map(has_stepped, players))
-
-
 def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
     """Take a step that moves nothing, so that params are in the store and layers have shapes."""
     try:

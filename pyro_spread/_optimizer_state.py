@@ -12,7 +12,7 @@ import torch
 from pyro.optim import PyroOptim
 from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
 
-from pyro_spread.optim import _AVERAGES, _STEPS, TwoPlayer
+from pyro_spread.optim import Composite
 from spread_analysis._messages import checkpoints as _messages
 
 Commit = Callable[[], None]
@@ -20,9 +20,8 @@ Commit = Callable[[], None]
 
 def describe(optim: PyroOptim) -> Any:
     """Classes of an optimiser, as JSON."""
-    if isinstance(optim, TwoPlayer):
-        players = {"generator": optim.generator, "discriminator": optim.discriminator}
-        return {role: describe(player) for role, player in players.items()}
+    if isinstance(optim, Composite):
+        return {role: describe(part) for role, part in optim.parts().items()}
     parts = [optim, getattr(optim, "pt_scheduler_constructor", None), optim.pt_optim_constructor]
     names = [type(optim).__name__] + [getattr(part, "__name__", None) for part in parts[1:]]
     return " of ".join(name for name in names if name)
@@ -34,15 +33,20 @@ def state_of(optim: PyroOptim) -> dict[str, Any]:
 
     :raises ValueError: if params are in no store.
     """
-    if isinstance(optim, TwoPlayer):
-        state = optim.get_state()
-        players = {"generator": optim.generator, "discriminator": optim.discriminator}
-        state[_AVERAGES] = _sorted(state[_AVERAGES])
-        return state | {role: state_of(player) for role, player in players.items()}
+    if isinstance(optim, Composite):
+        parts = {role: state_of(part) for role, part in optim.parts().items()}
+        return parts | optim.own_state()
     state = optim.get_state()
     if None in state:
         raise ValueError(_messages.unnamed_params())
     return state if _is_own(optim) else _sorted({**optim._state_waiting_to_be_consumed, **state})
+
+
+def has_stepped(optim: PyroOptim) -> bool:
+    """Whether an optimiser has moved params in this process."""
+    if isinstance(optim, Composite):
+        return any(map(has_stepped, optim.parts().values()))
+    return bool(optim.optim_objs)
 
 
 def _sorted(state: dict[str, Any]) -> dict[str, Any]:
@@ -68,22 +72,18 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
     :return: a function that puts it in place.
     :raises Exception: if torch or the state's structure refuses.
     """
-    if isinstance(optim, TwoPlayer):
-        players = (optim.generator, optim.discriminator)
-        roles = ("generator", "discriminator")
-        commits = [
-            prepare(player, state[role], strict)
-            for player, role in zip(players, roles, strict=True)
-        ]
-        rest = {key: value for key, value in state.items() if key not in roles}
-        _check_players(rest)
+    if isinstance(optim, Composite):
+        parts = optim.parts()
+        commits = [prepare(part, state[role], strict) for role, part in parts.items()]
+        rest = {key: value for key, value in state.items() if key not in parts}
+        optim.check_own_state(rest)
 
-        def commit_players() -> None:
+        def commit_parts() -> None:
             for commit in commits:
                 commit()
-            optim._set_own_state(rest)
+            optim.set_own_state(rest)
 
-        return commit_players
+        return commit_parts
     if _is_own(optim):
         return lambda: optim.set_state(state)
     params = pyro.get_param_store()._params
@@ -102,16 +102,6 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
         optim._state_waiting_to_be_consumed.update(waiting)
 
     return commit
-
-
-def _check_players(state: dict[str, Any]) -> None:
-    averages = state.get(_AVERAGES)
-    if type(state.get(_STEPS)) is not int or not isinstance(averages, dict):
-        raise ValueError("two_player has another state")
-    params = pyro.get_param_store()._params
-    for name, average in averages.items():
-        if name not in params or average.shape != params[name].shape:
-            raise ValueError(f"two_player: there is no param for the average of {name!r}")
 
 
 def _rebuilt(optim: PyroOptim, name: str, state: Any, strict: bool) -> Any:

@@ -32,7 +32,7 @@ class Held(NamedTuple):
 
 def loss_of(svi: Any) -> Any:
     """The loss object of an SVI, or the function that it was made with."""
-    return getattr(svi.loss_and_grads, "__self__", svi.loss)
+    return getattr(svi.loss, "__self__", svi.loss)
 
 
 def find_modules(svi: Any, extra: Mapping[str, nn.Module] | None) -> list[tuple[str, nn.Module]]:

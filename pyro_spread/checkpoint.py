@@ -134,7 +134,7 @@ def load_checkpoint(
     before = state.Snapshot(svi, modules)
     try:
         declared = reading.part("params", dict).keys() <= set(pyro.get_param_store().keys())
-        if not declared or not state.has_stepped(svi.optim):
+        if not declared or not optimizers.has_stepped(svi.optim):
             state.declare(reading, svi, args, kwargs)
         params = state.prepare_params(reading)
         commits = [

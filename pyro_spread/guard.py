@@ -24,7 +24,7 @@ from pyro_spread.infer._guards import (
     player,
     what_is_wrong,
 )
-from pyro_spread.optim import TwoPlayer
+from pyro_spread.optim import Composite
 from spread_analysis import _messages
 from spread_analysis._nonfinite import (
     GuardStatus,
@@ -36,7 +36,7 @@ from spread_analysis._nonfinite import (
 _STATUS = "finite_guard"
 
 
-class FiniteGuard(PyroOptim):
+class FiniteGuard(Composite):
     """An optimiser, and the loss of the SVI that it serves, under guard: :func:`finite_guard`."""
 
     def __init__(
@@ -149,26 +149,24 @@ class FiniteGuard(PyroOptim):
         self._good = 0
         self.status = GuardStatus(skipped + 1, in_a_row + 1, scale, str(error))
 
-    def step(self, *args: Any, **kwargs: Any) -> None:
-        """Advance the learning rate schedules of the optimiser, if it has any."""
-        if hasattr(self.guarded, "step"):
-            self.guarded.step(*args, **kwargs)
+    def parts(self) -> dict[str, PyroOptim]:
+        """The optimiser under guard."""
+        return {"guarded": self.guarded}
 
-    def get_state(self) -> dict[str, Any]:
-        """State of the optimiser and of the guard, as a dict."""
-        return {
-            "guarded": self.guarded.get_state(),
-            _STATUS: {**self.status._asdict(), "good": self._good},
-        }
+    def own_state(self) -> dict[str, Any]:
+        """What was seen so far."""
+        return {_STATUS: {**self.status._asdict(), "good": self._good}}
 
-    def set_state(self, state_dict: dict[str, Any]) -> None:
-        """
-        Go on from what :meth:`get_state` returned.
+    def check_own_state(self, state: dict[str, Any]) -> None:
+        """Refuse another state."""
+        status = state.get(_STATUS)
+        wanted = {*GuardStatus._fields, "good"}
+        if not isinstance(status, dict) or status.keys() != wanted:
+            raise ValueError("finite_guard has another state")
 
-        :param state_dict: the state.
-        """
-        self.guarded.set_state(state_dict["guarded"])
-        status = dict(state_dict[_STATUS])
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`own_state` returned."""
+        status = dict(state[_STATUS])
         self._good = status.pop("good")
         self.status = GuardStatus(**status)
 
@@ -286,8 +284,9 @@ class _Snapshot:
 
 def _players(optim: PyroOptim) -> Iterator[PyroOptim]:
     yield optim
-    if isinstance(optim, TwoPlayer):
-        yield from (optim.generator, optim.discriminator)
+    if isinstance(optim, Composite):
+        for part in optim.parts().values():
+            yield from _players(part)
 
 
 def _cloned(state: dict[Any, Any]) -> dict[Any, Any]:

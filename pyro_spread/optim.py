@@ -20,7 +20,52 @@ _STEPS = "discriminator_steps_done"
 _AVERAGES = "generator_averages"
 
 
-class TwoPlayer(PyroOptim):
+class Composite(PyroOptim):
+    """An optimiser that leaves the steps to others, and keeps some state beside theirs."""
+
+    def parts(self) -> dict[str, PyroOptim]:
+        """The others by name."""
+        raise NotImplementedError
+
+    def own_state(self) -> dict[str, Any]:
+        """What is kept beside their state."""
+        raise NotImplementedError
+
+    def check_own_state(self, state: dict[str, Any]) -> None:
+        """
+        Refuse what :meth:`own_state` does not return.
+
+        :raises ValueError: saying what is wrong; nothing is changed.
+        """
+        raise NotImplementedError
+
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`own_state` returned."""
+        raise NotImplementedError
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Advance the learning rate schedules of those parts that have one, all by one."""
+        for optim in self.parts().values():
+            if hasattr(optim, "step"):
+                optim.step(*args, **kwargs)
+
+    def get_state(self) -> dict[str, Any]:
+        """State of all parts and what is kept beside it, as a dict."""
+        return {name: part.get_state() for name, part in self.parts().items()} | self.own_state()
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """
+        Go on from what :meth:`get_state` returned.
+
+        :param state_dict: the state.
+        """
+        parts = self.parts()
+        for name, part in parts.items():
+            part.set_state(state_dict[name])
+        self.set_own_state({key: value for key, value in state_dict.items() if key not in parts})
+
+
+class TwoPlayer(Composite):
     """Two Pyro optimisers, each for the params of one player; see :func:`two_player`."""
 
     def __init__(
@@ -84,44 +129,37 @@ class TwoPlayer(PyroOptim):
                 else:
                     self.averages[name] = param.detach().clone()
 
-    def step(self, *args: Any, **kwargs: Any) -> None:
+    def parts(self) -> dict[str, PyroOptim]:
         """
-        Advance the learning rate schedules of those players that have one, both by one.
+        Both players.
 
-        A schedule of the generator thus counts the steps of the discriminator too; in NumPyro it
-        counts its own.
+        :meth:`step` advances both schedules by one, so that one of the generator counts the steps
+        of the discriminator too; in NumPyro it counts its own.
         """
-        for optim in (self.generator, self.discriminator):
-            if hasattr(optim, "step"):
-                optim.step(*args, **kwargs)
+        return {"generator": self.generator, "discriminator": self.discriminator}
 
-    def get_state(self) -> dict[str, Any]:
-        """State of both optimisers and the count of steps, as a dict."""
-        return {
-            "generator": self.generator.get_state(),
-            "discriminator": self.discriminator.get_state(),
-            _STEPS: self._steps_done,
-            _AVERAGES: {name: value.clone() for name, value in self.averages.items()},
-        }
+    def own_state(self) -> dict[str, Any]:
+        """The count of steps, and the averages."""
+        averages = {name: value.clone() for name, value in sorted(self.averages.items())}
+        return {_STEPS: self._steps_done, _AVERAGES: averages}
 
-    def set_state(self, state_dict: dict[str, Any]) -> None:
-        """
-        Go on from what :meth:`get_state` returned.
+    def check_own_state(self, state: dict[str, Any]) -> None:
+        """Refuse another state, and averages of params that are not there."""
+        averages = state.get(_AVERAGES)
+        if type(state.get(_STEPS)) is not int or not isinstance(averages, dict):
+            raise ValueError("two_player has another state")
+        params = pyro.get_param_store()._params
+        for name, average in averages.items():
+            if name not in params or average.shape != params[name].shape:
+                raise ValueError(f"two_player: there is no param for the average of {name!r}")
 
-        :param state_dict: the state.
-        """
-        self.generator.set_state(state_dict["generator"])
-        self.discriminator.set_state(state_dict["discriminator"])
-        self._set_own_state(state_dict)
-
-    def _set_own_state(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the count of steps and the averages alone."""
-        self._steps_done = state_dict[_STEPS]
-        averages = state_dict.get(_AVERAGES, {})
+    def set_own_state(self, state: dict[str, Any]) -> None:
+        """Go on with the count of steps and the averages."""
+        self._steps_done = state[_STEPS]
         params = pyro.get_param_store()._params
         self.averages = {
             name: value.to(params[name].device, copy=True) if name in params else value.clone()
-            for name, value in averages.items()
+            for name, value in state.get(_AVERAGES, {}).items()
         }
 
 

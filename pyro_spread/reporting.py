@@ -23,6 +23,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._critic_loss import CriticLoss
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
 from pyro_spread.infer._sites import is_latent
@@ -295,6 +296,8 @@ def _monitors(loss: Any) -> list[Any]:
 
 
 def _describe_optimiser(optim: Any) -> dict[str, str]:
+    if isinstance(optim, FiniteGuard):
+        return _describe_optimiser(optim.guarded) | {"on_nonfinite": optim.on_nonfinite}
     if isinstance(optim, TwoPlayer):
         return {
             "generator": _describe_player(optim.generator),

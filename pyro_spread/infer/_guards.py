@@ -19,13 +19,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._nonfinite import NonFiniteError, find_nonfinite
+from spread_analysis._stateful import Stateful
 
 #: Params that some loss has put into the store, other than by loading it from a file.
 critic_params = WeakTensorKeyDictionary()
 # What the distributions of torch say of a value or param outside of its constraint.
 _VALIDATION = ("Expected value argument", "Expected parameter")
-# Attributes of a loss behind which there are counters.
-_WATCHES = ("_watch", "_monitor", "_contrast")
 
 
 @contextmanager
@@ -57,7 +56,7 @@ def as_before_on_error(
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
     """
-    counters = [(watch, dict(vars(watch))) for watch in _counting(loss)]
+    counters = loss.get_state() if isinstance(loss, Stateful) else None
     capture = poutine.trace(param_only=True)
     buffers = Buffers()
     with no_new_params_on_error():
@@ -69,9 +68,8 @@ def as_before_on_error(
             for param in params:
                 if param.grad is not None:
                     param.grad = torch.zeros_like(param.grad)
-            for watch, values in counters:
-                vars(watch).clear()
-                vars(watch).update(values)
+            if counters is not None:
+                loss.set_state(counters)
             buffers.restore()
             reason = _explain(error, params, model, args, kwargs)
             if reason is None or reason is error:
@@ -200,12 +198,3 @@ def _explain(
         what = what_is_wrong(next(iter(bad.values())))
         return NonFiniteError(_messages.nonfinite_argument(what, sorted(bad), found or error))
     return found or NonFiniteError(_messages.nonfinite_inside("model or guide", error))
-
-
-def _counting(watch: Any) -> Iterator[Any]:
-    """A loss and what counts for it."""
-    yield watch
-    for name in _WATCHES:
-        inner = vars(watch).get(name)
-        if hasattr(inner, "__dict__"):
-            yield from _counting(inner)

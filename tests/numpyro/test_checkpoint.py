@@ -19,6 +19,8 @@ from numpyro.infer.svi import SVIState
 from numpyro_spread import (
     CheckpointError,
     FalseEvidenceWarning,
+    finite_guard,
+    guard_status,
     load_checkpoint,
     save_checkpoint,
 )
@@ -81,6 +83,22 @@ def test_goes_on_as_if_it_had_never_stopped(name, tmp_path):
     assert copy.read_bytes() == data
     ends = [save_checkpoint(tmp_path, svi, go(update, s, x, 3), 6) for s in (state, again)]
     assert ends[0].read_bytes() == ends[1].read_bytes() != data
+
+
+def test_what_a_guard_has_seen_is_kept(tmp_path):
+    svi = finite_guard(plain(optax.adam(0.1)), "reduce")
+    state, update = svi.init(random.key(0), X), jax.jit(svi.update)
+    for x in (X, X * jnp.nan, X):
+        state, _ = update(state, x)
+    save_checkpoint(tmp_path, svi, state, 3)
+    seen = guard_status(svi, state)
+    assert (seen.skipped, seen.step_scale) == (1, 0.5)
+    svi = finite_guard(plain(optax.adam(0.1)), "reduce")
+    again, _ = load_checkpoint(tmp_path, svi, svi.init(random.key(1), X))
+    assert guard_status(svi, again) == seen
+    bare = plain(optax.adam(0.1))
+    with pytest.raises(CheckpointError, match="optimizer"):
+        load_checkpoint(tmp_path, bare, bare.init(random.key(1), X))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from numpyro_spread import (
     concat_sites,
     critic_report,
     diagnose,
+    finite_guard,
     report,
     two_player,
 )
@@ -214,6 +215,8 @@ def test_diagnosis_is_that_of_the_loss():
     gap = float(logits.data.mean() - logits.model.mean())
     assert numbers["log_ratio_gap"] == pytest.approx(gap, abs=1e-6)
     assert diagnose(svi, result.params, x) == numbers
+    # A guard is looked through.
+    assert diagnose(finite_guard(svi), result.params, x) == numbers
 
 
 @slow

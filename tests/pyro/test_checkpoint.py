@@ -23,6 +23,8 @@ from pyro_spread import (
     PriorContrastELBO,
     SpreadELBO,
     concat_sites,
+    finite_guard,
+    guard_status,
     load_checkpoint,
     save_checkpoint,
 )
@@ -171,11 +173,12 @@ RUNS = {
     "compiled": lambda: SVI(simple, no_guide, adam(), JitTrace_ELBO()),
     "two players": pyro_checkpointed.gan,
     "annealed contrast": pyro_checkpointed.contrast,
+    "under guard": lambda: finite_guard(pyro_checkpointed.gan(), "reduce", recover_after=2),
 }
 
 
 def data(name):
-    if name == "two players":
+    if name in ("two players", "under guard"):
         return torch.ones(16, 2) * X[:1]
     return torch.ones(4, 2).double() if name == "annealed contrast" else X
 
@@ -222,6 +225,21 @@ def test_goes_on_as_if_it_had_never_stopped(name, tmp_path):
     load_checkpoint(saved, svi)
     go(svi, name, 4)
     assert whole_state(svi, tmp_path) == wanted
+
+
+def test_what_a_guard_has_seen_is_kept(tmp_path):
+    svi = finite_guard(plain(), "reduce")
+    for x in (X, X * torch.nan, X):
+        svi.step(x)
+    save_checkpoint(tmp_path, svi, 3)
+    seen = guard_status(svi)
+    assert (seen.skipped, seen.step_scale) == (1, 0.5)
+    pyro.clear_param_store()
+    svi = finite_guard(plain(), "reduce")
+    load_checkpoint(tmp_path, svi, X)
+    assert guard_status(svi) == seen
+    with pytest.raises(CheckpointError, match="optimizer"):
+        load_checkpoint(tmp_path, plain())
 
 
 def test_a_schedule_may_move_before_the_first_step(tmp_path):

@@ -29,6 +29,7 @@ from pyro_spread import (
     concat_sites,
     critic_report,
     diagnose,
+    finite_guard,
     report,
     two_player,
 )
@@ -210,6 +211,9 @@ def test_diagnosis_is_that_of_the_loss():
     assert numbers["divergence"] == pytest.approx(float(loss._value(logits)))
     gap = float(logits.data.mean() - logits.model.mean())
     assert numbers["log_ratio_gap"] == pytest.approx(gap, abs=1e-6)
+    # A guard is looked through.
+    torch.set_rng_state(state)
+    assert diagnose(finite_guard(svi), x) == numbers
 
 
 def test_a_run_that_is_looked_at_ends_as_one_that_is_not():
