@@ -5,16 +5,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 BENCH_READY := $(VENV)/.bench-ready
+RELEASE_READY := $(VENV)/.release-ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 export OMP_NUM_THREADS ?= 2
 export MKL_NUM_THREADS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test slow lint format typecheck bench docs clean
+.PHONY: demo zoo test slow system lint format typecheck bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py --output demo-output
+
+zoo: $(READY)
+	$(BIN)/python examples/zoo.py --output zoo-output
 
 # File by file: what a file's first test compiles serves the others only in the same process.
 test: $(READY)
@@ -22,6 +26,13 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Whole programs: killed and resumed runs, several processes, a browser, wheels, every example of the
+# zoo. Of the slow tests beside them, those that are short.
+system: $(DOCS_READY) $(RELEASE_READY)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/system tests/benchmarks \
+		tests/numpyro/test_reporting.py tests/numpyro/test_finite_guard.py \
+		tests/numpyro/test_generic_distributions.py tests/numpyro/test_checkpoint.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -52,10 +63,15 @@ $(DOCS_READY): $(READY)
 	$(PIP) --editable '.[docs]'
 	touch $(DOCS_READY)
 
+$(RELEASE_READY): $(READY)
+	$(PIP) --editable '.[release]'
+	touch $(RELEASE_READY)
+
 $(BENCH_READY): $(READY)
 	$(PIP) --editable '.[bench]'
 	touch $(BENCH_READY)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output bench-output docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info demo-output zoo-output bench-output docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/api/*.rst docs/api/*/ docs/images/decision.svg
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
