@@ -141,7 +141,7 @@ ROWS: dict[str, Row] = {
             "fvsbn", "autoregressive", "fully visible belief net", "exact", "Trace_ELBO", 4000, 3e-3
         ),
         Row("made", "autoregressive", "MADE", "exact", "Trace_ELBO", 2000, 1e-3),
-        Row("recurrent", "recurrent", "recurrent (GRU)", "exact", "Trace_ELBO", 1500, 3e-3),
+        Row("recurrent", "recurrent", "recurrent (GRU)", "exact", "Trace_ELBO", 800, 3e-3),
         Row("real-nvp", "real_nvp", "Real NVP", "bound", "Trace_ELBO", 2500, 1e-3),
         Row("vae", "vae", "VAE", "bound", "Trace_ELBO", 8000, 2e-3),
         Row(
