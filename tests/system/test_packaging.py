@@ -146,7 +146,8 @@ def test_the_sdist_can_be_tested_and_documented(dist):
     for needed in ("LICENSE", "CHANGELOG.md", "constraints.txt", "Makefile", "docs/conf.py",
                    "tests/conftest.py", "examples/demo.py", "benchmarks/run.py"):  # fmt: skip
         assert needed in names
-    assert not {name for name in names if name.endswith(".pyc") or "_build/" in name}
+    made = {name for name in names if name.endswith((".pyc", ".rst")) or "_build/" in name}
+    assert not made
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,10 @@ def test_the_sdist_can_be_tested_and_documented(dist):
         ("numpyro", NUMPYRO_TRAINS, (*TORCH, *ANALYSIS, "flax")),
         ("analysis", ANALYSIS_MEASURES, (*TORCH, *JAX, "flax")),
         ("numpyro,flax", "import flax\n" + NUMPYRO_TRAINS, TORCH),
+        ("pyro,lightning", "import lightning\n" + PYRO_TRAINS, JAX),
+        ("tensorboard", "import tensorboard, tensorboardX", (*TORCH, *JAX, *ANALYSIS)),
     ],
-    ids=["base", "pyro", "numpyro", "analysis", "numpyro-flax"],
+    ids=["base", "pyro", "numpyro", "analysis", "flax", "lightning", "tensorboard"],
 )
 def test_each_extra_alone(install, tmp_path, extras, trains, absent):
     python = install(extras)
