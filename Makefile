@@ -32,7 +32,9 @@ slow: $(READY)
 system: $(DOCS_READY) $(RELEASE_READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/system tests/benchmarks \
 		tests/numpyro/test_reporting.py tests/numpyro/test_finite_guard.py \
-		tests/numpyro/test_generic_distributions.py tests/numpyro/test_checkpoint.py
+		tests/numpyro/test_generic_distributions.py tests/numpyro/test_checkpoint.py \
+		tests/numpyro/test_half_precision.py tests/pyro/test_half_precision.py
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 tests/examples -k smoke
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ def run(backend, output, *options):
     return done.stdout, summary(output)["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     stdout, runs = run(backend, tmp_path / "out", "--smoke-test")

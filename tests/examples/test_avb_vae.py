@@ -19,6 +19,7 @@ def run(backend, output, *options):
     return done.stdout, summary(output)["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "losses", "num_ais"),
     [

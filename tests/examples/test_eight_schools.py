@@ -16,6 +16,7 @@ def run(backend, output, *options):
     return done.stdout, summary(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "methods"),
     [

@@ -19,6 +19,7 @@ def run(backend, output, *options):
     return done.stdout, summary(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     losses = ["npe", "reverse-kl"]

@@ -281,7 +281,7 @@ def test_lazy_penalties_are_right_on_average(make):
     expected = make().penalty(critic, data, data).item()
     loss = AdversarialDivergence(critic, regularizer=make(every=4))
     both = TwoSides(data, data, None, None, {})
-    values = [loss._add_penalty(torch.zeros(()), both, (), {}).item() for _ in range(400)]
+    values = [loss._add_penalty(torch.zeros(()), both, 1.0, (), {}).item() for _ in range(400)]
     taken = [value for value in values if value]
     assert len(taken) == pytest.approx(100, abs=4 * math.sqrt(400 * 3 / 16))
     assert taken == pytest.approx([4 * expected] * len(taken), rel=1e-5)

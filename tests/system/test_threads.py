@@ -21,6 +21,8 @@ from spread_analysis._remembered import Remembered
 
 X = torch.linspace(-1.0, 2.0, 16)
 
+pytestmark = pytest.mark.slow
+
 
 class Run:
     """A run with params and a critic of its own; takes its turns under a lock."""
@@ -133,7 +135,6 @@ def test_caches_by_function_take_many_threads():
     assert not errors
 
 
-@pytest.mark.slow
 def test_numpyro_in_two_threads():
     program = Path(__file__).parents[1] / "programs" / "numpyro_threads.py"
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
