@@ -108,7 +108,7 @@ def _home(full: str, obj: Any, package: str) -> str:
 
 
 def _title(home: str, obj: Any) -> str:
-    for name in (home, obj.__module__.rpartition(".")[2]):
+    for name in (home, (getattr(obj, "__module__", None) or "").rpartition(".")[2]):
         if name in GROUPS:
             return GROUPS[name]
     doc = inspect.getdoc(importlib.import_module(obj.__module__)) or home
