@@ -134,7 +134,8 @@ def _page(package: str) -> str:
         lines += [f"   {name}" for name in names_here]
         lines.append("")
     for full in modules:
-        lines += ["Submodules", "----------", "", ".. toctree::", "", f"   {full}", ""]
+        lines += ["Submodules", "----------", "", ".. toctree::", "   :maxdepth: 1", ""]
+        lines += [f"   {full}", ""]
     return "\n".join(lines)
 
 
