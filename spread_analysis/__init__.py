@@ -47,6 +47,7 @@ from spread_analysis.reference import (
     mean_relative_error,
     student_t_characteristic_function,
 )
+from spread_analysis.report import Report
 
 __all__ = [
     "CalibrationReport",
@@ -62,6 +63,7 @@ __all__ = [
     "MeanAndError",
     "NonFiniteError",
     "PrecisionRecall",
+    "Report",
     "SampleJudge",
     "SampleQuality",
     "SupportMismatchMonitor",

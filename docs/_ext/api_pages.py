@@ -39,6 +39,13 @@ GROUPS = {
     "autoguide": "Guides",
     "optim": "Two players",
     "ratio": "Ratios and critics",
+    "reporting": "Watching a run, and reporting it",
+    "history": "Watching a run, and reporting it",
+    "report": "Watching a run, and reporting it",
+    "checkpoint": "Checkpoints",
+    "_checkpoint": "Checkpoints",
+    "guard": "A guard against NaN and inf",
+    "_nonfinite": "A guard against NaN and inf",
     "evaluation": "Evaluation",
     "critic": "Judging a critic",
     "metrics": "Metrics of samples",
@@ -101,8 +108,9 @@ def _home(full: str, obj: Any, package: str) -> str:
 
 
 def _title(home: str, obj: Any) -> str:
-    if home in GROUPS:
-        return GROUPS[home]
+    for name in (home, (getattr(obj, "__module__", None) or "").rpartition(".")[2]):
+        if name in GROUPS:
+            return GROUPS[name]
     doc = inspect.getdoc(importlib.import_module(obj.__module__)) or home
     return doc.split("\n")[0].split(":")[0].rstrip(".")
 
@@ -126,7 +134,8 @@ def _page(package: str) -> str:
         lines += [f"   {name}" for name in names_here]
         lines.append("")
     for full in modules:
-        lines += ["Submodules", "----------", "", ".. toctree::", "", f"   {full}", ""]
+        lines += ["Submodules", "----------", "", ".. toctree::", "   :maxdepth: 1", ""]
+        lines += [f"   {full}", ""]
     return "\n".join(lines)
 
 
