@@ -138,7 +138,8 @@ class GaussianNoise(_ElementwiseNoise):
             return dist.LowRankMultivariateNormal(fn.loc, fn.cov_factor, variance).to_event(extra)
         if type(fn) is dist.MultivariateNormal:
             # A dense covariance came in, so a dense one may go out.
-            added = self._variance(fn.loc)[..., None] * jnp.eye(fn.event_shape[0])
+            variance = self._variance(fn.loc)
+            added = variance[..., None] * jnp.eye(fn.event_shape[0], dtype=variance.dtype)
             covariance = fn.covariance_matrix + added
             return dist.MultivariateNormal(fn.loc, covariance).to_event(extra)
         return None

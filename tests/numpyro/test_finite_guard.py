@@ -209,8 +209,13 @@ class TestActions:
             svi, state = start("prior", action)
             result = svi.run(KEY, 5, X, progress_bar=False, init_state=state)
             results.append((moving(svi, result.state), result.losses))
+        # Programs of their own for the compiler, which rounds them in its own ways.
         for other in results[1:]:
-            assert_same(results[0], other)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+                results[0],
+                other,
+            )
 
     def test_run_skips_a_run_of_bad_steps(self):
         def sometimes(x):

@@ -79,7 +79,7 @@ def diagonal(x, scale):
 
 def mixture(x, scale, s):
     components = dist.Normal(jnp.stack([x, x + 2.0], -1), scale)
-    weights = dist.Categorical(logits=jnp.broadcast_to(jnp.array([0.3, -0.2]), (3, 2)))
+    weights = dist.Categorical(logits=jnp.broadcast_to(jnp.array([0.3, -0.2], x.dtype), (3, 2)))
     return GaussianNoise(s).spread(dist.MixtureSameFamily(weights, components))
 
 
@@ -118,7 +118,10 @@ ENTRIES = {
         (2,),
     ),
     "spread full": Entry(
-        lambda x, tril, s: GaussianNoise(s).spread(dist.MultivariateNormal(x, scale_tril=tril)),
+        lambda x, tril, s: GaussianNoise(s).spread(
+            # Steps along single entries stay below the diagonal.
+            dist.MultivariateNormal(x, scale_tril=jnp.tril(tril))
+        ),
         {"x": X, "tril": TRIL, "s": 0.4},
         (2,),
     ),
@@ -357,7 +360,8 @@ def test_entropy_is_minus_the_expected_log_density(entry):
     except NotImplementedError:
         return
     surprise = -np.asarray(fn.log_prob(fn.sample(KEY, (20000,))), np.float64)
-    assert entropy.shape == (3,)
+    # NumPyro's own are of the scale's shape, without that of the location.
+    assert jnp.broadcast_shapes(entropy.shape, fn.batch_shape) == (3,)
     error = surprise.std(0) / 20000**0.5
     assert np.all(np.abs(surprise.mean(0) - entropy) < 5 * error + 1e-5)
 
