@@ -17,6 +17,7 @@ def run(backend, output, *options):
     return done.stdout, json.loads((output / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     said, results = run(backend, tmp_path / "out", "--smoke-test", "--num-seeds", "1")

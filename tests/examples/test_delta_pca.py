@@ -16,6 +16,7 @@ from spread_analysis.pca_study import draw_data
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     script = ROOT / "examples" / backend / "delta_pca.py"

@@ -23,6 +23,7 @@ def run(backend, output, *options):
     return np.array([row[1:] for row in rows], float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     stuck, found = run(backend, tmp_path / "out", "--smoke-test")

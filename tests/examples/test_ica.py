@@ -17,6 +17,7 @@ from spread_analysis.reference import mean_relative_error
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     script = ROOT / "examples" / backend / "ica.py"

@@ -21,6 +21,7 @@ def run(backend, output, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     stdout = run(backend, tmp_path / "out", "--smoke-test")
