@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings as python_warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +20,11 @@ from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_spread._reachable_modules import loss_of
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._critic_loss import CriticLoss
+from pyro_spread.infer._guards import Buffers
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
 from pyro_spread.infer._sites import is_latent
 from pyro_spread.infer._two_sides import _mask, is_compared
@@ -168,7 +168,7 @@ def report(
 
 
 def _loss_of(svi: SVI) -> Any:
-    loss = getattr(svi.loss, "__self__", None)
+    loss = loss_of(svi)
     if not isinstance(loss, ELBO):
         raise ValueError(_messages.report_no_loss(svi.loss))
     return loss
@@ -179,28 +179,15 @@ def _unchanged() -> Iterator[None]:
     """Afterwards random state, buffers and params are as before; new params are an error."""
     store = pyro.get_param_store()
     params = set(store.keys())
-    buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    thread = threading.get_ident()
-
-    def keep(module: nn.Module, inputs: Any) -> None:
-        # All nets that are called, wherever the model has them from.
-        if threading.get_ident() == thread:
-            for buffer in module.buffers():
-                if id(buffer) not in buffers:
-                    buffers[id(buffer)] = (buffer, buffer.clone())
-
-    hook = register_module_forward_pre_hook(keep)
+    buffers = Buffers()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     state = get_rng_state()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=list(devices)), buffers:
             yield
     finally:
-        hook.remove()
         set_rng_state(state)
-        with torch.no_grad():
-            for buffer, value in buffers.values():
-                buffer.copy_(value)
+        buffers.restore()
         new = set(store.keys()) - params
         for name in new:
             del store[name]

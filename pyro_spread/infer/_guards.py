@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pyro
@@ -77,6 +77,27 @@ def as_before_on_error(
             raise reason from error
 
 
+def left_as_before(
+    loss: Any,
+    method: str,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> AbstractContextManager[Any]:
+    """
+    Around a method of a stock ELBO that a loss runs: what an error may leave behind.
+
+    :param loss: the loss.
+    :param method: name of the method; one that adds gradients makes a step.
+    :param model: the model.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+    if method == "loss_and_grads":
+        return as_before_on_error(loss, model, args, kwargs)
+    return no_new_params_on_error()
+
+
 def captured(capture: Any) -> list[torch.Tensor]:
     """The unconstrained params in a trace of params."""
     sites = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
@@ -106,7 +127,7 @@ class Buffers:
 
     def _keep(self, module: nn.Module, _: Any) -> None:
         # The hook is the process's, and other threads train nets of their own.
-        if not module._buffers or not module.training or threading.get_ident() != self._thread:
+        if not module._buffers or threading.get_ident() != self._thread:
             return
         for buffer in module._buffers.values():
             if buffer is None or nn.parameter.is_lazy(buffer) or id(buffer) in self._saved:

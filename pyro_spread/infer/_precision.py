@@ -15,8 +15,9 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from pyro_spread.noise.base import widened
+
 _DEVICES = ("cpu", "cuda")
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def nets_in_half(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +90,7 @@ def nets_only(devices: list[str], programs: tuple[Any, ...]) -> Iterator[None]:
 
 def _widened(output: Any) -> Any:
     if isinstance(output, torch.Tensor):
-        return output.float() if output.dtype in _HALF else output
+        return widened(output)
     if isinstance(output, dict):
         return {key: _widened(value) for key, value in output.items()}
     if type(output) in (tuple, list):

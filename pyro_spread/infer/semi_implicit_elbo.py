@@ -15,7 +15,7 @@ from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
 
-from pyro_spread.infer._guards import as_before_on_error, no_new_params_on_error
+from pyro_spread.infer._guards import left_as_before
 from pyro_spread.infer._mixture import Mix, Spread
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
@@ -202,11 +202,7 @@ class SemiImplicitELBO(Loss):
         if isinstance(poutine.unwrap(guide), Messenger):
             raise NotImplementedError(_messages.semi_messenger_guide())
         check_separable(self.elbo)
-        is_step = method == "loss_and_grads"
-        kept: Any = (
-            as_before_on_error(self, model, args, kwargs) if is_step else no_new_params_on_error()
-        )
-        with kept:
+        with left_as_before(self, method, model, args, kwargs):
             kernels = _kernels(self.noise, args, kwargs)
             self._supports = find_supports(model, guide, kernels, args, kwargs)
             try:

@@ -12,7 +12,7 @@ import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 
-from pyro_spread.infer._guards import as_before_on_error, no_new_params_on_error
+from pyro_spread.infer._guards import left_as_before
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
@@ -165,11 +165,7 @@ class SpreadELBO(Loss):
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
             raise NotImplementedError(_messages.messenger_guide())
         check_separable(self.elbo)
-        is_step = method == "loss_and_grads"
-        kept: Any = (
-            as_before_on_error(self, model, args, kwargs) if is_step else no_new_params_on_error()
-        )
-        with kept:
+        with left_as_before(self, method, model, args, kwargs):
             if isinstance(self.elbo, _JIT):
                 # A compiled graph runs no checks: make them before it.
                 located = self._spreading.locate(model, args, kwargs)

@@ -23,8 +23,12 @@ def as_parameter(value: float | torch.Tensor) -> float | torch.Tensor:
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
-def _widened(x: torch.Tensor) -> torch.Tensor:
-    # Three digits are enough for a net's activations, but not for a log density.
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """
+    Values in float16 or bfloat16 as float32, all others as they are.
+
+    Three digits are enough for a net's activations, but not for what is summed or subtracted after.
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -93,7 +97,7 @@ class SpreadNoise:
             raise ValueError(
                 _messages.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
             )
-        return self._conditional(_widened(x), event_dim)
+        return self._conditional(widened(x), event_dim)
 
     def spread(self, distribution: TorchDistribution) -> TorchDistribution:
         r"""
@@ -120,7 +124,7 @@ class SpreadNoise:
         :raises ValueError: if the kernel does not fit the shape of x.
         """
         self.check_value(x)
-        y = self._conditional(_widened(x), self._coupled_dims_of(x), validate_args=False)
+        y = self._conditional(widened(x), self._coupled_dims_of(x), validate_args=False)
         return y.rsample() if y.has_rsample else y.sample()
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
