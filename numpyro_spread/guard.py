@@ -145,9 +145,7 @@ class FiniteGuard(_NumPyroOptim):
         forward_mode_differentiation: bool = False,
     ) -> tuple[tuple[Any, Any], Any]:
         """Loss, mutable state and the state after a step, or as it was."""
-        params = self.get_params(state)
-        (value, aux), grads = _differentiate(fn, params, forward_mode_differentiation)
-        state, aux, _ = self._guarded_update(grads, state, value, aux)
+        value, aux, state, _ = self._guarded_step(fn, state, forward_mode_differentiation)
         return (value, aux), state
 
     def eval_and_stable_update(
@@ -157,10 +155,14 @@ class FiniteGuard(_NumPyroOptim):
         forward_mode_differentiation: bool = False,
     ) -> tuple[tuple[Any, Any], Any]:
         """The same, with a loss of NaN for a step that was not taken."""
+        value, aux, state, is_good = self._guarded_step(fn, state, forward_mode_differentiation)
+        return (jnp.where(is_good, value, jnp.nan), aux), state
+
+    def _guarded_step(self, fn: Any, state: Any, forward_mode_differentiation: bool) -> Any:
         params = self.get_params(state)
         (value, aux), grads = _differentiate(fn, params, forward_mode_differentiation)
         state, aux, is_good = self._guarded_update(grads, state, value, aux)
-        return (jnp.where(is_good, value, jnp.nan), aux), state
+        return value, aux, state, is_good
 
     def _guarded_update(self, grads: Any, state: Any, value: Any, aux: Any) -> tuple[Any, Any, Any]:
         state = self._checked(state)

@@ -281,10 +281,9 @@ def _draw(
     try:
         draws.value, draws.logits = _ask(loss, svi, ask_key, params, args, kwargs)
     except ValueError as error:
-        draws.troubles.append(f"the loss could not be asked: {error}")
-        draws.reasons["critic"] = "The loss could not be asked; see the warnings."
+        draws.loss_refused(error)
     if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
-        draws.reasons["critic"] = "The guide has a density: no critic is needed, and none trained."
+        draws.no_critic_needed()
     return draws
 
 

@@ -256,10 +256,9 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
     try:
         draws.value, draws.logits = _ask(loss, svi, args, kwargs)
     except ValueError as error:
-        draws.troubles.append(f"the loss could not be asked: {error}")
-        draws.reasons["critic"] = "The loss could not be asked; see the warnings."
+        draws.loss_refused(error)
     if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
-        draws.reasons["critic"] = "The guide has a density: no critic is needed, and none trained."
+        draws.no_critic_needed()
     return draws
 
 

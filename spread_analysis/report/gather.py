@@ -54,6 +54,15 @@ class Draws:
     troubles: list[Any] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def loss_refused(self, error: Exception) -> None:
+        """The loss cannot say what it reports at these data; the page is written without."""
+        self.troubles.append(f"the loss could not be asked: {error}")
+        self.reasons["critic"] = "The loss could not be asked; see the warnings."
+
+    def no_critic_needed(self) -> None:
+        """The loss trains none for this guide."""
+        self.reasons["critic"] = "The guide has a density: no critic is needed, and none trained."
+
 
 @dataclass
 class Options:

@@ -173,7 +173,7 @@ ROWS: dict[str, Row] = {
         _adversarial("js-pi-0.1", "js_pi", "JS_pi, pi = .1", "AdversarialDivergence(JSPi(.1))"),
         _adversarial("js-pi-0.5", "js_pi", "JS_pi, pi = .5", "AdversarialDivergence(JSPi(.5))"),
         _adversarial("js-pi-0.9", "js_pi", "JS_pi, pi = .9", "AdversarialDivergence(JSPi(.9))"),
-        Row("avb", "avb", "AVB", "bound", "PriorContrastELBO", 5000, 1e-3),
+        Row("avb", "avb", "AVB", "bound", "PriorContrastELBO", 8000, 2e-3),
         Row("ali", "ali", "ALI / BiGAN", None, "JointContrastELBO(JSPi(.5))", 3000, 5e-4),
         Row("lfvi", "lfvi", "LFVI", None, "JointContrastELBO(ReverseKL())", 3000, 5e-4),
         Row(

@@ -305,20 +305,23 @@ def refused(path, svi, *args, match, **kwargs):
 
 
 def everything_of(svi):
-    torch.set_printoptions(precision=12, threshold=100_000)
     store = pyro.get_param_store()
     loss = getattr(svi.loss_and_grads, "__self__", None)
-    return repr(
-        (
-            {name: (param, param.grad) for name, param in store.named_parameters()},
-            svi.optim.get_state(),
-            torch.get_rng_state().tolist(),
-            np.random.get_state(),
-            random.getstate(),
-            loss.get_state() if hasattr(loss, "get_state") else None,
-            [list(net.buffers()) for net in _nets(svi) if not _is_lazy(net)],
+    torch.set_printoptions(precision=12, threshold=100_000)
+    try:
+        return repr(
+            (
+                {name: (param, param.grad) for name, param in store.named_parameters()},
+                svi.optim.get_state(),
+                torch.get_rng_state().tolist(),
+                np.random.get_state(),
+                random.getstate(),
+                loss.get_state() if hasattr(loss, "get_state") else None,
+                [list(net.buffers()) for net in _nets(svi) if not _is_lazy(net)],
+            )
         )
-    )
+    finally:
+        torch.set_printoptions(profile="default")
 
 
 def _is_lazy(net):

@@ -68,13 +68,22 @@ def no_guide(*args: Any) -> None:
 
 
 def adam(
-    settings: Settings, *, num_steps: int | None = None, b1: float = 0.9, weight_decay: float = 0.0
+    settings: Settings,
+    *,
+    pace: float = 1.0,
+    num_steps: int | None = None,
+    b1: float = 0.9,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam whose rate falls to zero over the second half of the steps."""
+    """
+    Adam whose rate falls to zero over the second half of the steps.
+
+    :param pace: the rate at first, of the row's.
+    """
     steps = num_steps or settings.num_steps
 
     def rate(step: jax.Array) -> jax.Array:
-        return settings.learning_rate * learning_rate_factor(step / steps)
+        return pace * settings.learning_rate * learning_rate_factor(step / steps)
 
     return optax.adamw(rate, b1=b1, weight_decay=weight_decay)
 

@@ -61,11 +61,24 @@ def no_guide(*args: torch.Tensor | int | None) -> None:
 
 
 def adam(
-    settings: Settings, *, num_steps: int | None = None, weight_decay: float = 0.0
+    settings: Settings,
+    *,
+    pace: float = 1.0,
+    num_steps: int | None = None,
+    b1: float = 0.9,
+    weight_decay: float = 0.0,
 ) -> PyroLRScheduler:
-    """Adam whose rate falls to zero over the second half of the steps."""
+    """
+    Adam whose rate falls to zero over the second half of the steps.
+
+    :param pace: the rate at first, of the row's.
+    """
     steps = num_steps or settings.num_steps
-    options = {"lr": settings.learning_rate, "weight_decay": weight_decay}
+    options = {
+        "lr": pace * settings.learning_rate,
+        "betas": (b1, 0.999),
+        "weight_decay": weight_decay,
+    }
     return LambdaLR(
         {
             "optimizer": torch.optim.AdamW,
@@ -100,7 +113,7 @@ def fit(
         for batch in torch.as_tensor(chunk):
             inputs = (tensor[batch] for tensor in tensors)
             svi.step(*(change(*inputs) if change else inputs))
-            if isinstance(svi.optim, PyroLRScheduler):
+            if hasattr(svi.optim, "step"):  # the next learning rate
                 svi.optim.step()
     return time.perf_counter() - began
 
