@@ -18,6 +18,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_spread.guard import loss_of
 from spread_analysis._checkpoint import Codec, Reading
+from spread_analysis._checkpoint_tree import MalformedError
 from spread_analysis._messages import checkpoints as _messages
 from spread_analysis._stateful import Stateful
 
@@ -81,7 +82,15 @@ def _to_tensor(where: str, value: Any) -> tuple[str, np.ndarray] | None:
 def _from_tensor(kind: str, tensor: np.ndarray) -> Any:
     if kind in ("numpy", "scalar"):
         return tensor.copy() if kind == "numpy" else tensor[()]
-    return _Array(kind, tensor)
+    array = _Array(kind, tensor)
+    if kind.startswith(_KEY):
+        try:
+            jax.eval_shape(array.key)
+        except Exception as error:  # whatever JAX says of a key that is none
+            raise MalformedError(f"there is no random key {array}: {error}") from error
+    elif kind not in ("jax", _WEAK):
+        raise MalformedError(f"there is no array of kind {kind!r}")
+    return array
 
 
 class _Array:
@@ -94,6 +103,10 @@ class _Array:
         kind = f"{self.kind} of " if self.kind.startswith(_KEY) else ""
         return f"{kind}{self.value.dtype.name}{list(self.value.shape)}"
 
+    def key(self) -> jax.Array:
+        """The random keys of these words."""
+        return random.wrap_key_data(jnp.array(self.value), impl=self.kind.removeprefix(_KEY))
+
     def like(self, live: Any) -> jax.Array:
         """On the device of ``live``."""
         array = jnp.array(self.value, copy=True)
@@ -102,7 +115,7 @@ class _Array:
             zero = array.dtype.type(0).item()
             array = jnp.broadcast_to(jnp.asarray(zero), array.shape).at[...].set(array)
         elif self.kind != "jax":
-            array = random.wrap_key_data(array, impl=self.kind.removeprefix(_KEY))
+            array = self.key()
         if getattr(live, "committed", False):
             return jax.device_put(array, live.sharding)
         return array

@@ -110,8 +110,8 @@ def load_checkpoint(
             raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
     commit_loss = state.prepare_loss(reading, svi)
     restored = state.restored(reading, svi_state)
+    reading.warn_of_versions(state.versions())  # an error, for those who want it so
     commit_loss()
-    reading.warn_of_versions(state.versions())
     return restored, reading.checkpoint
 
 

@@ -44,25 +44,46 @@ class _Both(NamedTuple):
     old: Any
 
 
+class _Seen:
+    """Arrays that the step is given, to be named if they are the cause."""
+
+    def __init__(self) -> None:
+        self._arguments: dict[str, Any] = {}
+
+    def put(self, model: Any, args: Any, kwargs: Any) -> None:
+        named = dict(zip(positional_names(model), args, strict=False)) | kwargs
+        self._arguments = {
+            name: value
+            for name, value in named.items()
+            if isinstance(value, jax.Array | np.ndarray)
+            and jnp.issubdtype(value.dtype, jnp.floating)
+        }
+
+    def take(self) -> dict[str, Any]:
+        """Once: under jit they are of one trace only."""
+        arguments, self._arguments = self._arguments, {}
+        return arguments
+
+
 class _KeepsMutable:
     """A loss that hands on the old mutable state beside the new one; all else is its own."""
 
-    def __init__(self, loss: Any, raises: bool) -> None:
+    def __init__(self, loss: Any, seen: _Seen) -> None:
         self.guarded = loss
-        self._raises = raises
+        self._seen = seen
 
     def loss(
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Like that of the loss."""
-        self._check_data(model, args, kwargs)
+        self._seen.put(model, args, kwargs)
         return self.guarded.loss(rng_key, param_map, model, guide, *args, **kwargs)
 
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Like that of the loss."""
-        self._check_data(model, args, kwargs)
+        self._seen.put(model, args, kwargs)
         # A model may write to its containers.
         before = jax.tree.map(lambda leaf: leaf, dict(param_map))
         result = self.guarded.loss_with_mutable_state(
@@ -71,27 +92,6 @@ class _KeepsMutable:
         new = result["mutable_state"]
         old = None if new is None else {name: before[name] for name in new}
         return {"loss": result["loss"], "mutable_state": _Both(new, old)}
-
-    def _check_data(self, model: Any, args: Any, kwargs: Any) -> None:
-        if not self._raises:
-            return
-        named = dict(zip(positional_names(model), args, strict=False)) | kwargs
-        floating = {
-            name: value
-            for name, value in named.items()
-            if isinstance(value, jax.Array | np.ndarray)
-            and jnp.issubdtype(value.dtype, jnp.floating)
-        }
-        if not floating:
-            return
-        bad = jnp.stack([~jnp.isfinite(value).all() for value in floating.values()])
-
-        def fail(bad: Any) -> None:
-            names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
-            led_to = "a loss or gradient that may not be finite"
-            raise NonFiniteError(_messages.nonfinite_argument("NaN or inf", names, led_to))
-
-        _raise_if(bad.any(), fail, bad)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "guarded":
@@ -122,6 +122,7 @@ class FiniteGuard(_NumPyroOptim):
         self.factor = factor
         self.recover_after = int(recover_after)
         self.discriminator = discriminator
+        self._seen = _Seen()
 
     def init(self, params: Any) -> Any:
         """State for these params."""
@@ -178,14 +179,22 @@ class FiniteGuard(_NumPyroOptim):
         ]
         bad = jnp.stack(causes)
         is_good = ~bad.any()
+        arguments = self._seen.take()
         if self.on_nonfinite == "raise":
-            names = _names(params)
+            names, seen = _names(params), list(arguments)
             value = jnp.asarray(jnp.nan if value is None else value, float)
+            bad_data = jnp.array([~jnp.isfinite(data).all() for data in arguments.values()], bool)
 
-            def fail(bad: Any, value: Any) -> None:
-                raise NonFiniteError(_describe(bad, names, self.discriminator, float(value)))
+            def fail(bad: Any, value: Any, bad_data: Any) -> None:
+                if not np.any(bad):  # under vmap all are seen if one is bad
+                    return
+                said = _describe(bad, names, self.discriminator, float(value))
+                if np.any(bad_data) and not np.any(bad[: len(names)]):
+                    culprits = [name for name, is_bad in zip(seen, bad_data, strict=True) if is_bad]
+                    said = _messages.nonfinite_argument("NaN or inf", culprits, said)
+                raise NonFiniteError(said)
 
-            _raise_if(~is_good, fail, bad, value)
+            _raise_if(~is_good, fail, bad, value, bad_data)
 
         def chosen(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: _where(is_good, a, b), new, old)
@@ -280,7 +289,7 @@ def finite_guard(
         raise ValueError(_messages.already_guarded())
     name = getattr(svi.loss, "name", "discriminator")
     svi.optim = FiniteGuard(svi.optim, on_nonfinite, factor, recover_after, name)
-    svi.loss = _KeepsMutable(svi.loss, on_nonfinite == "raise")
+    svi.loss = _KeepsMutable(svi.loss, svi.optim._seen)
     return svi
 
 

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import random
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._reachable_modules import Held, find_modules, held_beside_params, loss_of
+from pyro_spread.guard import FiniteGuard
+from pyro_spread.infer._guards import Buffers
 from spread_analysis._checkpoint import Codec, Reading
+from spread_analysis._checkpoint_tree import MalformedError
 from spread_analysis._messages import checkpoints as _messages
 from spread_analysis._stateful import Stateful
 
-Commit = Callable[[], None]
+Commit = optimizers.Commit
 _UNSAVED = (torch.complex128, torch.complex32)
 
 
@@ -62,6 +66,8 @@ def _to_tensor(where: str, value: Any) -> tuple[str, torch.Tensor] | None:
 def _from_tensor(kind: str, tensor: torch.Tensor) -> Any:
     if kind == "torch":
         return tensor.clone()
+    if kind not in ("numpy", "scalar") or tensor.dtype is torch.bfloat16:
+        raise MalformedError(f"there is no array of kind {kind!r} and {tensor.dtype}")
     return tensor.numpy().copy() if kind == "numpy" else tensor.numpy()[()]
 
 
@@ -266,6 +272,13 @@ class Snapshot:
         self._random = random_state()
         self._names = set(store.keys())
         self._values = [(t, t.detach().clone()) for t in held if t is not None]
+        self._buffers, self._extras = Buffers(), []
+        for part in {part for _, net in found for part in net.modules()}:
+            self._buffers.keep(part)
+            if type(part).get_extra_state is not nn.Module.get_extra_state:
+                self._extras.append((part, copy.deepcopy(part.get_extra_state())))
+        guard = svi.optim if isinstance(svi.optim, FiniteGuard) else None
+        self._guard, self._seen = guard, None if guard is None else guard.own_state()
         params = [*store._params.values(), *(p for _, net in found for p in net.parameters())]
         self._grads = [(p, p.grad, p.grad if p.grad is None else p.grad.clone()) for p in params]
 
@@ -275,6 +288,11 @@ class Snapshot:
         for name in set(store.keys()) - self._names:
             store._params[name].grad = None
             del store[name]
+        self._buffers.restore()
+        for module, extra in self._extras:
+            module.set_extra_state(extra)
+        if self._guard is not None and self._seen is not None:
+            self._guard.set_own_state(self._seen)
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)

@@ -140,17 +140,17 @@ def load_checkpoint(
         commits = [
             # Those that may call code of the user, and so fail, come first.
             *state.prepare_modules(reading, svi, modules),
-            state.prepare_optimizer(reading, svi, strict),
             state.prepare_loss(reading, svi),
+            state.prepare_optimizer(reading, svi, strict),
             *params,
             state.prepare_random(reading),
         ]
+        reading.warn_of_versions(state.versions())  # an error, for those who want it so
         for commit in commits:
             commit()
     except BaseException:
         before.restore()
         raise
-    reading.warn_of_versions(state.versions())
     return reading.checkpoint
 
 

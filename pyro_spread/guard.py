@@ -15,7 +15,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
 from pyro_spread.infer._guards import (
-    Buffers,
+    Before,
     as_before_on_error,
     captured,
     check_params,
@@ -56,7 +56,7 @@ class FiniteGuard(Composite):
         self.status = GuardStatus(0, 0, 1.0, "")
         self._good = 0
         self._loss_and_grads = loss_and_grads
-        self._buffers: Buffers | None = None
+        self._before: Before | None = None
         self._skipping = False
         # The SVI finds params by weak references, also those of a step that was not taken.
         self._kept: list[torch.Tensor] = []
@@ -70,7 +70,7 @@ class FiniteGuard(Composite):
         self._skipping, capture = False, poutine.trace(param_only=True)
         loss_object = getattr(self._loss_and_grads, "__self__", self._loss_and_grads)
         try:
-            with as_before_on_error(loss_object, model, args, kwargs) as buffers, capture:
+            with as_before_on_error(loss_object, model, args, kwargs) as before, capture:
                 loss = self._loss_and_grads(model, guide, *args, **kwargs)
                 self._check(loss, captured(capture))
         except Exception as error:
@@ -81,7 +81,7 @@ class FiniteGuard(Composite):
             self._note(found)
             self._skipping = True
             return math.nan
-        self._buffers = buffers
+        self._before = before
         return loss
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
@@ -106,8 +106,8 @@ class FiniteGuard(Composite):
                     raise NonFiniteError(message)
         except NonFiniteError as error:
             before.restore()
-            if self._buffers is not None:
-                self._buffers.restore()
+            if self._before is not None:
+                self._before.restore()
             if self.on_nonfinite == "raise":
                 pyro.infer.util.zero_grads(params)
                 raise

@@ -58,8 +58,11 @@ class Composite(PyroOptim):
         Go on from what :meth:`get_state` returned.
 
         :param state_dict: the state.
+        :raises ValueError: if it is that of another optimiser; nothing is changed.
         """
         parts = self.parts()
+        if missing := [name for name in {**parts, **self.own_state()} if name not in state_dict]:
+            raise ValueError(_messages.other_optimiser(type(self).__name__, missing))
         for name, part in parts.items():
             part.set_state(state_dict[name])
         self.set_own_state({key: value for key, value in state_dict.items() if key not in parts})

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -140,18 +139,6 @@ def penalise(
         return loss
     assert regularizer is not None
     return loss + regularizer.every * share * regularizer.penalty(critic, data, model, weights)
-
-
-@contextmanager
-def unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    """Keep the running averages of batch normalisation out of an evaluation."""
-    saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
 
 
 def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

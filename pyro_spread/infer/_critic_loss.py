@@ -16,9 +16,8 @@ from pyro_spread.infer._critic import (
     judge,
     penalise,
     register_critic,
-    unchanged_buffers,
 )
-from pyro_spread.infer._guards import as_before_on_error, no_new_params_on_error
+from pyro_spread.infer._guards import as_before_on_error, no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -25,25 +26,47 @@ from spread_analysis._stateful import Stateful
 critic_params = WeakTensorKeyDictionary()
 # What the distributions of torch say of a value or param outside of its constraint.
 _VALIDATION = ("Expected value argument", "Expected parameter")
+_SHOWN = "found invalid values:"
 
 
 @contextmanager
 def no_new_params_on_error() -> Iterator[None]:
     """Forget the params that a failing call has put into the store."""
-    store = pyro.get_param_store()
-    before = set(store.keys())
+    before = set(pyro.get_param_store().keys())
     try:
         yield
     except Exception:
-        for name in set(store.keys()) - before:
-            del store[name]
+        _forget_all_but(before)
         raise
+
+
+class Before:
+    """What a step changes beside gradients and the optimiser: which params there are, and more."""
+
+    def __init__(self, loss: Any) -> None:
+        self._loss = loss if isinstance(loss, Stateful) else None
+        self._counters = None if self._loss is None else self._loss.get_state()
+        self._names = set(pyro.get_param_store().keys())
+        self.buffers = Buffers()
+
+    def restore(self) -> None:
+        """Put back counters of the loss and buffers of nets, and forget new params."""
+        if self._loss is not None and self._counters is not None:
+            self._loss.set_state(self._counters)
+        self.buffers.restore()
+        _forget_all_but(self._names)
+
+
+def _forget_all_but(names: set[str]) -> None:
+    store = pyro.get_param_store()
+    for name in set(store.keys()) - names:
+        del store[name]
 
 
 @contextmanager
 def as_before_on_error(
     loss: Any, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[Buffers]:
+) -> Iterator[Before]:
     """
     Around a training step: if it fails, all but the random state is as it was before.
 
@@ -56,25 +79,20 @@ def as_before_on_error(
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
     """
-    counters = loss.get_state() if isinstance(loss, Stateful) else None
-    capture = poutine.trace(param_only=True)
-    buffers = Buffers()
-    with no_new_params_on_error():
-        try:
-            with capture, buffers:
-                yield buffers
-        except Exception as error:
-            params = captured(capture)
-            for param in params:
-                if param.grad is not None:
-                    param.grad = torch.zeros_like(param.grad)
-            if counters is not None:
-                loss.set_state(counters)
-            buffers.restore()
-            reason = _explain(error, params, model, args, kwargs)
-            if reason is None or reason is error:
-                raise
-            raise reason from error
+    capture, before = poutine.trace(param_only=True), Before(loss)
+    try:
+        with capture, before.buffers:
+            yield before
+    except Exception as error:
+        params = captured(capture)
+        for param in params:
+            if param.grad is not None:
+                param.grad = torch.zeros_like(param.grad)
+        reason = _explain(error, params, model, args, kwargs)  # while params have names
+        before.restore()
+        if reason is None or reason is error:
+            raise
+        raise reason from error
 
 
 def left_as_before(
@@ -113,32 +131,53 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._saved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._saved: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]] = []
+        self._seen: set[nn.Module] = set()
         self._thread = threading.get_ident()
 
     def __enter__(self) -> Buffers:
         if not torch._C._get_tracing_state():
-            self._handle = register_module_forward_pre_hook(self._keep)
+            self._handle = register_module_forward_pre_hook(self._look)
         return self
 
     def __exit__(self, *_: Any) -> None:
         if hasattr(self, "_handle"):
             self._handle.remove()
 
-    def _keep(self, module: nn.Module, _: Any) -> None:
+    def _look(self, module: nn.Module, _: Any) -> None:
         # The hook is the process's, and other threads train nets of their own.
-        if not module._buffers or threading.get_ident() != self._thread:
+        if threading.get_ident() == self._thread:
+            self.keep(module)
+
+    def keep(self, module: nn.Module) -> None:
+        """Remember what this module holds now, unless it has been looked at before."""
+        if not module._buffers or module in self._seen:
             return
-        for buffer in module._buffers.values():
-            if buffer is None or nn.parameter.is_lazy(buffer) or id(buffer) in self._saved:
-                continue
-            self._saved[id(buffer)] = (buffer, buffer.detach().clone())
+        self._seen.add(module)
+        for name, buffer in module._buffers.items():
+            if buffer is None or not nn.parameter.is_lazy(buffer):
+                value = None if buffer is None else buffer.detach().clone()
+                self._saved.append((module, name, buffer, value))
 
     def restore(self) -> None:
-        """Put the values back."""
+        """Put the values back, into the tensors that held them."""
         with torch.no_grad():
-            for buffer, value in self._saved.values():
-                buffer.copy_(value)
+            for module, name, buffer, value in self._saved:
+                module._buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Keep the running averages of batch normalisation out of an evaluation."""
+    saved = Buffers()
+    for part in module.modules():
+        saved.keep(part)
+    try:
+        yield
+    finally:
+        saved.restore()
 
 
 def is_finite(x: torch.Tensor) -> bool:
@@ -207,7 +246,12 @@ def _explain(
 ) -> NonFiniteError | None:
     """What NaN or inf has to do with an error; None if nothing."""
     found, text = find_nonfinite(error), str(error)
-    if found is None and not ("nan" in text and any(part in text for part in _VALIDATION)):
+    if found is None and not any(part in text for part in _VALIDATION):
+        return None
+    # Of large tensors torch shows the corners only.
+    shown = text.partition(_SHOWN)[2].partition("Trace Shapes")[0]
+    is_shown = re.search(r"\bnan\b", shown) is not None
+    if found is None and not is_shown and "..." not in shown:
         return None
     try:
         check_params(params)
@@ -218,4 +262,6 @@ def _explain(
     if bad and not text.startswith("site"):  # that one is named already
         what = what_is_wrong(next(iter(bad.values())))
         return NonFiniteError(_messages.nonfinite_argument(what, sorted(bad), found or error))
-    return found or NonFiniteError(_messages.nonfinite_inside("model or guide", error))
+    if found is None and is_shown:
+        return NonFiniteError(_messages.nonfinite_inside("model or guide", error))
+    return found

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -12,12 +13,15 @@ from typing import Any
 
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pyro_spread.noise.base import widened
+from spread_analysis import _messages
 
-_DEVICES = ("cpu", "cuda")
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def nets_in_half(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +85,8 @@ def nets_only(devices: list[str], programs: tuple[Any, ...]) -> Iterator[None]:
         before = register_module_forward_pre_hook(enter)
         after = register_module_forward_hook(leave, always_call=True)
         try:
-            yield
+            with _NoSites(lambda: bool(depth) and threading.get_ident() == thread):
+                yield
         finally:
             before.remove()
             after.remove()
@@ -93,6 +98,27 @@ def _widened(output: Any) -> Any:
         return widened(output)
     if isinstance(output, dict):
         return {key: _widened(value) for key, value in output.items()}
-    if type(output) in (tuple, list):
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*map(_widened, output))
+    if isinstance(output, tuple | list):
         return type(output)(_widened(value) for value in output)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        wide = {field.name: _widened(getattr(output, field.name)) for field in _inits(output)}
+        return dataclasses.replace(output, **wide)
     return output
+
+
+def _inits(output: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(output) if field.init]
+
+
+class _NoSites(Messenger):
+    """Refuse sample statements inside of what computes in 16 bits."""
+
+    def __init__(self, is_inside: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_inside = is_inside
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self._is_inside() and not site_is_subsample(msg):
+            raise ValueError(_messages.half_site(msg["name"]))

@@ -185,7 +185,8 @@ class LossModule(ELBOModule):
         ):
             yield
             return
-        _check_critic(getattr(self, "discriminator", None))
+        for net in ("discriminator", "head"):
+            _check_batch_norm(net, getattr(self, net, None))
         current = Ranks(group)
         if not self._compared_noise:
             self._compared_noise = True
@@ -197,8 +198,8 @@ class LossModule(ELBOModule):
             _current.reset(token)
 
 
-def _check_critic(critic: nn.Module | None) -> None:
-    for name, layer in [] if critic is None else critic.named_modules():
+def _check_batch_norm(net: str, module: nn.Module | None) -> None:
+    for name, layer in [] if module is None else module.named_modules(prefix=net):
         if isinstance(layer, nn.SyncBatchNorm) or not layer.training:
             continue
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):

@@ -63,7 +63,7 @@ class AdversarialDivergence(CriticLoss):
     pass, with fresh draws at every step [4].
 
     **Data parallelism** (DDP around ``loss(model, guide)``): exact: every player's mean is that
-    over the whole batch, whatever the sizes and masks of the shards. The reported value is that of
+    over the whole batch, whatever the shards, if something counts on each. The value is that of
     the rank's own shard. Discriminators with batch normalisation couple the shard's samples and are
     refused, but for ``SyncBatchNorm``.
 

@@ -24,9 +24,8 @@ from pyro_spread.infer._critic import (
     check_critic,
     is_lazy,
     register_critic,
-    unchanged_buffers,
 )
-from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule
@@ -93,7 +92,7 @@ class PriorContrastELBO(Loss):
     what they stand for, since the ELBO is a sum over them: ``plate("data", N, subsample=x)`` on
     shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
     own size. Without, the gradient is that of the sum divided by that number. The critic's and the
-    head's losses are means over the whole batch, whatever the sizes and masks of the shards.
+    head's losses are means over the whole batch, whatever the shards, if something counts on each.
     Moments of the adaptive contrast are those of single data. Critics with batch normalisation are
     refused.
 

@@ -20,10 +20,9 @@ from pyro_spread.infer._critic import (
     judge,
     penalise,
     register_critic,
-    unchanged_buffers,
 )
 from pyro_spread.infer._critic_loss import Logits
-from pyro_spread.infer._guards import no_new_params_on_error
+from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
 from pyro_spread.infer._ranks import LossModule, ranks, share
@@ -89,7 +88,7 @@ class JointContrastELBO(Loss):
         True
 
     **Data parallelism** (DDP around ``loss(model, guide)``): exact. Means are those over the whole
-    batch, whatever the sizes and masks of the shards; for ``ReverseKL()``, a sum over the data,
+    batch, whatever the shards, if something counts on each; for ``ReverseKL()``, a sum over data,
     their plate has to say what they stand for: ``plate("data", N, subsample=x)`` on shards of equal
     size. Critics with batch normalisation are refused. With ``KL()`` and no critic only the guide
     learns: DDP needs ``find_unused_parameters=True``.

@@ -48,7 +48,7 @@ class WassersteinCritic(CriticLoss):
     once the critic is good, and of nothing before.
 
     **Data parallelism** (DDP around ``loss(model, guide)``): exact: every player's mean is that
-    over the whole batch, whatever the sizes and masks of the shards. The reported value is that of
+    over the whole batch, whatever the shards, if something counts on each. The value is that of
     the rank's own shard. Critics with batch normalisation are refused, but for ``SyncBatchNorm``.
 
     **References**

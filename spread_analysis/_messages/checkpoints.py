@@ -144,10 +144,10 @@ def hidden_modules(names: Collection[str]) -> str:
     )
 
 
-def unencodable(where: str, value: Any, hint: str = "") -> str:
+def unencodable(where: str, value: Any) -> str:
     return (
         f"{where} cannot be saved: {type(value).__module__}.{type(value).__qualname__} is neither "
-        f"an array nor a number, string, list, tuple or dict{hint}. Nothing was written"
+        f"an array nor a number, string, list, tuple or dict. Nothing was written"
     )
 
 

@@ -101,12 +101,14 @@ def guard_minimize() -> str:
 def unguarded_state() -> str:
     return (
         "finite_guard: this SVIState was made by an SVI without the guard. Call init on the "
-        "guarded SVI: svi = finite_guard(svi); state = svi.init(rng_key, *args)."
+        "guarded SVI: fresh = svi.init(rng_key, *args). To keep what was trained before: state = "
+        "state._replace(optim_state=fresh.optim_state._replace(guarded=state.optim_state))."
     )
 
 
-def half_site(site: str, dtype: str) -> str:
+def half_site(site: str) -> str:
     return (
-        f"site '{site}': its log density is in {dtype}, whose three digits are lost in a sum over "
-        "data. Give the distribution float32 parameters: net(x).float()."
+        f"site '{site}' is sampled inside of the forward pass of a module, which autocast runs in "
+        "16 bits; three digits are lost in a sum over data. Make that module a PyroModule, or pass "
+        "it as the model or guide itself, not wrapped by a handler."
     )

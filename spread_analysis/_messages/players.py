@@ -188,6 +188,13 @@ def bad_player(role: str, value: object, wanted: str) -> str:
     return f"two_player: {role} must be {wanted}, got {value!r}."
 
 
+def other_optimiser(kind: str, missing: Iterable[str]) -> str:
+    return (
+        f"{kind}.set_state: the state has no {list(missing)}, and is that of another optimiser. "
+        "Build it as the saved run did, with two_player and finite_guard where it had them."
+    )
+
+
 def no_average() -> str:
     return (
         "there is no average of params: the optimiser must be two_player(..., ema=0.999), and have "

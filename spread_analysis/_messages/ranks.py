@@ -17,9 +17,9 @@ def equal_noise(ranks: Iterable[int]) -> str:
 
 def local_batch_norm(name: str, layer: str) -> str:
     return (
-        f"discriminator: its layer '{name}' ({layer}) normalises by the rank's shard alone, so "
+        f"layer '{name}' ({layer}) normalises by the rank's shard alone, so "
         f"that the ranks' gradients do not average to that of the whole batch. Use LayerNorm or "
-        "GroupNorm, or torch.nn.SyncBatchNorm.convert_sync_batchnorm(discriminator) on GPUs."
+        "GroupNorm, or torch.nn.SyncBatchNorm.convert_sync_batchnorm(net) on GPUs."
     )
 
 

@@ -68,5 +68,12 @@ def report_history(history: object) -> str:
     return f"report: `history` must be a spread_analysis.History, or None; got {history!r}."
 
 
+def report_no_local(datum: int) -> str:
+    return (
+        f"report: datum={datum}, but the guide has no latent of single data: what it draws is "
+        "shared by all. Leave datum out."
+    )
+
+
 def report_datum(datum: int, count: int) -> str:
     return f"report: datum={datum} is not one of the {count} data: it counts from 0."

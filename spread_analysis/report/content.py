@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from spread_analysis.metrics import (
     mmd2,
     precision_recall,
 )
-from spread_analysis.report.words import CriticLogits, LossWords
+from spread_analysis.report.words import CriticLogits, LossWords, shorten
 
 # The classifier of the benchmark has ten units per dimension: beyond this it takes minutes.
 _C2ST_FEATURES = 10
@@ -249,16 +249,14 @@ def write_text(path: Path, text: str) -> None:
     :raises OSError: naming the file.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}-")
+        # Not by mkstemp, whose files nobody else may read.
+        temporary = path.with_name(f".{path.name[:50]}-{secrets.token_hex(8)}")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with open(temporary, "x", encoding="utf-8") as file:
                 file.write(text)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
+            os.replace(temporary, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise OSError(_messages.report_unwritable(path, error.strerror or error)) from error
@@ -305,6 +303,4 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def as_settings(settings: Mapping[str, Any] | None) -> dict[str, str]:
     """What the caller wants to be noted, as text."""
-    from spread_analysis.report.words import shorten
-
     return {str(name): shorten(value) for name, value in (settings or {}).items()}

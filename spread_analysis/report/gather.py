@@ -25,7 +25,7 @@ from spread_analysis.report.content import (
     pick,
     versions,
 )
-from spread_analysis.report.words import CriticLogits, describe, describe_settings
+from spread_analysis.report.words import CriticLogits, as_array, describe, describe_settings
 
 _PACKAGES = ("pyro-spread", "numpy", "scipy", "matplotlib", "arviz", "scikit-learn")
 
@@ -143,20 +143,14 @@ def rows_of(value: Any, event_dim: int, mask: Any = None) -> FloatArray:
     :param mask: elements that count, of the shape of ``value``, or None. Others are set to zero,
         and rows of which nothing counts are left out.
     """
-    array = _as_array(value)
+    array = as_array(value)
     event = array.shape[array.ndim - event_dim :]
     rows = array.reshape(-1, *event)
     if mask is None:
         return rows
-    kept = np.broadcast_to(_as_array(mask).astype(bool), array.shape).reshape(rows.shape)
+    kept = np.broadcast_to(as_array(mask).astype(bool), array.shape).reshape(rows.shape)
     rows = np.where(kept, rows, 0.0)
     return rows[kept.reshape(len(rows), -1).any(1)]
-
-
-def _as_array(value: Any) -> FloatArray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    return np.asarray(value, np.float64)
 
 
 def pool_latents(
@@ -168,14 +162,16 @@ def pool_latents(
     :param runs: of every run of the guide, value and event dims by latent site.
     :param shared: latents that all data share.
     :param datum: whose latents to show; None is all data together, or the first beside shared ones.
-    :raises ValueError: if there is no such datum.
+    :raises ValueError: if there is no such datum, or no latent of single data.
     """
+    shared = set(shared)
+    local = [name for run in runs[:1] for name in run if name not in shared]
+    if datum is not None and not local:
+        raise ValueError(_messages.report_no_local(datum))
     if not runs or not runs[0]:
         return {}, ""
-    shared = set(shared)
-    local = [name for name in runs[0] if name not in shared]
     rows = {n: np.stack([rows_of(*run[n]) for run in runs]) for n in local}
-    latents = {n: np.stack([_as_array(run[n][0]) for run in runs]) for n in runs[0] if n in shared}
+    latents = {n: np.stack([as_array(run[n][0]) for run in runs]) for n in runs[0] if n in shared}
     if not local:
         return latents, f"{len(runs)} draws of what all data share"
     count = len(rows[local[0]][0])

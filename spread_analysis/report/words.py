@@ -126,9 +126,9 @@ class CriticLogits:
     @classmethod
     def of(cls, logits: Any) -> CriticLogits:
         """Out of the named tuple that ``loss.logits`` of either backend returns."""
-        data, model = _as_array(logits.data), _as_array(logits.model)
+        data, model = as_array(logits.data), as_array(logits.model)
         weights = [
-            None if weight is None else np.broadcast_to(_as_array(weight), side.shape).ravel()
+            None if weight is None else np.broadcast_to(as_array(weight), side.shape).ravel()
             for weight, side in ((logits.data_weights, data), (logits.model_weights, model))
         ]
         return cls(data.ravel(), model.ravel(), *weights)
@@ -139,7 +139,8 @@ class CriticLogits:
         return int((~np.isfinite(self.data)).sum() + (~np.isfinite(self.model)).sum())
 
 
-def _as_array(value: Any) -> FloatArray:
+def as_array(value: Any) -> FloatArray:
+    """An array or tensor of either backend in double precision."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return np.asarray(value, np.float64)

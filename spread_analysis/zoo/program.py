@@ -135,6 +135,7 @@ def run_rows(
                 # A run takes half an hour: one row must not cost the others.
                 traceback.print_exc()
                 results["errors"][row.name] = f"{type(error).__name__}: {error}"
+                runs.clear()  # no mean over fewer seeds than the table says
                 break
             runs.append({"seed": seed, **numbers(trained, judge), **settings._asdict()})
             if len(runs) == 1:

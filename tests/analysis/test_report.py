@@ -240,6 +240,9 @@ def test_latents_that_belong_together():
     assert pool_latents([{}], [], None) == ({}, "")
     with pytest.raises(ValueError, match="datum=3 is not one of the 3 data"):
         pool_latents(runs, ["w"], 3)
+    for without in ([{"w": run["w"]} for run in runs], [{}], []):
+        with pytest.raises(ValueError, match="datum=0, but the guide has no latent of single data"):
+            pool_latents(without, ["w"], 0)
 
 
 def test_warnings_are_told_once_and_monitors_are_asked():

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A resumed run in NumPyro is the run that was never stopped; what cannot be resumed is refused."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -24,6 +25,8 @@ from numpyro_spread import (
     load_checkpoint,
     save_checkpoint,
 )
+from numpyro_spread._checkpoint_state import codec
+from spread_analysis._checkpoint import write
 
 X = jnp.linspace(-1.0, 2.0, 8)
 
@@ -265,3 +268,32 @@ def test_versions_of_libraries(tmp_path, monkeypatch):
     monkeypatch.setattr(numpyro, "__version__", "0.1")
     with pytest.warns(UserWarning, match=r"other library versions \(numpyro .*, now 0.1\)"):
         assert load_checkpoint(tmp_path, svi, state)[1].step == 1
+
+
+def test_a_warning_that_is_an_error_comes_before_the_load(tmp_path, monkeypatch):
+    svi = plain()
+    state = svi.init(random.key(0), X)
+    save_checkpoint(tmp_path, svi, state, 1)
+    monkeypatch.setattr(numpyro, "__version__", "0.1")
+    monkeypatch.setattr(svi.loss, "set_state", pytest.fail, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="other library versions"):
+            load_checkpoint(tmp_path, svi, state)
+
+
+@pytest.mark.parametrize(
+    ("kind", "array", "match"),
+    [
+        ("nonsense", np.ones(2, np.float32), "there is no array of kind 'nonsense'"),
+        ("key:nonsense", np.ones(2, np.uint32), "there is no random key key:nonsense"),
+        ("key:threefry2x32", np.ones(2, np.float32), "there is no random key"),
+        ("key:threefry2x32", np.ones(5, np.uint32), "there is no random key"),
+    ],
+)
+def test_arrays_of_no_known_kind(tmp_path, kind, array, match):
+    sealed = dataclasses.replace(codec(), to_tensor=lambda where, value: (kind, array))
+    write(sealed, tmp_path, 1, {"leaves": X}, None, {}, None)
+    svi = plain()
+    with pytest.raises(CheckpointError, match=f"malformed, {match}"):
+        load_checkpoint(tmp_path, svi, svi.init(random.key(0), X))

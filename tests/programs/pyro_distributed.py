@@ -174,9 +174,11 @@ class Guide(PyroModule):
 class Head(nn.Module):
     """The Gaussian of an adaptive contrast."""
 
-    def __init__(self):
+    def __init__(self, batch_norm=False):
         super().__init__()
         self.net = nn.Linear(X_DIM, 2 * Z_DIM)
+        if batch_norm:
+            self.net = nn.Sequential(nn.BatchNorm1d(X_DIM), self.net)
 
     def forward(self, x, mask=None):
         loc, log_scale = self.net(x).chunk(2, -1)
@@ -395,6 +397,7 @@ def refusals():
                 concat_sites(nn.Sequential(nn.BatchNorm1d(X_DIM), nn.Linear(X_DIM, 1)))
             ),
         ),
+        ("head_batch_norm", implicit, lambda: prior(head=Head(batch_norm=True))),
         (
             "enumerated",
             lambda: (Enumerated(), NoGuide()),

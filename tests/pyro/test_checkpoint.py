@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A resumed run in Pyro is the run that was never stopped; what cannot be resumed is refused."""
 
+import dataclasses
 import random
+import warnings
 
 import numpy as np
 import pyro
@@ -28,8 +30,9 @@ from pyro_spread import (
     load_checkpoint,
     save_checkpoint,
 )
+from pyro_spread._checkpoint_state import codec
 from pyro_spread._reachable_modules import find_modules
-from spread_analysis._checkpoint import checkpoints
+from spread_analysis._checkpoint import checkpoints, write
 
 X = torch.linspace(-1.0, 2.0, 8)
 
@@ -532,3 +535,85 @@ def test_versions_of_libraries(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "1.0")
     with pytest.warns(UserWarning, match=r"other library versions \(torch .*, now 1.0\)"):
         assert load_checkpoint(tmp_path, svi).step == 1
+
+
+def test_a_warning_that_is_an_error_comes_before_the_load(saved, monkeypatch):
+    svi = plain()
+    svi.step(X)
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    before = everything_of(svi)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="other library versions"):
+            load_checkpoint(saved, svi)
+    assert everything_of(svi) == before
+
+
+class Counting(Trace_ELBO):
+    """A loss with a state of its own, which it does not always take back."""
+
+    count, accepts = 0, True
+
+    def get_state(self):
+        return {"count": self.count}
+
+    def set_state(self, state):
+        if not self.accepts:
+            raise RuntimeError("not now")
+        self.count = state["count"]
+
+
+class Extra(nn.Linear):
+    def __init__(self, name):
+        super().__init__(1, 1)
+        self.name, self.extra, self.accepts = name, 0, True
+
+    def get_extra_state(self):
+        return {"extra": self.extra}
+
+    def set_extra_state(self, state):
+        self.extra = state["extra"]
+        if not self.accepts:
+            raise RuntimeError("not now")
+
+
+@pytest.mark.parametrize("culprit", ["loss", "module"])
+def test_a_load_that_fails_late_changes_nothing(tmp_path, culprit):
+    pyro.clear_param_store()
+    first, second, loss = Extra("first"), Extra("second"), Counting()
+
+    def model(x):
+        loc = pyro.module("first", first)(x[:, None]) + pyro.module("second", second)(x[:, None])
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc[:, 0], 1.0), obs=x)
+
+    svi = finite_guard(SVI(model, no_guide, adam(), loss), "skip")
+    svi.step(X)
+    save_checkpoint(tmp_path, svi, 1)
+    for _ in range(4):
+        svi.step(X)
+    svi.step(torch.full_like(X, float("nan")))
+    first.extra = second.extra = loss.count = 5
+
+    def seen():
+        return everything_of(svi), first.extra, second.extra, loss.count, guard_status(svi).skipped
+
+    before = seen()
+    (loss if culprit == "loss" else second).accepts = False
+    with pytest.raises(RuntimeError, match="not now"):
+        load_checkpoint(tmp_path, svi)
+    loss.accepts = second.accepts = True
+    assert seen() == before
+    load_checkpoint(tmp_path, svi)
+    assert (first.extra, second.extra, loss.count, guard_status(svi).skipped) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("nonsense", torch.float32), ("numpy", torch.bfloat16)]
+)
+def test_arrays_of_no_known_kind(tmp_path, kind, dtype):
+    tensor = torch.ones(2, dtype=dtype)
+    sealed = dataclasses.replace(codec(), to_tensor=lambda where, value: (kind, tensor))
+    write(sealed, tmp_path, 1, {"params": X}, None, {}, None)
+    with pytest.raises(CheckpointError, match=f"malformed, there is no array of kind '{kind}'"):
+        load_checkpoint(tmp_path, plain(), X)

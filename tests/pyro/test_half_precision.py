@@ -3,11 +3,15 @@
 """Nets in 16 bits: every loss agrees with its value in float32, and trains."""
 
 import copy
+import dataclasses
+import math
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
@@ -255,3 +259,59 @@ def test_only_nets_see_autocast():
     assert ("net", True, torch.bfloat16) in seen
     assert ("model", False, torch.float32) in seen
     assert not {("net", False, torch.float32), ("model", True, torch.bfloat16)} & set(seen)
+
+
+class Moments(NamedTuple):
+    loc: torch.Tensor
+    rest: list
+
+
+@dataclasses.dataclass
+class Named:
+    loc: torch.Tensor
+    name: str = "encoder"
+
+
+@pytest.mark.parametrize(
+    ("packed", "unpacked"),
+    [
+        (lambda loc: Moments(loc, [loc]), lambda out: out.loc + 0 * out.rest[0]),
+        (Named, lambda out: out.loc),
+        (lambda loc: {"loc": (loc,)}, lambda out: out["loc"][0]),
+    ],
+)
+def test_whatever_a_net_returns_is_widened(packed, unpacked):
+    setting, seen = Setting(), []
+
+    class Encoder(nn.Linear):
+        def forward(self, x):
+            return packed(super().forward(x))
+
+    encoder = Encoder(2, 2)
+
+    def guide(x):
+        loc = unpacked(pyro.module("encoder", encoder)(x))
+        seen.append(loc.dtype)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        SpreadELBO(NOISE).loss_and_grads(setting.model, guide, setting.x)
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("wrapped", ["model", "guide"])
+def test_a_program_that_cannot_be_told_from_a_net_is_refused(wrapped):
+    setting = Setting()
+    model, guide = nn_program(setting.model), nn_program(setting.normal)
+    model, guide = (
+        (poutine.scale(model, 1.0), guide)
+        if wrapped == "model"
+        else (model, poutine.mask(guide, True))
+    )
+    loss = SpreadELBO(NOISE)
+    refused = pytest.raises(ValueError, match="site 'z' is sampled inside of the forward")
+    with torch.autocast("cpu", torch.bfloat16), refused:
+        loss.loss_and_grads(model, guide, setting.x)
+    assert not pyro.get_param_store()
+    assert math.isfinite(loss.loss_and_grads(model, guide, setting.x))

@@ -14,6 +14,7 @@ from pyro_spread import (
     AdversarialDivergence,
     averaged_params,
     concat_sites,
+    finite_guard,
     two_player,
 )
 
@@ -248,6 +249,23 @@ def test_average_is_part_of_the_state():
     optim.set_state(saved)
     with averaged_params(svi):
         assert pyro.param("w").item() == expected
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_state_of_another_optimiser_is_refused(guarded):
+    svi, critic = start(two_player(sgd(0.1), sgd(0.2)))
+    if guarded:
+        svi = finite_guard(svi)
+    svi.step(X)
+    saved, last = sgd(0.1).get_state(), state(critic)
+    message = r"set_state: the state has no \['(guarded|generator)', .*is that of another optimiser"
+    with pytest.raises(ValueError, match=message):
+        svi.optim.set_state(saved)
+    partial = {"generator": {}, "guarded": {"generator": {}}, "finite_guard": {}}
+    with pytest.raises(ValueError, match=r"TwoPlayer.set_state: .*'discriminator'"):
+        svi.optim.set_state(partial)
+    assert state(critic) == last
+    svi.step(X)
 
 
 def test_no_average_is_an_error():

@@ -149,9 +149,8 @@ def test_what_is_refused_and_what_is_said_on_every_rank(alone, two_ranks):
     for rank in range(2):
         said = report(two_ranks, f"rank{rank}")["said"]
         assert "TraceTailAdaptive_ELBO under several ranks" in said["tail_adaptive"]
-        assert (
-            "its layer 'net.0' (BatchNorm1d) normalises by the rank's shard" in said["batch_norm"]
-        )
+        assert "layer 'discriminator.net.0' (BatchNorm1d) normalises by" in said["batch_norm"]
+        assert "layer 'head.net.0' (BatchNorm1d) normalises by" in said["head_batch_norm"]
         assert "site 'k' is enumerated outside of all plates" in said["enumerated"]
         assert "ranks 0, 1 hold equal random states" in said["equal_noise"]
         assert said["own_noise"] is None
