@@ -69,10 +69,13 @@ def malformed(what: str) -> str:
 
 
 def other_class(what: str, found: object, live: object) -> str:
-    return (
+    text = (
         f"written with the {what} {found}, but this SVI has {live}. Build the SVI as the saved run "
         "did, or read single arrays with safetensors"
     )
+    if ("guard" in str(found).lower()) != ("guard" in str(live).lower()):
+        text += ". One of them is under finite_guard: load first, and guard the run after that"
+    return text
 
 
 def other_names(

@@ -297,3 +297,11 @@ def test_arrays_of_no_known_kind(tmp_path, kind, array, match):
     svi = plain()
     with pytest.raises(CheckpointError, match=f"malformed, {match}"):
         load_checkpoint(tmp_path, svi, svi.init(random.key(0), X))
+
+
+def test_a_guard_that_the_saved_run_did_not_have(tmp_path):
+    svi = plain()
+    save_checkpoint(tmp_path, svi, svi.init(random.key(0), X), 1)
+    svi = finite_guard(plain())
+    with pytest.raises(CheckpointError, match="load first, and guard the run after that"):
+        load_checkpoint(tmp_path, svi, svi.init(random.key(0), X))

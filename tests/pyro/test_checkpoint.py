@@ -617,3 +617,10 @@ def test_arrays_of_no_known_kind(tmp_path, kind, dtype):
     write(sealed, tmp_path, 1, {"params": X}, None, {}, None)
     with pytest.raises(CheckpointError, match=f"malformed, there is no array of kind '{kind}'"):
         load_checkpoint(tmp_path, plain(), X)
+
+
+def test_a_guard_that_the_saved_run_did_not_have(saved):
+    refused(saved, finite_guard(plain()), X, match="load first, and guard the run after that")
+    svi = plain()
+    load_checkpoint(saved, svi, X)
+    finite_guard(svi).step(X)
