@@ -15,7 +15,7 @@ COLUMNS = {"first": (4, 112), "second": (162, 112), "third": (376, 104), "leaf":
 QUESTIONS = [
     ("first", "Do you want\nthe latents of\ngiven data?", (0, 7), ""),
     ("second", "What is the\nlikelihood\np(x|z)?", (0, 5), "yes"),
-    ("second", "Only samples:\na critic, or a\nfixed distance?", (6, 7), "no"),
+    ("second", "Only samples:\na critic, distance\nor encoder?", (6, 8), "no"),
     ("third", "Does the guide\nhave a\ndensity?", (0, 1), "density"),
     ("third", "Does the guide\nhave a\ndensity?", (2, 3), "deterministic"),
     ("third", "Does the guide\nhave a\ndensity?", (4, 5), "simulator"),
@@ -31,6 +31,7 @@ LEAVES = [
     ("no", "JointContrastELBO(critic)", "an estimate, by a critic", "JointContrastELBO"),
     ("critic", "AdversarialDivergence, JSPi", "or WassersteinCritic", "AdversarialDivergence"),
     ("distance", "MMD", "or EnergyDistance, SlicedWasserstein", "MMD"),
+    ("encoder", "SpreadELBO", "a bound, no critic: delta-VAE", "SpreadELBO"),
 ]  # fmt: skip
 
 DESCRIPTION = (
@@ -39,7 +40,8 @@ DESCRIPTION = (
     "density, else PriorContrastELBO or SemiImplicitELBO. A deterministic likelihood: SpreadELBO, "
     "else PriorContrastELBO with noise. A simulator: JointContrastELBO with KL, else "
     "JointContrastELBO with a critic. If you only want samples: AdversarialDivergence or "
-    "WassersteinCritic with a critic, MMD, EnergyDistance or SlicedWasserstein without."
+    "WassersteinCritic with a critic, MMD, EnergyDistance or SlicedWasserstein without, and "
+    "SpreadELBO with an encoder."
 )
 
 # The colours are those of the page, so that it can be read in light and in dark.

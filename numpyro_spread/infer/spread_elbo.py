@@ -47,8 +47,9 @@ class SpreadELBO(ELBO):
     :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so
     that the likelihood is scored at y. Importance-weighted bounds (``RenyiELBO``; ``Trace_ELBO``
     with ``multi_sample_guide``) share one y among the particles of a step, since all of them must
-    bound the same :math:`\log \tilde p(y)`. The model needs no change; at test time
-    ``Predictive(model)`` gives clean samples.
+    bound the same :math:`\log \tilde p(y)`. The model needs no change. At test time nothing is
+    noised: where the model takes ``x=None`` and then draws, ``Predictive(model, params=params,
+    num_samples=1)(rng_key, None)`` gives clean samples.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro.infer import SVI

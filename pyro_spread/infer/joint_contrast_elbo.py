@@ -43,19 +43,20 @@ from spread_analysis._validation import check_count
 
 class JointContrastELBO(Loss):
     r"""
-    Divergence of the guide's pairs (x, z) from the model's, learned from draws of both.
+    Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
 
     The model P runs forward: it draws z' and the x' that z' makes. The guide Q pairs data with its
     own draws, :math:`q(z \mid x)\, p_{data}(x)`. A critic learns :math:`\log Q/P` by telling the
-    pairs apart, so that neither likelihood, prior nor guide needs a density. ``divergence`` is that
-    of Q from P:
+    pairs apart, so that neither likelihood, prior nor guide needs a density. Mind: here P is the
+    model, while it is the data where losses compare draws. Of the divergences three are well known:
 
-    - ``ReverseKL()``: :math:`\mathrm{KL}[Q \| P]`, minus the ELBO up to the entropy of the data:
-      the likelihood-free variational inference of [1], the joint contrast of [2];
+    - ``ReverseKL()``, ``KL[guide || model]``: :math:`\mathrm{KL}[Q \| P]`, minus the ELBO up to the
+      entropy of the data: the likelihood-free variational inference of [1], the joint contrast of
+      [2];
     - ``JSPi(pi)``: at 1/2 adversarially learned inference and BiGAN [3, 4];
-    - ``KL()``: :math:`\mathrm{KL}[P \| Q]`. If the guide has a density, this is neural posterior
-      estimation [5]: :math:`-E_P \log q(z' \mid x')` is minimised directly, and no critic is needed
-      and none trained.
+    - ``KL()``, ``KL[model || guide]``: :math:`\mathrm{KL}[P \| Q]`. If the guide has a density,
+      this is neural posterior estimation [5]: :math:`-E_P \log q(z' \mid x')` is minimised
+      directly, and no critic is needed and none trained.
 
     Latents in no plate of the data are global: they keep their densities, both sides share the
     guide's draws, and the critic may look them up by name (hierarchical implicit models [1],
@@ -114,8 +115,8 @@ class JointContrastELBO(Loss):
         latents; it returns logits of the plates' batch shape, large for pairs of the guide. On the
         model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
         and a guide with a density.
-    :param divergence: of the guide from the model; ``ReverseKL()`` by default. Its ``pi`` is the
-        share of the model's pairs.
+    :param divergence: with the model as P and the guide as Q; ``ReverseKL()`` by default. Its
+        ``pi`` is the share of the model's pairs.
     :param noise: dict from observed site to noise kernel, or a callable that returns one. Data and
         the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
     :param data: dict from site to the name of the model argument that carries its data. Left out:

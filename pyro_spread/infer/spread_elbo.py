@@ -57,7 +57,8 @@ class SpreadELBO(Loss):
     :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so
     that the likelihood is scored at y. Importance-weighted bounds (Renyi, tail-adaptive, TMC) share
     one y among the particles of a step, since all of them must bound the same :math:`\log \tilde
-    p(y)`. The model needs no change; at test time ``Predictive(model)`` gives clean samples.
+    p(y)`. The model needs no change. At test time nothing is noised: where the model takes
+    ``x=None`` and then draws, ``Predictive(model, num_samples=1)(None)`` gives clean samples.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
