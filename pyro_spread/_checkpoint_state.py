@@ -9,6 +9,7 @@ import platform
 import random
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -273,7 +274,7 @@ class Snapshot:
         self._names = set(store.keys())
         self._values = [(t, t.detach().clone()) for t in held if t is not None]
         self._buffers, self._extras = Buffers(), []
-        for part in {part for _, net in found for part in net.modules()}:
+        for part in dict.fromkeys(part for _, net in found for part in net.modules()):
             self._buffers.keep(part)
             if type(part).get_extra_state is not nn.Module.get_extra_state:
                 self._extras.append((part, copy.deepcopy(part.get_extra_state())))
@@ -289,8 +290,6 @@ class Snapshot:
             store._params[name].grad = None
             del store[name]
         self._buffers.restore()
-        for module, extra in self._extras:
-            module.set_extra_state(extra)
         if self._guard is not None and self._seen is not None:
             self._guard.set_own_state(self._seen)
         with torch.no_grad():
@@ -300,6 +299,11 @@ class Snapshot:
                 if grad is not None and kept is not None:
                     grad.copy_(kept)  # a step adds to it
                 param.grad = grad
+        # Code of the user, which may be what has failed: the one does not stop the others.
+        for module, extra in self._extras:
+            with suppress(Exception):
+                module.set_extra_state(extra)
         if hasattr(self._loss, "set_state"):
-            self._loss.set_state(self._loss_state)
+            with suppress(Exception):
+                self._loss.set_state(self._loss_state)
         set_random_state(self._random)

@@ -187,7 +187,9 @@ def test_batch_normed_critics_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "get_world_size", lambda group=None: 2)
     net = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     module = AdversarialDivergence(concat_sites(net))(Model(), NoGuide())
-    with pytest.raises(ValueError, match=r"layer 'net.1' \(BatchNorm1d\) .*SyncBatchNorm"):
+    with pytest.raises(
+        ValueError, match=r"layer 'discriminator.net.1' \(BatchNorm1d\) .*SyncBatchNorm"
+    ):
         module(torch.randn(4))
     with torch.no_grad():  # nothing is told to others, and nothing is trained
         module(torch.randn(4))
