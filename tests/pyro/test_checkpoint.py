@@ -624,3 +624,14 @@ def test_a_guard_that_the_saved_run_did_not_have(saved):
     svi = plain()
     load_checkpoint(saved, svi, X)
     finite_guard(svi).step(X)
+
+
+def test_a_load_that_fails_is_no_bad_step(tmp_path):
+    svi = finite_guard(plain(), "skip")
+    go(svi, "Adam", 1)
+    save_checkpoint(tmp_path, svi, 1)
+    pyro.clear_param_store()
+    svi = finite_guard(plain(), "skip")
+    with pytest.raises(CheckpointError, match="other params than this SVI's"):
+        load_checkpoint(tmp_path, svi, torch.full_like(X, float("nan")))
+    assert guard_status(svi).skipped == 0
