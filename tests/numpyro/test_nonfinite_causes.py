@@ -63,9 +63,7 @@ def test_a_param_that_is_nan_already_comes_before_data():
     count, (params, rest) = state.optim_state.guarded
     params = {"w": params["w"] * jnp.nan}
     state = state._replace(optim_state=state.optim_state._replace(guarded=(count, (params, rest))))
-    with pytest.raises(
-        jax.errors.JaxRuntimeError, match="NonFiniteError: param 'w' of"
-    ):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="NonFiniteError: param 'w' of"):
         jax.block_until_ready(jax.jit(svi.update)(state, BAD))
 
 
