@@ -3,7 +3,7 @@
 """
 Measure what the losses cost beside the stock loss and beside hand-written loops.
 
-    python benchmarks/run.py --output bench-output              # everything, about ten minutes
+    python benchmarks/run.py --output bench-output              # everything, about 25 minutes
     python benchmarks/run.py --only a,c --backend pyro
     python benchmarks/run.py --smoke                            # tiny; its times mean nothing
 
