@@ -268,16 +268,19 @@ class Snapshot:
     def __init__(self, svi: SVI, modules: Mapping[str, nn.Module] | None) -> None:
         store = pyro.get_param_store()
         found = find_modules(svi, modules)
-        held = [each.tensor for each in held_beside_params(found).values()]
+        held = held_beside_params(found).values()
         self._loss, self._loss_state = loss_of(svi), loss_state(svi)
         self._random = random_state()
         self._names = set(store.keys())
-        self._values = [(t, t.detach().clone()) for t in held if t is not None]
-        self._buffers, self._extras = Buffers(), []
+        self._values = [
+            (each.tensor, each.tensor.detach().clone()) for each in held if each.tensor is not None
+        ]
+        self._extras = [
+            (each.module, copy.deepcopy(held_state(each))) for each in held if each.tensor is None
+        ]
+        self._buffers = Buffers()
         for part in dict.fromkeys(part for _, net in found for part in net.modules()):
             self._buffers.keep(part)
-            if type(part).get_extra_state is not nn.Module.get_extra_state:
-                self._extras.append((part, copy.deepcopy(part.get_extra_state())))
         guard = svi.optim if isinstance(svi.optim, FiniteGuard) else None
         self._guard, self._seen = guard, None if guard is None else guard.own_state()
         params = [*store._params.values(), *(p for _, net in found for p in net.parameters())]

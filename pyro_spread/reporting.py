@@ -24,7 +24,7 @@ from torch import nn
 from pyro_spread._reachable_modules import loss_of
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._critic_loss import CriticLoss
-from pyro_spread.infer._guards import Buffers
+from pyro_spread.infer._guards import Before
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
 from pyro_spread.infer._sites import is_latent
 from pyro_spread.infer._two_sides import _mask, is_compared
@@ -179,18 +179,16 @@ def _unchanged() -> Iterator[None]:
     """Afterwards random state, buffers and params are as before; new params are an error."""
     store = pyro.get_param_store()
     params = set(store.keys())
-    buffers = Buffers()
+    before = Before(None)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     state = get_rng_state()
     try:
-        with torch.random.fork_rng(devices=list(devices)), buffers:
+        with torch.random.fork_rng(devices=list(devices)), before.buffers:
             yield
     finally:
         set_rng_state(state)
-        buffers.restore()
         new = set(store.keys()) - params
-        for name in new:
-            del store[name]
+        before.restore()
     if new:
         raise ValueError(_messages.report_unknown_params(new, "Train first: svi.step makes them."))
 
