@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import Unit
-from numpyro.handlers import seed, substitute, trace, uncondition
+from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._plate_arguments import named_arguments
+from numpyro_spread.infer._scan import Unconditioned
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import (
     Guarded,
@@ -162,7 +163,7 @@ def run_forward(
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Like :func:`run`, with draws instead of observations; what was observed is in ``infer``."""
-    return run(uncondition(model), rng_key, params, fixed, args, kwargs)
+    return run(Unconditioned(model), rng_key, params, fixed, args, kwargs)
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:

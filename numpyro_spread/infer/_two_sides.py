@@ -13,13 +13,13 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import Distribution, MaskedDistribution
-from numpyro.handlers import replay, seed, substitute, trace, uncondition
-from numpyro.primitives import Messenger
+from numpyro.handlers import replay, seed, substitute, trace
 
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.infer._plate_arguments import named_arguments
+from numpyro_spread.infer._scan import Inside, Unconditioned
 from numpyro_spread.infer._sites import plain_name
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
@@ -44,11 +44,11 @@ class TwoSides(NamedTuple):
     mutable: dict[str, Any]
 
 
-class Guarded(Messenger):
+class Guarded(Inside):
     """Draws without a gradient are an error as soon as somebody asks for their gradient."""
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
+    def visit(self, msg: Any, inside: bool) -> None:
+        if msg["value"] is not None or msg["is_observed"]:
             return
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not fn.has_rsample:
@@ -89,7 +89,7 @@ def draw_sides(
     with trace() as guide_trace, Guarded():
         seed(substitute(guide or no_guide, data=params), guide_key)(*args, **kwargs)
     fixed = replay(substitute(model, data=params), trace=guide_trace)
-    with trace() as sites, Guarded(), uncondition():
+    with trace() as sites, Guarded(), Unconditioned():
         seed(fixed, model_key)(*args, **kwargs)
     observed = {n: s for n, s in sites.items() if is_compared(s)}
     if not observed:
