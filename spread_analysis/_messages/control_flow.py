@@ -35,3 +35,10 @@ def transformed_inside(site: str) -> str:
         f"site '{site}': scan loses the time dimension of a transformed ImplicitDistribution. Put the "
         f"transform into its fn, {_LOOP}."
     )
+
+
+def one_series(site: str) -> str:
+    return (
+        f"site '{site}' in scan stands in no plate: one series is one datum, and there is nothing to "
+        "compare it with. Put the series into a plate inside of the body."
+    )
