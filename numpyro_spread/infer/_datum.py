@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_spread.infer._scan import is_scanned
 from spread_analysis import _datum
 
 
@@ -32,7 +33,11 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     :param sites: dict from name to site of a trace: those that are compared.
     :raises ValueError: if that cannot be decided, naming site and way out.
     """
-    shapes = {name: tuple(site["fn"].batch_shape) for name, site in sites.items()}
+    # The time of a scan, leftmost, is part of a datum; dims count from the right.
+    shapes = {
+        name: tuple(site["fn"].batch_shape)[1 if is_scanned(site) else 0 :]
+        for name, site in sites.items()
+    }
     return _datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)
 
 

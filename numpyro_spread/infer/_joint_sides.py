@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import Unit
-from numpyro.handlers import seed, substitute, trace, uncondition
+from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
 from numpyro_spread.infer._plate_arguments import by_datum
+from numpyro_spread.infer._scan import Unconditioned
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import (
     Guarded,
@@ -164,7 +165,7 @@ def run_forward(
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Like :func:`run`, with draws instead of observations; what was observed is in ``infer``."""
-    return run(uncondition(model), rng_key, params, fixed, args, kwargs)
+    return run(Unconditioned(model), rng_key, params, fixed, args, kwargs)
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:

@@ -13,20 +13,21 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import Distribution, MaskedDistribution
-from numpyro.handlers import replay, seed, substitute, trace, uncondition
-from numpyro.primitives import Messenger
+from numpyro.handlers import replay, seed, substitute, trace
 
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.infer._plate_arguments import by_datum
+from numpyro_spread.infer._scan import Inside, Unconditioned, is_scanned
 from numpyro_spread.infer._sites import plain_name
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._messages import control_flow
 from spread_analysis._nonfinite import NonFiniteError
 
 
@@ -46,11 +47,11 @@ class TwoSides(NamedTuple):
     mutable: dict[str, Any]
 
 
-class Guarded(Messenger):
+class Guarded(Inside):
     """Draws without a gradient are an error as soon as somebody asks for their gradient."""
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
+    def visit(self, msg: Any, inside: bool) -> None:
+        if msg["value"] is not None or msg["is_observed"]:
             return
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not fn.has_rsample:
@@ -91,13 +92,16 @@ def draw_sides(
     with trace() as guide_trace, Guarded():
         seed(substitute(guide or no_guide, data=params), guide_key)(*args, **kwargs)
     fixed = replay(substitute(model, data=params), trace=guide_trace)
-    with trace() as sites, Guarded(), uncondition():
+    with trace() as sites, Guarded(), Unconditioned():
         seed(fixed, model_key)(*args, **kwargs)
     observed = {n: s for n, s in sites.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
     _check_sites(guide_trace, observed)
     dims = data_dims(observed)
+    for name, site in observed.items():
+        if is_scanned(site) and dims[name] is None:
+            raise ValueError(control_flow.one_series(name))
     check_noise_sites(sites, observed, noise)
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
