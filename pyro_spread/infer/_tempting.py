@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread._transaction import looking
 from pyro_spread.infer._sites import is_latent
 from spread_analysis import _messages
 from spread_analysis._remembered import Remembered
@@ -44,16 +43,8 @@ def check_deltas(
     seen = _innocent.get(guide) or set()
     if key in seen:
         return
-    state, store = get_rng_state(), pyro.get_param_store()
-    before = set(store.keys())
-    try:
-        with poutine.block(), torch.enable_grad():
-            _check(guide, args, kwargs, among)
-    finally:
-        set_rng_state(state)
-        # Params that begin at random begin anew, at the numbers that are theirs.
-        for name in set(store.keys()) - before:
-            del store[name]
+    with looking(), poutine.block(), torch.enable_grad():
+        _check(guide, args, kwargs, among)
     _innocent.keep(guide, seen | {key})
 
 
