@@ -37,6 +37,10 @@ class _Running(threading.local):
 _running = _Running()
 
 
+class NotSettledError(BaseException):
+    """A look has met something that its first call will set up: it came too early."""
+
+
 class StoreState:
     """The tables of the param store; one param may stand there under several names."""
 
@@ -44,26 +48,17 @@ class StoreState:
         store = pyro.get_param_store()
         self._tables = {name: dict(getattr(store, name)) for name in _TABLES}
         params = self._tables["_params"].values()
-        self._without_grad = [param for param in params if param.grad is None]
+        self._with_grad = {param for param in params if param.grad is not None}
 
-    @property
-    def names(self) -> set[str]:
-        """Names of the params."""
-        return set(self._tables["_params"])
-
-    def clear_grads(self, params: Iterable[torch.Tensor] = ()) -> None:
+    def clear_grads(self, params: Iterable[torch.Tensor]) -> None:
         """
         No gradient where there was none, zeros as Pyro leaves them elsewhere.
 
-        :param params: more params than those of the store.
+        :param params: those of the step.
         """
-        known = set(self._tables["_params"].values())
-        # By name the store finds every param once, though one may have two.
-        for param in {*pyro.get_param_store()._params.values(), *params}:
+        for param in params:
             if param.grad is not None:
-                param.grad = torch.zeros_like(param.grad) if param in known else None
-        for param in self._without_grad:
-            param.grad = None
+                param.grad = torch.zeros_like(param.grad) if param in self._with_grad else None
 
     def restore(self) -> None:
         """Forget params that have come, and put back those that have gone."""
@@ -82,14 +77,15 @@ class Buffers:
 
     :param aside: whether modules work on copies inside the context. Then not even autograd sees a
         change of the buffers themselves, of which it keeps some for its backward pass.
+    :param settled: whether a module that its first call sets up is an error.
     """
 
-    def __init__(self, aside: bool = False) -> None:
+    def __init__(self, aside: bool = False, settled: bool = False) -> None:
         self._saved: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]] = []
         self._seen: set[nn.Module] = set()
         self._lazy: list[nn.Module] = []
         self._thread = threading.get_ident()
-        self._aside = aside
+        self._aside, self._settled = aside, settled
 
     def __enter__(self) -> Buffers:
         if not torch._C._get_tracing_state():
@@ -103,6 +99,8 @@ class Buffers:
     def _look(self, module: nn.Module, _: Any) -> None:
         # The hook is the process's, and other threads train nets of their own.
         if threading.get_ident() == self._thread:
+            if self._settled and not is_settled(module):
+                raise NotSettledError
             self.keep(module)
 
     def keep(self, module: nn.Module) -> None:
@@ -138,14 +136,24 @@ class Buffers:
                 getattr(module, "reset_running_stats", lambda: None)()
 
 
+def is_settled(program: Any) -> bool:
+    """Whether lazy params have a shape, and an autoguide knows its model."""
+    own = getattr(program, "__dict__", {})
+    if own.get("prototype_trace", program) is None:
+        return False
+    params = own["_parameters"].values() if isinstance(program, nn.Module) else ()
+    return not any(param is not None and nn.parameter.is_lazy(param) for param in params)
+
+
 @contextmanager
-def unchanged_buffers(module: nn.Module | None = None) -> Iterator[None]:
+def unchanged_buffers(module: nn.Module | None = None, settled: bool = False) -> Iterator[None]:
     """
     Keep the running averages of batch normalisation out of a run that is none of the step's.
 
     :param module: whose buffers; None for those of all modules that are called inside.
+    :param settled: whether a module that its first call sets up is an error.
     """
-    saved = Buffers(aside=True)
+    saved = Buffers(aside=True, settled=settled)
     try:
         if module is None:
             with saved:
@@ -159,17 +167,21 @@ def unchanged_buffers(module: nn.Module | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def looking() -> Iterator[None]:
+def looking(settled: bool = False) -> Iterator[None]:
     """
     Around runs of model or guide that are only looked at.
 
     Afterwards buffers, the param store and the random state are as before: params that begin at
     random begin anew, at the numbers that are theirs, and a seed means the same draws with or
     without the look.
+
+    :param settled: whether to stop before something is set up by its first call, since that would
+        take random numbers here, where they are taken back.
+    :raises NotSettledError: if so.
     """
     state, store = get_rng_state(), StoreState()
     try:
-        with unchanged_buffers():
+        with unchanged_buffers(settled=settled):
             yield
     finally:
         store.restore()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyro.optim import PyroOptim
 from pyro_spread._transaction import StepSnapshot, optimiser_step
 from pyro_spread.infer._guards import (
     as_before_on_error,
+    as_nonfinite,
     captured,
     check_params,
     is_finite,
@@ -25,11 +27,12 @@ from pyro_spread.infer._guards import (
 )
 from pyro_spread.optim import Composite
 from spread_analysis import _messages
+from spread_analysis._messages import guard as guard_messages
 from spread_analysis._nonfinite import (
     GuardStatus,
     NonFiniteError,
     check_guard,
-    find_nonfinite,
+    is_worth_saying,
 )
 
 _STATUS = "finite_guard"
@@ -139,14 +142,17 @@ class FiniteGuard(Composite):
 
         :raises Exception: if it has nothing to do with NaN or inf, or is not to be skipped.
         """
-        found = find_nonfinite(error)
-        if found is None or self.on_nonfinite == "raise":
+        found = None if self.on_nonfinite == "raise" else as_nonfinite(error)
+        if found is None:
             raise error
         skipped, in_a_row, scale, _ = self.status
         if self.on_nonfinite == "reduce":
             scale *= self.factor
         self._good = 0
         self.status = GuardStatus(skipped + 1, in_a_row + 1, scale, str(found))
+        if is_worth_saying(in_a_row + 1):
+            message = guard_messages.only_skipped(in_a_row + 1, str(found))
+            warnings.warn(message, UserWarning, stacklevel=4)
 
     def parts(self) -> dict[str, PyroOptim]:
         """The optimiser under guard."""

@@ -28,7 +28,7 @@ from spread_analysis._nonfinite import NonFiniteError
 from spread_analysis._stateful import Stateful
 
 
-class CollapsedGuideError(ValueError):
+class CollapsedGuideError(NonFiniteError):
     """All draws of the guide for some datum are the same: log q is infinite there."""
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyro_spread._transaction import StepSnapshot, arm, is_running, transaction
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
-from spread_analysis._nonfinite import NonFiniteError, find_nonfinite
+from spread_analysis._messages import guard as guard_messages
+from spread_analysis._nonfinite import (
+    NonFiniteError,
+    find_nonfinite,
+    is_about_numbers,
+    root_cause,
+)
 
 #: Params that some loss has put into the store, other than by loading it from a file.
 critic_params = WeakTensorKeyDictionary()
 # What the distributions of torch say of a value or param outside of its constraint.
-_VALIDATION = ("Expected value argument", "Expected parameter")
+_VALUE = "Expected value argument"
+_VALIDATION = (_VALUE, "Expected parameter")
 _SHOWN = "found invalid values:"
 
 
@@ -150,6 +158,27 @@ def check_logits(
             raise NonFiniteError(_messages.nonfinite_param(what, name, "discriminator"))
     what = what_is_wrong(logits.detach())
     raise NonFiniteError(_messages.nonfinite_logits(what, f"its values of {sorted(values)}"))
+
+
+def as_nonfinite(error: Exception) -> NonFiniteError | None:
+    """
+    The error of a step as one about NaN and inf, if it is about numbers; None if it is not.
+
+    Data outside of a distribution's support are a mistake of the program unless they are NaN or
+    inf; latents there are rounded.
+    """
+    found = find_nonfinite(error)
+    if found is not None:
+        return found
+    root = root_cause(error)
+    numeric = is_about_numbers(root)
+    if str(root).startswith(_VALUE):
+        frames = [frame.f_locals for frame, _ in traceback.walk_tb(root.__traceback__)]
+        values = [names["value"] for names in frames if "value" in names]
+        numeric = any(isinstance(x, torch.Tensor) and not is_finite(x) for x in values[-1:])
+        sites = [names["site"] for names in frames if isinstance(names.get("site"), dict)]
+        numeric = numeric or any(site.get("is_observed") is False for site in sites)
+    return NonFiniteError(guard_messages.numeric_error(root)) if numeric else None
 
 
 def _explain(

@@ -339,18 +339,17 @@ class PriorContrastELBO(Loss):
         self, model: Any, guide: Any, args: Any, kwargs: Any, beta: Any
     ) -> tuple[Any, list[ContrastRun]]:
         """The stock loss of the scored guide, and the runs it is made of."""
+        # A guide that its first call sets up is looked at after that.
+        is_checked = check_deltas(guide, args, kwargs, settled=True)
         if callable(self.annealing):
             beta = self.annealing(*args, **kwargs)
         runs: list[ContrastRun] = []
         runner = copy.copy(self._stock)
         runner._get_traces = functools.partial(self._get_traces, runs, beta)
         method = runner.differentiable_loss if torch.is_grad_enabled() else runner.loss
-        try:
-            loss = method(model, guide, *args, **kwargs)
-        except Exception:
+        loss = method(model, guide, *args, **kwargs)
+        if not is_checked:
             check_deltas(guide, args, kwargs)
-            raise
-        check_deltas(guide, args, kwargs)  # what the guide sets up at its first call is there now
         if isinstance(self.discriminator, nn.ModuleDict) and runs:
             for site in self.discriminator:
                 if site not in runs[0].implicit:
