@@ -24,6 +24,7 @@ from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
 from numpyro_spread.infer._noise import Noise, draw_at
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Registered, declare_params, example_of
 from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
@@ -357,6 +358,7 @@ class JointContrastELBO(Stateful, ELBO):
         observed = {name: site for name, site in simulated.items() if is_compared(site)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
+        refuse_own_draws(frozen(params), model, observed, args, kwargs)
         values = {}
         located = locate_data(model, observed, args, kwargs, self.data)
         keys = random.split(noise_key, len(located))

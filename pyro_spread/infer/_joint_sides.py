@@ -12,6 +12,7 @@ from pyro import poutine
 
 from pyro_spread._transaction import looking
 from pyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, check_noise_sites, is_compared
@@ -75,6 +76,7 @@ def draw_joint(
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
+    refuse_own_draws(model, observed, args, kwargs)
     check_noise_sites(trace, observed, noise)
     _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))

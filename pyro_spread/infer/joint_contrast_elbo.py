@@ -26,6 +26,7 @@ from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
@@ -304,6 +305,7 @@ class JointContrastELBO(Loss):
         observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
+        refuse_own_draws(model, observed, args, kwargs)
         values = {}
         for site, key in locate_data(model, observed, args, kwargs, self.data).items():
             value, given = observed[site]["value"], get_argument(key, args, kwargs)

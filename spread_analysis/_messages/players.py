@@ -168,6 +168,31 @@ def scale_in_datum(site: str, scale: Sequence[int]) -> str:
     )
 
 
+def own_draw(site: str) -> str:
+    return (
+        f"site '{site}': what it observes changes with what the model draws, so that it is no data "
+        "to compare draws with. Hand the data over as an argument of the model; the score of a "
+        "draw, as by obs=z, belongs to a loss with a density, such as SpreadELBO."
+    )
+
+
+def learned_data(site: str) -> str:
+    return (
+        f"site '{site}': what it observes depends on params, which would move the data towards the "
+        "model's draws. Observe the data themselves, or compute what is fixed before, outside of "
+        "the model or with .detach()."
+    )
+
+
+def shared_draw(site: str, plate: str | None) -> str:
+    where = "the batch of the data" if plate is None else f"the plate '{plate}' of the data"
+    return (
+        f"latent site '{site}' stands outside of {where} and comes from its prior: all draws of a "
+        "step share one value of it, but are compared with the data as if each had its own. Put it "
+        "into the guide, make it a param, or put it into the plate if every datum has one."
+    )
+
+
 def mask_misfit(site: str, mask: Sequence[int], value: Sequence[int]) -> str:
     return (
         f"site '{site}': a mask or scale of shape {tuple(mask)} does not fit the value of shape "
