@@ -11,7 +11,13 @@ import torch
 from pyro import poutine
 
 from pyro_spread._transaction import looking
-from pyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from pyro_spread.infer._datum import (
+    data_dims,
+    data_plate,
+    frames_of,
+    parts_left_out,
+    weight_of_data,
+)
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
@@ -139,7 +145,7 @@ def data_plates(
 
 
 def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
+    return frozenset(frame.name for frame in frames_of(site))
 
 
 def _is_index(site: Mapping[str, Any]) -> bool:
