@@ -381,7 +381,13 @@ def _scaled_cells(x):
         pyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
 
 
+def _stack(x):
+    with pyro.plate_stack("cell", [ROWS, COLS]):
+        pyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
+
+
 REFUSED = {
+    "stack": (_stack, r"'x': plate_stack\('cell', ...\) does not say .*Enter the plate over the"),
     "no plate": (_unplated, r"'x': its batch shape \(7, 3\) belongs to no plate.*to_event"),
     "beside": (_beside_a_plate, r"'x': .*\(7, 3\) belongs to the plate\(s\) \['rows'\] only in"),
     "two": (_two_outermost, r"'x' and 'y' .*outermost plate 'rows' for 'x' and .*'others' for 'y'"),
