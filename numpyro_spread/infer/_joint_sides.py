@@ -23,6 +23,7 @@ from numpyro_spread.infer._datum import (
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Unconditioned
+from numpyro_spread.infer._shared_latents import warn_of_shared_latents
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import (
     Guarded,
@@ -105,6 +106,7 @@ def draw_joint(
         raise ValueError(_messages.joint_no_latent(drawn))
     compared = observed | local
     dims = data_dims(compared)
+    warn_of_shared_latents(model, sites, compared, dims, drawn)
 
     def of_guide(site: Mapping[str, Any]) -> Any:
         name = site["name"]

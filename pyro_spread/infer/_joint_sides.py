@@ -20,6 +20,7 @@ from pyro_spread.infer._datum import (
 )
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
+from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
@@ -95,6 +96,7 @@ def draw_joint(
         raise ValueError(_messages.joint_no_latent(drawn))
     compared = observed | local
     dims = data_dims(compared)
+    warn_of_shared_latents(model, trace.nodes, compared, dims, drawn)
 
     def of_guide(site: Any) -> torch.Tensor:
         return site["infer"]["obs"] if site["name"] in observed else drawn[site["name"]]["value"]
