@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -192,7 +193,7 @@ class FiniteGuard(_NumPyroOptim):
             except Exception as error:
                 # Values are checked where they are concrete: compiled, this is a loss of NaN.
                 is_compiled = not is_concrete(*jax.tree.leaves(params))
-                skipped = not is_compiled and is_about_numbers(root_cause(error))
+                skipped = not is_compiled and _is_about_numbers(root_cause(error))
                 if self.on_nonfinite == "raise" or not skipped:
                     raise
                 value = jnp.full((), jnp.nan)
@@ -373,6 +374,16 @@ def _describe(bad: Any, names: list[str], discriminator: str, value: float) -> s
     kind, place = (0, first) if first < count else divmod(first - 1, count)
     name = names[place]
     return _KINDS[kind]("NaN or inf", name, player_of(name, discriminator, "$"))
+
+
+def _is_about_numbers(error: BaseException) -> bool:
+    if is_about_numbers(error):
+        return True
+    # A warning, which some turn into an error: values may be out of a support and finite.
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    values = [names["value"] for names in frames if isinstance(names.get("value"), jax.Array)]
+    told = str(error).startswith("Out-of-support values") and values and is_concrete(values[-1])
+    return bool(told) and not bool(jnp.isfinite(values[-1]).all())
 
 
 @contextmanager
