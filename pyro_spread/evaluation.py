@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._sites import is_implicit
 from spread_analysis import _messages
 from spread_analysis._arguments import (
@@ -41,6 +42,7 @@ from spread_analysis.log_evidence import (
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
+@unchanged_buffers()
 def ais_log_likelihood(
     model: Callable[..., Any],
     *args: Any,
@@ -167,6 +169,7 @@ def ais_log_likelihood(
     return evidence.reshape(packing.data_shape)
 
 
+@unchanged_buffers()
 @torch.no_grad()
 def importance_weighted_bound(
     model: Callable[..., Any],
@@ -228,6 +231,7 @@ def importance_weighted_bound(
     return log_mean_exp(np.stack(log_weights))
 
 
+@unchanged_buffers()
 @torch.no_grad()
 def simulation_based_calibration(
     model: Callable[..., Any],
