@@ -338,7 +338,7 @@ class JointContrastELBO(Loss):
         if self.discriminator is None:
             return
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers():
                 sides, args, kwargs = self._draw(model, guide, args, kwargs)
                 self._judge(sides.guide, args, kwargs)
         register_critic(self.name, self.discriminator)

@@ -174,8 +174,6 @@ def nested(model):
 def easy(model):
     @easy_guide(model)
     def guide(self, x):
-        net = self.register("net", nn.Linear(1, 2)) if False else None
-        assert net is None
         group = self.group(match="a|b")
         loc = pyro.param("loc", torch.zeros(group.event_shape))
         scale = pyro.param("scale", torch.ones(group.event_shape), dist.constraints.positive)
@@ -192,4 +190,4 @@ def test_stock_guides_get_what_the_stock_loss_gives(make):
         pyro.set_rng_seed(0)
         svi = SVI(plain, make(plain), pyro.optim.Adam({"lr": 1e-2}), loss)
         values.append([svi.step(data) for _ in range(3)])
-    assert values[0] == values[1]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)  # sums are of floats and of tensors
