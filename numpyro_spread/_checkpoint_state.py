@@ -17,6 +17,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread.guard import loss_of
+from spread_analysis._bounds import describe, same, text
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._checkpoint_tree import MalformedError
 from spread_analysis._messages import checkpoints as _messages
@@ -157,6 +158,48 @@ def leaves(svi_state: SVIState) -> dict[str, Any]:
         jax.tree_util.keystr(path).lstrip("."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(svi_state)
     }
+
+
+def bounds(svi: SVI) -> dict[str, Any]:
+    """From params to what their constraints and transforms say, as far as the SVI knows them."""
+    transforms = getattr(svi.constrain_fn, "args", ({},))[0]
+    return {
+        name: {
+            "constraint": describe(_constraint(transform), _array),
+            "transform": describe(transform, _array),
+        }
+        for name, transform in transforms.items()
+    }
+
+
+def _constraint(transform: Any) -> Any:
+    # Computed from its numbers, which have leaked where svi.init was compiled with arrays as bounds.
+    try:
+        return transform.codomain
+    except Exception:
+        return None
+
+
+def _array(value: Any) -> np.ndarray | None:
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array | np.ndarray):
+        return None
+    return np.asarray(value, np.float64)
+
+
+def check_bounds(reading: Reading, svi: SVI) -> None:
+    """
+    Refuse params under another constraint.
+
+    :raises CheckpointError: naming the param and both constraints.
+    """
+    live = bounds(svi)
+    found = reading.part("bounds", dict) if "bounds" in reading.state else live
+    for name in live.keys() & found.keys():
+        if not same(found[name], live[name]):
+            saved = found[name] if isinstance(found[name], dict) else {}
+            pairs = [(saved.get(key), each) for key, each in live[name].items()]
+            one, other = next(pair for pair in pairs if not same(*pair))
+            raise reading.refuse(_messages.other_bounds(name, text(one), text(other)))
 
 
 def loss_state(svi: SVI) -> Any:

@@ -23,6 +23,7 @@ from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._reachable_modules import Held, find_modules, held_beside_params, loss_of
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._guards import Buffers
+from spread_analysis._bounds import describe, same, text
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._checkpoint_tree import MalformedError
 from spread_analysis._messages import checkpoints as _messages
@@ -94,7 +95,18 @@ def param_state(name: str) -> dict[str, Any]:
     # Pyro leaves zeros behind each step, with which torch's optimisers do not do as with None.
     if grad is not None and not bool((grad.ne(0) | grad.signbit()).any()):
         kept = "zeros"
-    return {"value": param, "constraint": _constraint(store._constraints[name]), "grad": kept}
+    constraint = store._constraints[name]
+    return {
+        "value": param,
+        "constraint": _constraint(constraint),
+        "bounds": describe(constraint, _array),
+        "grad": kept,
+    }
+
+
+def _array(value: Any) -> np.ndarray | None:
+    is_tensor = isinstance(value, torch.Tensor)
+    return value.detach().cpu().double().numpy() if is_tensor else None
 
 
 def _constraint(constraint: Any) -> str:
@@ -159,6 +171,10 @@ def prepare_params(reading: Reading) -> list[Commit]:
         if state.get("constraint") != constraint:
             found, live = str(state.get("constraint")), constraint
             raise reading.refuse(_messages.other_array("constraint of", name, found, live))
+        bounds = describe(store._constraints[name], _array)
+        # Files of earlier versions do not have them.
+        if not same(found_bounds := state.get("bounds", bounds), bounds):
+            raise reading.refuse(_messages.other_bounds(name, text(found_bounds), text(bounds)))
         if isinstance(grad, torch.Tensor):
             _check_array(reading, "gradient of", name, grad, param)
         elif grad not in (None, "zeros"):

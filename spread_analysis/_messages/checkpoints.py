@@ -50,6 +50,21 @@ def foreign(what: str) -> str:
     return f"not a checkpoint of pyro-spread but {what}. Give a file that save_checkpoint wrote"
 
 
+def dead_link(path: object) -> str:
+    return f"{path} is a link whose target is not there. Mount or restore it, or remove the link"
+
+
+def no_file() -> str:
+    return "not a file but a folder, pipe or device. Move it away, or give the path of a file"
+
+
+def two_savers(directory: object) -> str:
+    return (
+        f"another run or process saves its checkpoints in {directory} too, so that one would go on "
+        "from the other's. Give each run, and each of its processes, a directory of its own"
+    )
+
+
 def newer_format(found: object, known: int) -> str:
     return (
         f"format version {found!r}, but this pyro-spread reads up to {known}. "
@@ -93,6 +108,15 @@ def other_array(what: str, name: str, found: str, live: str) -> str:
     return (
         f"{what} '{name}' is {found} in the file, but {live} here. Build model, guide and loss as "
         "the saved run did"
+    )
+
+
+def other_bounds(name: str, found: str, live: str) -> str:
+    if found == live:
+        live = "one with other values"
+    return (
+        f"the constraint of param '{name}' is {found} in the file, but {live} here, under which "
+        "its value would be another. Build model and guide as the saved run did"
     )
 
 
