@@ -21,6 +21,7 @@ from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._reachable_modules import Held, find_modules, held_beside_params, loss_of
+from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._guards import Buffers
 from spread_analysis._bounds import describe, same, text
@@ -221,6 +222,19 @@ def _put_held(held: Held, value: Any) -> Commit:
     return commit
 
 
+def check_optimizer(svi: SVI) -> None:
+    """
+    Refuse an optimiser whose state would not be whole in a file.
+
+    :raises ValueError: naming the class and what would be lost.
+    """
+    before = random_state()
+    try:
+        refuse_unsaved(svi.optim)
+    finally:
+        set_random_state(before)
+
+
 def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
     """The same for the optimisers."""
     state = reading.part("optimizer", dict)
@@ -228,6 +242,15 @@ def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
         return optimizers.prepare(svi.optim, state, strict)
     except Exception as error:  # torch says anything of a state that is none
         raise reading.refuse(_messages.malformed(f"optimizer: {error}")) from error
+
+
+def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
+    """The same for what classes of optimisers written by the user keep beside torch's state."""
+    saved = reading.state.get("optimizer_attributes", {})  # earlier versions do not write it
+    before = copy.deepcopy(attributes(svi.optim))
+    if not fit(saved, before):
+        raise reading.refuse(_messages.malformed("attributes of the optimiser are of other types"))
+    return lambda: set_attributes(svi.optim, saved)
 
 
 def prepare_loss(reading: Reading, svi: SVI) -> Commit:

@@ -131,6 +131,18 @@ def not_taken_back(name: str) -> str:
     )
 
 
+def unusable_state(name: str, what: str) -> str:
+    return f"the state for param '{name}' is none that its optimiser can step from ({what})"
+
+
+def unsaved_optimizer(kind: str, where: str) -> str:
+    return (
+        f"the optimiser {kind} keeps state that its state_dict does not hold, so that it would be "
+        f"lost: {where}. Give {kind} methods that return and take back all of it: state_dict and "
+        "load_state_dict of a torch optimiser, get_state and set_state of a PyroOptim"
+    )
+
+
 def undeclared(cause: object) -> str:
     return (
         "the params are not declared yet, and declaring them failed "
