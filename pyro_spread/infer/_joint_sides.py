@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread._transaction import looking
 from pyro_spread.infer._plate_arguments import subsampled
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, check_noise_sites, common_batch, is_compared
@@ -125,10 +125,8 @@ def data_plates(
     known = _known_plates.get(model)
     if known is not None:
         return known
-    state = get_rng_state()
-    with poutine.block(), torch.no_grad():
+    with looking(), poutine.block(), torch.no_grad():
         nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
-    set_rng_state(state)
     data = [s for s in nodes.values() if s["type"] == "sample" and s["is_observed"]]
     plates = [_plates_of(s) for s in data if not s["infer"].get("_deterministic")]
     found = frozenset.intersection(*plates) if plates else frozenset()
