@@ -244,11 +244,17 @@ def restored(reading: Reading, like: SVIState) -> SVIState:
         values.append(saved[name].like(leaf) if isinstance(saved[name], _Array) else saved[name])
     # A state may also differ in what has no leaves, such as steps of an optimiser without state.
     found_nodes, live_nodes = reading.part("nodes", list), nodes(like)
+    if not all(_is_node(node) for node in found_nodes):
+        raise reading.refuse(_messages.malformed("its 'nodes' are not pairs of names"))
     if found_nodes != live_nodes:
         pairs = zip([*found_nodes, None], [*live_nodes, None], strict=False)
         first, second = next(pair for pair in pairs if pair[0] != pair[1])
         raise reading.refuse(_messages.other_class("structure", first, second))
     return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, list) and [type(part) for part in node] == [str, str]
 
 
 def _describe(leaf: Any) -> str:

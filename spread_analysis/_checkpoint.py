@@ -230,6 +230,8 @@ class Reading:
             metadata = decode(content.get("metadata"), self._tensors, codec.from_tensor)
         except (MalformedError, RecursionError) as error:
             raise self.refuse(_messages.malformed(str(error))) from error
+        if not isinstance(self.state, dict):
+            raise self.refuse(_messages.malformed("its state is an array"))
         #: What the caller gets.
         self.checkpoint = Checkpoint(self.path, step, metadata, dict(versions))
 

@@ -183,6 +183,30 @@ def hidden_modules(names: Collection[str]) -> str:
     )
 
 
+def unreached_modules(calls: Collection[tuple[str, Collection[str]]]) -> str:
+    shown = [f"{module} ({_listed(names)})" for module, names in list(calls)[:2]]
+    more = f" and {len(calls) - 2} more" if len(calls) > 2 else ""
+    return (
+        f"a step calls {', '.join(shown)}{more}, to which model, guide and loss do not lead, so that "
+        "what it holds would be lost. Pass it to save_checkpoint and load_checkpoint, as in "
+        "modules={'net': net}"
+    )
+
+
+def unknown_then(names: Collection[str]) -> str:
+    return (
+        f"the checkpoint is of a version that did not keep {_listed(names)}. The rest is loaded, "
+        "but the run may not go on bit for bit as it would have"
+    )
+
+
+def unknown_now(names: Collection[str]) -> str:
+    return (
+        f"the checkpoint holds {_listed(names)}, to which model, guide and loss do not lead here. "
+        "They were left out"
+    )
+
+
 def unencodable(where: str, value: Any) -> str:
     return (
         f"{where} cannot be saved: {type(value).__module__}.{type(value).__qualname__} is neither "
