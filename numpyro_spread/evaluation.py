@@ -24,6 +24,7 @@ from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.infer import Predictive
 from numpyro.primitives import Messenger
 
+from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._sites import is_implicit
 from spread_analysis import _messages
 from spread_analysis._arguments import (
@@ -46,6 +47,7 @@ from spread_analysis.log_evidence import (
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
+@takes_arrays
 def ais_log_likelihood(
     rng_key: jax.Array,
     params: Mapping[str, Any],
@@ -161,6 +163,7 @@ def ais_log_likelihood(
     return evidence.reshape(packing.data_shape)
 
 
+@takes_arrays
 def importance_weighted_bound(
     rng_key: jax.Array,
     params: Mapping[str, Any],
@@ -232,6 +235,7 @@ def importance_weighted_bound(
     )
 
 
+@takes_arrays
 def simulation_based_calibration(
     rng_key: jax.Array,
     params: Mapping[str, Any],

@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
+from pyro_spread._inputs import takes_arrays
 from pyro_spread.infer._sites import is_implicit
 from spread_analysis import _messages
 from spread_analysis._arguments import (
@@ -41,6 +42,7 @@ from spread_analysis.log_evidence import (
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
+@takes_arrays
 def ais_log_likelihood(
     model: Callable[..., Any],
     *args: Any,
@@ -168,6 +170,7 @@ def ais_log_likelihood(
 
 
 @torch.no_grad()
+@takes_arrays
 def importance_weighted_bound(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -229,6 +232,7 @@ def importance_weighted_bound(
 
 
 @torch.no_grad()
+@takes_arrays
 def simulation_based_calibration(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace, uncondition
 from numpyro.primitives import Messenger
 
+from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._noise import draw_at
@@ -193,7 +194,7 @@ class Side:
         all_masked = True
         keys = random.split(rng_key, len(observed))
         for key, (name, site) in zip(keys, observed.items(), strict=True):
-            value, event_dim = take(site), site["fn"].event_dim
+            value, event_dim = observed_array(name, take(site)), site["fn"].event_dim
             shape = jnp.shape(value)
             extra = len(shape) - event_dim - batch_ndim
             if extra < 0 or shape[len(shape) - event_dim :] != site["fn"].event_shape:

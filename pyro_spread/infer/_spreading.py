@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions.transforms import ComposeTransform
 
+from pyro_spread._inputs import WANTED
 from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._noise import Noise, as_noise, draw_at, kernels_of
@@ -26,6 +27,7 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._messages import inputs
 from spread_analysis._nonfinite import NonFiniteError
 
 
@@ -165,8 +167,7 @@ def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
 
 def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
     if not isinstance(x, torch.Tensor):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "a torch.Tensor"))
+        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
 
+from pyro_spread._inputs import observed_tensor
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._noise import draw_at
 from pyro_spread.infer._plate_arguments import subsampled
@@ -170,7 +171,8 @@ class Side:
         kept: torch.Tensor | None = None
         all_masked = True
         for name, site in observed.items():
-            value, event_dim = torch.as_tensor(take(site)), site["fn"].event_dim
+            value = torch.as_tensor(observed_tensor(name, take(site)))
+            event_dim = site["fn"].event_dim
             extra = value.dim() - event_dim - batch_ndim
             if extra < 0 or value.shape[value.dim() - event_dim :] != site["fn"].event_shape:
                 raise ValueError(

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spread_analysis._messages.general import shortened, shown
+
 _NOTHING = "Nothing was changed."
 _CURES = (
     "Lower the learning rate, clip the gradient, or let finite_guard(svi, on_nonfinite='skip' or "
@@ -53,12 +55,12 @@ def nonfinite_update(what: str, param: str, player: str) -> str:
 def nonfinite_argument(what: str, arguments: list[str], led_to: object) -> str:
     return (
         f"the data: the model's argument(s) {arguments} contain {what}. {_NOTHING} Clean or impute "
-        f"them first, or mask those entries out in the model. It led to: {led_to}"
+        f"them first, or mask those entries out in the model. It led to: {shortened(led_to)}"
     )
 
 
 def nonfinite_inside(player: str, led_to: object) -> str:
-    return f"NaN arose inside of the {player}. {_NOTHING} {_CURES} It led to: {led_to}"
+    return f"NaN arose inside of the {player}. {_NOTHING} {_CURES} It led to: {shortened(led_to)}"
 
 
 def nonfinite_loss(what: str, gradients: Sequence[str] = ()) -> str:
@@ -79,7 +81,7 @@ def already_guarded() -> str:
 
 def no_svi(value: object, wanted: str) -> str:
     return (
-        f"finite_guard: expected {wanted}, got {value!r}. Guard the SVI, not its optimiser: "
+        f"finite_guard: expected {wanted}, got {shown(value)}. Guard the SVI, not its optimiser: "
         "svi = finite_guard(SVI(model, guide, optim, loss))."
     )
 
