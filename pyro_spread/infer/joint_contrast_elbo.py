@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import KL, Divergence, ReverseKL
 from pyro_spread.infer._critic import (
     check_critic,
@@ -22,7 +23,7 @@ from pyro_spread.infer._critic import (
     register_critic,
 )
 from pyro_spread.infer._critic_loss import Logits
-from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
+from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
 from pyro_spread.infer._ranks import LossModule, ranks, share
@@ -37,7 +38,6 @@ from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
-from spread_analysis._latents import shared_dims
 from spread_analysis._validation import check_count
 
 
@@ -181,7 +181,7 @@ class JointContrastELBO(Loss):
         kept = (
             nullcontext() if self.discriminator is None else unchanged_buffers(self.discriminator)
         )
-        with torch.no_grad(), no_new_params_on_error(), kept:
+        with torch.no_grad(), kept:
             self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return float(loss)
@@ -213,7 +213,7 @@ class JointContrastELBO(Loss):
         """
         if self.discriminator is None:
             raise ValueError(_messages.joint_nothing_implicit("logits()"))
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             sides, args, kwargs = self._draw(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, args, kwargs)
@@ -248,7 +248,7 @@ class JointContrastELBO(Loss):
         sides, args, kwargs = self._draw(model, guide, args, kwargs)
         assert self.discriminator is not None
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers(self.discriminator):
                 self._judge(sides.guide, args, kwargs)
         pi = self.divergence.pi  # share of the model's pairs, whose label is zero
         like = next(iter(sides.guide.values()))
@@ -323,8 +323,10 @@ class JointContrastELBO(Loss):
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
                 raise ValueError(_messages.joint_needs_density(name))
         scored.compute_log_prob(lambda name, site: name in sites)
-        dims = shared_dims([s["fn"].batch_shape for s in (*observed.values(), *sites.values())])
-        counts = [max(1.0, _count(site, dims)) for site in sites.values()]
+        drawn_with = observed | {name: trace.nodes[name] for name in sites}
+        one = not are_whole(drawn_with)
+        dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
+        counts = [max(1.0, _count(site, dims[name])) for name, site in sites.items()]
         if (current := ranks()) is not None:
             # One number for all data cancels in the mean over a shard: here it must not count.
             scales = [float(s["scale"]) if _is_number(s["scale"]) else 1.0 for s in sites.values()]
@@ -356,7 +358,7 @@ def _is_number(scale: Any) -> bool:
     return not isinstance(scale, torch.Tensor) or scale.dim() == 0
 
 
-def _count(site: Mapping[str, Any], dims: set[int]) -> float:
+def _count(site: Mapping[str, Any], dim: int | None) -> float:
     """How many data the log density of a site stands for, with scale and mask."""
     mask, fn = site["mask"], site["fn"]
     while isinstance(fn, MaskedDistribution):
@@ -364,5 +366,6 @@ def _count(site: Mapping[str, Any], dims: set[int]) -> float:
     weights = torch.ones_like(site["log_prob"]) * site["scale"]
     if mask is not None:
         weights = weights * mask
-    rest = [dim for dim in range(-weights.dim(), 0) if dim not in dims]
-    return float((weights.amax(rest) if rest else weights).sum())
+    rest = [d for d in range(-weights.dim(), 0) if d != dim]
+    whole = float((weights.amax(rest) if rest else weights).sum())
+    return whole / parts_left_out(site)
