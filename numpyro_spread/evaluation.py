@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
 from spread_analysis._arguments import (
     argument_name,
@@ -33,14 +35,15 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._messages.evaluation import masked_apart
 from spread_analysis._validation import as_count
-from spread_analysis.calibration import CalibrationReport, simulation_ranks
+from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
     LogEvidence,
     Packing,
     Target,
     annealed_importance,
-    data_first,
+    any_of_datum,
     log_mean_exp,
 )
 
@@ -160,7 +163,8 @@ def ais_log_likelihood(
         step_size=step_size,
         seed=_numpy_seed(numpy_key),
     )
-    return evidence.reshape(packing.data_shape)
+    evidence = evidence.reshape(packing.data_shape)
+    return replace(evidence, observed=_observed(sites, dims))
 
 
 @takes_arrays
@@ -207,20 +211,20 @@ def importance_weighted_bound(
     :param num_samples: draws of the guide per datum.
     :param kwargs: keyword arguments of both.
     :return: values of the shape of the plates that all sites of model and guide share.
-    :raises ValueError: if a site of the guide has no density, or a site is scaled; the message
-        names it and the way out.
+    :raises ValueError: if a site of the guide has no density, a site is scaled, or model and guide
+        mask different elements of it; the message names it and the way out.
     """
 
-    def log_weight(rng_key: jax.Array, checked: bool = True) -> jax.Array:
+    def run(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
         guide_key, model_key = random.split(rng_key)
         guide_trace = _trace(guide_key, params, guide, args, kwargs)
         proposed = _sites(guide_trace)
         replayed = replay(model, trace=guide_trace)
         sites = _sites(_trace(model_key, params, replayed, args, kwargs))
-        if not checked:
-            _check_densities(proposed)
-            _check_evidence(sites)
-        dims = _shared_dims([*sites.values(), *proposed.values()])
+        return sites, proposed, _shared_dims([*sites.values(), *proposed.values()])
+
+    def log_weight(rng_key: jax.Array) -> jax.Array:
+        sites, proposed, dims = run(rng_key)
         # A latent that the guide leaves out is proposed by its prior, which cancels.
         scored = [s for n, s in sites.items() if s["is_observed"] or n in proposed]
         weight: Any = sum(_per_datum(_log_prob(site), dims) for site in scored)
@@ -229,10 +233,14 @@ def importance_weighted_bound(
         return jnp.asarray(weight)
 
     samples = as_count(num_samples, "num_samples")
-    log_weight(rng_key, checked=False)  # scales are concrete only outside of jit
-    return log_mean_exp(
+    sites, proposed, dims = run(rng_key)  # scales and masks are concrete only outside of jit
+    _check_densities(proposed)
+    _check_evidence(sites)
+    _check_masks(sites, proposed)
+    evidence = log_mean_exp(
         jax.jit(lambda keys: jax.lax.map(log_weight, keys))(random.split(rng_key, samples))
     )
+    return replace(evidence, observed=_observed(sites, dims))
 
 
 @takes_arrays
@@ -257,6 +265,9 @@ def simulation_based_calibration(
     al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The elements of the
     plates that all sites share are simulations of their own, so that a batch costs one run.
 
+    Elements that model or guide masks out are not ranked. A simulation counts once: where the model
+    repeats itself, as one that reads its latents from a table does, one pass is all there is.
+
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro_spread import simulation_based_calibration
         >>> def model(x):
@@ -277,7 +288,8 @@ def simulation_based_calibration(
     :param model: the model, which can be run forward.
     :param guide: an amortised guide: it must depend on the data through its arguments.
     :param args: positional arguments of both; of the data only the shape matters.
-    :param num_simulations: simulations, at least; a batch is not cut.
+    :param num_simulations: simulations, at least, masked ones among them; a batch is not cut. There
+        are fewer where the model records no more.
     :param num_draws: draws of the guide for each.
     :param sites: latent sites to rank; all by default that model and guide have in common.
     :param data: dict from observed site to the name of the model argument that carries its data.
@@ -286,11 +298,10 @@ def simulation_based_calibration(
         takes more memory.
     :param kwargs: keyword arguments of both.
     :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
-    :raises ValueError: if an observed site does not fit the argument that carries its data, or
-        ``sites`` are none that both have; the message names them.
+    :raises ValueError: if an observed site does not fit the argument that carries its data,
+        ``sites`` are none that both have, or all of a site is masked; the message names them.
     """
-    draws_per_run = as_count(num_draws, "num_draws")
-    missing = as_count(num_simulations, "num_simulations")
+    tally = RankTally(num_simulations, num_draws)
     first = _sites(_simulate(rng_key, params, model, args, kwargs))
     observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
     for name, site in observed.items():
@@ -315,10 +326,15 @@ def simulation_based_calibration(
     predictive = Predictive(
         guide,
         params=dict(params),
-        num_samples=draws_per_run,
+        num_samples=tally.num_draws,
         return_sites=wanted,
         parallel=parallel,
     )
+
+    dims = _shared_dims(first.values())
+
+    def axes(name: str) -> list[int]:
+        return [dim - first[name]["fn"].event_dim for dim in dims]
 
     @jax.jit
     def simulate(rng_key: jax.Array) -> Any:
@@ -326,22 +342,29 @@ def simulation_based_calibration(
         sites = _sites(_simulate(model_key, params, model, args, kwargs))
         new_args, new_kwargs = with_simulated(sites)
         draws = predictive(guide_key, *new_args, **new_kwargs)
-        return {name: (sites[name]["value"], draws[name]) for name in wanted}
+        # A run of its own, since what the guide masks may follow the data.
+        proposed = _trace(guide_key, params, guide, new_args, new_kwargs)
+        ranked = {}
+        for name in wanted:
+            truth = sites[name]["value"]
+            of_guide = _kept(name, proposed[name]).reshape(jnp.shape(truth))
+            ranked[name] = truth, draws[name], _kept(name, sites[name]) & of_guide
+        return ranked, {name: sites[name]["value"] for name in observed}
 
-    dims = _shared_dims(first.values())
-    runs: list[dict[str, np.ndarray]] = []
-    while missing > 0:
+    while tally.wants_more:
         rng_key, run_key, tie_key = random.split(rng_key, 3)
-        run = {}
-        for name, (truth, draws) in simulate(run_key).items():
-            ranks = simulation_ranks(truth, draws, _numpy_seed(tie_key))
-            event_dim = first[name]["fn"].event_dim
-            run[name] = data_first(ranks, [dim - event_dim for dim in dims])
-        runs.append(run)
-        missing -= len(next(iter(run.values())))
-    return CalibrationReport(
-        {name: np.concatenate([run[name] for run in runs]) for name in wanted}, draws_per_run
-    )
+        ranked, values = simulate(run_key)
+        run = {name: Ranked(*parts, axes(name)) for name, parts in ranked.items()}
+        seen = [(value, axes(name)) for name, value in values.items()]
+        tally.add(run, seen, _numpy_seed(tie_key))
+    return tally.report()
+
+
+def _kept(name: str, site: Mapping[str, Any]) -> jax.Array:
+    """Elements of a site that no mask leaves out, of shape batch + event."""
+    shape = jnp.broadcast_shapes(site["fn"].shape(), jnp.shape(site["value"]))
+    mask = _mask(name, site, shape)
+    return jnp.ones(shape, bool) if mask is None else mask
 
 
 class _Unconstrained(Messenger):
@@ -415,6 +438,23 @@ def _check_densities(proposed: Mapping[str, Any]) -> None:
             fn = fn.base_dist
         if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
             raise ValueError(_messages.density_free_guide(name))
+
+
+def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
+    for name in proposed.keys() & sites.keys():
+        if not np.array_equal(_kept(name, sites[name]), _kept(name, proposed[name])):
+            raise ValueError(masked_apart(name))
+
+
+def _observed(sites: Mapping[str, Any], dims: Sequence[int]) -> np.ndarray | None:
+    """Of which data anything is observed, in the shape of the data; None if of all."""
+    found = []
+    for name, site in sites.items():
+        if site["is_observed"]:
+            axes = [dim - site["fn"].event_dim for dim in dims]
+            found.append(any_of_datum(np.asarray(_kept(name, site)), axes))
+    observed: np.ndarray = np.logical_or.reduce(found)
+    return None if observed.all() else observed
 
 
 def _shared_dims(sites: Iterable[Any]) -> list[int]:
