@@ -106,9 +106,10 @@ def empty_observation(site: str, argument: str, shape: Sequence[int]) -> str:
 
 def layout_misfit(site: str, kernel: str, argument: Sequence[int], value: Sequence[int]) -> str:
     return (
-        f"site '{site}': {kernel} treats elements differently, but which of its argument, of shape "
-        f"{tuple(argument)}, stands where in the observed value, of shape {tuple(value)}, cannot be "
-        "told. Hand over the data in the shape that the site observes, or use a scale of one number."
+        f"site '{site}': {kernel} treats elements differently, but it cannot be told where those "
+        f"of its argument, of shape {tuple(argument)}, stand in the observed value, of shape "
+        f"{tuple(value)}. Hand over the data in the shape that the site observes, or use a scale "
+        "of one number."
     )
 
 
