@@ -14,6 +14,7 @@ from jax.extend.core import Literal
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_feasible
 
+from numpyro_spread.infer._jaxpr import through_control_flow
 from spread_analysis._arguments import Key, replace_arguments
 
 # Primitives whose first operand is the data and that only take, drop, repeat or reorder elements.
@@ -105,8 +106,14 @@ def _sources(jaxpr: Any, inputs: Sequence[Key | None], free: bool) -> list[Key |
 def _through(equation: Any, sources: list[Key | None], free: bool) -> list[Key | None]:
     name, count = equation.primitive.name, len(equation.outvars)
     lost: list[Key | None] = [None] * count
+    if name in ("scan", "while", "cond"):
+
+        def walk(inner: Any, given: Sequence[Key | None]) -> list[Key | None]:
+            return _sources(inner, given, free)
+
+        return through_control_flow(equation, sources, walk, lambda a, b: a if a == b else None)
     inner = next((equation.params[key] for key in _INNER if key in equation.params), None)
-    if inner is not None and name not in ("scan", "while", "cond"):
+    if inner is not None:
         inner = getattr(inner, "jaxpr", inner)
         if len(inner.invars) != len(sources) or len(inner.outvars) != count:
             return lost

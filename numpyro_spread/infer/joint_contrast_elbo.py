@@ -19,6 +19,7 @@ from numpyro_spread.divergences import KL, Divergence, ReverseKL
 from numpyro_spread.infer._contrast import accuracy
 from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._critic_loss import Logits
+from numpyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
@@ -35,7 +36,6 @@ from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
-from spread_analysis._latents import shared_dims
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
 from spread_analysis.critic import LAGGING_ACCURACY
@@ -374,10 +374,10 @@ class JointContrastELBO(Stateful, ELBO):
         sites = {n: s for n, s in scored.items() if n in latents and s["type"] == "sample"}
         if not sites:
             raise ValueError(_messages.joint_no_latent(scored))
-        total, dims = (
-            jnp.zeros(()),
-            shared_dims([s["fn"].batch_shape for s in (*observed.values(), *sites.values())]),
-        )
+        drawn_with = observed | {name: simulated[name] for name in sites}
+        one = not are_whole(drawn_with)
+        dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
+        total = jnp.zeros(())
         for name, site in sites.items():
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
@@ -385,8 +385,8 @@ class JointContrastELBO(Stateful, ELBO):
             log_prob = site["fn"].log_prob(site["value"])
             scale = 1.0 if site["scale"] is None else site["scale"]
             weights = scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))
-            rest = tuple(dim for dim in range(-weights.ndim, 0) if dim not in dims)
-            count = weights.max(rest).sum()
+            rest = tuple(dim for dim in range(-weights.ndim, 0) if dim != dims[name])
+            count = weights.max(rest).sum() / parts_left_out(site, scored)
             total = total - (scale * log_prob).sum() / jnp.maximum(1.0, count)
         mutable = {
             name: site["value"]

@@ -22,6 +22,7 @@ from pyro_spread.infer._critic import (
     register_critic,
 )
 from pyro_spread.infer._critic_loss import Logits
+from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
@@ -38,7 +39,6 @@ from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
-from spread_analysis._latents import shared_dims
 from spread_analysis._paths import Where
 from spread_analysis._patterns import resolved
 from spread_analysis._use_of_data import UseOfData
@@ -334,8 +334,10 @@ class JointContrastELBO(Loss):
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
                 raise ValueError(_messages.joint_needs_density(name))
         scored.compute_log_prob(lambda name, site: name in sites)
-        dims = shared_dims([s["fn"].batch_shape for s in (*observed.values(), *sites.values())])
-        counts = [max(1.0, _count(site, dims)) for site in sites.values()]
+        drawn_with = observed | {name: trace.nodes[name] for name in sites}
+        one = not are_whole(drawn_with)
+        dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
+        counts = [max(1.0, _count(site, dims[name])) for name, site in sites.items()]
         if (current := ranks()) is not None:
             # One number for all data cancels in the mean over a shard: here it must not count.
             scales = [float(s["scale"]) if _is_number(s["scale"]) else 1.0 for s in sites.values()]
@@ -367,7 +369,7 @@ def _is_number(scale: Any) -> bool:
     return not isinstance(scale, torch.Tensor) or scale.dim() == 0
 
 
-def _count(site: Mapping[str, Any], dims: set[int]) -> float:
+def _count(site: Mapping[str, Any], dim: int | None) -> float:
     """How many data the log density of a site stands for, with scale and mask."""
     mask, fn = site["mask"], site["fn"]
     while isinstance(fn, MaskedDistribution):
@@ -375,5 +377,6 @@ def _count(site: Mapping[str, Any], dims: set[int]) -> float:
     weights = torch.ones_like(site["log_prob"]) * site["scale"]
     if mask is not None:
         weights = weights * mask
-    rest = [dim for dim in range(-weights.dim(), 0) if dim not in dims]
-    return float((weights.amax(rest) if rest else weights).sum())
+    rest = [d for d in range(-weights.dim(), 0) if d != dim]
+    whole = float((weights.amax(rest) if rest else weights).sum())
+    return whole / parts_left_out(site)

@@ -121,10 +121,50 @@ def local_guide_site(site: str, plates: Iterable[str]) -> str:
     )
 
 
-def batch_mismatch(first: str, shape: Sequence[int], second: str, other: Sequence[int]) -> str:
+def batch_mismatch(
+    first: str,
+    shape: Sequence[int],
+    plate: str | None,
+    second: str,
+    other: Sequence[int],
+    other_plate: str | None,
+) -> str:
     return (
         f"sites '{first}' and '{second}' have batch shapes {tuple(shape)} and {tuple(other)}, "
-        "which end in different plates, so that no critic can see them together."
+        "which end in different plates, so that no critic can see them together: what counts the "
+        f"data is {_counted_by(plate)} for '{first}' and {_counted_by(other_plate)} for "
+        f"'{second}'. Enter one plate first for both, or make what belongs to one datum an event "
+        "with .to_event(...)."
+    )
+
+
+def _counted_by(plate: str | None) -> str:
+    return "the batch, in no plate," if plate is None else f"the outermost plate '{plate}'"
+
+
+def undecided_batch(site: str, shape: Sequence[int], plates: Iterable[str]) -> str:
+    plates = sorted(plates)
+    known = f"belongs to the plate(s) {plates} only in part" if plates else "belongs to no plate"
+    return (
+        f"site '{site}': its batch shape {tuple(shape)} {known}, so that it cannot be told which "
+        "dimension counts the data. Make those of one datum event dimensions with .to_event(...), "
+        "and put the site in a plate over the data."
+    )
+
+
+def sequential_data(site: str, plate: str) -> str:
+    return (
+        f"site '{site}': its outermost plate '{plate}' counts the data and is sequential, so that "
+        "every turn of the loop would be another datum. Write it vectorised: with "
+        f"pyro.plate('{plate}', size): ..."
+    )
+
+
+def scale_in_datum(site: str, scale: Sequence[int]) -> str:
+    return (
+        f"site '{site}': a scale of shape {tuple(scale)} differs within a datum, but a datum is "
+        "compared as one and has one weight. Give one number per datum, along the outermost plate, "
+        "or leave elements out with a mask."
     )
 
 
