@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._patterns import resolved
 from spread_analysis._remembered import Remembered
 
 # A look at the model, which need not be taken at every step.
@@ -48,6 +50,7 @@ def draw_joint(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    watch: AbstractContextManager[Any],
 ) -> JointSides:
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
@@ -61,6 +64,7 @@ def draw_joint(
         observed has passed through it already.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
+    :param watch: to be around the model.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -70,11 +74,12 @@ def draw_joint(
     # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
     # them, but their prior's gradient is handed on below.
     leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
+    with torch.set_grad_enabled(torch.is_grad_enabled()), watch:
         trace = _run_forward(model, guide_trace, leaves, args, kwargs)
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
+    noise = resolved(noise, observed)
     check_noise_sites(trace, observed, noise)
     _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))

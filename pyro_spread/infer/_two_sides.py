@@ -24,6 +24,7 @@ from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -70,6 +71,7 @@ def draw_sides(
     if not observed:
         raise ValueError(_messages.nothing_observed())
     _check_sites(trace, guide_trace, observed)
+    noise = resolved(noise, observed)
     dims = data_dims(observed)
     check_noise_sites(trace, observed, noise)
     left = {

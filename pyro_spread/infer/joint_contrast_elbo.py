@@ -24,6 +24,7 @@ from pyro_spread.infer._critic import (
 )
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
+from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
 from pyro_spread.infer._ranks import LossModule, ranks, share
@@ -38,6 +39,9 @@ from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._paths import Where
+from spread_analysis._patterns import resolved
+from spread_analysis._use_of_data import UseOfData
 from spread_analysis._validation import check_count
 
 
@@ -137,7 +141,7 @@ class JointContrastELBO(Loss):
         divergence: Divergence | None = None,
         noise: Noise | None = None,
         *,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Where] | None = None,
         regularizer: Regularizer | None = None,
         num_particles: int = 1,
         name: str = "discriminator",
@@ -223,8 +227,15 @@ class JointContrastELBO(Loss):
     ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
         """Pairs of both sides, and the arguments with the noisy data in them."""
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
-        args, kwargs, _, noise = self._spreading.hand(located, args, kwargs)
-        sides = draw_joint(model, guide, noise, args, kwargs)
+
+        def draw(use: UseOfData) -> tuple[JointSides, Handed]:
+            handed = self._spreading.hand(use, located, args, kwargs)
+            watch = Watch(handed) if located else nullcontext()
+            own = handed.noise, handed.args, handed.kwargs
+            return draw_joint(model, guide, *own, watch), handed
+
+        sides, handed = self._spreading.settled(located, model, args, kwargs, draw)
+        args, kwargs = handed.args, handed.kwargs
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
             raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
@@ -298,13 +309,13 @@ class JointContrastELBO(Loss):
     def _forward_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
         """Minus the log density of the guide at the model's latents, given their data."""
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
-        _, _, _, noise = self._spreading.hand(located, args, kwargs)
+        noise = self._spreading.hand(UseOfData(), located, args, kwargs).noise
         with torch.no_grad():
             trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
-        values = {}
+        noise, values = resolved(noise, observed), {}
         for site, key in locate_data(model, observed, args, kwargs, self.data).items():
             value, given = observed[site]["value"], get_argument(key, args, kwargs)
             if getattr(given, "shape", value.shape) != value.shape:

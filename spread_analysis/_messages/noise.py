@@ -155,6 +155,13 @@ def not_a_real_array(transform: str) -> str:
     )
 
 
+def transform_misfit(transform: str, shape: Sequence[int]) -> str:
+    return (
+        f"TransformedNoise: the parameters of {transform} do not fit a value of shape "
+        f"{tuple(shape)}. They must broadcast to the event shape."
+    )
+
+
 def outside_domain(transform: str, domain: object) -> str:
     return (
         f"TransformedNoise: the value leaves the domain of {transform}, {domain}, outside of which "

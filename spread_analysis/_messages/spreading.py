@@ -27,7 +27,22 @@ def unspread_delta(site: str, noise: Iterable[str]) -> str:
 def no_such_site(site: str, observed: Iterable[str]) -> str:
     return (
         f"noise names the site '{site}', but the model has no sample site of that name. Its "
-        f"observed sites are {sorted(observed)}."
+        f"observed sites are {sorted(observed)}. Sites that are not there at every call take a "
+        "pattern, as in {'x_*': kernel}, or a callable that returns the dict."
+    )
+
+
+def no_match(pattern: str, observed: Iterable[str]) -> str:
+    return (
+        f"noise has a kernel for sites named '{pattern}', but the model observes none of such a "
+        f"name. Its observed sites are {sorted(observed)}."
+    )
+
+
+def several_patterns(site: str, keys: Iterable[str]) -> str:
+    return (
+        f"site '{site}' is covered by several keys of noise with different kernels, {sorted(keys)}."
+        " Give it a key of its own name, or make the patterns exclude each other."
     )
 
 
@@ -73,6 +88,30 @@ def observed_other_value(site: str) -> str:
         "Its argument carries y = x + noise; observe that argument itself (or a reshape or subset "
         "of it), not clean data captured from outside and not a transformed copy: do preprocessing "
         "before the data go into SVI."
+    )
+
+
+def empty_observation(site: str, argument: str, shape: Sequence[int]) -> str:
+    return (
+        f"site '{site}': the model observes a value of shape {tuple(shape)}, which has no element. "
+        f"Noise was added to its argument '{argument}'; if another one carries the data of the "
+        f"site, name it: data={{'{site}': ...}}."
+    )
+
+
+def layout_misfit(site: str, kernel: str, argument: Sequence[int], value: Sequence[int]) -> str:
+    return (
+        f"site '{site}': {kernel} treats elements differently, but it cannot be told where those "
+        f"of its argument, of shape {tuple(argument)}, stand in the observed value, of shape "
+        f"{tuple(value)}. Hand over the data in the shape that the site observes, or use a scale "
+        "of one number."
+    )
+
+
+def no_handed_value(site: str, key: str) -> str:
+    return (
+        f"site '{site}' is covered by noise['{key}'], but no argument carries its data: none has "
+        f"its name. Say which one does: data={{'{key}': ...}}."
     )
 
 
