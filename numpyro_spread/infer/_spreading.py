@@ -12,6 +12,7 @@ import numpy as np
 from jax import random
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_spread._inputs import WANTED
 from numpyro_spread.handlers import check_noise, is_delta, spread
 from numpyro_spread.infer._noise import Noise, as_noise, draw_at, kernels_of
 from numpyro_spread.infer._observation import sites_of_other_values
@@ -26,6 +27,8 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._inputs import is_misplaced
+from spread_analysis._messages import inputs
 from spread_analysis._nonfinite import NonFiniteError
 
 
@@ -226,9 +229,8 @@ def _is_same(value: Any, handed: jax.Array) -> bool:
 
 
 def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "an array"))
+    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or is_misplaced(x):
+        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:

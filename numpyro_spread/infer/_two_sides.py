@@ -15,6 +15,7 @@ from jax import random
 from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace
 
+from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from numpyro_spread.infer._gradients import refuse_gradient
@@ -193,8 +194,8 @@ class Side:
         all_masked = True
         keys = random.split(rng_key, len(observed))
         for key, (name, site) in zip(keys, observed.items(), strict=True):
-            given, event_dim, dim = take(site), site["fn"].event_dim, dims[name]
-            value = in_batch(given, site, dim)
+            given, dim = observed_array(name, take(site)), dims[name]
+            event_dim, value = site["fn"].event_dim, in_batch(given, site, dim)
             if value is None:
                 misfit = _messages.value_misfit(jnp.shape(given), site["fn"].event_shape)
                 raise ValueError(_messages.at_site(name, misfit))

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpyro
 from jax import lax, random
 from numpyro.handlers import block
-from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.divergences import KL, Divergence, ReverseKL
 from numpyro_spread.infer._contrast import accuracy
@@ -26,7 +25,7 @@ from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent,
 from numpyro_spread.infer._noise import Noise, draw_at
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._random_delta import refuse_random_deltas
-from numpyro_spread.infer._registration import Registered, declare_params, example_of
+from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._two_sides import is_compared
@@ -45,7 +44,7 @@ from spread_analysis.critic import LAGGING_ACCURACY
 _WATCH = 0x5EED0002
 
 
-class JointContrastELBO(Stateful, ELBO):
+class JointContrastELBO(Stateful, Loss):
     r"""
     Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
 

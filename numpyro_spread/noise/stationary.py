@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,21 @@ class _ElementwiseNoise(SpreadNoise, ABC):
 
     def _moves_with_data(self) -> bool:
         return not self._shape
+
+    def _placed_dims(self, event_dim: int) -> int:
+        return max(event_dim, self._rank, 1)
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        rank = self._rank
+        return rank == 0 or tuple(drawn[-rank:]) == tuple(scored[-rank:])
+
+    @property
+    def _rank(self) -> int:
+        """Number of rightmost dims over which the parameters differ."""
+        sizes = list(self._shape)
+        while sizes and sizes[0] == 1:
+            del sizes[0]
+        return len(sizes)
 
     def _check_event(self, shape: tuple[int, ...], event_dim: int) -> None:
         """A scale may broadcast like any parameter, but never widen the event of x."""
