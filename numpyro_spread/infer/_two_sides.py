@@ -29,6 +29,7 @@ from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._messages import control_flow
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -102,6 +103,7 @@ def draw_sides(
     for name, site in observed.items():
         if is_scanned(site) and dims[name] is None:
             raise ValueError(control_flow.one_series(name))
+    noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))

@@ -164,7 +164,7 @@ class Spreading:
         """
         Arguments in which fresh y stand instead of x, for who runs the guide alone.
 
-        :param model: the model, which is run once if that was never done.
+        :param model: the model, which is run where it matters how it observes its data.
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
@@ -172,7 +172,7 @@ class Spreading:
 
         def run(use: UseOfData) -> Handed:
             handed = self.hand(use, located, args, kwargs)
-            if not use.complete and not all(k._moves_with_data() for k in handed.noise.values()):
+            if not all(k._moves_with_data() for k in handed.noise.values()):
                 with poutine.block(), torch.no_grad():
                     Watch(handed)(model)(*handed.args, **handed.kwargs)
             return handed
