@@ -21,8 +21,8 @@ from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._reachable_modules import Held, find_modules, held_beside_params, loss_of
+from pyro_spread._transaction import Buffers
 from pyro_spread.guard import FiniteGuard
-from pyro_spread.infer._guards import Buffers
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._checkpoint_tree import MalformedError
 from spread_analysis._messages import checkpoints as _messages

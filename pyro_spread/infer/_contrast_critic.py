@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._critic import has_turn, is_lazy, judge, penalise
 from pyro_spread.infer._critic_loss import Logits
@@ -27,7 +28,7 @@ from spread_analysis._nonfinite import NonFiniteError
 from spread_analysis._stateful import Stateful
 
 
-class CollapsedGuideError(ValueError):
+class CollapsedGuideError(NonFiniteError):
     """All draws of the guide for some datum are the same: log q is infinite there."""
 
 
@@ -92,7 +93,7 @@ class ContrastCritic(Stateful):
             side, critic = run.side(names, values), self._critic_of(names)
             args, kwargs = run.call_arguments(side)
             if is_lazy(critic):
-                with torch.no_grad():
+                with torch.no_grad(), unchanged_buffers(critic):
                     judge(critic, side, args, kwargs)
             if (
                 torch.is_grad_enabled()

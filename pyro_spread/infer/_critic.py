@@ -14,6 +14,7 @@ from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._guards import check_logits, critic_params
 from pyro_spread.infer._ranks import agreed
 from pyro_spread.ratio.adapters import SiteValues
@@ -88,7 +89,8 @@ def judge(
     try:
         if frozen:
             params = {name: param.detach() for name, param in discriminator.named_parameters()}
-            logits = torch.func.functional_call(discriminator, params, (values, *args), kwargs)
+            with unchanged_buffers(discriminator):  # nor does it learn their averages
+                logits = torch.func.functional_call(discriminator, params, (values, *args), kwargs)
         else:
             logits = discriminator(values, *args, **kwargs)
     except TypeError as error:
@@ -138,7 +140,9 @@ def penalise(
     if not has_turn(regularizer, loss):
         return loss
     assert regularizer is not None
-    return loss + regularizer.every * share * regularizer.penalty(critic, data, model, weights)
+    with unchanged_buffers():
+        penalty = regularizer.penalty(critic, data, model, weights)
+    return loss + regularizer.every * share * penalty
 
 
 def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

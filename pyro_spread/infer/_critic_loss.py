@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._critic import (
     check_critic,
     is_lazy,
@@ -17,7 +18,6 @@ from pyro_spread.infer._critic import (
     penalise,
     register_critic,
 )
-from pyro_spread.infer._guards import as_before_on_error, no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
@@ -121,7 +121,7 @@ class CriticLoss(Loss):
         :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
             the site and the way out, and params are as before.
         """
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             sides = self._sides(model, guide, args, kwargs)
             self._register(model, guide, args, kwargs)
             return float(self._evaluate(sides, model, guide, args, kwargs))
@@ -138,7 +138,7 @@ class CriticLoss(Loss):
         :return: a named tuple ``(data, model, data_weights, model_weights)``, the logits of the
             plates' batch shape; weights may be None.
         """
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             sides = self._sides(model, guide, args, kwargs)
             self._register(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
@@ -151,11 +151,10 @@ class CriticLoss(Loss):
         :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
             player; all but the random state is as it was.
         """
-        with as_before_on_error(self, model, args, kwargs):
-            sides = self._sides(model, guide, args, kwargs)
-            self._register(model, guide, args, kwargs)
-            loss = self._play(sides, model, guide, args, kwargs)
-            loss.backward()
+        sides = self._sides(model, guide, args, kwargs)
+        self._register(model, guide, args, kwargs)
+        loss = self._play(sides, model, guide, args, kwargs)
+        loss.backward()
         return float(loss.detach())
 
     def differentiable_loss(
@@ -184,7 +183,7 @@ class CriticLoss(Loss):
     def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> TwoSides:
         sides = draw_sides(model, guide, kernels_of(self.noise, args, kwargs), args, kwargs)
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers(self.discriminator):
                 self._judge(sides.data, args, kwargs)
         return sides
 

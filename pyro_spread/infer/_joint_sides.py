@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread._transaction import looking
 from pyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
@@ -131,10 +131,8 @@ def data_plates(
     known = _known_plates.get(model)
     if known is not None:
         return known
-    state = get_rng_state()
-    with poutine.block(), torch.no_grad():
+    with looking(), poutine.block(), torch.no_grad():
         nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
-    set_rng_state(state)
     data = [s for s in nodes.values() if s["type"] == "sample" and s["is_observed"]]
     plates = [data_plate(s) for s in data if not s["infer"].get("_deterministic")]
     found = frozenset(plate for plate in plates if plate is not None)

@@ -14,8 +14,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch.distributions.transforms import ComposeTransform
 
+from pyro_spread._transaction import Buffers, StoreState, looking
 from pyro_spread.handlers import SpreadMessenger, is_delta
-from pyro_spread.infer._guards import Before, is_finite
+from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._observation import Places
@@ -101,15 +102,17 @@ class Spreading:
         if use.complete and self._is_free():
             return run(use)
         while True:
-            state, before = get_rng_state(), Before(None)
+            state, store, buffers = get_rng_state(), StoreState(), Buffers()
             try:
-                with before.buffers:
+                with buffers:
                     result = run(use)
-                use.complete = True
-                return result
             except Learned:
-                before.restore()
+                buffers.restore()
+                store.restore()
                 set_rng_state(state)
+                continue
+            use.complete = True
+            return result
 
     def _is_free(self) -> bool:
         """Whether it does not matter to any kernel how sites observe their data."""
@@ -173,7 +176,7 @@ class Spreading:
         def run(use: UseOfData) -> Handed:
             handed = self.hand(use, located, args, kwargs)
             if not all(k._moves_with_data() for k in handed.noise.values()):
-                with poutine.block(), torch.no_grad():
+                with looking(), poutine.block(), torch.no_grad():
                     Watch(handed)(model)(*handed.args, **handed.kwargs)
             return handed
 

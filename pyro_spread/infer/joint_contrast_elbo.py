@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import KL, Divergence, ReverseKL
 from pyro_spread.infer._critic import (
     check_critic,
@@ -23,7 +24,6 @@ from pyro_spread.infer._critic import (
 )
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
-from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
@@ -185,7 +185,7 @@ class JointContrastELBO(Loss):
         kept = (
             nullcontext() if self.discriminator is None else unchanged_buffers(self.discriminator)
         )
-        with torch.no_grad(), no_new_params_on_error(), kept:
+        with torch.no_grad(), kept:
             self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return float(loss)
@@ -217,7 +217,7 @@ class JointContrastELBO(Loss):
         """
         if self.discriminator is None:
             raise ValueError(_messages.joint_nothing_implicit("logits()"))
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             sides, args, kwargs = self._draw(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, args, kwargs)
@@ -259,7 +259,7 @@ class JointContrastELBO(Loss):
         sides, args, kwargs = self._draw(model, guide, args, kwargs)
         assert self.discriminator is not None
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers(self.discriminator):
                 self._judge(sides.guide, args, kwargs)
         pi = self.divergence.pi  # share of the model's pairs, whose label is zero
         like = next(iter(sides.guide.values()))

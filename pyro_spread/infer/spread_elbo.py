@@ -12,7 +12,6 @@ import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 
-from pyro_spread.infer._guards import left_as_before
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
@@ -168,12 +167,11 @@ class SpreadELBO(Loss):
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
             raise NotImplementedError(_messages.messenger_guide())
         check_separable(self.elbo)
-        with left_as_before(self, method, model, args, kwargs):
-            if isinstance(self.elbo, _JIT):
-                # A compiled graph runs no checks: make them before it.
-                located = self._spreading.locate(model, args, kwargs)
-                _check_positional(located, type(self.elbo).__name__)
-            return getattr(self._runner, method)(model, guide, *args, **kwargs)
+        if isinstance(self.elbo, _JIT):
+            # A compiled graph runs no checks: make them before it.
+            located = self._spreading.locate(model, args, kwargs)
+            _check_positional(located, type(self.elbo).__name__)
+        return getattr(self._runner, method)(model, guide, *args, **kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return self.elbo._get_trace(model, guide, args, kwargs)
