@@ -32,6 +32,7 @@ from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._messages import control_flow
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -107,6 +108,7 @@ def draw_sides(
             raise ValueError(control_flow.one_series(name))
     refuse_own_draws(params, model, observed, args, kwargs)
     warn_of_shared_latents(model, sites, observed, dims, guide_trace.keys())
+    noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))

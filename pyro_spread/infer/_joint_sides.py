@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ def draw_joint(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    watch: AbstractContextManager[Any],
+    watch: AbstractContextManager[Any] | None = None,
 ) -> JointSides:
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
@@ -67,7 +67,7 @@ def draw_joint(
         observed has passed through it already.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
-    :param watch: to be around the model.
+    :param watch: to be around the model, if any.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -77,7 +77,7 @@ def draw_joint(
     # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
     # them, but their prior's gradient is handed on below.
     leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
-    with torch.set_grad_enabled(torch.is_grad_enabled()), watch:
+    with torch.set_grad_enabled(torch.is_grad_enabled()), watch or nullcontext():
         trace = _run_forward(model, guide_trace, leaves, args, kwargs)
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:

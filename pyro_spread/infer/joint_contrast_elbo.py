@@ -248,7 +248,7 @@ class JointContrastELBO(Loss):
 
         def draw(use: UseOfData) -> tuple[JointSides, Handed]:
             handed = self._spreading.hand(use, located, args, kwargs)
-            watch = Watch(handed) if located else nullcontext()
+            watch = Watch(handed) if located else None
             own = handed.noise, handed.args, handed.kwargs
             return draw_joint(model, guide, *own, watch), handed
 
