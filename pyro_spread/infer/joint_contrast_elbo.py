@@ -17,6 +17,7 @@ from torch import nn
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import KL, Divergence, ReverseKL
 from pyro_spread.infer._critic import (
+    Judge,
     check_critic,
     is_lazy,
     judge,
@@ -288,10 +289,7 @@ class JointContrastELBO(Loss):
         logits = self._logits(sides, args, kwargs)
         weights = logits.data_weights, logits.model_weights
         critic = own * logistic_loss(logits.data, logits.model, 1 - pi, *weights)
-
-        def judged(values: SiteValues) -> torch.Tensor:
-            return self._judge(values, args, kwargs)
-
+        judged = Judge(self.discriminator, args, kwargs)
         pairs = _constant(sides.guide), sides.model
         critic = penalise(critic, self.regularizer, judged, *pairs, weights[0], own)
         self._watch(logits)

@@ -230,8 +230,18 @@ def not_registered(name: str) -> str:
 
 def coupled_critic() -> str:
     return (
-        "update='one_pass' needs a critic that treats samples one by one, but it contains batch "
-        "normalisation. Use update='two_pass' (the default there), or another normalisation."
+        "update='one_pass' needs a critic that treats samples one by one, but in this one they "
+        "move each other's logits, as under batch normalisation, attention over the batch or a "
+        "mean over it. Use update='two_pass' (the default there), or another critic."
+    )
+
+
+def coupled_penalty() -> str:
+    return (
+        "a gradient penalty meets a critic whose samples move each other's logits, as under batch "
+        "normalisation or a mean over the batch: it then bounds the slope of the sum of all "
+        "logits, not that of each in its own sample. Use a critic that treats samples one by one, "
+        "such as one with layer normalisation."
     )
 
 
