@@ -120,8 +120,9 @@ def _grad_that_works(param: torch.Tensor, build: Callable[[], Any]) -> torch.Ten
     dense = torch.ones(param.shape, dtype=param.dtype, device=param.device)
     for grad in (dense, dense.to_sparse()):
         try:
+            optimizer = build()  # a schedule's steps know it by a weak reference
             with _Trial(param, grad):
-                _base(build()).step()
+                _base(optimizer).step()
         except Exception:
             continue
         return grad
@@ -177,4 +178,5 @@ def _alike(one: Any, other: Any) -> bool:
     if type(one) in (int, float) and type(other) in (int, float):
         return True
     # None stands for "as torch sees fit", which a program may say or leave open.
-    return one is None or other is None or type(one) is type(other)
+    free = (type(None), bool)
+    return type(one) is type(other) or (type(one) in free and type(other) in free)
