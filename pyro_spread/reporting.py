@@ -269,8 +269,7 @@ def _posterior(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[Any, Any, A
         guide = loss.spread_guide(svi.model, guide)
     spreading = getattr(loss, "_spreading", None)
     if spreading is not None and spreading.noise:
-        located = spreading.locate(svi.model, args, kwargs)
-        args, kwargs, _, _ = spreading.hand(located, args, kwargs)
+        args, kwargs = spreading.noisy(svi.model, args, kwargs)
     return guide, args, kwargs
 
 

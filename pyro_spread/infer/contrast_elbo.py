@@ -30,11 +30,13 @@ from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_cop
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
-from pyro_spread.infer._spreading import Spreading
+from pyro_spread.infer._spreading import Spreading, started
 from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport, FalseEvidenceWarning, _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._paths import Where
+from spread_analysis._use_of_data import UseOfData
 from spread_analysis._validation import check_count
 
 Critic = nn.Module | Mapping[str, nn.Module]
@@ -144,7 +146,7 @@ class PriorContrastELBO(Loss):
         noise: Noise | None = None,
         adaptive: bool = True,
         *,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Where] | None = None,
         head: nn.Module | None = None,
         annealing: Annealing | None = None,
         regularizer: Regularizer | None = None,
@@ -256,7 +258,7 @@ class PriorContrastELBO(Loss):
         :param guide: the guide.
         :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
             for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
-            from site to such tuples if there is a critic per site.
+            from site to such tuples if there is a critic per site, or no implicit site.
         """
         with torch.no_grad(), self._unchanged():
             _, runs = self._run(model, guide, args, kwargs, 1.0)
@@ -264,7 +266,7 @@ class PriorContrastELBO(Loss):
                 names: self._contrast.sides(runs[0], names)[0]
                 for names in self._contrast.groups(runs[0])
             }
-        if isinstance(self.discriminator, nn.ModuleDict):
+        if isinstance(self.discriminator, nn.ModuleDict) or not logits:
             return {names[0]: value for names, value in logits.items()}
         return next(iter(logits.values()))
 
@@ -361,15 +363,20 @@ class PriorContrastELBO(Loss):
     ) -> Iterator[Any]:
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
         names = positional_names(model)
-        for _ in range(self._num_runs):
-            seen, own, own_kwargs = self._spreading.draw(located, model, args, kwargs)
+
+        def pairs(use: UseOfData) -> tuple[ContrastRun, Iterator[Any]]:
+            seen, own, own_kwargs = self._spreading.draw(use, located, model, args, kwargs)
             score = self._contrast.log_q
             run = ContrastRun(score, not self.adaptive, seen, names, own, own_kwargs)
-            runs.append(run)
             if isinstance(beta, torch.Tensor) or beta != 1:
                 seen = _Annealed(beta)(seen)
             sides = run.in_model(seen), run.in_guide(guide)
-            yield from self._one._get_traces(*sides, own, own_kwargs)
+            return run, started(self._one._get_traces(*sides, own, own_kwargs))
+
+        for _ in range(self._num_runs):
+            run, traces = self._spreading.settled(located, model, args, kwargs, pairs)
+            runs.append(run)
+            yield from traces
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Before they are used: params may come from a file."""

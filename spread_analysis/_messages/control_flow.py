@@ -8,7 +8,9 @@ _LOOP = "or write the steps as a Python loop"
 
 
 def unknown(name: str) -> str:
-    return f"{name}: of NumPyro's control flow only scan and cond are known. Use one of them, {_LOOP}."
+    return (
+        f"{name}: of NumPyro's control flow only scan and cond are known. Use one of them, {_LOOP}."
+    )
 
 
 def learned_inside(kind: str, name: str, is_scan: bool) -> str:
