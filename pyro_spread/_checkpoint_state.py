@@ -21,6 +21,7 @@ from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._called_modules import Look, called_by, forget_garbage, note
+from pyro_spread._optimiser_copy import OptimiserState
 from pyro_spread._reachable_modules import (
     Held,
     find_modules,
@@ -28,9 +29,8 @@ from pyro_spread._reachable_modules import (
     loss_of,
     unreached,
 )
-from pyro_spread._transaction import Buffers
+from pyro_spread._transaction import StepSnapshot
 from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
-from pyro_spread.guard import FiniteGuard
 from spread_analysis._bounds import describe, same, text
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._checkpoint_tree import MalformedError
@@ -359,30 +359,23 @@ class Snapshot:
         held = held_beside_params(found).values()
         self._loss, self._loss_state = loss_of(svi), loss_state(svi)
         self._random = random_state()
-        self._names = set(store.keys())
+        self._step = StepSnapshot(self._loss)
+        self._step.optimiser = OptimiserState(svi.optim, list(store._params.values()))
         self._values = [
             (each.tensor, each.tensor.detach().clone()) for each in held if each.tensor is not None
         ]
         self._extras = [
             (each.module, copy.deepcopy(held_state(each))) for each in held if each.tensor is None
         ]
-        self._buffers = Buffers()
         for part in dict.fromkeys(part for _, net in found for part in net.modules()):
-            self._buffers.keep(part)
-        guard = svi.optim if isinstance(svi.optim, FiniteGuard) else None
-        self._guard, self._seen = guard, None if guard is None else guard.own_state()
+            self._step.buffers.keep(part)
         params = [*store._params.values(), *(p for _, net in found for p in net.parameters())]
         self._grads = [(p, p.grad, p.grad if p.grad is None else p.grad.clone()) for p in params]
 
     def restore(self) -> None:
         """Undo."""
-        store = pyro.get_param_store()
-        for name in set(store.keys()) - self._names:
-            store._params[name].grad = None
-            del store[name]
-        self._buffers.restore()
-        if self._guard is not None and self._seen is not None:
-            self._guard.set_own_state(self._seen)
+        self._step.store.clear_grads(pyro.get_param_store()._params.values())
+        self._step.restore()
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)
