@@ -173,7 +173,7 @@ def bounds(svi: SVI) -> dict[str, Any]:
 
 
 def _constraint(transform: Any) -> Any:
-    # Computed from its numbers, which have leaked where svi.init was compiled with arrays as bounds.
+    # Computed from its numbers, which have leaked if svi.init was compiled with arrays as bounds.
     try:
         return transform.codomain
     except Exception:

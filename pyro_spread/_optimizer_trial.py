@@ -1,12 +1,13 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an optimiser can step from a state that a file gives it, tried out before it is loaded."""
+"""Whether an optimiser can step from the state in a file, tried out before it is loaded."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def check_state(
     _check_settings(name, _get_state_dict(_base(fresh)), base, known and strict)
     if is_scheduler(fresh) and is_of_library(fresh):
         found, live = whole["scheduler"], fresh.state_dict()
-        if strict and found.keys() != live.keys() or not _alike(found, live):
+        if (strict and found.keys() != live.keys()) or not _alike(found, live):
             raise ValueError(_messages.unusable_state(name, "its schedule has another structure"))
     grad = _grad_that_works(param, build)
     if grad is None:  # one cannot look at a step of this optimiser, which waits for something else
@@ -99,10 +100,8 @@ class _Trial:
 
 
 def _advance(scheduler: Any) -> None:
-    try:
+    with suppress(ValueError):  # a schedule that has come to its end
         scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
-    except ValueError:  # a schedule that has come to its end
-        pass
 
 
 def _base(optimizer: Any) -> Any:
