@@ -162,7 +162,7 @@ def leaves(svi_state: SVIState) -> dict[str, Any]:
 
 def bounds(svi: SVI) -> dict[str, Any]:
     """From params to what their constraints and transforms say, as far as the SVI knows them."""
-    transforms = getattr(svi.constrain_fn, "args", ({},))[0]
+    transforms: dict[str, Any] = getattr(svi.constrain_fn, "args", ({},))[0]
     return {
         name: {
             "constraint": describe(_constraint(transform), _array),

@@ -158,10 +158,10 @@ def _difference(one: Any, other: Any, path: str, seen: dict[tuple[int, int], Any
         return path or type(one).__name__
     if isinstance(one, (torch.Tensor, *_ATOMS)):
         return "" if optimizers.contains(other, one) else path
-    parts = _parts(one), _parts(other)
-    if parts[0] is None or parts[1] is None or len(parts[0]) != len(parts[1]):
+    here, there = _parts(one), _parts(other)
+    if here is None or there is None or len(here) != len(there):
         return path
-    for (name, mine), (name_of_other, its) in zip(*parts, strict=True):
+    for (name, mine), (name_of_other, its) in zip(here, there, strict=True):
         if name != name_of_other:
             return _joined(path, name)
         if name not in _NOTES and (found := _difference(mine, its, _joined(path, name), seen)):
