@@ -138,7 +138,10 @@ def nested(x, like):
 
 
 def crossed(x, like):
-    rows, columns = pyro.plate("rows", x.shape[0], dim=-2), pyro.plate("columns", x.shape[1], dim=-1)
+    rows, columns = (
+        pyro.plate("rows", x.shape[0], dim=-2),
+        pyro.plate("columns", x.shape[1], dim=-1),
+    )
     with rows:
         r = pyro.sample("r", normal())
     with columns:
@@ -171,9 +174,9 @@ def subsampled_given(x, like):
         pyro.sample("x", like((mu * weight()).expand(3)), obs=x[index])
 
 
-def sequential(x, like):
-    mu = pyro.sample("mu", normal())
-    for i in pyro.plate("data", len(x)):
+def sequential(x_0, x_1, x_2, like):
+    mu, x = pyro.sample("mu", normal()), (x_0, x_1, x_2)
+    for i in pyro.plate("data", 3):
         pyro.sample(f"x_{i}", like(mu * weight()), obs=x[i])
 
 
@@ -200,7 +203,7 @@ MODELS = {
     "dim -2": (upright, X),
     "subsample": (subsampled, X),
     "subsample given": (subsampled_given, X),
-    "sequential": (sequential, X),
+    "sequential": (sequential, tuple(X[:3])),
     "event data": (independent, X2),
 }
 HANDLERS = {
@@ -221,7 +224,7 @@ HANDLERS = {
 
 
 def noise_of(model, x):
-    names = [f"x_{i}" for i in range(len(x))] if model is sequential else ["x"]
+    names = [f"x_{i}" for i in range(3)] if model is sequential else ["x"]
     return {name: Handed(SCALE) for name in names}
 
 
@@ -234,7 +237,7 @@ def measured(loss, model, guide, x):
     """Value and gradients by name, from one seed."""
     store = pyro.get_param_store()
     pyro.set_rng_seed(3)
-    value = loss.loss_and_grads(model, guide, x)
+    value = loss.loss_and_grads(model, guide, *(x if isinstance(x, tuple) else (x,)))
     grads = {}
     for name, param in store.named_parameters():
         grads[name] = None if param.grad is None else param.grad.clone()
@@ -256,7 +259,7 @@ def assert_same(ours, stock):
 def started(guide, x):
     """A guide whose params are in the store, not at a place where gradients vanish."""
     pyro.set_rng_seed(1)
-    guide(x)
+    guide(*(x if isinstance(x, tuple) else (x,)))
     with torch.no_grad():
         for param in pyro.get_param_store()._params.values():
             param.add_(0.1 * torch.randn(param.shape, dtype=param.dtype))
@@ -266,11 +269,10 @@ def started(guide, x):
 def compared(model, x, guide_of=AutoNormal, handler=None, elbo=infer.Trace_ELBO, **options):
     pyro.clear_param_store()
     hand = of(model, hand_spread, handler)
-    guide = started(guide_of(hand), x + SHIFT)
-    stock = measured(elbo(**options), hand, guide, x + SHIFT)
-    noise = noise_of(model, x)
-    data = dict.fromkeys(noise, "x") if model is sequential else None
-    loss = SpreadELBO(noise, elbo(**options), data=data)
+    y = tuple(each + SHIFT for each in x) if isinstance(x, tuple) else x + SHIFT
+    guide = started(guide_of(hand), y)
+    stock = measured(elbo(**options), hand, guide, y)
+    loss = SpreadELBO(noise_of(model, x), elbo(**options))
     return measured(loss, of(model, delta, handler), guide, x), stock
 
 
