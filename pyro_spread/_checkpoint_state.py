@@ -208,13 +208,14 @@ def prepare_modules(
     reading: Reading, svi: SVI, modules: Mapping[str, nn.Module] | None
 ) -> list[Commit]:
     """The same for what nets hold beside params."""
-    saved, live = reading.part("modules", dict), nets_state(svi, modules)
-    check_called(svi, modules, reading.refuse)
+    saved, found = reading.part("modules", dict), find_modules(svi, modules)
+    live = held_beside_params(found)
+    check_called(svi, found, reading.refuse)
     further = reading.state.get("further_modules", [])
     if not isinstance(further, list) or not all(type(name) is str for name in further):
         raise reading.refuse(_messages.malformed("'further_modules' are no names"))
     # What only a wider walk finds: earlier versions did not keep it.
-    mine = set(further_names(svi, modules))
+    mine = set(further_names(svi, modules, live))
     if "further_modules" not in reading.state and (lost := sorted(mine - saved.keys())):
         warnings.warn(_messages.unknown_then(lost), UserWarning, stacklevel=3)
         live = {name: held for name, held in live.items() if name not in lost}
@@ -231,28 +232,22 @@ def prepare_modules(
     return commits
 
 
-def nets_state(svi: SVI, modules: Mapping[str, nn.Module] | None) -> dict[str, Held]:
-    """What the nets of an SVI hold beside params."""
-    return held_beside_params(find_modules(svi, modules))
-
-
-def further_names(svi: SVI, modules: Mapping[str, nn.Module] | None) -> list[str]:
-    """Names in :func:`nets_state` that the first versions of this package did not find."""
+def further_names(
+    svi: SVI, modules: Mapping[str, nn.Module] | None, held: Collection[str]
+) -> list[str]:
+    """Which names of what nets hold the first versions of this package did not find."""
     narrow = held_beside_params(find_modules(svi, modules, wide=False))
-    return [name for name in nets_state(svi, modules) if name not in narrow]
+    return [name for name in held if name not in narrow]
 
 
 def check_called(
-    svi: SVI,
-    modules: Mapping[str, nn.Module] | None,
-    refuse: Callable[[str], ValueError] = ValueError,
+    svi: SVI, found: list[tuple[str, nn.Module]], refuse: Callable[[str], ValueError] = ValueError
 ) -> None:
     """
     Refuse modules that steps have called and that are not found, as far as steps were seen.
 
     :raises ValueError: naming the module.
     """
-    found = find_modules(svi, modules)
     if unreached(found, called_by(svi, loss_of(svi))):
         forget_garbage()
     if calls := unreached(found, called_by(svi, loss_of(svi))):
