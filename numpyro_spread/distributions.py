@@ -10,12 +10,16 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import random
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from numpyro.distributions import Delta, Distribution, constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_spread._pytree import widened
 from spread_analysis import _messages
+from spread_analysis._inspection import is_inspected
 
 
 def _as_pytree(fn: Callable[..., Any]) -> Any:
@@ -54,6 +58,7 @@ class ImplicitDistribution(Distribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     pytree_data_fields = ("fn", "base_dist")
+    pytree_aux_fields = ("_ndims",)
 
     def __init__(
         self,
@@ -65,6 +70,8 @@ class ImplicitDistribution(Distribution):
     ) -> None:
         self.fn = _as_pytree(fn)
         self.base_dist = base_dist
+        # What vmap and scan put in front of the arrays is told by what they had before.
+        self._ndims = tuple(np.ndim(leaf) for leaf in jax.tree.leaves((self.fn, base_dist)))
         super().__init__(base_dist.batch_shape, tuple(event_shape), validate_args=validate_args)
 
     @property
@@ -83,6 +90,16 @@ class ImplicitDistribution(Distribution):
             return self
         return ImplicitDistribution(self.fn, self.base_dist.expand(batch_shape), self.event_shape)
 
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> ImplicitDistribution:
+        """The distribution whose last batch dims count as event dims: those of the noise do."""
+        count = len(self.batch_shape)
+        if reinterpreted_batch_ndims is not None:
+            count = reinterpreted_batch_ndims
+        if count == 0:
+            return self
+        event_shape = (*self.batch_shape[len(self.batch_shape) - count :], *self.event_shape)
+        return ImplicitDistribution(self.fn, self.base_dist.to_event(count), event_shape)
+
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """
         Draws of shape sample + batch + event, reparametrised if those of ``base_dist`` are; in
@@ -98,11 +115,108 @@ class ImplicitDistribution(Distribution):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        There is none.
+        There is none; what ``numpyro.infer.inspect`` gets tells what it would depend on.
 
-        :raises NotImplementedError: always, naming the losses that need no density.
+        :raises NotImplementedError: always else, naming the losses that need no density.
         """
+        if is_inspected("numpyro.infer.inspect"):
+            return _depends_on(value, self.sample(random.key(0)), self.event_dim)
         raise NotImplementedError(_messages.implicit_has_no_density())
+
+
+@promote_batch_shape.register
+def _promote_implicit(d: ImplicitDistribution) -> ImplicitDistribution:
+    """What ``vmap`` or scan made many of: as many distributions side by side."""
+    leaves = jax.tree.leaves((d.fn, d.base_dist))
+    grown = [np.ndim(leaf) - ndim for leaf, ndim in zip(leaves, d._ndims, strict=True)]
+    count = max(grown, default=0)
+    if count <= 0:
+        return d
+    if set(grown) - {0, count}:
+        raise ValueError(
+            "ImplicitDistribution: its arrays went through different numbers of vmap. Call "
+            "promote_batch_shape after each."
+        )
+    sizes = next(jnp.shape(leaf) for leaf, n in zip(leaves, grown, strict=True) if n)[:count]
+    mapped = tuple(n > 0 for n in grown)
+    split = len(jax.tree.leaves(d.fn))
+    fn, base = d.fn, d.base_dist
+    for size in reversed(sizes):
+        noise_ndim = len(base.batch_shape) + len(base.event_shape)
+        fn = _Stacked(fn, mapped[:split], noise_ndim)
+        base = _SideBySide(base, mapped[split:], size)
+    return ImplicitDistribution(fn, base, d.event_shape)
+
+
+def _axes(tree: Any, mapped: Sequence[bool]) -> Any:
+    """For ``vmap``: which of a tree's arrays have a dim in front."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [0 if each else None for each in mapped])
+
+
+@jax.tree_util.register_pytree_node_class
+class _Stacked:
+    """
+    Functions side by side, each of which gets noise of its own.
+
+    :param fn: a function whose arrays have a dim in front.
+    :param mapped: which of them have; the others belong to all.
+    :param noise_ndim: dims of the noise of one.
+    """
+
+    def __init__(self, fn: Callable[..., Any], mapped: tuple[bool, ...], noise_ndim: int) -> None:
+        self.fn, self.mapped, self.noise_ndim = fn, mapped, noise_ndim
+
+    def __call__(self, noise: jax.Array) -> jax.Array:
+        axis = noise.ndim - self.noise_ndim - 1
+        axes = (_axes(self.fn, self.mapped), axis)
+        value = jax.vmap(lambda fn, eps: fn(eps), axes)(self.fn, noise)
+        return jnp.moveaxis(value, 0, min(axis, value.ndim - 1))
+
+    def tree_flatten(self) -> tuple[tuple[Any], Any]:
+        """Into the function; the rest is static."""
+        return (self.fn,), (self.mapped, self.noise_ndim)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> _Stacked:
+        """The functions side by side."""
+        return cls(children[0], *static)
+
+
+class _SideBySide(Distribution):
+    """
+    Distributions side by side, each with draws of its own.
+
+    :param each: a distribution whose arrays have a dim in front.
+    :param mapped: which of them have; the others belong to all.
+    :param size: their number, the leftmost batch dim.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    pytree_data_fields = ("each",)
+    pytree_aux_fields = ("mapped",)
+
+    def __init__(self, each: Distribution, mapped: tuple[bool, ...], size: int) -> None:
+        self.each, self.mapped = each, mapped
+        super().__init__((size, *each.batch_shape), each.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """That of each."""
+        return self.each.support
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws are differentiable."""
+        return bool(self.each.has_rsample)
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draws of shape sample + (size,) + batch + event."""
+        assert key is not None
+        keys = random.split(key, self.batch_shape[0])
+        draw = jax.vmap(
+            lambda each, key: each.sample(key, sample_shape), (_axes(self.each, self.mapped), 0)
+        )
+        return jnp.moveaxis(draw(self.each, keys), 0, len(sample_shape))
 
 
 class DeterministicGenerator(Delta):
@@ -126,10 +240,25 @@ class DeterministicGenerator(Delta):
     ) -> None:
         super().__init__(value, event_dim=event_dim, validate_args=validate_args)
 
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> DeterministicGenerator:
+        """The generator whose last batch dims count as event dims."""
+        count = len(self.batch_shape)
+        if reinterpreted_batch_ndims is not None:
+            count = reinterpreted_batch_ndims
+        return DeterministicGenerator(self.v, self.event_dim + count)
+
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        Refused.
+        Refused; what ``numpyro.infer.inspect`` gets tells what it would depend on.
 
-        :raises NotImplementedError: always, naming the losses that can train this model.
+        :raises NotImplementedError: always else, naming the losses that can train this model.
         """
+        if is_inspected("numpyro.infer.inspect"):
+            return _depends_on(value, self.v, self.event_dim)
         raise NotImplementedError(_messages.generator_has_no_density())
+
+
+def _depends_on(value: ArrayLike, other: ArrayLike, event_dim: int) -> jax.Array:
+    """A number for every element of a batch that depends on what a density would depend on."""
+    both = jnp.asarray(value) - other
+    return both.sum(tuple(range(both.ndim - event_dim, both.ndim)))

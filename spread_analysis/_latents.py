@@ -220,13 +220,3 @@ def group_latents(latents: Iterable[Latent]) -> list[LatentGroup]:
     for latent in latents:
         stacks.setdefault(latent.plates, []).append(latent)
     return sorted(map(LatentGroup, stacks.values()), key=lambda group: len(group.plates))
-
-
-def shared_dims(batch_shapes: Sequence[Shape]) -> set[int]:
-    """
-    The batch dims, negative, along which all sites are alike: those of the data.
-
-    :param batch_shapes: of every site.
-    """
-    depth = min(map(len, batch_shapes))
-    return {dim for dim in range(-depth, 0) if len({shape[dim] for shape in batch_shapes}) == 1}

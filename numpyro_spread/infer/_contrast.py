@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import Distribution
 from numpyro.handlers import block, seed, substitute, trace
-from numpyro.primitives import Messenger
 
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._implicit_group import Group, frozen
 from numpyro_spread.infer._registration import example_of
+from numpyro_spread.infer._scan import Inside, is_scanned
+from numpyro_spread.infer._series import Series, time_last
 from numpyro_spread.infer._sites import (
     innermost,
     is_bare_delta,
@@ -149,8 +150,9 @@ class ContrastRun:
         """
         return _ModelSide(model, self, likelihood_weight)
 
-    def see_implicit(self, name: str, fn: Any, infer: Mapping[str, Any]) -> Any:
+    def see_implicit(self, site: Mapping[str, Any]) -> Any:
         """Take in an implicit site of the guide; what is to stand in its place."""
+        name, fn = site["name"], site["fn"]
         mask = mask_of_implicit(name, fn)
         if mask is False:
             self._ignored.add(name)
@@ -159,9 +161,12 @@ class ContrastRun:
         if not noise.has_rsample:
             message = _messages.latent_without_gradient(name, plain_name(noise))
             refuse_gradient(noise, NotImplementedError(message))
-        self.implicit[name] = (fn, mask)
+        whole = Series(fn) if is_scanned(site) else fn
+        if mask is not None and whole is not fn:
+            mask = time_last(mask, len(whole.batch_shape))
+        self.implicit[name] = (whole, mask)
         if not self.options.adaptive:
-            self.unscored.update(infer.get("_covers", (name,)))
+            self.unscored.update(site["infer"].get("_covers", (name,)))
         return Contrasted(fn, functools.partial(self.log_density, name))
 
     def check_critics(self) -> None:
@@ -263,7 +268,7 @@ class ContrastRun:
         return {key: group.example() for key, group in self.groups.items()}
 
 
-class _GuideSide(Messenger):
+class _GuideSide(Inside):
     """Stands outermost around a guide, where plates have expanded its distributions."""
 
     def __init__(self, guide: Callable[..., Any], run: ContrastRun) -> None:
@@ -276,6 +281,7 @@ class _GuideSide(Messenger):
             self._run.check_critics()
 
     def process_message(self, msg: Any) -> None:
+        super().process_message(msg)
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         name, fn = msg["name"], msg["fn"]
@@ -284,14 +290,15 @@ class _GuideSide(Messenger):
         if name in self._run.unscored:  # the bijection cancels in the log-ratio to the prior
             msg["fn"] = _worth_nothing(fn)
         elif is_implicit(fn):
-            msg["fn"] = self._run.see_implicit(name, fn, msg["infer"])
+            msg["fn"] = self._run.see_implicit(msg)
 
     def postprocess_message(self, msg: Any) -> None:
+        super().postprocess_message(msg)
         if msg["type"] == "plate" or (msg["type"] == "sample" and not msg["is_observed"]):
             self._run.trace[msg["name"]] = msg
 
 
-class _ModelSide(Messenger):
+class _ModelSide(Inside):
     """Stands around a model, inside of what replays it."""
 
     def __init__(self, model: Callable[..., Any], run: ContrastRun, weight: Any) -> None:
@@ -306,6 +313,7 @@ class _ModelSide(Messenger):
                 raise ValueError(_messages.no_prior_site(site))
 
     def process_message(self, msg: Any) -> None:
+        super().process_message(msg)
         if msg["type"] != "sample":
             return
         name, fn = msg["name"], msg["fn"]
@@ -321,11 +329,16 @@ class _ModelSide(Messenger):
             raise NotImplementedError(_messages.implicit_prior(name))
 
 
-class _Detached(Messenger):
+class _Detached(Inside):
     """Draws of a model of which nothing is learned."""
 
     def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] == "sample" and not msg["is_observed"]:
+        super().postprocess_message(msg)
+        if msg["type"] == "sample":
+            self.leave(msg)
+
+    def leave(self, msg: Any) -> None:
+        if not msg["is_observed"]:
             msg["value"] = _detach(msg["name"], msg["fn"], msg["value"])
 
 

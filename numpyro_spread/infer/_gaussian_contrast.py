@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,14 @@ class GaussianContrast:
     :param scale: alike, positive.
     :param event_dim: number of event dimensions.
     :param num_draws: S, or None if the moments are known.
+    :param kept: which elements of the events count, broadcasting; None for all.
     """
 
     loc: jax.Array
     scale: jax.Array
     event_dim: int
     num_draws: int | None = None
+    kept: Any = None
 
     @staticmethod
     def from_draws(draws: jax.Array, event_dim: int) -> GaussianContrast:
@@ -85,4 +88,6 @@ class GaussianContrast:
             )
             log_density = constant - (nu + 1) / 2 * jnp.log1p(jnp.square(u) / (nu * spread))
         log_density = log_density - jnp.log(self.scale)
+        if self.kept is not None:
+            log_density = jnp.where(self.kept, log_density, 0.0)
         return log_density.sum(tuple(range(-self.event_dim, 0)))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
 from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
+from numpyro_spread.infer._scan import is_scanned
+from numpyro_spread.infer._series import time_last, whole
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
@@ -50,7 +53,7 @@ class Group:
     ) -> None:
         self._run, self._key, self._names = run, key, names
         self._draw_key, self._contrast_key, self._penalty_key = random.split(rng_key, 3)
-        first = run.trace[names[0]]
+        first = self._site(names[0])
         self._frames = first["cond_indep_stack"]
         self._batch_shape = tuple(first["fn"].batch_shape)
         self._mask = run.implicit[names[0]][1]
@@ -72,7 +75,7 @@ class Group:
             log_density = log_density + self._critic.apply(
                 critic, values, self._run.args, self._run.kwargs
             )
-        return log_density if self._mask is None else jnp.where(self._mask, log_density, 0.0)
+        return log_density if self._mask is None else jnp.where(self._batch_mask, log_density, 0.0)
 
     def critic_loss(self) -> tuple[jax.Array, Logits]:
         """What critic and head minimise, a scalar in nats; and logits, detached."""
@@ -101,16 +104,20 @@ class Group:
 
     def example(self) -> tuple[SiteValues, tuple[Any, ...], dict[str, Any]]:
         """Values of the shapes that the critic will see, and arguments as the head gets them."""
-        values = {name: self._run.trace[name]["value"] for name in self._names}
+        values = {name: self._site(name)["value"] for name in self._names}
         args, kwargs = self._own_arguments()
         return SiteValues(values, self._batch_shape, self._arguments), args, kwargs
 
     # --- what the sites have in common
 
+    def _site(self, name: str) -> Mapping[str, Any]:
+        """Of the guide's trace; what comes out of a scan as whole series."""
+        return whole(self._run.trace[name])
+
     def _check_alike(self) -> None:
         first = self._names[0]
         for name in self._names[1:]:
-            site, mask = self._run.trace[name], self._run.implicit[name][1]
+            site, mask = self._site(name), self._run.implicit[name][1]
             here = {(frame.name, frame.dim) for frame in site["cond_indep_stack"]}
             plates = {(frame.name, frame.dim) for frame in self._frames}
             if here != plates or tuple(site["fn"].batch_shape) != self._batch_shape:
@@ -125,7 +132,7 @@ class Group:
         value, scale = self._run.trace[name]["value"], self._run.trace[name]["scale"]
         weights = None
         if self._mask is not None:
-            weights = jnp.asarray(self._mask, value.dtype)
+            weights = jnp.asarray(self._batch_mask, value.dtype)
         if scale is not None and jnp.ndim(scale) > 0:
             try:
                 scale = jnp.broadcast_to(scale, self._batch_shape).astype(value.dtype)
@@ -141,11 +148,17 @@ class Group:
         arguments = named_arguments(
             run.model, run.args, run.kwargs, run.trace, self._frames, self._batch_shape
         )
+        if is_scanned(run.trace[self._names[0]]):
+            # Arguments are laid out as the scan takes them: time first, then the plates.
+            batch = tuple(run.trace[self._names[0]]["fn"].batch_shape)
+            for name, value in arguments.items():
+                if isinstance(value, jax.Array | np.ndarray) and value.shape[: len(batch)] == batch:
+                    arguments[name] = time_last(value, len(self._batch_shape))
         for name, site in run.trace.items():
             if name == self._names[0]:
                 break
             if site["type"] == "sample":
-                arguments[name] = self._on_batch(site)
+                arguments[name] = self._on_batch(whole(site))
         return arguments
 
     def _on_batch(self, site: Mapping[str, Any]) -> Any:
@@ -200,8 +213,7 @@ class Group:
         keys = random.split(self._draw_key, len(self._names))
         for name, key in zip(self._names, keys, strict=True):
             fn = run.implicit[name][0]
-            value = run.trace[name]["value"]
-            self._values[name] = self._counted(name, value)
+            self._values[name] = self._counted(name, self._site(name)["value"])
             if num_moments + num_fresh:
                 # One by one, so that fn need not know of leading dimensions.
                 draws = jax.vmap(fn.sample)(random.split(key, num_moments + num_fresh))
@@ -230,10 +242,26 @@ class Group:
             # Written so that NaN fails too.
             if not (np.asarray(scale) > least).all() or not np.isfinite(np.asarray(scale)).all():
                 raise ValueError(_messages.collapsed_guide(name))
-        return GaussianContrast(loc, scale, contrast.event_dim, contrast.num_draws)
+        return self._contrast(name, loc, scale, contrast.num_draws)
+
+    def _contrast(
+        self, name: str, loc: jax.Array, scale: jax.Array, num_draws: int | None
+    ) -> GaussianContrast:
+        # Of a series, steps may be masked.
+        steps = self._mask is not None and self._mask.ndim > len(self._batch_shape)
+        kept = self._on_event(name) if steps else None
+        return GaussianContrast(loc, scale, self._run.implicit[name][0].event_dim, num_draws, kept)
+
+    @property
+    def _batch_mask(self) -> Any:
+        """Which data count, all or some of which is not masked."""
+        if self._mask.ndim == len(self._batch_shape):
+            return self._mask
+        return self._mask.any(tuple(range(len(self._batch_shape), self._mask.ndim)))
 
     def _on_event(self, name: str) -> Any:
-        return self._mask.reshape(*self._batch_shape, *[1] * self._run.implicit[name][0].event_dim)
+        ndim = len(self._batch_shape) + self._run.implicit[name][0].event_dim
+        return self._mask.reshape(*self._mask.shape, *[1] * (ndim - self._mask.ndim))
 
     def _counted(self, name: str, value: jax.Array) -> jax.Array:
         """``value`` without what is masked, which may be NaN and would come back as a gradient."""
@@ -269,7 +297,9 @@ class Group:
         infers = {name: run.trace[name]["infer"] for name in self._names}
         drawn = {site for name in self._names for site in infers[name].get("_covers", (name,))}
         run_key, draw_key = random.split(self._contrast_key)
-        if drawn == set(self._names) and len(drawn) == 1:
+        # Not of a series, whose steps depend on those before.
+        steps = any(is_scanned(run.trace[name]) for name in self._names)
+        if drawn == set(self._names) and len(drawn) == 1 and not steps:
             one = run.prior_draw(self._names[0], run_key)
 
             def draw(key: jax.Array) -> dict[str, jax.Array]:
@@ -284,7 +314,7 @@ class Group:
                         covered = {site: sites[site]["value"] for site in infer["_covers"]}
                         value = infer["_unconstrain"](covered)
                     else:
-                        value = sites[name]["value"]
+                        value = whole(sites[name])["value"]
                     values[name] = jnp.broadcast_to(value, jnp.shape(self._values[name]))
                 return frozen(values)
 
@@ -333,7 +363,7 @@ class Group:
         if self._mask is not None:
             kept = self._on_event(name)
             loc, scale = jnp.where(kept, loc, 0.0), jnp.where(kept, scale, 1.0)
-        return GaussianContrast(loc, scale, self._run.implicit[name][0].event_dim)
+        return self._contrast(name, loc, scale, None)
 
     def _head_loss(self, weights: jax.Array | None) -> jax.Array:
         """Negative log likelihood of the guide's draws under the head."""
@@ -347,7 +377,7 @@ class Group:
 def frozen_contrast(contrast: GaussianContrast) -> GaussianContrast:
     """The same as a constant."""
     loc, scale = frozen((contrast.loc, contrast.scale))
-    return GaussianContrast(loc, scale, contrast.event_dim, contrast.num_draws)
+    return dataclasses.replace(contrast, loc=loc, scale=scale)
 
 
 def _same(first: Any, second: Any) -> bool:

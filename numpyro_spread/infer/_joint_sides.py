@@ -5,26 +5,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import Unit
-from numpyro.handlers import seed, substitute, trace, uncondition
+from numpyro.handlers import seed, substitute, trace
 
-from numpyro_spread.infer._plate_arguments import named_arguments
+from numpyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from numpyro_spread.infer._own_draws import refuse_own_draws
+from numpyro_spread.infer._plate_arguments import by_datum
+from numpyro_spread.infer._scan import Unconditioned
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import (
     Guarded,
     Side,
     check_noise_sites,
-    common_batch,
     is_compared,
 )
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
+from spread_analysis._arguments import positional_names
+from spread_analysis._patterns import resolved
 
 
 class JointSides(NamedTuple):
@@ -53,6 +58,7 @@ def draw_joint(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    watch: AbstractContextManager[Any] | None = None,
 ) -> JointSides:
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
@@ -68,6 +74,7 @@ def draw_joint(
         observed has passed through it already.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
+    :param watch: to be around the model, if any.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     """
     guide_key, model_key, noise_key = random.split(rng_key, 3)
@@ -78,13 +85,16 @@ def draw_joint(
     indices = {n: s["value"] for n, s in guide_trace.items() if s["type"] == "plate"}
     fixed = indices | {name: site["value"] for name, site in shared.items()}
     # What globals do to the model's pairs is no part of the gradient: the critic sees them.
-    sites = run_forward(model, model_key, params, lax.stop_gradient(fixed), args, kwargs)
+    with watch or nullcontext():
+        sites = run_forward(model, model_key, params, lax.stop_gradient(fixed), args, kwargs)
     observed = {name: site for name, site in sites.items() if is_compared(site)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
     for name, site in observed.items():
         if isinstance(site["fn"], Unit):
             raise ValueError(_messages.factor_site(name))
+    refuse_own_draws(params, model, observed, args, kwargs)
+    noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     local = {
         name: sites[name]
@@ -94,23 +104,24 @@ def draw_joint(
     if not local:
         raise ValueError(_messages.joint_no_latent(drawn))
     compared = observed | local
-    batch_ndim = common_batch(compared)
+    dims = data_dims(compared)
 
     def of_guide(site: Mapping[str, Any]) -> Any:
         name = site["name"]
         return site["infer"]["obs"] if name in observed else drawn[name]["value"]
 
     keys = random.split(noise_key)
-    guide_side = Side(keys[0], compared, {}, batch_ndim, of_guide)
-    model_side = Side(keys[1], compared, noise, batch_ndim, lambda site: site["value"])
-    first, batch = next(iter(local.values())), guide_side.batch_shape
-    frames = first["cond_indep_stack"]
-    arguments = named_arguments(model, args, kwargs, sites | guide_trace, frames, batch)
+    guide_side = Side(keys[0], compared, {}, dims, of_guide)
+    model_side = Side(keys[1], compared, noise, dims, lambda site: site["value"])
+    batch, traced = guide_side.batch_shape, sites | guide_trace
+    named = dict(zip(positional_names(model), args, strict=False)) | kwargs
+    arguments = by_datum(named, compared, dims, traced, batch)
     for name, site in shared.items():
         arguments[name] = jnp.broadcast_to(site["value"], (*batch, *jnp.shape(site["value"])))
     detached = {name: lax.stop_gradient(arguments[name]) for name in shared}
     dtype = jnp.result_type(*guide_side.values.values(), jnp.float32)
-    scale = 1.0 if first["scale"] is None else first["scale"]
+    name, first = next(iter(local.items()))
+    scale = weight_of_data(name, first, dims[name], batch)
     return JointSides(
         SiteValues(guide_side.values, batch, arguments),
         SiteValues(model_side.values, model_side.batch_shape, arguments | detached),
@@ -118,7 +129,7 @@ def draw_joint(
         model_side.weights,
         _log_globals(model, model_key, params, fixed, shared, args, kwargs),
         tuple(shared),
-        jnp.broadcast_to(jnp.asarray(scale, dtype), batch),
+        jnp.asarray(scale, dtype) / parts_left_out(first, traced),
         {
             name: site["value"]
             for name, site in [*guide_trace.items(), *sites.items()]
@@ -162,7 +173,7 @@ def run_forward(
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Like :func:`run`, with draws instead of observations; what was observed is in ``infer``."""
-    return run(uncondition(model), rng_key, params, fixed, args, kwargs)
+    return run(Unconditioned(model), rng_key, params, fixed, args, kwargs)
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:
@@ -181,15 +192,15 @@ def _data_plates(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> frozenset[str]:
-    """Names of the plates in which the model observes; it is traced, nothing is computed."""
-    found: list[frozenset[str]] = []
+    """Names of the plates that count what the model observes; it is traced, nothing is computed."""
+    found: list[str | None] = []
 
     def look(key: jax.Array) -> None:
         sites = run_forward(model, key, params, {}, args, kwargs).values()
-        found.extend(_plates_of(site) for site in sites if is_compared(site))
+        found.extend(data_plate(site) for site in sites if is_compared(site))
 
     jax.eval_shape(look, rng_key)
-    return frozenset.intersection(*found) if found else frozenset()
+    return frozenset(plate for plate in found if plate is not None)
 
 
 def _log_globals(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_spread.infer._datum import frames_of
 from spread_analysis._arguments import positional_names
 
 _K = TypeVar("_K")
@@ -54,7 +55,7 @@ def subsampled(
     """
     arguments = dict(arguments)
     batch_ndim = len(batch_shape)
-    for frame in frames:
+    for frame in sorted(frames, key=lambda frame: frame.dim):
         plate = sites.get(frame.name)
         if plate is None or not -batch_ndim <= frame.dim < 0:
             continue
@@ -67,4 +68,41 @@ def subsampled(
                 continue
             if value.shape[dim] == full_size and value.shape[:dim] == batch_shape[:dim]:
                 arguments[name] = jnp.take(jnp.asarray(value), indices, axis=dim)
+    return arguments
+
+
+def by_datum(
+    arguments: Mapping[str, Any],
+    sites: Mapping[str, Any],
+    dims: Mapping[str, int | None],
+    trace: Mapping[str, Any],
+    batch_shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """
+    The arguments, reduced to what plates subsampled, with what counts the data in front.
+
+    An argument may be laid out as a site is, over its plates, or over the data alone.
+
+    :param arguments: dict from name to argument of the model.
+    :param sites: dict from name to site: those that are compared.
+    :param dims: their dimensions that count the data, from ``data_dims``.
+    :param trace: a trace that has the plates.
+    :param batch_shape: number of data.
+    """
+    names = sorted(sites, key=lambda name: -len(sites[name]["fn"].batch_shape))
+    arguments = dict(arguments)
+    for name, value in arguments.items():
+        if not isinstance(value, jax.Array | np.ndarray):
+            continue
+        for site, dim in ((sites[n], dims[n]) for n in names if dims[n] is not None):
+            batch = site["fn"].batch_shape
+            reduced = subsampled({name: value}, trace, frames_of(site), batch)[name]
+            axis, own = len(batch) + dim, reduced.shape[: len(batch)]
+            laid_out = len(own) == len(batch) and own[axis] == batch[axis]
+            if laid_out and all(a in (1, b) for a, b in zip(own, batch, strict=True)):
+                arguments[name] = jnp.moveaxis(jnp.asarray(reduced), axis, 0) if axis else reduced
+                break
+        else:
+            outer = [frame._replace(dim=-1) for s in sites.values() for frame in frames_of(s)[:1]]
+            arguments |= subsampled({name: value}, trace, outer[:1], batch_shape)
     return arguments

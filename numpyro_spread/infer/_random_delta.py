@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from numpyro.handlers import seed, substitute, trace
-from numpyro.ops.provenance import eval_provenance
 
-from numpyro_spread.infer._sites import is_bare_delta
+from numpyro_spread.infer._jaxpr import sources_of
+from numpyro_spread.infer._sites import inside_wrappers, is_bare_delta
 from spread_analysis import _messages
 from spread_analysis._remembered import Remembered
 
@@ -67,32 +67,45 @@ def _random_deltas(
 
     def values(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         sites = run(params, {}, rng_key)
-        draws = {name: site["value"] for name, site in sites.items() if _is_scored_draw(site)}
+        draws = {name: site["value"] for name, site in sites.items() if is_draw(site)}
         plates = {name: site["value"] for name, site in sites.items() if site["type"] == "plate"}
         return draws, plates
 
+    # A Delta whose density is computed from something has a term of its own, as draws have: it is
+    # a change of variables. Whether that of another is zero need not be known to look at it.
+    scored: set[str] = set()
+
+    def is_draw(site: Mapping[str, Any]) -> bool:
+        return site["type"] == "sample" and (not _is_bare(site) or site["name"] in scored)
+
     rng_key = random.key(0)
-    shapes = jax.eval_shape(values, rng_key)
-    # Only what is an input can be depended on: plates are not, and which data they take is no
-    # randomness of the posterior.
-    draws, plates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     is_array = {
         name: all(isinstance(leaf, jax.Array | np.ndarray | float) for leaf in jax.tree.leaves(p))
         for name, p in params.items()
     }
     others = {name: value for name, value in params.items() if not is_array[name]}
-
-    def deltas(params: Any, draws: Any, rng_key: Any) -> dict[str, Any]:
-        sites = run({**others, **params}, {**draws, **plates}, rng_key)
-        return {name: jnp.asarray(site["value"]) for name, site in sites.items() if _is_bare(site)}
-
     learned = {name: value for name, value in params.items() if is_array[name]}
-    sources = eval_provenance(deltas, params=learned, draws=draws, rng_key=rng_key)
-    return [site for site, names in sources.items() if "params" in names and len(names) > 1]
 
+    def sources(of: Callable[[Any], Any]) -> dict[str, frozenset[str]]:
+        # Only what is an input can be depended on: plates are not, and which data they take is no
+        # randomness of the posterior.
+        shapes = jax.eval_shape(values, rng_key)
+        draws, plates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-def _is_scored_draw(site: Mapping[str, Any]) -> bool:
-    return site["type"] == "sample" and not _is_bare(site)
+        def deltas(params: Any, draws: Any, rng_key: Any) -> dict[str, Any]:
+            sites = run({**others, **params}, {**draws, **plates}, rng_key)
+            found = {n: s for n, s in sites.items() if _is_bare(s) and n not in scored}
+            return {name: jnp.asarray(of(site)) for name, site in found.items()}
+
+        names: dict[str, frozenset[str]] = sources_of(
+            deltas, params=learned, draws=draws, rng_key=rng_key
+        )
+        return names
+
+    densities = sources(lambda site: inside_wrappers(site["fn"]).log_density)
+    scored.update(site for site, names in densities.items() if names)
+    points = sources(lambda site: site["value"])
+    return [site for site, names in points.items() if "params" in names and len(names) > 1]
 
 
 def _is_bare(site: Mapping[str, Any]) -> bool:

@@ -55,12 +55,16 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
 
 
 def is_bare_delta(fn: Any) -> bool:
-    """Whether ``fn`` is a ``Delta`` without the log-density of a transformation, also wrapped."""
+    """
+    Whether ``fn`` may be a ``Delta`` without the log-density of a transformation, also wrapped.
+
+    One whose density is not known now, as in a scan or under jit, may be.
+    """
     fn = inside_wrappers(fn)
     if not isinstance(fn, Delta):
         return False
     density = fn.log_density
-    return is_concrete(density) and not np.any(np.asarray(density))
+    return not (is_concrete(density) and np.any(np.asarray(density)))
 
 
 def inside_wrappers(fn: Any) -> Any:

@@ -13,19 +13,26 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import random
 from numpyro.distributions import Distribution, MaskedDistribution
-from numpyro.handlers import replay, seed, substitute, trace, uncondition
-from numpyro.primitives import Messenger
+from numpyro.handlers import replay, seed, substitute, trace
 
+from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
+from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._noise import draw_at
-from numpyro_spread.infer._plate_arguments import named_arguments
+from numpyro_spread.infer._own_draws import refuse_own_draws
+from numpyro_spread.infer._plate_arguments import by_datum
+from numpyro_spread.infer._scan import Inside, Unconditioned, is_scanned
+from numpyro_spread.infer._shared_latents import warn_of_shared_latents
 from numpyro_spread.infer._sites import plain_name
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
+from spread_analysis._arguments import positional_names
+from spread_analysis._messages import control_flow
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -44,11 +51,11 @@ class TwoSides(NamedTuple):
     mutable: dict[str, Any]
 
 
-class Guarded(Messenger):
+class Guarded(Inside):
     """Draws without a gradient are an error as soon as somebody asks for their gradient."""
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
+    def visit(self, msg: Any, inside: bool) -> None:
+        if msg["value"] is not None or msg["is_observed"]:
             return
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not fn.has_rsample:
@@ -89,12 +96,19 @@ def draw_sides(
     with trace() as guide_trace, Guarded():
         seed(substitute(guide or no_guide, data=params), guide_key)(*args, **kwargs)
     fixed = replay(substitute(model, data=params), trace=guide_trace)
-    with trace() as sites, Guarded(), uncondition():
+    with trace() as sites, Guarded(), Unconditioned():
         seed(fixed, model_key)(*args, **kwargs)
     observed = {n: s for n, s in sites.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
     _check_sites(guide_trace, observed)
+    dims = data_dims(observed)
+    for name, site in observed.items():
+        if is_scanned(site) and dims[name] is None:
+            raise ValueError(control_flow.one_series(name))
+    refuse_own_draws(params, model, observed, args, kwargs)
+    warn_of_shared_latents(model, sites, observed, dims, guide_trace.keys())
+    noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
@@ -108,14 +122,13 @@ def draw_sides(
         and closed_form(kernel, observed[name]["fn"].event_shape)
     }
     noise = {name: kernel for name, kernel in noise.items() if name not in left}
-    batch_ndim = common_batch(observed)
-    data = Side(data_key, observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
-    model_side = Side(draw_key, observed, noise, batch_ndim, lambda site: site["value"])
+    data = Side(data_key, observed, noise, dims, lambda site: site["infer"]["obs"])
+    model_side = Side(draw_key, observed, noise, dims, lambda site: site["value"])
     for name, value in data.values.items():
         if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
             raise NonFiniteError(_messages.nonfinite_value(name))
-    frames = next(iter(observed.values()))["cond_indep_stack"]
-    arguments = named_arguments(model, args, kwargs, sites, frames, data.batch_shape)
+    named = dict(zip(positional_names(model), args, strict=False)) | kwargs
+    arguments = by_datum(named, observed, dims, sites, data.batch_shape)
     return TwoSides(
         SiteValues(data.values, data.batch_shape, arguments),
         SiteValues(model_side.values, model_side.batch_shape, arguments),
@@ -139,7 +152,8 @@ def is_compared(site: Mapping[str, Any]) -> bool:
 
 
 def _check_sites(guide_trace: Mapping[str, Any], observed: Mapping[str, Any]) -> None:
-    plates = {f.name for site in observed.values() for f in site["cond_indep_stack"]}
+    # Those of inner plates alone are the same for all data, as global ones are.
+    plates = set(map(data_plate, observed.values()))
     for name, site in guide_trace.items():
         if site["type"] == "sample" and not site["infer"].get("is_auxiliary"):
             shared = {frame.name for frame in site["cond_indep_stack"]} & plates
@@ -164,26 +178,15 @@ def check_noise_sites(
             raise ValueError(_messages.site_not_observed(name, observed))
 
 
-def common_batch(observed: Mapping[str, Any]) -> int:
-    """Number of batch dims, counted from the right, that all compared sites share."""
-    shapes = {name: tuple(site["fn"].batch_shape) for name, site in observed.items()}
-    first = min(shapes, key=lambda name: len(shapes[name]))
-    count = len(shapes[first])
-    for name, shape in shapes.items():
-        if shape[len(shape) - count :] != shapes[first]:
-            raise ValueError(_messages.batch_mismatch(first, shapes[first], name, shape))
-    return count
-
-
 class Side:
-    """One side's values, with shared batch dims first and masked elements set to zero."""
+    """One side's values, with what counts the data in front and masked elements set to zero."""
 
     def __init__(
         self,
         rng_key: jax.Array,
         observed: Mapping[str, Any],
         noise: Mapping[str, SpreadNoise],
-        batch_ndim: int,
+        dims: Mapping[str, int | None],
         take: Callable[[Any], Any],
     ) -> None:
         self.values: dict[str, jax.Array] = {}
@@ -193,17 +196,15 @@ class Side:
         all_masked = True
         keys = random.split(rng_key, len(observed))
         for key, (name, site) in zip(keys, observed.items(), strict=True):
-            value, event_dim = take(site), site["fn"].event_dim
-            shape = jnp.shape(value)
-            extra = len(shape) - event_dim - batch_ndim
-            if extra < 0 or shape[len(shape) - event_dim :] != site["fn"].event_shape:
-                raise ValueError(
-                    _messages.at_site(name, _messages.value_misfit(shape, site["fn"].event_shape))
-                )
+            given, dim = observed_array(name, take(site)), dims[name]
+            event_dim, value = site["fn"].event_dim, in_batch(given, site, dim)
+            if value is None:
+                misfit = _messages.value_misfit(jnp.shape(given), site["fn"].event_shape)
+                raise ValueError(_messages.at_site(name, misfit))
             # NumPy's arrays stay: they are concrete under jit too, where svi.run captures them.
             dtype = jnp.result_type(widened(site["value"]))
             value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
-            mask = _mask(name, site, shape)
+            mask = _mask(name, site, jnp.shape(value))
             if name in noise:
                 if mask is not None:  # what may be NaN there need not be a valid mean
                     value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
@@ -211,13 +212,13 @@ class Side:
                 mask = _mask(name, site, jnp.shape(value))
             if mask is not None:
                 value = jnp.where(mask, value, jnp.zeros((), dtype))
-                whole = _batch_first(mask, extra, batch_ndim)
-                some = whole.reshape(*whole.shape[:batch_ndim], -1).any(-1)
+                whole = data_first(mask, event_dim, dim)
+                some = whole.reshape(*whole.shape[: 0 if dim is None else 1], -1).any(-1)
                 kept = some if kept is None else kept | some
             all_masked = all_masked and mask is not None
-            self.values[name] = _batch_first(value, extra, batch_ndim)
-            self.batch_shape = self.values[name].shape[:batch_ndim]
-            self._weigh(name, site)
+            self.values[name] = data_first(value, event_dim, dim)
+            self.batch_shape = self.values[name].shape[: 0 if dim is None else 1]
+            self._weigh(name, site, dim)
         # A datum counts as long as one of its sites has something to show.
         if kept is not None and all_masked:
             weights = kept.astype(next(iter(self.values.values())).dtype)
@@ -226,25 +227,13 @@ class Side:
         if known and not np.any(np.asarray(self.weights) > 0):
             raise ValueError(_messages.everything_masked())
 
-    def _weigh(self, name: str, site: Mapping[str, Any]) -> None:
+    def _weigh(self, name: str, site: Mapping[str, Any], dim: int | None) -> None:
         # A number is the same for all data and cancels in the mean: plates that subsample.
-        scale = site["scale"]
-        if scale is None or jnp.ndim(scale) == 0:
+        if site["scale"] is None or jnp.ndim(site["scale"]) == 0:
             return
-        value = self.values[name]
-        try:
-            scale = jnp.broadcast_to(scale, self.batch_shape).astype(value.dtype)
-        except ValueError as error:
-            raise ValueError(_messages.mask_misfit(name, jnp.shape(scale), value.shape)) from error
+        scale = weight_of_data(name, site, dim, self.batch_shape)
+        scale = jnp.asarray(scale, self.values[name].dtype)
         self.weights = scale if self.weights is None else jnp.maximum(self.weights, scale)
-
-
-def _batch_first(value: Any, extra: int, batch_ndim: int) -> Any:
-    """Shared batch dims, which stand rightmost among the batch dims, moved to the front."""
-    if not extra:
-        return value
-    moved = tuple(range(batch_ndim, batch_ndim + extra))
-    return jnp.moveaxis(value, tuple(range(extra)), moved)
 
 
 def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_spread.infer._datum import frames_of
+
 
 def subsampled(
     arguments: Mapping[str, Any],
@@ -27,8 +29,8 @@ def subsampled(
     """
     arguments = dict(arguments)
     batch_ndim = len(batch_shape)
-    for frame in frames:
-        if not frame.vectorized or frame.name not in indices or not -batch_ndim <= frame.dim < 0:
+    for frame in sorted((f for f in frames if f.vectorized), key=lambda f: f.dim):
+        if frame.name not in indices or not -batch_ndim <= frame.dim < 0:
             continue
         dim, taken = batch_ndim + frame.dim, indices[frame.name]
         if not is_index(taken):
@@ -41,6 +43,43 @@ def subsampled(
             if value.shape[dim] == frame.full_size and value.shape[:dim] == batch_shape[:dim]:
                 value = torch.as_tensor(value)
                 arguments[name] = value.index_select(dim, taken.to(value.device))
+    return arguments
+
+
+def by_datum(
+    arguments: Mapping[str, Any],
+    sites: Mapping[str, Any],
+    dims: Mapping[str, int | None],
+    indices: Mapping[str, torch.Tensor],
+    batch_shape: torch.Size,
+) -> dict[str, Any]:
+    """
+    The arguments, reduced to what plates subsampled, with what counts the data in front.
+
+    An argument may be laid out as a site is, over its plates, or over the data alone.
+
+    :param arguments: dict from name to argument of the model.
+    :param sites: dict from name to site: those that are compared.
+    :param dims: their dimensions that count the data, from ``data_dims``.
+    :param indices: dict from plate to the indices that it took.
+    :param batch_shape: number of data.
+    """
+    names = sorted(sites, key=lambda name: -len(sites[name]["fn"].batch_shape))
+    arguments = dict(arguments)
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor | np.ndarray):
+            continue
+        for site, dim in ((sites[n], dims[n]) for n in names if dims[n] is not None):
+            batch = site["fn"].batch_shape
+            reduced = subsampled({name: value}, frames_of(site), indices, batch)[name]
+            axis, own = len(batch) + dim, reduced.shape[: len(batch)]
+            laid_out = len(own) == len(batch) and own[axis] == batch[axis]
+            if laid_out and all(a in (1, b) for a, b in zip(own, batch, strict=True)):
+                arguments[name] = torch.as_tensor(reduced).movedim(axis, 0) if axis else reduced
+                break
+        else:
+            outer = [frame._replace(dim=-1) for s in sites.values() for frame in frames_of(s)[:1]]
+            arguments |= subsampled({name: value}, outer[:1], indices, batch_shape)
     return arguments
 
 

@@ -11,16 +11,23 @@ import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.subsample_messenger import _Subsample
 
+from pyro_spread._inputs import observed_tensor
+from pyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from pyro_spread.infer._guards import is_finite
+from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._noise import draw_at
-from pyro_spread.infer._plate_arguments import subsampled
+from pyro_spread.infer._own_draws import refuse_own_draws
+from pyro_spread.infer._plate_arguments import by_datum
+from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_latent, is_learned, plain_name
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -67,6 +74,10 @@ def draw_sides(
     if not observed:
         raise ValueError(_messages.nothing_observed())
     _check_sites(trace, guide_trace, observed)
+    noise = resolved(noise, observed)
+    dims = data_dims(observed)
+    refuse_own_draws(model, observed, args, kwargs)
+    warn_of_shared_latents(model, trace.nodes, observed, dims, guide_trace.nodes.keys())
     check_noise_sites(trace, observed, noise)
     left = {
         name: kernel
@@ -76,16 +87,15 @@ def draw_sides(
         and closed_form(kernel, observed[name]["fn"].event_shape)
     }
     noise = {name: kernel for name, kernel in noise.items() if name not in left}
-    batch_ndim = common_batch(observed)
-    data = Side(observed, noise, batch_ndim, lambda site: site["infer"]["obs"])
-    model_side = Side(observed, noise, batch_ndim, lambda site: site["value"])
+    data = Side(observed, noise, dims, lambda site: site["infer"]["obs"])
+    model_side = Side(observed, noise, dims, lambda site: site["value"])
     for name, value in data.values.items():
         if not is_finite(value):
             raise NonFiniteError(_messages.nonfinite_value(name))
-    frames = next(iter(observed.values()))["cond_indep_stack"]
-    indices = {f.name: trace.nodes[f.name]["value"] for f in frames if f.name in trace.nodes}
+    check_draws(model_side)
+    indices = {n: s["value"] for n, s in trace.nodes.items() if isinstance(s.get("fn"), _Subsample)}
     named = dict(zip(positional_names(model), args, strict=False)) | kwargs
-    arguments = subsampled(named, frames, indices, data.batch_shape)
+    arguments = by_datum(named, observed, dims, indices, data.batch_shape)
     return TwoSides(
         SiteValues(data.values, data.batch_shape, arguments),
         SiteValues(model_side.values, model_side.batch_shape, arguments),
@@ -107,7 +117,8 @@ def is_compared(site: Mapping[str, Any]) -> bool:
 
 
 def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> None:
-    plates = {f.name for site in observed.values() for f in site["cond_indep_stack"]}
+    # Those of inner plates alone are the same for all data, as global ones are.
+    plates = set(map(data_plate, observed.values()))
     for name, site in guide_trace.nodes.items():
         if is_latent(site) and not site["infer"].get("is_auxiliary"):
             shared = {frame.name for frame in site["cond_indep_stack"]} & plates
@@ -143,25 +154,14 @@ def check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[st
             raise ValueError(_messages.learned_noise(name))
 
 
-def common_batch(observed: Mapping[str, Any]) -> int:
-    """Number of batch dims, counted from the right, that all compared sites share."""
-    shapes = {name: tuple(site["fn"].batch_shape) for name, site in observed.items()}
-    first = min(shapes, key=lambda name: len(shapes[name]))
-    count = len(shapes[first])
-    for name, shape in shapes.items():
-        if shape[len(shape) - count :] != shapes[first]:
-            raise ValueError(_messages.batch_mismatch(first, shapes[first], name, shape))
-    return count
-
-
 class Side:
-    """One side's values, with shared batch dims first and masked elements set to zero."""
+    """One side's values, with what counts the data in front and masked elements set to zero."""
 
     def __init__(
         self,
         observed: Mapping[str, Any],
         noise: Mapping[str, SpreadNoise],
-        batch_ndim: int,
+        dims: Mapping[str, int | None],
         take: Callable[[Any], torch.Tensor],
     ) -> None:
         self.values: dict[str, torch.Tensor] = {}
@@ -170,27 +170,27 @@ class Side:
         kept: torch.Tensor | None = None
         all_masked = True
         for name, site in observed.items():
-            value, event_dim = torch.as_tensor(take(site)), site["fn"].event_dim
-            extra = value.dim() - event_dim - batch_ndim
-            if extra < 0 or value.shape[value.dim() - event_dim :] != site["fn"].event_shape:
+            given, dim = torch.as_tensor(observed_tensor(name, take(site))), dims[name]
+            value = in_batch(given, site, dim)
+            if value is None:
                 raise ValueError(
                     _messages.at_site(
-                        name, _messages.value_misfit(value.shape, site["fn"].event_shape)
+                        name, _messages.value_misfit(given.shape, site["fn"].event_shape)
                     )
                 )
-            value = value.to(site["value"].dtype)
+            value, event_dim = value.to(site["value"].dtype), site["fn"].event_dim
             if name in noise:
                 value = draw_at(name, noise[name], value)
             mask = _mask(name, site, value)
             if mask is not None:
                 value = torch.where(mask, value, torch.zeros_like(value))
-                whole = _batch_first(mask, extra, batch_ndim)
-                some = whole.reshape(*whole.shape[:batch_ndim], -1).any(-1)
+                whole = data_first(mask, event_dim, dim)
+                some = whole.reshape(*whole.shape[: 0 if dim is None else 1], -1).any(-1)
                 kept = some if kept is None else kept | some
             all_masked = all_masked and mask is not None
-            self.values[name] = _batch_first(value, extra, batch_ndim)
-            self.batch_shape = self.values[name].shape[:batch_ndim]
-            self._weigh(name, site)
+            self.values[name] = data_first(value, event_dim, dim)
+            self.batch_shape = self.values[name].shape[: 0 if dim is None else 1]
+            self._weigh(name, site, dim)
         # A datum counts as long as one of its sites has something to show.
         if kept is not None and all_masked:
             weights = kept.to(next(iter(self.values.values())).dtype)
@@ -198,24 +198,24 @@ class Side:
         if self.weights is not None and not bool((self.weights > 0).any()):
             raise ValueError(_messages.everything_masked())
 
-    def _weigh(self, name: str, site: Mapping[str, Any]) -> None:
+    def _weigh(self, name: str, site: Mapping[str, Any], dim: int | None) -> None:
         # A number is the same for all data and cancels in the mean: plates that subsample.
-        scale = site["scale"]
-        if not isinstance(scale, torch.Tensor) or scale.dim() == 0:
+        if not isinstance(site["scale"], torch.Tensor) or site["scale"].dim() == 0:
             return
-        try:
-            scale = scale.expand(self.batch_shape).to(self.values[name].dtype)
-        except RuntimeError as error:
-            shapes = (scale.shape, self.values[name].shape)
-            raise ValueError(_messages.mask_misfit(name, *shapes)) from error
+        scale = weight_of_data(name, site, dim, self.batch_shape).to(self.values[name].dtype)
         self.weights = scale if self.weights is None else torch.maximum(self.weights, scale)
 
 
-def _batch_first(value: torch.Tensor, extra: int, batch_ndim: int) -> torch.Tensor:
-    """Shared batch dims, which stand rightmost among the batch dims, moved to the front."""
-    if not extra:
-        return value
-    return value.movedim(tuple(range(extra)), tuple(range(batch_ndim, batch_ndim + extra)))
+def check_draws(side: Side) -> None:
+    """
+    Refuse draws of the model that are NaN or inf.
+
+    :raises NonFiniteError: naming the site and the number of data.
+    """
+    ndim = len(side.batch_shape)
+    Invalid(
+        side.values, {n: range(-v.dim(), ndim - v.dim()) for n, v in side.values.items()}
+    ).refuse()
 
 
 def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tensor | None:

@@ -87,7 +87,7 @@ def test_given_arguments_see_what_the_marginal_hides():
         assert abs(evaluate(loss(), model, x, c)) < 0.05 * seen
 
 
-def test_two_plates_are_one_batch():
+def test_inner_plates_are_part_of_a_datum():
     x, eps = points(4, 5, 2), points(4, 5, 2, seed=1)
 
     def model(x, eps):
@@ -96,7 +96,8 @@ def test_two_plates_are_one_batch():
 
     kernel = Recorder()
     evaluate(MMD(kernel, given=["eps"]), model, x, eps)
-    np.testing.assert_array_equal(kernel.sides[0], np.concatenate([x, eps], -1).reshape(20, 4))
+    laid_out = [x.reshape(4, 10), eps.reshape(4, 10)]
+    np.testing.assert_array_equal(kernel.sides[0], np.concatenate(laid_out, -1))
 
 
 def test_subsampling_takes_the_arguments_along():

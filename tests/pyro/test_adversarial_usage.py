@@ -100,7 +100,7 @@ def test_several_sites_and_nested_plates():
 def test_sites_without_a_plate_are_one_datum():
     def series(x):
         w = pyro.param("w", torch.tensor(0.5))
-        for i in pyro.plate("steps", 3):
+        for i in range(3):
             pyro.sample(f"x{i}", dist.Normal(w, 1.0), obs=x[i])
 
     for regularizer in (None, R1(1.0), GradientPenalty(1.0)):

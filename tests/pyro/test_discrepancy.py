@@ -87,7 +87,7 @@ def test_given_arguments_see_what_the_marginal_hides():
         assert abs(hidden) < 0.05 * seen
 
 
-def test_two_plates_are_one_batch():
+def test_inner_plates_are_part_of_a_datum():
     x, eps = points(4, 5, 2), points(4, 5, 2, seed=1)
 
     def model(x, eps):
@@ -96,7 +96,7 @@ def test_two_plates_are_one_batch():
 
     kernel = Recorder()
     MMD(kernel, given=["eps"]).loss(model, guide, x, eps)
-    assert torch.equal(kernel.sides[0], torch.cat([x, eps], -1).reshape(20, 4))
+    assert torch.equal(kernel.sides[0], torch.cat([x.reshape(4, 10), eps.reshape(4, 10)], -1))
 
 
 def test_subsampling_takes_the_arguments_along():

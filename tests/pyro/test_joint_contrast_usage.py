@@ -67,7 +67,7 @@ def nested(x, implicit=False):
 
 
 def test_the_plates_of_the_data_are_found():
-    assert data_plates(nested, (torch.zeros(3, 2),), {}) == {"data", "rows"}
+    assert data_plates(nested, (torch.zeros(3, 2),), {}) == {"data"}
     assert data_plates(lambda x: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x), (X[0],), {}) == {
         *()
     }
@@ -90,8 +90,10 @@ def test_globals_may_stand_in_plates_of_their_own():
     JointContrastELBO(critic).loss_and_grads(nested, lambda x: nested(x, implicit=True), x)
     for values, _, _ in critic.seen:
         assert set(values) == {"x", "z"}
-        assert values.batch_shape == values["z"].shape == (3, 2)
-        assert values.arguments["beta"].shape == (3, 2)
+        assert values.batch_shape == (2,)
+        assert values["z"].shape == values["x"].shape == (2, 3)
+        assert values.arguments["beta"].shape == (2,)
+        assert values.arguments["c"].shape == (2, 3, 1)  # of the inner plate alone
 
 
 def test_subsampled_rows_are_the_same_for_all():
@@ -523,7 +525,7 @@ def test_methods_of_different_objects_are_different_models():
 
     one, other = Study(model), Study(nested)
     assert data_plates(one.model, (X,), {}) == {"data"}
-    assert data_plates(other.model, (torch.zeros(3, 2),), {}) == {"data", "rows"}
+    assert data_plates(other.model, (torch.zeros(3, 2),), {}) == {"data"}
     assert data_plates(one.model, (X,), {}) == {"data"}
 
 

@@ -1,0 +1,411 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The outermost plate counts the data: a model in nested plates is that of one event per datum."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from pyro_spread import (
+    KL,
+    MMD,
+    R1,
+    AdversarialDivergence,
+    EnergyDistance,
+    GaussianKernel,
+    GaussianNoise,
+    ImplicitDistribution,
+    JointContrastELBO,
+    JSPi,
+    LaplaceNoise,
+    ReverseKL,
+    SlicedWasserstein,
+    WassersteinCritic,
+    concat_sites,
+)
+from pyro_spread.ratio import MLPCritic
+
+ROWS, COLS = 7, 3
+
+
+def critic(*sites):
+    torch.manual_seed(5)
+    return concat_sites(MLPCritic([8], input_dim=2 * COLS if len(sites) > 1 else COLS), *sites)
+
+
+LOSSES = {
+    "mmd": lambda: MMD(GaussianKernel([0.5, 1.0])),
+    "mmd-noise": lambda: MMD(GaussianKernel([0.5, 1.0]), noise={"x": GaussianNoise(0.3)}),
+    "energy": EnergyDistance,
+    "energy-noise": lambda: EnergyDistance(noise={"x": LaplaceNoise(0.3)}),
+    "sliced": lambda: SlicedWasserstein(10),
+    "adversarial": lambda: AdversarialDivergence(critic("x"), JSPi(0.3), regularizer=R1(1.0)),
+    "wasserstein": lambda: WassersteinCritic(critic("x")),
+}
+
+
+def points(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+DATA = points(ROWS, COLS), points(ROWS, seed=1), points(ROWS, COLS, seed=2)
+
+
+def scale():
+    return pyro.param("A", lambda: torch.tensor([0.7, -0.2, 1.1]))
+
+
+def as_event(x, z, e, mask=None):
+    with pyro.plate("rows", ROWS):
+        latent = pyro.sample("z", dist.Delta(z))
+        fn = dist.Delta(latent[:, None] * scale() + e)
+        pyro.sample("x", (fn if mask is None else fn.mask(mask)).to_event(1), obs=x)
+
+
+def rows_left(x, z, e, mask=None):
+    with pyro.plate("rows", ROWS, dim=-2):
+        latent = pyro.sample("z", dist.Delta(z[:, None]))
+        with pyro.plate("cols", COLS, dim=-1), poutine.mask(mask=True if mask is None else mask):
+            pyro.sample("x", dist.Delta(latent * scale() + e), obs=x)
+
+
+def rows_right(x, z, e, mask=None):
+    rows, cols = pyro.plate("rows", ROWS, dim=-1), pyro.plate("cols", COLS, dim=-2)
+    with rows:
+        latent = pyro.sample("z", dist.Delta(z))
+    with rows, cols, poutine.mask(mask=True if mask is None else mask.T):
+        pyro.sample("x", dist.Delta(latent * scale()[:, None] + e.T), obs=x.T)
+
+
+def no_guide(*args, **kwargs):
+    pass
+
+
+def value_and_grads(loss, model, *args, **kwargs):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    value = loss.loss_and_grads(model, no_guide, *args, **kwargs)
+    grads = {n: p.grad.clone() for n, p in pyro.get_param_store().named_parameters()}
+    pyro.set_rng_seed(3)
+    assert math.isfinite(loss.loss(model, no_guide, *args, **kwargs))
+    return value, grads
+
+
+def assert_same(one, other):
+    assert one[0] == pytest.approx(other[0], rel=1e-5, abs=1e-6)
+    assert one[1].keys() == other[1].keys()
+    for name, grad in one[1].items():
+        torch.testing.assert_close(grad, other[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [None, points(ROWS, COLS, seed=4) > -0.5], ids=["all", "masked"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_nested_plates_are_one_event(name, mask):
+    expected = value_and_grads(LOSSES[name](), as_event, *DATA, mask=mask)
+    assert_same(value_and_grads(LOSSES[name](), rows_left, *DATA, mask=mask), expected)
+    if name != "energy-noise" and not (mask is not None and name == "mmd-noise"):
+        # There the noise is drawn in the site's own layout.
+        assert_same(value_and_grads(LOSSES[name](), rows_right, *DATA, mask=mask), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_columns_are_told_apart(name):
+    loss = LOSSES[name]()
+    x = points(200, 2, seed=1) * 0.1 + torch.tensor([0.0, 5.0])
+
+    def model(x, loc):
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("cols", 2, dim=-1):
+            pyro.sample("x", dist.Normal(loc, 0.1), obs=x)
+
+    if isinstance(loss, AdversarialDivergence | WassersteinCritic):
+        shapes = []
+        net = MLPCritic([4], input_dim=2)
+        net.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+        type(loss)(concat_sites(net, "x")).loss(model, no_guide, x, torch.tensor([0.0, 5.0]))
+        assert set(shapes) == {(200, 2)}
+        return
+    right, swapped = (
+        loss.loss(model, no_guide, x, torch.tensor(loc)) for loc in ([0.0, 5.0], [5.0, 0.0])
+    )
+    assert swapped > right + 0.3
+
+
+class Recorder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, values, *args, **kwargs):
+        self.seen.append(values)
+        return sum(value.reshape(*values.batch_shape, -1).sum(-1) for value in values.values())
+
+
+def test_logits_and_arguments_are_those_of_the_data():
+    def model(x, label, times, everywhere):
+        rows, cols = pyro.plate("rows", ROWS, dim=-1), pyro.plate("cols", COLS, dim=-2)
+        with rows, cols:
+            pyro.sample("x", dist.Delta(times + everywhere * scale()[:, None]), obs=x)
+
+    loss = AdversarialDivergence(Recorder())
+    args = DATA[0].T, points(ROWS, 4), torch.arange(3.0)[:, None], points(COLS, ROWS)
+    logits = loss.logits(model, no_guide, *args)
+    assert logits.data.shape == logits.model.shape == (ROWS,)
+    for values in loss.discriminator.seen:
+        assert values["x"].shape == (ROWS, COLS)
+        assert torch.equal(values.arguments["everywhere"], args[3].T)
+        assert values.arguments["label"] is args[1]
+        assert values.arguments["times"] is args[2]
+
+
+@pytest.mark.parametrize("dims", [(-2, -1), (-1, -2)])
+def test_both_plates_may_subsample(dims):
+    x, label = torch.arange(200.0).reshape(20, 10), torch.arange(20.0)
+    x = x if dims[0] == -2 else x.T
+
+    def model(x, label):
+        rows = pyro.plate("rows", 20, subsample_size=5, dim=dims[0])
+        cols = pyro.plate("cols", 10, subsample_size=4, dim=dims[1])
+        with rows as i, cols as j:
+            taken = x[i[:, None], j] if dims[0] == -2 else x[j[:, None], i]
+            pyro.sample("x", dist.Normal(0.0 * taken, 1.0), obs=taken)
+
+    loss = AdversarialDivergence(Recorder())
+    loss.loss(model, no_guide, x, label)
+    values = loss.discriminator.seen[0]
+    assert values["x"].shape == (5, 4)
+    assert torch.equal(values.arguments["x"], values["x"])
+    assert torch.equal(values.arguments["label"], values["x"][:, 0] // 10)
+
+
+def test_inner_loops_are_parts_of_a_datum():
+    def loop(x, z, e):
+        with pyro.plate("rows", ROWS):
+            latent = pyro.sample("z", dist.Delta(z))
+            for i in pyro.plate("cols", COLS):
+                pyro.sample(f"x_{i}", dist.Delta(latent * scale()[i] + e[:, i]), obs=x[:, i])
+
+    for name in ("mmd", "energy", "sliced"):
+        assert_same(
+            value_and_grads(LOSSES[name](), loop, *DATA),
+            value_and_grads(LOSSES[name](), as_event, *DATA),
+        )
+
+
+def test_weights_are_those_of_the_data():
+    weights = torch.arange(1.0, ROWS + 1)
+
+    def weighted(model, weights):
+        def run(*args):
+            with poutine.scale(scale=weights):
+                model(*args)
+
+        return run
+
+    for name in ("mmd", "energy", "sliced", "adversarial"):
+        expected = value_and_grads(LOSSES[name](), weighted(as_event, weights), *DATA)
+        left = value_and_grads(LOSSES[name](), weighted(rows_left, weights[:, None]), *DATA)
+        assert_same(left, expected)
+        assert_same(value_and_grads(LOSSES[name](), weighted(rows_right, weights), *DATA), expected)
+
+
+def test_a_value_that_broadcasts_over_inner_plates_is_one_per_cell():
+    def model(x, e):
+        with pyro.plate("rows", ROWS, dim=-2), pyro.plate("cols", COLS, dim=-1):
+            pyro.sample("x", dist.Delta(e * scale()), obs=x)
+
+    x = DATA[0][:, :1]
+    assert EnergyDistance().loss(model, no_guide, x, DATA[2]) == pytest.approx(
+        EnergyDistance().loss(model, no_guide, x.expand(ROWS, COLS), DATA[2])
+    )
+
+
+def test_a_guide_may_have_latents_of_inner_plates_alone():
+    def model(x):
+        rows, cols = pyro.plate("rows", ROWS, dim=-2), pyro.plate("cols", COLS, dim=-1)
+        with cols:
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with rows, cols:
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("cols", COLS, dim=-1):
+            pyro.sample("loc", dist.Delta(scale()))
+
+    assert math.isfinite(EnergyDistance().loss_and_grads(model, guide, DATA[0]))
+    assert pyro.get_param_store()["A"].grad.abs().min() > 0
+
+
+# --- pairs
+
+
+def pair_model(x, z, e):
+    with pyro.plate("rows", ROWS, dim=-2):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("cols", COLS, dim=-1):
+            b = pyro.sample("b", dist.Normal(a.expand(ROWS, COLS), 1.0))
+            pyro.sample("x", dist.Normal(b * scale(), 1.0), obs=x)
+
+
+def pair_event(x, z, e):
+    with pyro.plate("rows", ROWS):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a[:, None].expand(ROWS, COLS), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(b * scale(), 1.0).to_event(1), obs=x)
+
+
+def pair_guide(x, z, e, density=False):
+    m = pyro.param("m", lambda: torch.tensor([0.4, -0.3, 0.2]))
+    with pyro.plate("rows", ROWS, dim=-2):
+        pyro.sample("a", dist.Normal(m.sum(), 1.0))
+        with pyro.plate("cols", COLS, dim=-1):
+            noise = dist.Normal(torch.zeros(ROWS, COLS), 1.0)
+            pyro.sample("b", dist.Normal(m * x, 1.0) if density else _implicit(noise, m * x, ()))
+
+
+def pair_event_guide(x, z, e, density=False):
+    m = pyro.param("m", lambda: torch.tensor([0.4, -0.3, 0.2]))
+    with pyro.plate("rows", ROWS):
+        pyro.sample("a", dist.Normal(m.sum(), 1.0))
+        noise = dist.Normal(torch.zeros(ROWS, COLS), 1.0).to_event(1)
+        event = dist.Normal(m * x, 1.0).to_event(1)
+        pyro.sample("b", event if density else _implicit(noise, m * x, (COLS,)))
+
+
+def _implicit(noise, shift, event_shape):
+    return ImplicitDistribution(lambda eps: eps + shift, noise, event_shape)
+
+
+def pair_critic():
+    torch.manual_seed(5)
+    return concat_sites(MLPCritic([8], input_dim=2 * COLS + 1), "x", "a", "b")
+
+
+@pytest.mark.parametrize("divergence", [ReverseKL(), JSPi(0.3), KL()], ids=repr)
+def test_pairs_of_nested_plates_are_pairs_of_data(divergence):
+    results = []
+    for model, guide in ((pair_model, pair_guide), (pair_event, pair_event_guide)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        loss = JointContrastELBO(pair_critic(), divergence)
+        value = loss.loss_and_grads(model, guide, *DATA)
+        named = pyro.get_param_store().named_parameters()
+        results.append((value, {n: p.grad.clone() for n, p in named}))
+        assert loss.logits(model, guide, *DATA).data.shape == (ROWS,)
+    assert_same(*results)
+
+
+def test_posterior_estimation_counts_the_outermost_plate():
+    results = []
+    for model, guide in ((pair_model, pair_guide), (pair_event, pair_event_guide)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        loss = JointContrastELBO(divergence=KL())
+
+        def with_density(*args, guide=guide):
+            return guide(*args, density=True)
+
+        value = loss.loss_and_grads(model, with_density, *DATA)
+        named = pyro.get_param_store().named_parameters()
+        results.append((value, {n: p.grad.clone() for n, p in named if p.grad is not None}))
+    assert_same(*results)
+
+
+def test_a_pair_stands_for_the_data_and_not_for_the_cells_left_out():
+    def model(x, guide=False):
+        rows = pyro.plate("rows", 20, subsample_size=5, dim=-2)
+        cols = pyro.plate("cols", 10, subsample_size=4, dim=-1)
+        with rows as i, cols as j:
+            b = pyro.sample("b", dist.Normal(torch.zeros(5, 4), 1.0))
+            if not guide:
+                pyro.sample("x", dist.Normal(b, 1.0), obs=x[i[:, None], j])
+
+    class Constant(nn.Module):
+        def forward(self, values, *args, **kwargs):
+            return torch.full(values.batch_shape, 2.0)
+
+    loss = JointContrastELBO(Constant())
+    value = loss.loss(model, lambda x: model(x, guide=True), points(20, 10))
+    assert value == pytest.approx(20 * 2.0)
+
+
+# --- what cannot be decided
+
+
+def _unplated(x):
+    pyro.sample("x", dist.Normal(scale().expand(ROWS, COLS), 1.0), obs=x)
+
+
+def _beside_a_plate(x):
+    with pyro.plate("rows", ROWS, dim=-2):
+        pyro.sample("x", dist.Normal(scale().expand(ROWS, COLS), 1.0), obs=x)
+
+
+def _two_outermost(x):
+    with pyro.plate("rows", ROWS):
+        pyro.sample("x", dist.Normal(scale()[0], 1.0), obs=x[:, 0])
+    with pyro.plate("others", ROWS):
+        pyro.sample("y", dist.Normal(scale()[0], 1.0), obs=x[:, 1])
+
+
+def _another_order(x):
+    rows, cols = pyro.plate("rows", ROWS, dim=-2), pyro.plate("cols", COLS, dim=-1)
+    with rows, cols:
+        pyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
+    with cols, rows:
+        pyro.sample("y", dist.Normal(scale(), 1.0), obs=x)
+
+
+def _outside(x):
+    pyro.sample("y", dist.Normal(scale()[0], 1.0), obs=x[0, 0])
+    with pyro.plate("rows", ROWS):
+        pyro.sample("x", dist.Normal(scale()[0], 1.0), obs=x[:, 0])
+
+
+def _loop_over_data(x):
+    for i in pyro.plate("rows", ROWS):
+        pyro.sample(f"x_{i}", dist.Normal(scale()[0], 1.0), obs=x[i, 0])
+
+
+def _scaled_cells(x):
+    rows, cols = pyro.plate("rows", ROWS, dim=-2), pyro.plate("cols", COLS, dim=-1)
+    with rows, cols, poutine.scale(scale=torch.ones(ROWS, COLS)):
+        pyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
+
+
+REFUSED = {
+    "no plate": (_unplated, r"'x': its batch shape \(7, 3\) belongs to no plate.*to_event"),
+    "beside": (_beside_a_plate, r"'x': .*\(7, 3\) belongs to the plate\(s\) \['rows'\] only in"),
+    "two": (_two_outermost, r"'x' and 'y' .*outermost plate 'rows' for 'x' and .*'others' for 'y'"),
+    "order": (_another_order, r"'x' and 'y' .*'rows' for 'x' and .*'cols' for 'y'.*to_event"),
+    "outside": (_outside, r"'y' and 'x' .*in no plate, for 'y' and .*'rows' for 'x'"),
+    "loop": (_loop_over_data, r"'x_0': its outermost plate 'rows' .*sequential.*with pyro.plate"),
+    "scale": (_scaled_cells, r"'x': a scale of shape \(7, 3\) differs within a datum.*mask"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_decided_is_refused(name):
+    model, message = REFUSED[name]
+    for loss in (EnergyDistance(), AdversarialDivergence(Recorder())):
+        with pytest.raises(ValueError, match=message):
+            loss.loss_and_grads(model, no_guide, DATA[0])
+
+
+def test_pairs_that_cannot_be_decided_are_refused():
+    def model(x, guide=False):
+        rows, cols = pyro.plate("rows", ROWS, dim=-2), pyro.plate("cols", COLS, dim=-1)
+        with cols, rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if not guide:
+            with rows, cols:
+                pyro.sample("x", dist.Normal(z * scale(), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"'rows' for 'x' and .*'cols' for 'z'.*to_event"):
+        JointContrastELBO(Recorder()).loss_and_grads(model, lambda x: model(x, guide=True), DATA[0])
