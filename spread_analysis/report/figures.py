@@ -66,7 +66,7 @@ def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
 
 
 def _legend(ax: Axes, **options: Any) -> None:
-    """Names above the axes: to look for free room among the data takes long, and warns if it does."""
+    """Names above the axes: a search for free room among the data may take long, and then warns."""
     number = len(ax.get_legend_handles_labels()[1])
     look: dict[str, Any] = {"frameon": False, "fontsize": 9, "borderaxespad": 0.2} | options
     ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=min(number, 2), **look)
