@@ -13,6 +13,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread import _checkpoint_state as state
+from spread_analysis._bounds import same
 from spread_analysis._checkpoint import Checkpoint, Reading, write
 from spread_analysis._messages import checkpoints as _messages
 
@@ -107,7 +108,7 @@ def load_checkpoint(
     reading = Reading(state.codec(), path)
     found, live = reading.part("classes", dict), state.classes(svi)
     for what in live:
-        if found.get(what) != live[what]:
+        if not same(found.get(what), live[what]):
             raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
     commit_loss = state.prepare_loss(reading, svi)
     restored = state.restored(reading, svi_state)

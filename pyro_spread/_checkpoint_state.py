@@ -177,7 +177,7 @@ def prepare_params(reading: Reading) -> list[Commit]:
         grad: Any = state.get("grad")
         _check_array(reading, "param", name, value, param)
         constraint = _constraint(store._constraints[name])
-        if state.get("constraint") != constraint:
+        if not same(state.get("constraint"), constraint):
             found, live = str(state.get("constraint")), constraint
             raise reading.refuse(_messages.other_array("constraint of", name, found, live))
         bounds = describe(store._constraints[name], _array)
@@ -186,7 +186,7 @@ def prepare_params(reading: Reading) -> list[Commit]:
             raise reading.refuse(_messages.other_bounds(name, text(found_bounds), text(bounds)))
         if isinstance(grad, torch.Tensor):
             _check_array(reading, "gradient of", name, grad, param)
-        elif grad not in (None, "zeros"):
+        elif not (grad is None or same(grad, "zeros")):
             raise reading.refuse(_messages.malformed(f"the gradient of '{name}' is no array"))
         commits.append(_put_param(param, value, grad))
     return commits

@@ -39,7 +39,7 @@ def check_state(
     _check_settings(name, _get_state_dict(_base(fresh)), base, known and strict)
     if is_scheduler(fresh) and is_of_library(fresh):
         found, live = whole["scheduler"], fresh.state_dict()
-        if strict and found.keys() != live.keys() or not _alike(found, live):
+        if (strict and found.keys() != live.keys()) or not _alike(found, live):
             raise ValueError(_messages.unusable_state(name, "its schedule has another structure"))
     grad = _grad_that_works(param, build)
     if grad is None:  # one cannot look at a step of this optimiser, which waits for something else
@@ -120,8 +120,9 @@ def _grad_that_works(param: torch.Tensor, build: Callable[[], Any]) -> torch.Ten
     dense = torch.ones(param.shape, dtype=param.dtype, device=param.device)
     for grad in (dense, dense.to_sparse()):
         try:
+            optimizer = build()  # a schedule's steps know it by a weak reference
             with _Trial(param, grad):
-                _base(build()).step()
+                _base(optimizer).step()
         except Exception:
             continue
         return grad
@@ -177,4 +178,5 @@ def _alike(one: Any, other: Any) -> bool:
     if type(one) in (int, float) and type(other) in (int, float):
         return True
     # None stands for "as torch sees fit", which a program may say or leave open.
-    return one is None or other is None or type(one) is type(other)
+    free = (type(None), bool)
+    return type(one) is type(other) or (type(one) in free and type(other) in free)

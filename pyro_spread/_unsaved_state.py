@@ -26,8 +26,7 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 # the other.
 _NOTES = frozenset(("_opt_called", "differentiable"))
 _OF_PYRO = frozenset(
-    "pt_optim_constructor pt_optim_args pt_optim_args_argc pt_clip_args optim_objs grad_clip "
-    "_state_waiting_to_be_consumed pt_scheduler_constructor kwargs".split()
+    ["pt_optim_constructor", "pt_optim_args", "pt_optim_args_argc", "pt_clip_args", "optim_objs", "grad_clip", "_state_waiting_to_be_consumed", "pt_scheduler_constructor", "kwargs"]
 )
 
 
@@ -79,16 +78,14 @@ def fit(saved: Any, live: dict[str, Any]) -> bool:
     """Whether :func:`set_attributes` may take these: all plain, and of the types that are there."""
     if not isinstance(saved, dict) or not is_plain(saved):
         return False
-    numbers = (int, float)
-    return all(
-        name not in live
-        or (fit(value, live[name]) if isinstance(live[name], dict) else False)
-        or type(value) is type(live[name])
-        or (type(value) in numbers and type(live[name]) in numbers)
-        or value is None
-        or live[name] is None
-        for name, value in saved.items()
-    )
+    return all(name not in live or _fits(value, live[name]) for name, value in saved.items())
+
+
+def _fits(value: Any, live: Any) -> bool:
+    if isinstance(live, dict):
+        return fit(value, live)
+    numbers = type(value) in (int, float) and type(live) in (int, float)
+    return numbers or type(value) is type(live) or live is None
 
 
 def set_attributes(optim: PyroOptim, saved: dict[str, Any]) -> None:

@@ -51,13 +51,13 @@ class WiderWalk:
     def __call__(self, starts: Mapping[str, Any]) -> list[tuple[str, nn.Module]]:
         for name, start in starts.items():
             self._add(start, name)
-        while self._queue:
+        count = -1
+        while count < len(self._seen) < _MOST_OBJECTS:
+            count = len(self._seen)
             while self._queue and len(self._seen) < _MOST_OBJECTS:
                 value, path = self._queue.popleft()
                 for name, part in self._parts(value):
                     self._add(part, f"{path}.{name}")
-            if len(self._seen) >= _MOST_OBJECTS:
-                break
             for module, path in list(self._modules.items()):
                 for name in sorted(self._names & vars(module).keys()):
                     self._add(vars(module)[name], f"{path}.{name}")

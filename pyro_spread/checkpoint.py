@@ -18,6 +18,7 @@ from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._called_modules import watch
 from pyro_spread._reachable_modules import find_modules, held_beside_params, strangers
 from pyro_spread._unsaved_state import attributes
+from spread_analysis._bounds import same
 from spread_analysis._checkpoint import Checkpoint, Reading, write
 from spread_analysis._messages import checkpoints as _messages
 
@@ -134,10 +135,10 @@ def load_checkpoint(
     _check_svi(svi)
     watch(svi)  # what comes after is seen, also where there is no checkpoint yet
     reading = Reading(state.codec(), path)
-    if reading.part("classes", dict) != state.classes(svi):
-        found, live = reading.state["classes"], state.classes(svi)
-        what = "loss" if found.get("loss") != live["loss"] else "optimizer"
-        raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
+    found, live = reading.part("classes", dict), state.classes(svi)
+    for what in live:
+        if not same(found.get(what), live[what]):
+            raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
     strict = reading.checkpoint.versions == state.versions()
     before = state.Snapshot(svi, modules)
     try:

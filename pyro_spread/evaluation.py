@@ -21,6 +21,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
 from pyro_spread._inputs import takes_arrays
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._invalid import Invalid, Told
 from pyro_spread.infer._sites import is_implicit
 from pyro_spread.infer._two_sides import _mask
@@ -46,6 +47,7 @@ from spread_analysis.log_evidence import (
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
+@unchanged_buffers()
 @takes_arrays
 def ais_log_likelihood(
     model: Callable[..., Any],
@@ -174,6 +176,7 @@ def ais_log_likelihood(
     return replace(evidence, observed=_observed(sites, dims))
 
 
+@unchanged_buffers()
 @torch.no_grad()
 @takes_arrays
 def importance_weighted_bound(
@@ -237,6 +240,7 @@ def importance_weighted_bound(
     return replace(log_mean_exp(np.stack(log_weights)), observed=_observed(sites, dims))
 
 
+@unchanged_buffers()
 @torch.no_grad()
 @takes_arrays
 def simulation_based_calibration(
@@ -313,50 +317,37 @@ def simulation_based_calibration(
                 raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
         dims = _shared_dims(simulated.values())
         invalid = _invalid(observed, dims)
-        values = {key: observed[name]["value"] for name, key in located.items()}
-        if exclude_invalid_x:
-            told(invalid)
-            if invalid.all:
-                tally.leave_out(invalid.total, invalid.total)
-                continue
-            values = {
-                key: invalid.replaced(observed[name]["value"], _axes(observed[name], dims))
-                for name, key in located.items()
-            }
+        if not exclude_invalid_x:
+            invalid.refuse(may_exclude=True)
+        told(invalid)
+        if invalid.all:
+            tally.leave_out(invalid.total, invalid.total)
+            continue
+        values = {
+            key: invalid.replaced(observed[name]["value"], _axes(observed[name], dims))
+            for name, key in located.items()
+        }
         new_args, new_kwargs = replace_arguments(values, args, kwargs)
         # A run of its own, since what the guide masks may follow the data.
-        try:
-            proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
-        except ValueError:
-            if not exclude_invalid_x:
-                invalid.refuse(may_exclude=True)
-            raise
+        proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
         if not wanted:
             drawn = [name for name in proposed if name in simulated]
             wanted = drawn if sites is None else list(sites)
             if not wanted or not set(wanted) <= set(drawn):
                 raise ValueError(_messages.no_calibration_sites(wanted, drawn))
-        run_kept = {}
-        for name in wanted:
-            site, axes = simulated[name], _axes(simulated[name], dims)
-            kept = _kept(name, site)
-            kept &= _kept(name, proposed[name]).reshape(kept.shape)
-            if invalid.rows is not None and not exclude_invalid_x:
-                # What the guide masks out need not be finite.
-                asked = any_of_datum(kept, axes).ravel()
-                if (invalid.rows.cpu().numpy() & asked).any():
-                    invalid.refuse(may_exclude=True)
-            good = invalid.good(kept.ndim, axes, [kept.shape[axis] for axis in axes])
-            run_kept[name] = kept & np.asarray(good)
         predictive = Predictive(
             guide, num_samples=tally.num_draws, return_sites=tuple(wanted), parallel=parallel
         )
         draws = predictive(*new_args, **new_kwargs)
         run = {}
-        for name, kept in run_kept.items():
-            drawn_values = _to_numpy(draws[name]).reshape(tally.num_draws, *kept.shape)
-            truth, axes = simulated[name]["value"], _axes(simulated[name], dims)
-            run[name] = Ranked(_to_numpy(truth), drawn_values, kept, axes)
+        for name in wanted:
+            site, shape = simulated[name], simulated[name]["value"].shape
+            drawn_values = _to_numpy(draws[name]).reshape(tally.num_draws, *shape)
+            kept = _kept(name, site) & _kept(name, proposed[name]).reshape(shape)
+            axes = _axes(site, dims)
+            good = invalid.good(len(shape), axes, [shape[axis] for axis in axes])
+            kept = kept & np.asarray(good)
+            run[name] = Ranked(_to_numpy(site["value"]), drawn_values, kept, axes)
         seen = [(_to_numpy(site["value"]), _axes(site, dims)) for site in observed.values()]
         tally.add(run, seen, int(torch.randint(2**31, ())))
         tally.leave_out(invalid.num_bad, invalid.total)

@@ -14,10 +14,17 @@ from jax import lax, random
 from numpyro.distributions import Unit
 from numpyro.handlers import seed, substitute, trace
 
-from numpyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from numpyro_spread.infer._datum import (
+    data_dims,
+    data_plate,
+    frames_of,
+    parts_left_out,
+    weight_of_data,
+)
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Unconditioned
+from numpyro_spread.infer._shared_latents import warn_of_shared_latents
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import (
     Guarded,
@@ -105,6 +112,7 @@ def draw_joint(
         raise ValueError(_messages.joint_no_latent(drawn))
     compared = observed | local
     dims = data_dims(compared)
+    warn_of_shared_latents(model, sites, compared, dims, drawn)
 
     def of_guide(site: Mapping[str, Any]) -> Any:
         name = site["name"]
@@ -182,7 +190,7 @@ def is_latent(site: Mapping[str, Any]) -> bool:
 
 
 def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(frame.name for frame in site["cond_indep_stack"])
+    return frozenset(frame.name for frame in frames_of(site))
 
 
 def _data_plates(

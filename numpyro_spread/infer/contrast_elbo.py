@@ -309,7 +309,7 @@ class PriorContrastELBO(Stateful, Loss):
         step = self._spreading.looked(param_map, model, args, kwargs)
         run = self._run_guide(rng_key, self._options, step, param_map, model, guide)
         logits = run.logits()
-        return logits if isinstance(self._options.critics, Mapping) else logits[None]
+        return logits if isinstance(self._options.critics, Mapping) or not logits else logits[None]
 
     def _run(
         self,

@@ -113,7 +113,7 @@ class JointContrastELBO(Stateful, Loss):
 
     :param discriminator: a module of flax linen, flax nnx or equinox, called as
         ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of data and local
-        latents; it returns logits of the plates' batch shape, large for pairs of the guide. On the
+        latents; it returns one logit for every pair, large for those of the guide. On the
         model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
         and a guide with a density.
     :param divergence: with the model as P and the guide as Q; ``ReverseKL()`` by default. Its

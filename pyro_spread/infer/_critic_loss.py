@@ -137,8 +137,8 @@ class CriticLoss(Loss):
 
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, the logits of the
-            plates' batch shape; weights may be None.
+        :return: a named tuple ``(data, model, data_weights, model_weights)``, one logit for
+            every datum; weights may be None.
         """
         with torch.no_grad():
             sides = self._sides(model, guide, args, kwargs)

@@ -12,10 +12,17 @@ import torch
 from pyro import poutine
 
 from pyro_spread._transaction import looking
-from pyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from pyro_spread.infer._datum import (
+    data_dims,
+    data_plate,
+    frames_of,
+    parts_left_out,
+    weight_of_data,
+)
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
+from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, check_draws, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
@@ -96,6 +103,7 @@ def draw_joint(
         raise ValueError(_messages.joint_no_latent(drawn))
     compared = observed | local
     dims = data_dims(compared)
+    warn_of_shared_latents(model, trace.nodes, compared, dims, drawn)
 
     def of_guide(site: Any) -> torch.Tensor:
         return site["infer"]["obs"] if site["name"] in observed else drawn[site["name"]]["value"]
@@ -150,7 +158,7 @@ def data_plates(
 
 
 def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
+    return frozenset(frame.name for frame in frames_of(site))
 
 
 def _is_index(site: Mapping[str, Any]) -> bool:

@@ -122,7 +122,7 @@ class JointContrastELBO(Loss):
 
     :param discriminator: a ``torch.nn.Module`` called as
         ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of data and local
-        latents; it returns logits of the plates' batch shape, large for pairs of the guide. On the
+        latents; it returns one logit for every pair, large for those of the guide. On the
         model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
         and a guide with a density.
     :param divergence: with the model as P and the guide as Q; ``ReverseKL()`` by default. Its
@@ -402,7 +402,7 @@ class JointContrastELBO(Loss):
         if self.discriminator is None:
             return
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers():
                 sides, args, kwargs = self._draw(model, guide, args, kwargs)
                 self._judge(sides.guide, args, kwargs)
         register_critic(self.name, self.discriminator)

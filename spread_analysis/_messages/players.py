@@ -154,6 +154,14 @@ def undecided_batch(site: str, shape: Sequence[int], plates: Iterable[str]) -> s
     )
 
 
+def stacked_plates(site: str, prefix: str) -> str:
+    return (
+        f"site '{site}': plate_stack('{prefix}', ...) does not say which of its plates counts the "
+        "data: the first that is entered is the rightmost one. Enter the plate over the data by "
+        "itself, before the others."
+    )
+
+
 def sequential_data(site: str, plate: str) -> str:
     return (
         f"site '{site}': its outermost plate '{plate}' counts the data and is sequential, so that "

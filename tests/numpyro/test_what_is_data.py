@@ -205,6 +205,18 @@ def test_a_shared_latent_of_the_prior_is_told_once(model):
         step(AdversarialDivergence(concat_sites(MLPCritic([4]), "x")), fresh)
 
 
+def test_pairs_share_a_latent_of_the_prior_too():
+    def pairs(x):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", N):
+            z = numpyro.sample("z", dist.Normal(mu, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    loss = JointContrastELBO(concat_sites(MLPCritic([4]), "x", "z"))
+    with pytest.warns(UserWarning, match="'mu' stands outside of the plate 'data'"):
+        step(loss, pairs, density_guide)
+
+
 def test_other_latents_are_fine():
     def constant(x):
         numpyro.sample("one", dist.Delta(1.0))

@@ -65,3 +65,43 @@ def changed_at(content, path, replace):
     else:
         node[path[-1]] = new[0]
     return content
+
+
+def _number(value):
+    return {"!": "float", "is": value}
+
+
+#: What an attacker, or a mistake, may write somewhere; None removes what is there.
+REPLACEMENTS = {
+    "removed": lambda old: None,
+    "null": lambda old: [None],
+    "a number": lambda old: [1.5],
+    "negative": lambda old: [-1],
+    "huge": lambda old: [2**70],
+    "nan": lambda old: [_number("nan")],
+    "inf": lambda old: [_number("-inf")],
+    "a string": lambda old: ["x"],
+    "a flag": lambda old: [not old if isinstance(old, bool) else True],
+    "a list": lambda old: [[]],
+    "a dict": lambda old: [{}],
+    "within": lambda old: [{"one more": old}],
+    "twice": lambda old: [[old, old]],
+}
+
+
+def forgeries(content, arrays=()):
+    """
+    Copies of a JSON, each with one change, and a word for each.
+
+    :param arrays: leaves to put everywhere as well.
+    """
+    replacements = dict(REPLACEMENTS)
+    for i, leaf in enumerate(arrays):
+        replacements[f"array {i}"] = lambda old, leaf=leaf: [leaf]
+    for place in places(content):
+        if place:
+            for name, replace in replacements.items():
+                yield (
+                    f"{'/'.join(map(str, place))}: {name}",
+                    lambda place=place, replace=replace: changed_at(content, place, replace),
+                )

@@ -210,6 +210,18 @@ def test_a_shared_latent_of_the_prior_is_told_once(model):
         AdversarialDivergence(critic).loss(fresh, no_guide, X)
 
 
+def test_pairs_share_a_latent_of_the_prior_too():
+    def pairs(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", N):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    loss = JointContrastELBO(concat_sites(MLPCritic([4], input_dim=2), "x", "z"))
+    with pytest.warns(UserWarning, match="'mu' stands outside of the plate 'data'"):
+        loss.loss(pairs, density_guide, X)
+
+
 def test_other_latents_are_fine():
     def constant(x):
         pyro.sample("one", dist.Delta(torch.tensor(1.0)))
