@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.11, pip and make.
+# `make demo` and `make test` need nothing but Python 3.11 to 3.13, pip and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

@@ -141,7 +141,7 @@ def scatter(data: FloatArray, samples: FloatArray, columns: Sequence[str]) -> st
     """Both sets in the plane: of the two columns there are, or of the data's main directions."""
     sides = [side[np.isfinite(side).all(1)][:_MAX_POINTS] for side in (data, samples)]
     labels = [plain(column) for column in columns]
-    if len(columns) > 2:
+    if len(columns) > 2 and len(sides[0]) > 2:  # fewer data have no two directions
         centre = sides[0].mean(0)
         _, _, directions = np.linalg.svd(sides[0] - centre, full_matrices=False)
         sides = [(side - centre) @ directions[:2].T for side in sides]
@@ -155,7 +155,7 @@ def scatter(data: FloatArray, samples: FloatArray, columns: Sequence[str]) -> st
     margin = 0.15 * np.where(high > low, high - low, 1.0)
     ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
     ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
-    _tidy(ax, *labels)
+    _tidy(ax, *labels[:2])
     _legend(ax, markerscale=1.6)
     return encode(figure)
 

@@ -37,6 +37,7 @@ def loss_curves():
         lambda: figures.loss_curve(np.array([1.0, np.nan]), WORDS),
         lambda: figures.marginals(*SIDES, ["a", "b", "c"]),
         lambda: figures.scatter(*SIDES, ["a", "b", "c"]),
+        lambda: figures.scatter(SIDES[0][:1], SIDES[1], ["a", "b", "c"]),  # a single datum
         lambda: figures.overlap(CriticLogits(*(side[:, 0] for side in SIDES)), WORDS),
         lambda: figures.calibration(sa.critic_report(*(side[:, 0] for side in SIDES)), ("a", "b")),
     ],
