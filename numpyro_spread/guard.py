@@ -228,6 +228,8 @@ class FiniteGuard(_NumPyroOptim):
                 if np.any(bad_data) and not np.any(bad[: len(names)]):
                     culprits = [name for name, is_bad in zip(seen, bad_data, strict=True) if is_bad]
                     said = _messages.nonfinite_argument("NaN or inf", culprits, said)
+                elif not np.any(bad[: len(names)]):
+                    said = self._failed_simulations() or said
                 raise NonFiniteError(said)
 
             _call_if(~is_good, fail, bad, value, bad_data)
@@ -254,6 +256,14 @@ class FiniteGuard(_NumPyroOptim):
         if isinstance(aux, _Both):
             aux = None if aux.new is None else chosen(aux.new, aux.old)
         return after, aux, is_good
+
+    def _failed_simulations(self) -> str:
+        """What the loss has seen of its model's draws, if it was quicker than the guard."""
+        told = getattr(self._seen.loss, "_told", None)
+        said = "" if told is None else told.last
+        if said:
+            told.last = ""
+        return said
 
     def _warn_of_a_row(self, state: GuardState, params: Any) -> None:
         names = _names(params)

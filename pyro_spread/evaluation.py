@@ -21,7 +21,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
 from pyro_spread._inputs import takes_arrays
-from pyro_spread.infer._invalid import Invalid, Told
+from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._sites import is_implicit
 from pyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
@@ -32,6 +32,7 @@ from spread_analysis._arguments import (
     replace_arguments,
 )
 from spread_analysis._messages.evaluation import masked_apart
+from spread_analysis._nonfinite import Told
 from spread_analysis._validation import as_count
 from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
@@ -315,7 +316,8 @@ def simulation_based_calibration(
         invalid = _invalid(observed, dims)
         if not exclude_invalid_x:
             invalid.refuse(may_exclude=True)
-        told(invalid)
+        if invalid.counts:
+            told(invalid.counts, invalid.total)
         if invalid.all:
             tally.leave_out(invalid.total, invalid.total)
             continue

@@ -15,6 +15,7 @@ import numpyro
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._inputs import takes_arrays
+from numpyro_spread.infer._invalid import tells_of_failures
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
@@ -30,6 +31,9 @@ class Loss(ELBO):
         for name in _METHODS:
             if name in vars(cls):
                 setattr(cls, name, takes_arrays(vars(cls)[name]))
+        if "loss_with_mutable_state" in vars(cls):
+            told = tells_of_failures(vars(cls)["loss_with_mutable_state"])
+            cls.loss_with_mutable_state = told  # type: ignore[method-assign]
 
 
 class Registered:

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from pyro_spread.infer._guards import is_finite
 from spread_analysis._messages import simulations
-from spread_analysis._nonfinite import InvalidSimulationsWarning, NonFiniteError
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class Invalid:
@@ -93,19 +92,6 @@ class Invalid:
             return True
         shaped = (~self.rows).reshape(*sizes, *[1] * (ndim - len(axes)))
         return shaped.movedim(tuple(range(len(axes))), tuple(axes))
-
-
-class Told:
-    """Says once how many simulations were left out."""
-
-    def __init__(self) -> None:
-        self._is_told = False
-
-    def __call__(self, invalid: Invalid) -> None:
-        if invalid.rows is not None and not self._is_told:
-            self._is_told = True
-            text = simulations.left_out(invalid.counts, invalid.total)
-            warnings.warn(text, InvalidSimulationsWarning, stacklevel=2)
 
 
 def _rows_first(value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:

@@ -24,17 +24,17 @@ from pyro_spread.infer._critic import (
     register_critic,
 )
 from pyro_spread.infer._critic_loss import Logits
-from pyro_spread.infer._datum import are_whole, data_dims, data_plate, parts_left_out
+from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from pyro_spread.infer._handed import Handed, Watch
-from pyro_spread.infer._invalid import Invalid, Told
-from pyro_spread.infer._joint_sides import JointSides, draw_joint
+from pyro_spread.infer._invalid import Invalid
+from pyro_spread.infer._joint_sides import JointSides, draw_joint, failed_simulations
 from pyro_spread.infer._noise import Noise, draw_at
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
-from pyro_spread.infer._two_sides import _mask, is_compared
+from pyro_spread.infer._two_sides import is_compared
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
@@ -42,7 +42,7 @@ from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
 from spread_analysis._messages import simulations
-from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._nonfinite import NonFiniteError, Told
 from spread_analysis._paths import Where
 from spread_analysis._patterns import resolved
 from spread_analysis._use_of_data import UseOfData
@@ -337,7 +337,11 @@ class JointContrastELBO(Loss):
         if not observed:
             raise ValueError(_messages.nothing_observed())
         noise, values = resolved(noise, observed), {}
-        invalid, axes = self._look_for_invalid(trace, observed)
+        invalid, axes = failed_simulations(trace.nodes, observed)
+        if not self.exclude_invalid_x:
+            invalid.refuse(may_exclude=True)
+        if invalid.counts:
+            self._told(invalid.counts, invalid.total)
         if invalid.all:
             return None
         for site, key in locate_data(model, observed, args, kwargs, self.data).items():
@@ -376,26 +380,6 @@ class JointContrastELBO(Loss):
             kept = own[0] / own[1]
             counts = (own[1] * current.sum(kept) / current.size).tolist()
         return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
-
-    def _look_for_invalid(
-        self, trace: Any, observed: Mapping[str, Any]
-    ) -> tuple[Invalid, dict[str, list[int]]]:
-        """Simulations that are NaN or inf, and the axes of all sites along which data lie."""
-        plate = data_plate(next(iter(observed.values())))
-        local = {n: s for n, s in trace.nodes.items() if is_latent(s) and data_plate(s) == plate}
-        sites = dict(observed)
-        dims: dict[str, int | None] = dict.fromkeys(sites)
-        if are_whole(observed):
-            sites |= local
-            dims = data_dims(sites)
-        axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
-        values = {name: site["value"] for name, site in observed.items()}
-        masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
-        invalid = Invalid(values, axes, masks)
-        if not self.exclude_invalid_x:
-            invalid.refuse(may_exclude=True)
-        self._told(invalid)
-        return invalid, axes
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Before they are used: params may come from a file."""
