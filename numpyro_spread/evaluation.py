@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from numpyro.infer import Predictive
 from numpyro.primitives import Messenger
 
 from numpyro_spread._inputs import takes_arrays
-from numpyro_spread.infer._invalid import Invalid
+from numpyro_spread.infer._invalid import Invalid, rows_first
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
@@ -332,14 +333,16 @@ def simulation_based_calibration(
         return Invalid(values, {name: axes(name) for name in values}, masks)
 
     def with_simulated(sites: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        invalid, values = failures(sites), {}
+        values = {}
         for name, key in located.items():
-            given = get_argument(key, args, kwargs)
-            # What the guide says of failures is left out, but must be something.
-            values[key] = invalid.replaced(sites[name]["value"], axes(name), given)
+            values[key] = sites[name]["value"]
+            if exclude_invalid_x:  # what the guide says of them must be something
+                given = get_argument(key, args, kwargs)
+                values[key] = failures(sites).replaced(values[key], axes(name), given)
         return replace_arguments(values, args, kwargs)
 
-    guide_trace = _trace(rng_key, params, guide, *with_simulated(first))
+    with nullcontext() if exclude_invalid_x else failures(first).blamed(may_exclude=True):
+        guide_trace = _trace(rng_key, params, guide, *with_simulated(first))
     drawn = [name for name in guide_trace if name in first]
     wanted = drawn if sites is None else list(sites)
     if not wanted or not set(wanted) <= set(drawn):
@@ -361,12 +364,18 @@ def simulation_based_calibration(
         # A run of its own, since what the guide masks may follow the data.
         proposed = _trace(guide_key, params, guide, new_args, new_kwargs)
         ranked, invalid = {}, failures(sites)
+        seen = jnp.zeros(invalid.total, bool)
         for name in wanted:
             truth, own = sites[name]["value"], axes(name)
-            kept = _kept(name, proposed[name]).reshape(jnp.shape(truth))
-            good = invalid.good(jnp.ndim(truth), own, [truth.shape[axis] for axis in own])
-            ranked[name] = truth, draws[name], _kept(name, sites[name]) & kept & good
+            kept = _kept(name, proposed[name]).reshape(jnp.shape(truth)) & _kept(name, sites[name])
+            ranks = rows_first(kept, own).reshape(invalid.total, -1).any(-1)
+            seen = seen | ranks
+            if exclude_invalid_x:
+                kept &= invalid.good(jnp.ndim(truth), own, [truth.shape[axis] for axis in own])
+            ranked[name] = truth, draws[name], kept
         values = {name: sites[name]["value"] for name in observed}
+        if not exclude_invalid_x:  # a guide may have masked them
+            invalid = invalid.among(seen)
         return ranked, values, (invalid.rows, invalid.counts)
 
     while tally.wants_more:

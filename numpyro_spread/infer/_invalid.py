@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import random
+from jax import lax, random
 
 from numpyro_spread.infer._watch import report
 from numpyro_spread.noise.base import is_concrete
@@ -40,34 +40,45 @@ class Invalid:
         axes: Mapping[str, Sequence[int]],
         masks: Mapping[str, Any] | None = None,
     ) -> None:
-        #: Number of bad data by site.
-        self.counts: dict[str, Any] = {}
+        #: Which data are bad, by site.
+        self.by_site: dict[str, Any] = {}
         self.total = 1
-        rows: Any = np.zeros(1, bool)
         for name, value in values.items():
-            first = _rows_first(value, axes[name])
-            self.total = len(first)
+            self.total = len(rows_first(value, axes[name]))
             if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
                 continue
             here: Any = jnp if isinstance(value, jax.Array) else np
             bad, mask = ~here.isfinite(value), (masks or {}).get(name)
             if mask is not None:
                 bad = bad & mask
-            own = _rows_first(bad, axes[name]).reshape(self.total, -1).any(-1)
-            self.counts[name] = own.sum()
-            rows = rows | own
-        #: Which data are bad.
-        self.rows: Any = jnp.broadcast_to(rows, (self.total,))
+            self.by_site[name] = rows_first(bad, axes[name]).reshape(self.total, -1).any(-1)
 
     @property
-    def is_known(self) -> bool:
-        """Whether it can be told now."""
-        return is_concrete(self.rows)
+    def rows(self) -> Any:
+        """Which data are bad at any site."""
+        none = jnp.zeros(self.total, bool)
+        return functools.reduce(jnp.logical_or, self.by_site.values(), none)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Number of bad data by site."""
+        return {name: lax.stop_gradient(rows.sum()) for name, rows in self.by_site.items()}
 
     @property
     def none_good(self) -> Any:
         """Whether no datum is good."""
         return self.rows.all()
+
+    def among(self, scored: Any) -> Invalid:
+        """
+        Those that matter: who looks at the data may have masked some of the bad ones.
+
+        :param scored: which data it has not masked.
+        """
+        left = Invalid({}, {})
+        left.total = self.total
+        left.by_site = {name: rows & scored for name, rows in self.by_site.items()}
+        return left
 
     def refuse(self, may_exclude: bool = False) -> None:
         """
@@ -75,13 +86,24 @@ class Invalid:
 
         :raises NonFiniteError: naming site and number.
         """
-        if self.is_known and np.any(np.asarray(self.rows)):
-            raise NonFiniteError(simulations.failed(self.known_counts, self.total, may_exclude))
+        if not is_concrete(*self.by_site.values()):
+            return
+        counts = {name: int(count) for name, count in self.counts.items() if int(count)}
+        if counts:
+            raise NonFiniteError(simulations.failed(counts, self.total, may_exclude))
 
-    @property
-    def known_counts(self) -> dict[str, int]:
-        """Numbers of the sites that have bad data."""
-        return {name: int(count) for name, count in self.counts.items() if int(count)}
+    @contextmanager
+    def blamed(self, may_exclude: bool = False) -> Iterator[None]:
+        """
+        Around who computes with the data.
+
+        :raises NonFiniteError: in the place of its error, if there are bad data.
+        """
+        try:
+            yield
+        except Exception:
+            self.refuse(may_exclude)
+            raise
 
     def replaced(self, value: Any, axes: Sequence[int], otherwise: Any = 0.0) -> jax.Array:
         """
@@ -91,10 +113,11 @@ class Invalid:
         :param axes: along which its data lie.
         :param otherwise: what stands there if no datum is good.
         """
-        source = jnp.where(self.rows, jnp.argmin(self.rows), jnp.arange(self.total))
+        rows = self.rows
+        source = jnp.where(rows, jnp.argmin(rows), jnp.arange(self.total))
         front = tuple(range(len(axes)))
         shape = jnp.moveaxis(value, tuple(axes), front).shape
-        copied = jnp.moveaxis(_rows_first(value, axes)[source].reshape(shape), front, tuple(axes))
+        copied = jnp.moveaxis(rows_first(value, axes)[source].reshape(shape), front, tuple(axes))
         return jnp.where(self.none_good, jnp.asarray(otherwise, copied.dtype), copied)
 
     def good(self, ndim: int, axes: Sequence[int], sizes: Sequence[int]) -> jax.Array:
@@ -109,7 +132,13 @@ class Invalid:
         return jnp.moveaxis(shaped, tuple(range(len(axes))), tuple(axes))
 
 
-def _rows_first(value: Any, axes: Sequence[int]) -> jax.Array:
+def rows_first(value: Any, axes: Sequence[int]) -> jax.Array:
+    """
+    ``value`` with its data in front, along one axis.
+
+    :param value: of a site.
+    :param axes: along which its data lie, negative.
+    """
     moved = jnp.moveaxis(value, tuple(axes), tuple(range(len(axes))))
     size = int(np.prod(moved.shape[: len(axes)], dtype=int))
     return moved.reshape(size, *moved.shape[len(axes) :])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import lax, random
+from jax import random
 from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace
 
@@ -57,7 +57,9 @@ class Guarded(Inside):
             return
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not fn.has_rsample:
-            message = _messages.latent_without_gradient(msg["name"], plain_name(fn))
+            is_data = msg["infer"].get("was_observed")
+            say = _messages.discrete_draw if is_data else _messages.latent_without_gradient
+            message = say(msg["name"], plain_name(fn))
             msg["fn"] = refuse_gradient(fn, NotImplementedError(message))
 
 
@@ -251,7 +253,7 @@ def check_draws(side: Side) -> None:
     axes = {n: range(-jnp.ndim(v), ndim - jnp.ndim(v)) for n, v in side.values.items()}
     invalid = Invalid(side.values, axes)
     invalid.refuse()
-    note(lax.stop_gradient(invalid.counts), invalid.total)
+    note(invalid.counts, invalid.total)
 
 
 def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:

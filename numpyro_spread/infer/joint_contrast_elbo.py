@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -391,9 +392,6 @@ class JointContrastELBO(Stateful, Loss):
             raise ValueError(_messages.nothing_observed())
         exclude, values = self.exclude_invalid_x, {}
         invalid, axes = failed_simulations(simulated, observed)
-        if not exclude:
-            invalid.refuse(may_exclude=True)
-        note(lax.stop_gradient(invalid.counts), invalid.total, exclude)
         located = locate_data(model, observed, args, kwargs, self.data)
         keys = random.split(noise_key, len(located))
         for (site, key), site_key in zip(located.items(), keys, strict=True):
@@ -411,16 +409,15 @@ class JointContrastELBO(Stateful, Loss):
         if exclude:
             local = axes.keys() & latents.keys()
             latents |= {n: invalid.replaced(latents[n], axes[n], latents[n]) for n in local}
-        scored = run(guide, guide_key, params, latents, args, kwargs)
+        with contextlib.nullcontext() if exclude else invalid.blamed(may_exclude=True):
+            scored = run(guide, guide_key, params, latents, args, kwargs)
         sites = {n: s for n, s in scored.items() if n in latents and s["type"] == "sample"}
         if not sites:
             raise ValueError(_messages.joint_no_latent(scored))
         drawn_with = observed | {name: simulated[name] for name in sites}
         one = not are_whole(drawn_with)
         dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
-        total, is_left = jnp.zeros(()), ~invalid.none_good if exclude else jnp.array(True)
-        if exclude and one:  # data that share a draw are left out together
-            is_left = ~invalid.rows.any()
+        total, seen = jnp.zeros(()), jnp.zeros(invalid.total, bool)
         for name, site in sites.items():
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
@@ -428,6 +425,7 @@ class JointContrastELBO(Stateful, Loss):
             log_prob = site["fn"].log_prob(site["value"])
             scale = 1.0 if site["scale"] is None else site["scale"]
             weights = scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))
+            seen = seen | _of_data(weights > 0, dims[name])
             if exclude and dims[name] is not None:
                 known = [dims[name]]
                 good = invalid.good(jnp.ndim(log_prob), known, [log_prob.shape[known[0]]])
@@ -440,7 +438,21 @@ class JointContrastELBO(Stateful, Loss):
             for name, site in [*simulated.items(), *scored.items()]
             if site["type"] == "mutable"
         }
+        is_left = jnp.array(True)
+        if exclude:  # data that share a draw are left out together
+            is_left = ~(invalid.rows.any() if one else invalid.none_good)
+        else:  # a guide may have masked them
+            invalid = invalid.among(seen)
+            invalid.refuse(may_exclude=True)
+        note(invalid.counts, invalid.total, exclude)
         return total, mutable, None, is_left
+
+
+def _of_data(elements: jax.Array, dim: int | None) -> jax.Array:
+    """Which data have any of the elements; all of them if no dim counts the data."""
+    if dim is None:
+        return elements.any()
+    return jnp.moveaxis(elements, dim, 0).reshape(elements.shape[dim], -1).any(-1)
 
 
 def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:

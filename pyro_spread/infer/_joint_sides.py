@@ -205,9 +205,8 @@ def _check_learned(trace: Any, shared: set[str]) -> None:
         if name in shared or not (is_latent(site) or is_compared(site)):
             continue
         if lacks_gradient(site["fn"]):
-            raise NotImplementedError(
-                _messages.latent_without_gradient(name, plain_name(site["fn"]))
-            )
+            say = _messages.latent_without_gradient if is_latent(site) else _messages.discrete_draw
+            raise NotImplementedError(say(name, plain_name(site["fn"])))
 
 
 def _log_globals(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -337,13 +337,12 @@ class JointContrastELBO(Loss):
         if not observed:
             raise ValueError(_messages.nothing_observed())
         noise, values = resolved(noise, observed), {}
-        invalid, axes = failed_simulations(trace.nodes, observed)
-        if not self.exclude_invalid_x:
-            invalid.refuse(may_exclude=True)
-        if invalid.counts:
+        failed, axes = failed_simulations(trace.nodes, observed)
+        invalid = failed if self.exclude_invalid_x else Invalid({}, {})
+        if invalid.by_site:
             self._told(invalid.counts, invalid.total)
-        if invalid.all:
-            return None
+            if invalid.all:
+                return None
         for site, key in locate_data(model, observed, args, kwargs, self.data).items():
             value, given = observed[site]["value"], get_argument(key, args, kwargs)
             if given is not None and np.shape(given) != value.shape:
@@ -354,7 +353,9 @@ class JointContrastELBO(Loss):
         args, kwargs = replace_arguments(values, args, kwargs)
         latents = {n: s["value"] for n, s in trace.nodes.items() if is_latent(s)}
         latents |= {n: invalid.replaced(latents[n], axes[n]) for n in axes.keys() & latents.keys()}
-        scored = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*args, **kwargs)
+        with failed.blamed(may_exclude=True):
+            scored_guide = poutine.condition(guide, data=latents)
+            scored = poutine.trace(scored_guide).get_trace(*args, **kwargs)
         sites = {n: s for n, s in scored.nodes.items() if n in latents and s["type"] == "sample"}
         if not sites:
             drawn = [n for n, s in scored.nodes.items() if is_latent(s)]
@@ -363,15 +364,20 @@ class JointContrastELBO(Loss):
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
                 raise ValueError(_messages.joint_needs_density(name))
-        scored.compute_log_prob(lambda name, site: name in sites)
+        with failed.blamed(may_exclude=True):
+            scored.compute_log_prob(lambda name, site: name in sites)
         drawn_with = observed | {name: trace.nodes[name] for name in sites}
         one = not are_whole(drawn_with)
         dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
-        if invalid.rows is not None:
+        if invalid.by_site:
             if one:
                 return None  # data that share a draw are left out together
             for name, site in sites.items():
-                _leave_out(site, invalid, [dims[name]])
+                _leave_out(site, invalid, dims[name])
+        elif failed.by_site:  # a guide may have masked them
+            for name, site in sites.items():
+                seen = _weights(site) > 0
+                failed.among(_of_data(seen, dims[name], failed.total)).refuse(may_exclude=True)
         counts = [max(1.0, _count(site, dims[name])) for name, site in sites.items()]
         if (current := ranks()) is not None:
             # One number for all data cancels in the mean over a shard: here it must not count.
@@ -404,24 +410,35 @@ def _is_number(scale: Any) -> bool:
     return not isinstance(scale, torch.Tensor) or scale.dim() == 0
 
 
-def _leave_out(site: Any, invalid: Invalid, dims: Sequence[int | None]) -> None:
+def _leave_out(site: Any, invalid: Invalid, dim: int | None) -> None:
     """Take the invalid data out of a scored site: of its log density, and of what it counts."""
     log_prob = site["log_prob"]
-    known = [dim for dim in dims if dim is not None]
-    good = invalid.good(log_prob.dim(), known, [log_prob.shape[dim] for dim in known])
+    dims = [] if dim is None else [dim]
+    good = invalid.good(log_prob.dim(), dims, [log_prob.shape[d] for d in dims])
     site["log_prob"] = torch.where(good, log_prob, torch.zeros_like(log_prob))
     site["log_prob_sum"] = site["log_prob"].sum()
     site["mask"] = both(site["mask"], good)
 
 
-def _count(site: Mapping[str, Any], dim: int | None) -> float:
-    """How many data the log density of a site stands for, with scale and mask."""
+def _of_data(elements: torch.Tensor, dim: int | None, number: int) -> torch.Tensor:
+    """Which data have any of the elements; all of them if no dim counts the data."""
+    if dim is None:
+        return elements.any().expand(number)
+    return elements.movedim(dim, 0).reshape(elements.shape[dim], -1).any(-1).expand(number)
+
+
+def _weights(site: Mapping[str, Any]) -> torch.Tensor:
+    """How much each element of a scored site counts, with scale and mask."""
     mask, fn = site["mask"], site["fn"]
     while isinstance(fn, MaskedDistribution):
         mask, fn = both(mask, fn._mask), fn.base_dist
     weights = torch.ones_like(site["log_prob"]) * site["scale"]
-    if mask is not None:
-        weights = weights * mask
+    return weights if mask is None else weights * mask
+
+
+def _count(site: Mapping[str, Any], dim: int | None) -> float:
+    """How many data the log density of a site stands for, with scale and mask."""
+    weights = _weights(site)
     rest = [d for d in range(-weights.dim(), 0) if d != dim]
     whole = float((weights.amax(rest) if rest else weights).sum())
     return whole / parts_left_out(site)

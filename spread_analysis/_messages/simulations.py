@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-
 _NOTHING = "Nothing was changed."
 
 
