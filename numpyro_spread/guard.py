@@ -24,6 +24,7 @@ from spread_analysis._messages import guard as guard_messages
 from spread_analysis._nonfinite import (
     GuardStatus,
     NonFiniteError,
+    Told,
     check_guard,
     is_about_numbers,
     is_worth_saying,
@@ -148,6 +149,9 @@ class FiniteGuard(_NumPyroOptim):
         self.recover_after = int(recover_after)
         self.discriminator = getattr(loss, "name", "discriminator")
         self._seen = _Seen(loss)
+        #: What the loss has seen of its model's draws.
+        self._told = vars(loss).setdefault("_told", Told()) if hasattr(loss, "__dict__") else Told()
+        self._told.is_guarded = True
 
     def init(self, params: Any) -> Any:
         """State for these params."""
@@ -259,10 +263,7 @@ class FiniteGuard(_NumPyroOptim):
 
     def _failed_simulations(self) -> str:
         """What the loss has seen of its model's draws, if it was quicker than the guard."""
-        told = getattr(self._seen.loss, "_told", None)
-        said = "" if told is None else told.last
-        if said:
-            told.last = ""
+        said, self._told.last = self._told.last, ""
         return said
 
     def _warn_of_a_row(self, state: GuardState, params: Any) -> None:

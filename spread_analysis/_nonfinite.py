@@ -43,6 +43,8 @@ class Told:
         self._is_told = False
         #: What there was to say of the last failures that were not left out.
         self.last = ""
+        #: Whether there is a guard, which is the one to say it.
+        self.is_guarded = False
 
     def __call__(
         self, counts: Mapping[str, int], total: int, left_out: bool = True, may: bool = False
@@ -56,7 +58,7 @@ class Told:
         :param may: whether they may be.
         """
         self.last = "" if left_out else simulations.failed(counts, total, may)
-        if not self._is_told:
+        if not self._is_told and (left_out or not self.is_guarded):
             self._is_told = True
             said = simulations.unguarded(counts, total, may)
             if left_out:

@@ -40,9 +40,9 @@ def implicit_fn(value: object) -> str:
 
 def implicit_base(value: object, package: str) -> str:
     return (
-        f"ImplicitDistribution: base_dist must be a {package}.distributions.Distribution, that of the "
-        f"noise, got {shown(value)}. Write for example Normal(loc, 1.0).to_event(1): its draws are what fn "
-        "gets."
+        f"ImplicitDistribution: base_dist must be a {package}.distributions.Distribution, that of "
+        f"the noise, got {shown(value)}. Write for example Normal(loc, 1.0).to_event(1): its draws "
+        "are what fn gets."
     )
 
 
