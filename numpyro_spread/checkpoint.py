@@ -13,6 +13,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread import _checkpoint_state as state
+from spread_analysis._bounds import same
 from spread_analysis._checkpoint import Checkpoint, Reading, write
 from spread_analysis._messages import checkpoints as _messages
 
@@ -63,6 +64,7 @@ def save_checkpoint(
         "classes": state.classes(svi),
         "nodes": state.nodes(svi_state),
         "leaves": state.leaves(svi_state),
+        "bounds": state.bounds(svi),
         "loss": state.loss_state(svi),
     }
     return write(state.codec(), directory, step, content, metadata, state.versions(), keep)
@@ -106,10 +108,11 @@ def load_checkpoint(
     reading = Reading(state.codec(), path)
     found, live = reading.part("classes", dict), state.classes(svi)
     for what in live:
-        if found.get(what) != live[what]:
+        if not same(found.get(what), live[what]):
             raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
     commit_loss = state.prepare_loss(reading, svi)
     restored = state.restored(reading, svi_state)
+    state.check_bounds(reading, svi)
     reading.warn_of_versions(state.versions())  # an error, for those who want it so
     commit_loss()
     return restored, reading.checkpoint

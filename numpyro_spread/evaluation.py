@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax import random
 from numpyro.distributions import (
     Delta,
@@ -22,12 +23,12 @@ from numpyro.distributions import (
     biject_to,
 )
 from numpyro.distributions.util import sum_rightmost
-from numpyro.handlers import replay, seed, substitute, trace, uncondition
+from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import Predictive
-from numpyro.primitives import Messenger
 
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._invalid import Invalid, rows_first
+from numpyro_spread.infer._scan import Inside, Unconditioned
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
@@ -52,6 +53,9 @@ from spread_analysis.log_evidence import (
 )
 
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
+
+# Ends the name under which the volume of a change of variables leaves the body of a scan.
+_VOLUME = "$volume"
 
 
 @takes_arrays
@@ -401,7 +405,7 @@ def _kept(name: str, site: Mapping[str, Any]) -> jax.Array:
     return jnp.ones(shape, bool) if mask is None else mask
 
 
-class _Unconstrained(Messenger):
+class _Unconstrained(Inside):
     """Latents take unconstrained values, and the volume that goes with each is kept."""
 
     def __init__(self, fn: Callable[..., Any], values: Mapping[str, jax.Array]) -> None:
@@ -409,16 +413,30 @@ class _Unconstrained(Messenger):
         self._values = values
         self.log_jacobians: dict[str, jax.Array] = {}
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["name"] not in self._values:
+    def visit(self, msg: Any, inside: bool) -> None:
+        """Give the site its value."""
+        if msg["name"] not in self._values:
             return
-        name, fn = msg["name"], msg["fn"]
+        name, fn, value = msg["name"], msg["fn"], self._values[msg["name"]]
+        step = msg["infer"].get("_scan_current_index")
+        if step is not None:
+            value = value[step]
         # The support may depend on other latents, so that the transform is that of this run.
-        transform, value = biject_to(fn.support), self._values[name]
+        transform = biject_to(fn.support)
         msg["value"] = transform(value)
         log_jacobian = transform.log_abs_det_jacobian(value, msg["value"])
         extra = jnp.ndim(log_jacobian) - jnp.ndim(msg["value"]) + fn.event_dim
-        self.log_jacobians[name] = sum_rightmost(log_jacobian, extra)
+        log_jacobian = sum_rightmost(log_jacobian, extra)
+        if inside:
+            numpyro.deterministic(name + _VOLUME, log_jacobian)
+        else:
+            self.log_jacobians[name] = log_jacobian
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Take what comes out of a body."""
+        super().postprocess_message(msg)
+        if msg["type"] == "deterministic" and msg["name"].endswith(_VOLUME):
+            self.log_jacobians[msg["name"].removesuffix(_VOLUME)] = msg["value"]
 
 
 def _trace(
@@ -428,7 +446,8 @@ def _trace(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    return trace(seed(substitute(fn, data=dict(params)), rng_key)).get_trace(*args, **kwargs)
+    bound = substitute(Inside(fn), data=dict(params))
+    return trace(seed(bound, rng_key)).get_trace(*args, **kwargs)
 
 
 def _simulate(
@@ -438,7 +457,7 @@ def _simulate(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    return _trace(rng_key, params, uncondition(model), args, kwargs)
+    return _trace(rng_key, params, Unconditioned(model), args, kwargs)
 
 
 def _unconstrained(site: Mapping[str, Any]) -> jax.Array:

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,21 +16,24 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from numpyro.optim import Minimize, _NumPyroOptim
 
+from numpyro_spread._guarded_loss import (
+    Both,
+    KeepsMutable,
+    Seen,
+    counters_on_error,
+    is_skippable,
+)
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
-from spread_analysis._arguments import positional_names
 from spread_analysis._messages import guard as guard_messages
 from spread_analysis._nonfinite import (
     GuardStatus,
     NonFiniteError,
     Told,
     check_guard,
-    is_about_numbers,
     is_worth_saying,
     player_of,
-    root_cause,
 )
-from spread_analysis._stateful import Stateful
 
 # Lengths of a row of skipped steps that are warned of.
 _TOLD = [10**power for power in range(1, 9)]
@@ -50,79 +52,6 @@ class GuardState(NamedTuple):
     #: Which of the possible causes were there at the last bad step, and its loss.
     last: jax.Array
     last_loss: jax.Array
-
-
-class _Both(NamedTuple):
-    """Mutable state after a step and before it."""
-
-    new: Any
-    old: Any
-
-
-class _Seen:
-    """Arrays that the step is given, to be named if they are the cause, and its mutable state."""
-
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
-        self._arguments: dict[str, Any] = {}
-        #: What the loss was given by name, with mutable state as it was; None if there is none.
-        self.before: dict[str, Any] | None = None
-
-    def put(self, model: Any, args: Any, kwargs: Any) -> None:
-        named = dict(zip(positional_names(model), args, strict=False)) | kwargs
-        self._arguments = {
-            name: value
-            for name, value in named.items()
-            if isinstance(value, jax.Array | np.ndarray)
-            and jnp.issubdtype(value.dtype, jnp.floating)
-        }
-
-    def unchanged(self, params: Any) -> _Both | None:
-        """Mutable state of a step that came to nothing."""
-        if self.before is None:
-            return None
-        kept = {name: value for name, value in self.before.items() if name not in params}
-        return _Both(kept, kept)
-
-    def take(self) -> dict[str, Any]:
-        """Once: under jit they are of one trace only."""
-        arguments, self._arguments = self._arguments, {}
-        return arguments
-
-
-class _KeepsMutable:
-    """A loss that hands on the old mutable state beside the new one; all else is its own."""
-
-    def __init__(self, seen: _Seen) -> None:
-        self.guarded = seen.loss
-        self._seen = seen
-
-    def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Like that of the loss."""
-        self._seen.put(model, args, kwargs)
-        self._seen.before = None
-        return self.guarded.loss(rng_key, param_map, model, guide, *args, **kwargs)
-
-    def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Like that of the loss."""
-        self._seen.put(model, args, kwargs)
-        # A model may write to its containers.
-        before = self._seen.before = jax.tree.map(lambda leaf: leaf, dict(param_map))
-        result = self.guarded.loss_with_mutable_state(
-            rng_key, param_map, model, guide, *args, **kwargs
-        )
-        new = result["mutable_state"]
-        old = None if new is None else {name: before[name] for name in new}
-        return {"loss": result["loss"], "mutable_state": _Both(new, old)}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "guarded":
-            raise AttributeError(name)
-        return getattr(self.guarded, name)
 
 
 class FiniteGuard(_NumPyroOptim):
@@ -148,7 +77,7 @@ class FiniteGuard(_NumPyroOptim):
         self.factor = factor
         self.recover_after = int(recover_after)
         self.discriminator = getattr(loss, "name", "discriminator")
-        self._seen = _Seen(loss)
+        self._seen = Seen(loss)
         #: What the loss has seen of its model's draws.
         self._told = vars(loss).setdefault("_told", Told()) if hasattr(loss, "__dict__") else Told()
         self._told.is_guarded = True
@@ -190,13 +119,13 @@ class FiniteGuard(_NumPyroOptim):
 
     def _guarded_step(self, fn: Any, state: Any, forward_mode_differentiation: bool) -> Any:
         params = self.get_params(state)
-        with _counters_on_error(self._seen.loss):
+        with counters_on_error(self._seen.loss):
             try:
                 (value, aux), grads = _differentiate(fn, params, forward_mode_differentiation)
             except Exception as error:
                 # Values are checked where they are concrete: compiled, this is a loss of NaN.
                 is_compiled = not is_concrete(*jax.tree.leaves(params))
-                skipped = not is_compiled and is_about_numbers(root_cause(error))
+                skipped = not is_compiled and is_skippable(error)
                 if self.on_nonfinite == "raise" or not skipped:
                     raise
                 value = jnp.full((), jnp.nan)
@@ -257,7 +186,7 @@ class FiniteGuard(_NumPyroOptim):
         )
         if self.on_nonfinite != "raise":
             self._warn_of_a_row(after, params)
-        if isinstance(aux, _Both):
+        if isinstance(aux, Both):
             aux = None if aux.new is None else chosen(aux.new, aux.old)
         return after, aux, is_good
 
@@ -348,7 +277,7 @@ def finite_guard(
     if isinstance(svi.optim, FiniteGuard):
         raise ValueError(_messages.already_guarded())
     svi.optim = FiniteGuard(svi.optim, on_nonfinite, factor, recover_after, svi.loss)
-    svi.loss = _KeepsMutable(svi.optim._seen)
+    svi.loss = KeepsMutable(svi.optim._seen)
     return svi
 
 
@@ -384,18 +313,6 @@ def _describe(bad: Any, names: list[str], discriminator: str, value: float) -> s
     kind, place = (0, first) if first < count else divmod(first - 1, count)
     name = names[place]
     return _KINDS[kind]("NaN or inf", name, player_of(name, discriminator, "$"))
-
-
-@contextmanager
-def _counters_on_error(loss: Any) -> Iterator[None]:
-    """What a loss counts on the host is as before if a step ends in an error."""
-    state = loss.get_state() if isinstance(loss, Stateful) else None
-    try:
-        yield
-    except BaseException:
-        if state is not None:
-            loss.set_state(state)
-        raise
 
 
 def _call_if(condition: Any, call: Callable[..., None], *seen: Any) -> None:

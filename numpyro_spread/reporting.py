@@ -24,6 +24,7 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_spread.guard import FiniteGuard, loss_of
 from numpyro_spread.infer._critic_loss import CriticLoss
+from numpyro_spread.infer._datum import datum_rows
 from numpyro_spread.infer._joint_sides import _data_plates, _plates_of, is_latent, run, run_forward
 from numpyro_spread.infer._two_sides import _mask, is_compared, no_guide
 from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
@@ -261,7 +262,9 @@ def _draw(
     masks = {n: _mask(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
     for name, site in observed.items():
         obs = jnp.broadcast_to(site["infer"]["obs"], jnp.shape(site["value"]))
-        data[name] = rows_of(obs, site["fn"].event_dim, masks[name])
+        if masks[name] is not None:
+            masks[name] = datum_rows(masks[name], site)[0]
+        data[name] = rows_of(*datum_rows(obs, site), masks[name])
     count = max(1, len(next(iter(data.values()))))
 
     def values(key: jax.Array) -> dict[str, Any]:
@@ -270,8 +273,8 @@ def _draw(
 
     drawn = lax.map(values, random.split(model_key, -(-number // count)))
     for name, site in observed.items():
-        event_dim, mask = site["fn"].event_dim, masks[name]
-        samples[name] = np.concatenate([rows_of(v, event_dim, mask) for v in drawn[name]])
+        rows = [rows_of(*datum_rows(v, site), masks[name]) for v in drawn[name]]
+        samples[name] = np.concatenate(rows)
 
     one_by_one = bool(shared) or options.datum is not None
     num_runs = number if one_by_one else -(-number // count)
@@ -297,8 +300,8 @@ def _posterior(
     noise_key, draw_key = random.split(rng_key)
     spreading = getattr(loss, "_spreading", None)
     if spreading is not None and spreading.noise:
-        step = spreading.step(params, svi.model, args, kwargs)
-        _, args, kwargs, _ = step.hand(noise_key)
+        handed, _ = spreading.looked(params, svi.model, args, kwargs).hand(noise_key)
+        args, kwargs = handed.args, handed.kwargs
     event_dims: dict[str, int] = {}
 
     def values(key: jax.Array) -> dict[str, Any]:
@@ -306,8 +309,9 @@ def _posterior(
         latents = {
             n: s for n, s in sites.items() if is_latent(s) and not s["infer"].get("is_auxiliary")
         }
-        event_dims.update({name: site["fn"].event_dim for name, site in latents.items()})
-        return {name: site["value"] for name, site in latents.items()}
+        rows = {name: datum_rows(site["value"], site) for name, site in latents.items()}
+        event_dims.update({name: event_dim for name, (_, event_dim) in rows.items()})
+        return {name: value for name, (value, _) in rows.items()}
 
     drawn = lax.map(values, random.split(draw_key, num_runs))
     host = {name: np.asarray(value) for name, value in drawn.items()}

@@ -28,6 +28,7 @@ from pyro_spread._latent_sites import (
     select_features,
     unconstrain,
 )
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.distributions import ImplicitDistribution
 from spread_analysis import _messages
 from spread_analysis._latents import (
@@ -218,9 +219,10 @@ class AutoImplicit(AutoGuide):
 
     @torch.no_grad()
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
         try:
-            self._set_up(args, kwargs)
+            with unchanged_buffers():
+                super()._setup_prototype(*args, **kwargs)
+                self._set_up(args, kwargs)
         except BaseException:
             self.prototype_trace = None  # a call after an error begins anew
             raise

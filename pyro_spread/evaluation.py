@@ -21,6 +21,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
 from pyro_spread._inputs import takes_arrays
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._sites import is_implicit
 from pyro_spread.infer._two_sides import _mask
@@ -48,6 +49,7 @@ from spread_analysis.log_evidence import (
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
+@unchanged_buffers()
 @takes_arrays
 def ais_log_likelihood(
     model: Callable[..., Any],
@@ -176,6 +178,7 @@ def ais_log_likelihood(
     return replace(evidence, observed=_observed(sites, dims))
 
 
+@unchanged_buffers()
 @torch.no_grad()
 @takes_arrays
 def importance_weighted_bound(
@@ -239,6 +242,7 @@ def importance_weighted_bound(
     return replace(log_mean_exp(np.stack(log_weights)), observed=_observed(sites, dims))
 
 
+@unchanged_buffers()
 @torch.no_grad()
 @takes_arrays
 def simulation_based_calibration(

@@ -168,6 +168,13 @@ class FiniteGuard(Composite):
         wanted = {*GuardStatus._fields, "good"}
         if not isinstance(status, dict) or status.keys() != wanted:
             raise ValueError("finite_guard has another state")
+        counts = [status[name] for name in ("skipped", "in_a_row", "good")]
+        right = all(type(count) is int and count >= 0 for count in counts)
+        scale = status["step_scale"]
+        if not right or type(scale) not in (int, float) or not 0 < scale <= 1:
+            raise ValueError("finite_guard has another state")
+        if type(status["last"]) is not str:
+            raise ValueError("finite_guard has another state")
 
     def set_own_state(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`own_state` returned."""

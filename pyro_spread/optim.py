@@ -158,11 +158,16 @@ class TwoPlayer(Composite):
     def check_own_state(self, state: dict[str, Any]) -> None:
         """Refuse another state, and averages of params that are not there."""
         averages = state.get(_AVERAGES)
-        if type(state.get(_STEPS)) is not int or not isinstance(averages, dict):
+        steps = state.get(_STEPS)
+        if type(steps) is not int or steps < 0 or not isinstance(averages, dict):
             raise ValueError("two_player has another state")
         params = pyro.get_param_store()._params
         for name, average in averages.items():
-            if name not in params or average.shape != params[name].shape:
+            known = name in params and isinstance(average, torch.Tensor)
+            if not known or (average.shape, average.dtype) != (
+                params[name].shape,
+                params[name].dtype,
+            ):
                 raise ValueError(f"two_player: there is no param for the average of {name!r}")
 
     def set_own_state(self, state: dict[str, Any]) -> None:

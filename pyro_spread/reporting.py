@@ -25,6 +25,7 @@ from pyro_spread._reachable_modules import loss_of
 from pyro_spread._transaction import StepSnapshot
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._critic_loss import CriticLoss
+from pyro_spread.infer._datum import datum_rows
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
 from pyro_spread.infer._sites import is_latent
 from pyro_spread.infer._two_sides import _mask, is_compared
@@ -228,12 +229,13 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
         if not observed:
             raise ValueError(_messages.report_no_data())
         for name, site in observed.items():
-            value, event_dim = site["value"], site["fn"].event_dim
+            value = site["value"]
             mask = _mask(name, site, value)
+            mask = None if mask is None else datum_rows(mask, site)[0]
             if not drawn:
                 obs = torch.as_tensor(site["infer"]["obs"], device=value.device)
-                data[name] = rows_of(obs.expand(value.shape), event_dim, mask)
-            samples.setdefault(name, []).append(rows_of(value, event_dim, mask))
+                data[name] = rows_of(*datum_rows(obs.expand(value.shape), site), mask)
+            samples.setdefault(name, []).append(rows_of(*datum_rows(value, site), mask))
         drawn += max(1, len(next(iter(samples.values()))[-1]))
         trace = run_guide(guide, args, kwargs)
     rows = [len(value) for value in data.values()]
@@ -243,7 +245,7 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
         trace = run_guide(posterior, posterior_args, posterior_kwargs)
         runs.append(
             {
-                name: (site["value"], site["fn"].event_dim)
+                name: datum_rows(site["value"], site)
                 for name, site in trace.nodes.items()
                 if is_latent(site) and not site["infer"].get("is_auxiliary")
             }

@@ -43,6 +43,8 @@ def data_dims(frames: Mapping[str, Frames], shapes: Mapping[str, Shape]) -> dict
         if len(loose) > (0 if plates else 1):
             names = [plate.name for plate in plates if plate.dim is not None]
             raise ValueError(players.undecided_batch(name, shape, names))
+        if _is_stack(plates):
+            raise ValueError(players.stacked_plates(name, plates[0].name.removesuffix("_0")))
     if any(frames.values()):
         found = {name: plates[0].dim if plates else None for name, plates in frames.items()}
     elif all(shapes.values()):
@@ -108,6 +110,14 @@ def check_scale(name: str, scale: Shape, value: Shape, batch: Shape, dim: int | 
             raise ValueError(players.mask_misfit(name, scale, value))
         if size != 1 and position != dim:
             raise ValueError(players.scale_in_datum(name, scale))
+
+
+def _is_stack(plates: Frames) -> bool:
+    """Whether ``plate_stack`` made the outermost plates: it enters the rightmost one first."""
+    if len(plates) < 2 or not plates[0].name.endswith("_0"):
+        return False
+    neighbours = plates[1].dim is not None and plates[1].dim == plates[0].dim - 1
+    return neighbours and plates[1].name == plates[0].name.removesuffix("0") + "1"
 
 
 def _name(plates: Frames) -> str | None:

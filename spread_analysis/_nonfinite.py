@@ -15,9 +15,9 @@ from spread_analysis._validation import check_count
 
 # What torch, Pyro, JAX, NumPyro, NumPy, SciPy and our kernels say of such numbers.
 _OF_NUMBERS = re.compile(
-    r"(?<![-\w])(?:nans?|infs?)\b|\bnon-?finite\b|\bmust be (?:positive and )?finite\b"
+    r"(?<![-\w])(?:nans?|infs?)\b|\bno[nt][- ]?finite\b|\bmust be (?:positive and )?finite\b"
     r"|\bExpected parameter \w+ \(|\bgot invalid \w+ parameter"
-    r"|elements of std >= 0|p_in >= 0 && p_in <= 1|invalid Poisson rate"
+    r"|\bmath domain error\b|elements of std >= 0|p_in >= 0 && p_in <= 1|invalid Poisson rate"
     r"|elements of input should be between 0 and 1",
     re.IGNORECASE,
 )

@@ -23,14 +23,18 @@ class UseOfData:
 
     ``layouts`` has the shapes in which noise has to be drawn, since sites observe their data
     reshaped and a kernel treats elements differently; ``rows`` the dims along which plates
-    subsample. ``complete`` tells that a run has shown nothing new.
+    subsample, and ``plates`` their sizes and how many elements they take. ``complete`` tells that a
+    run has shown nothing new.
     """
 
     layouts: dict[Key, tuple[int, ...]] = field(default_factory=dict)
     rows: dict[Key, int] = field(default_factory=dict)
+    plates: dict[str, tuple[int, int]] = field(default_factory=dict)
     complete: bool = False
 
-    def see_plate(self, size: int, taken: int, shapes: dict[Key, tuple[int, ...]]) -> None:
+    def see_plate(
+        self, name: str, size: int, taken: int, shapes: dict[Key, tuple[int, ...]]
+    ) -> None:
         """
         A plate of ``size`` takes part of the data in arguments of these shapes.
 
@@ -41,6 +45,7 @@ class UseOfData:
         found = {k: s.index(size) for k, s in shapes.items() if k not in self.rows and size in s}
         if taken < size and found:
             self.rows.update(found)
+            self.plates[name] = (size, taken)
             raise Learned
 
     def see_layout(self, key: Key, layout: tuple[int, ...]) -> None:

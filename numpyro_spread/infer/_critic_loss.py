@@ -173,8 +173,8 @@ class CriticLoss(Loss):
         :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, the logits of the
-            plates' batch shape; weights may be None.
+        :return: a named tuple ``(data, model, data_weights, model_weights)``, one logit for
+            every datum; weights may be None.
         """
         if f"{self.name}$params" not in param_map:
             raise ValueError(_messages.not_registered(self.name))

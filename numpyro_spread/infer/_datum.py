@@ -80,6 +80,23 @@ def data_first(value: Any, event_dim: int, dim: int | None) -> Any:
     return _kind(value).moveaxis(value, dim - event_dim, 0)
 
 
+def datum_rows(value: Any, site: Mapping[str, Any]) -> tuple[Any, int]:
+    """
+    ``value`` laid out with a row for every element of the outermost plate, and its event dims then.
+
+    :param value: of the shape of the site's value.
+    :param site: of a trace; without such a plate the value stays.
+    """
+    event_dim, frame = site["fn"].event_dim, next(iter(frames_of(site)), None)
+    if frame is None:
+        return value, event_dim
+    value = data_first(value, event_dim, frame.dim)
+    depth = jnp.ndim(value) - event_dim
+    parts = [size for size in jnp.shape(value)[1:depth] if size != 1]
+    shape = (len(value), *parts, *jnp.shape(value)[depth:])
+    return value.reshape(shape), len(shape) - 1
+
+
 def weight_of_data(
     name: str, site: Mapping[str, Any], dim: int | None, batch_shape: tuple[int, ...]
 ) -> Any:

@@ -90,11 +90,12 @@ def by_datum(
     :param batch_shape: number of data.
     """
     names = sorted(sites, key=lambda name: -len(sites[name]["fn"].batch_shape))
+    placed = [(sites[name], dim) for name in names if (dim := dims[name]) is not None]
     arguments = dict(arguments)
     for name, value in arguments.items():
         if not isinstance(value, jax.Array | np.ndarray):
             continue
-        for site, dim in ((sites[n], dims[n]) for n in names if dims[n] is not None):
+        for site, dim in placed:
             batch = site["fn"].batch_shape
             reduced = subsampled({name: value}, trace, frames_of(site), batch)[name]
             axis, own = len(batch) + dim, reduced.shape[: len(batch)]

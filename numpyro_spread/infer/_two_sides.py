@@ -21,8 +21,10 @@ from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_ba
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._invalid import Invalid, note
 from numpyro_spread.infer._noise import draw_at
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Inside, Unconditioned, is_scanned
+from numpyro_spread.infer._shared_latents import warn_of_shared_latents
 from numpyro_spread.infer._sites import plain_name
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
@@ -31,6 +33,7 @@ from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._messages import control_flow
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -106,6 +109,9 @@ def draw_sides(
     for name, site in observed.items():
         if is_scanned(site) and dims[name] is None:
             raise ValueError(control_flow.one_series(name))
+    refuse_own_draws(params, model, observed, args, kwargs)
+    warn_of_shared_latents(model, sites, observed, dims, guide_trace.keys())
+    noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))

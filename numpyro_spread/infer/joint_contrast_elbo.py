@@ -21,6 +21,7 @@ from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._handed import Watch
 from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._invalid import note, noting
 from numpyro_spread.infer._joint_sides import (
@@ -32,6 +33,7 @@ from numpyro_spread.infer._joint_sides import (
     run_forward,
 )
 from numpyro_spread.infer._noise import Noise, draw_at
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
@@ -45,6 +47,8 @@ from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
 from spread_analysis._messages import simulations
+from spread_analysis._paths import Where
+from spread_analysis._patterns import resolved
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
 from spread_analysis.critic import LAGGING_ACCURACY
@@ -122,7 +126,7 @@ class JointContrastELBO(Stateful, Loss):
 
     :param discriminator: a module of flax linen, flax nnx or equinox, called as
         ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of data and local
-        latents; it returns logits of the plates' batch shape, large for pairs of the guide. On the
+        latents; it returns one logit for every pair, large for those of the guide. On the
         model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
         and a guide with a density.
     :param divergence: with the model as P and the guide as Q; ``ReverseKL()`` by default. Its
@@ -155,7 +159,7 @@ class JointContrastELBO(Stateful, Loss):
         divergence: Divergence | None = None,
         noise: Noise | None = None,
         *,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Where] | None = None,
         regularizer: Regularizer | None = None,
         exclude_invalid_x: bool = False,
         num_particles: int = 1,
@@ -239,8 +243,17 @@ class JointContrastELBO(Stateful, Loss):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
+
+        def run(step: SpreadStep) -> Any:
+            return self._on_step(step, rng_key, model, guide, args, kwargs)
+
+        return self._spreading.settled(param_map, model, args, kwargs, run)
+
+    def _on_step(
+        self, step: SpreadStep, rng_key: jax.Array, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Any:
         one = self._forward_loss if self._critic is None else self._adversarial_loss
-        step = self._spreading.step(param_map, model, args, kwargs)
+        param_map = step.params
 
         totals: list[int] = []
 
@@ -289,17 +302,22 @@ class JointContrastELBO(Stateful, Loss):
         """
         if self._critic is None:
             raise ValueError(_messages.joint_nothing_implicit("logits()"))
-        step = self._spreading.step(param_map, model, args, kwargs)
-        sides, args, kwargs = self._draw(rng_key, step, param_map, model, guide)
-        return self._logits(param_map[self._site], sides, args, kwargs)
+
+        def run(step: SpreadStep) -> Logits:
+            sides, *own = self._draw(rng_key, step, step.params, model, guide)
+            return self._logits(step.params[self._site], sides, *own)
+
+        return self._spreading.settled(param_map, model, args, kwargs, run)
 
     def _draw(
         self, rng_key: jax.Array, step: SpreadStep, params: Any, model: Any, guide: Any
     ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
         if self._site not in params:
             raise ValueError(_messages.not_registered(self.name))
-        _, args, kwargs, rng_key = step.hand(rng_key)
-        sides = draw_joint(rng_key, params, model, guide, step.noise, args, kwargs)
+        handed, rng_key = step.hand(rng_key)
+        args, kwargs = handed.args, handed.kwargs
+        watch = Watch(None, handed)
+        sides = draw_joint(rng_key, params, model, guide, step.noise, args, kwargs, watch)
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
             raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
@@ -390,7 +408,8 @@ class JointContrastELBO(Stateful, Loss):
         observed = {name: site for name, site in simulated.items() if is_compared(site)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
-        exclude, values = self.exclude_invalid_x, {}
+        refuse_own_draws(frozen(params), model, observed, args, kwargs)
+        exclude, kernels, values = self.exclude_invalid_x, resolved(step.noise, observed), {}
         invalid, axes = failed_simulations(simulated, observed)
         located = locate_data(model, observed, args, kwargs, self.data)
         keys = random.split(noise_key, len(located))
@@ -401,7 +420,7 @@ class JointContrastELBO(Stateful, Loss):
                 raise ValueError(message)
             if exclude:
                 value = invalid.replaced(value, axes[site], given)
-            noise = step.noise.get(site)
+            noise = kernels.get(site)
             noisy = value if noise is None else draw_at(site_key, site, noise, value)
             values[key] = lax.stop_gradient(noisy)
         args, kwargs = replace_arguments(values, args, kwargs)

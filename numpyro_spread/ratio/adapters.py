@@ -19,7 +19,8 @@ class SiteValues(dict[str, jax.Array]):
     The values of the contrasted sites, as a discriminator gets them.
 
     :param values: dict from site to value, of shape ``batch_shape`` + rest.
-    :param batch_shape: shape of the plates that all contrasted sites share, and of the logits.
+    :param batch_shape: shape of the logits: of what counts the data, or in
+        ``PriorContrastELBO`` of the plates that all contrasted sites share.
     :param arguments: dict from name to argument of the model, for critics that look them up.
     """
 

@@ -69,6 +69,22 @@ def data_first(value: torch.Tensor, event_dim: int, dim: int | None) -> torch.Te
     return value if dim is None else value.movedim(dim - event_dim, 0)
 
 
+def datum_rows(value: torch.Tensor, site: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+    """
+    ``value`` laid out with a row for every element of the outermost plate, and its event dims then.
+
+    :param value: of the shape of the site's value.
+    :param site: of a trace; without such a plate the value stays.
+    """
+    event_dim, frame = site["fn"].event_dim, next(iter(frames_of(site)), None)
+    if frame is None or frame.dim is None:
+        return value, event_dim
+    value = data_first(value, event_dim, frame.dim)
+    parts = [size for size in value.shape[1 : value.dim() - event_dim] if size != 1]
+    shape = (len(value), *parts, *value.shape[value.dim() - event_dim :])
+    return value.reshape(shape), len(shape) - 1
+
+
 def weight_of_data(
     name: str, site: Mapping[str, Any], dim: int | None, batch_shape: torch.Size
 ) -> torch.Tensor:

@@ -81,15 +81,16 @@ def as_one(method: Callable[..., Any]) -> Callable[..., Any]:
     """
     A method ``(self, model, guide, *args, **kwargs)`` of a loss, with :func:`as_before_on_error`.
 
-    After one that has made gradients the SVI's optimiser ends the step, and undoes it if it fails.
+    After one that leads to gradients the SVI's optimiser ends the step, and undoes it if it fails.
     """
     is_step = method.__name__ == "loss_and_grads"
+    makes_steps = is_step or method.__name__ == "differentiable_loss"
 
     @functools.wraps(method)
     def wrapped(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         with as_before_on_error(self, model, args, kwargs, is_step) as step:
             value = method(self, model, guide, *args, **kwargs)
-        if is_step and not is_running():
+        if makes_steps and torch.is_grad_enabled() and not is_running():
             arm(step)
         return value
 

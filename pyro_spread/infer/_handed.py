@@ -119,7 +119,7 @@ class Watch(Messenger):
         if isinstance(fn, _Subsample):
             taken = fn.subsample_size if msg["value"] is None else len(msg["value"])
             if taken is not None and not torch._C._get_tracing_state():
-                handed.use.see_plate(fn.size, taken, handed.shapes)
+                handed.use.see_plate(msg["name"], fn.size, taken, handed.shapes)
             return
         site = key_of(handed.located, msg["name"])
         if site is None or not (msg["is_observed"] or msg["infer"].get("was_observed")):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,15 @@ from pyro_spread.infer._datum import (
     are_whole,
     data_dims,
     data_plate,
+    frames_of,
     parts_left_out,
     weight_of_data,
 )
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._invalid import Invalid
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
+from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
 from pyro_spread.infer._two_sides import Side, _mask, check_draws, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
@@ -59,7 +62,7 @@ def draw_joint(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    watch: AbstractContextManager[Any],
+    watch: AbstractContextManager[Any] | None = None,
 ) -> JointSides:
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
@@ -73,7 +76,7 @@ def draw_joint(
         observed has passed through it already.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
-    :param watch: to be around the model.
+    :param watch: to be around the model, if any.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -83,11 +86,12 @@ def draw_joint(
     # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
     # them, but their prior's gradient is handed on below.
     leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
-    with torch.set_grad_enabled(torch.is_grad_enabled()), watch:
+    with torch.set_grad_enabled(torch.is_grad_enabled()), watch or nullcontext():
         trace = _run_forward(model, guide_trace, leaves, args, kwargs)
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
+    refuse_own_draws(model, observed, args, kwargs)
     noise = resolved(noise, observed)
     check_noise_sites(trace, observed, noise)
     _check_learned(guide_trace, set(shared))
@@ -101,6 +105,7 @@ def draw_joint(
         raise ValueError(_messages.joint_no_latent(drawn))
     compared = observed | local
     dims = data_dims(compared)
+    warn_of_shared_latents(model, trace.nodes, compared, dims, drawn)
 
     def of_guide(site: Any) -> torch.Tensor:
         return site["infer"]["obs"] if site["name"] in observed else drawn[site["name"]]["value"]
@@ -176,7 +181,7 @@ def data_plates(
 
 
 def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
+    return frozenset(frame.name for frame in frames_of(site))
 
 
 def _is_index(site: Mapping[str, Any]) -> bool:

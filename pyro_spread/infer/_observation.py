@@ -59,9 +59,9 @@ class Places:
             return False
         blocks, all_blocks = flat.reshape(-1, width), whole.reshape(-1, width)
         count, places = self._known.get(site, (0, None))
-        if places is not None and count == len(all_blocks) and len(places) == len(blocks):
-            if torch.equal(all_blocks[places], blocks):
-                return True
+        fits = places is not None and count == len(all_blocks) and len(places) == len(blocks)
+        if fits and torch.equal(all_blocks[places], blocks):
+            return True
         places = _search(blocks, all_blocks)
         if places is None:
             return False

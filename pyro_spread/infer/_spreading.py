@@ -15,7 +15,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch.distributions.transforms import ComposeTransform
 
 from pyro_spread._inputs import WANTED
-from pyro_spread._transaction import StepSnapshot
+from pyro_spread._transaction import Buffers, StoreState, looking
 from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._handed import Handed, Watch
@@ -103,15 +103,17 @@ class Spreading:
         if use.complete and self._is_free():
             return run(use)
         while True:
-            state, before = get_rng_state(), StepSnapshot()
+            state, store, buffers = get_rng_state(), StoreState(), Buffers()
             try:
-                with before.buffers:
+                with buffers:
                     result = run(use)
-                use.complete = True
-                return result
             except Learned:
-                before.restore()
+                buffers.restore()
+                store.restore()
                 set_rng_state(state)
+                continue
+            use.complete = True
+            return result
 
     def _is_free(self) -> bool:
         """Whether it does not matter to any kernel how sites observe their data."""
@@ -166,7 +168,7 @@ class Spreading:
         """
         Arguments in which fresh y stand instead of x, for who runs the guide alone.
 
-        :param model: the model, which is run once if that was never done.
+        :param model: the model, which is run where it matters how it observes its data.
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
@@ -174,8 +176,8 @@ class Spreading:
 
         def run(use: UseOfData) -> Handed:
             handed = self.hand(use, located, args, kwargs)
-            if not use.complete and not all(k._moves_with_data() for k in handed.noise.values()):
-                with poutine.block(), torch.no_grad():
+            if not all(k._moves_with_data() for k in handed.noise.values()):
+                with looking(), poutine.block(), torch.no_grad():
                     Watch(handed)(model)(*handed.args, **handed.kwargs)
             return handed
 

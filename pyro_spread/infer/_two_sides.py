@@ -18,7 +18,9 @@ from pyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._noise import draw_at
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
+from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_latent, is_learned, plain_name
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
@@ -74,6 +76,8 @@ def draw_sides(
     _check_sites(trace, guide_trace, observed)
     noise = resolved(noise, observed)
     dims = data_dims(observed)
+    refuse_own_draws(model, observed, args, kwargs)
+    warn_of_shared_latents(model, trace.nodes, observed, dims, guide_trace.nodes.keys())
     check_noise_sites(trace, observed, noise)
     left = {
         name: kernel

@@ -79,7 +79,7 @@ class AdversarialDivergence(CriticLoss):
 
     :param discriminator: a ``torch.nn.Module`` called as
         ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of the contrasted
-        sites and ``args`` are those of the model; it returns logits with the plates' batch shape.
+        sites and ``args`` are those of the model; it returns one logit for every datum.
         ``concat_sites(net, "x")`` makes one out of a plain net.
     :param divergence: what the model minimises; ``JSPi(0.5)`` by default. Its ``pi`` is the class
         prior of the discriminator.

@@ -258,7 +258,7 @@ class PriorContrastELBO(Loss):
         :param guide: the guide.
         :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
             for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
-            from site to such tuples if there is a critic per site.
+            from site to such tuples if there is a critic per site, or no implicit site.
         """
         with torch.no_grad(), self._unchanged():
             _, runs = self._run(model, guide, args, kwargs, 1.0)
@@ -266,7 +266,7 @@ class PriorContrastELBO(Loss):
                 names: self._contrast.sides(runs[0], names)[0]
                 for names in self._contrast.groups(runs[0])
             }
-        if isinstance(self.discriminator, nn.ModuleDict):
+        if isinstance(self.discriminator, nn.ModuleDict) or not logits:
             return {names[0]: value for names, value in logits.items()}
         return next(iter(logits.values()))
 

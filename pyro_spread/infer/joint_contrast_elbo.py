@@ -17,6 +17,7 @@ from torch import nn
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import KL, Divergence, ReverseKL
 from pyro_spread.infer._critic import (
+    Judge,
     check_critic,
     is_lazy,
     judge,
@@ -29,6 +30,7 @@ from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._joint_sides import JointSides, draw_joint, failed_simulations
 from pyro_spread.infer._noise import Noise, draw_at
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
@@ -120,7 +122,7 @@ class JointContrastELBO(Loss):
 
     :param discriminator: a ``torch.nn.Module`` called as
         ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of data and local
-        latents; it returns logits of the plates' batch shape, large for pairs of the guide. On the
+        latents; it returns one logit for every pair, large for those of the guide. On the
         model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
         and a guide with a density.
     :param divergence: with the model as P and the guide as Q; ``ReverseKL()`` by default. Its
@@ -247,7 +249,7 @@ class JointContrastELBO(Loss):
 
         def draw(use: UseOfData) -> tuple[JointSides, Handed]:
             handed = self._spreading.hand(use, located, args, kwargs)
-            watch = Watch(handed) if located else nullcontext()
+            watch = Watch(handed) if located else None
             own = handed.noise, handed.args, handed.kwargs
             return draw_joint(model, guide, *own, watch), handed
 
@@ -287,10 +289,7 @@ class JointContrastELBO(Loss):
         logits = self._logits(sides, args, kwargs)
         weights = logits.data_weights, logits.model_weights
         critic = own * logistic_loss(logits.data, logits.model, 1 - pi, *weights)
-
-        def judged(values: SiteValues) -> torch.Tensor:
-            return self._judge(values, args, kwargs)
-
+        judged = Judge(self.discriminator, args, kwargs)
         pairs = _constant(sides.guide), sides.model
         critic = penalise(critic, self.regularizer, judged, *pairs, weights[0], own)
         self._watch(logits)
@@ -336,6 +335,7 @@ class JointContrastELBO(Loss):
         observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
+        refuse_own_draws(model, observed, args, kwargs)
         noise, values = resolved(noise, observed), {}
         failed, axes = failed_simulations(trace.nodes, observed)
         invalid = failed if self.exclude_invalid_x else Invalid({}, {})
@@ -392,7 +392,7 @@ class JointContrastELBO(Loss):
         if self.discriminator is None:
             return
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers():
                 sides, args, kwargs = self._draw(model, guide, args, kwargs)
                 self._judge(sides.guide, args, kwargs)
         register_critic(self.name, self.discriminator)

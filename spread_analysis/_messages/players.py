@@ -154,6 +154,14 @@ def undecided_batch(site: str, shape: Sequence[int], plates: Iterable[str]) -> s
     )
 
 
+def stacked_plates(site: str, prefix: str) -> str:
+    return (
+        f"site '{site}': plate_stack('{prefix}', ...) does not say which of its plates counts the "
+        "data: the first that is entered is the rightmost one. Enter the plate over the data by "
+        "itself, before the others."
+    )
+
+
 def sequential_data(site: str, plate: str) -> str:
     return (
         f"site '{site}': its outermost plate '{plate}' counts the data and is sequential, so that "
@@ -167,6 +175,31 @@ def scale_in_datum(site: str, scale: Sequence[int]) -> str:
         f"site '{site}': a scale of shape {tuple(scale)} differs within a datum, but a datum is "
         "compared as one and has one weight. Give one number per datum, along the outermost plate, "
         "or leave elements out with a mask."
+    )
+
+
+def own_draw(site: str) -> str:
+    return (
+        f"site '{site}': what it observes changes with what the model draws, so that it is no data "
+        "to compare draws with. Hand the data over as an argument of the model; the score of a "
+        "draw, as by obs=z, belongs to a loss with a density, such as SpreadELBO."
+    )
+
+
+def learned_data(site: str) -> str:
+    return (
+        f"site '{site}': what it observes depends on params, which would move the data towards the "
+        "model's draws. Observe the data themselves, or compute what is fixed before, outside of "
+        "the model or with .detach()."
+    )
+
+
+def shared_draw(site: str, plate: str | None) -> str:
+    where = "the batch of the data" if plate is None else f"the plate '{plate}' of the data"
+    return (
+        f"latent site '{site}' stands outside of {where} and comes from its prior: all draws of a "
+        "step share one value of it, but are compared with the data as if each had its own. Put it "
+        "into the guide, make it a param, or put it into the plate if every datum has one."
     )
 
 
@@ -205,8 +238,18 @@ def not_registered(name: str) -> str:
 
 def coupled_critic() -> str:
     return (
-        "update='one_pass' needs a critic that treats samples one by one, but it contains batch "
-        "normalisation. Use update='two_pass' (the default there), or another normalisation."
+        "update='one_pass' needs a critic that treats samples one by one, but in this one they "
+        "move each other's logits, as under batch normalisation, attention over the batch or a "
+        "mean over it. Use update='two_pass' (the default there), or another critic."
+    )
+
+
+def coupled_penalty() -> str:
+    return (
+        "a gradient penalty meets a critic whose samples move each other's logits, as under batch "
+        "normalisation or a mean over the batch: it then bounds the slope of the sum of all "
+        "logits, not that of each in its own sample. Use a critic that treats samples one by one, "
+        "such as one with layer normalisation."
     )
 
 

@@ -31,6 +31,7 @@ from numpyro_spread import (
     SlicedWasserstein,
     WassersteinCritic,
     concat_sites,
+    report,
 )
 from numpyro_spread.ratio import MLPCritic
 
@@ -334,7 +335,13 @@ def _scaled_cells(x):
         numpyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
 
 
+def _stack(x):
+    with numpyro.plate_stack("cell", [ROWS, COLS]):
+        numpyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
+
+
 REFUSED = {
+    "stack": (_stack, r"'x': plate_stack\('cell', ...\) does not say .*Enter the plate over the"),
     "no plate": (_unplated, r"'x': its batch shape \(7, 3\) belongs to no plate.*to_event"),
     "beside": (_beside_a_plate, r"'x': .*\(7, 3\) belongs to the plate\(s\) \['rows'\] only in"),
     "two": (_two_outermost, r"'x' and 'y' .*outermost plate 'rows' for 'x' and .*'others' for 'y'"),
@@ -364,3 +371,15 @@ def test_pairs_that_cannot_be_decided_are_refused():
     loss = JointContrastELBO(Recorder())
     with pytest.raises(ValueError, match=r"'rows' for 'x' and .*'cols' for 'z'.*to_event"):
         evaluate(loss, model, DATA[0], guide=lambda x: model(x, guide=True))
+
+
+def test_a_report_has_a_row_for_every_datum(tmp_path):
+    loss = JointContrastELBO(concat_sites(MLPCritic([8]), "x", "a", "b"))
+    model, guide = pair_guides(density=False)[0]
+    svi = SVI(model, loss.register(model, guide), optax.sgd(0.1), loss)
+    state = svi.init(jax.random.key(0), *DATA)
+    found = report(tmp_path / "page.html", svi, state, *DATA, num_samples=2 * ROWS)
+    assert found.data["x"].shape == (ROWS, COLS)
+    assert found.samples["x"].shape == (2 * ROWS, COLS)
+    assert found.latents["a"].shape == (2 * ROWS,)
+    assert found.latents["b"].shape == (2 * ROWS, COLS)

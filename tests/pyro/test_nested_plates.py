@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI
 from torch import nn
 
 from pyro_spread import (
@@ -29,6 +30,7 @@ from pyro_spread import (
     SlicedWasserstein,
     WassersteinCritic,
     concat_sites,
+    report,
 )
 from pyro_spread.ratio import MLPCritic
 
@@ -379,7 +381,13 @@ def _scaled_cells(x):
         pyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
 
 
+def _stack(x):
+    with pyro.plate_stack("cell", [ROWS, COLS]):
+        pyro.sample("x", dist.Normal(scale(), 1.0), obs=x)
+
+
 REFUSED = {
+    "stack": (_stack, r"'x': plate_stack\('cell', ...\) does not say .*Enter the plate over the"),
     "no plate": (_unplated, r"'x': its batch shape \(7, 3\) belongs to no plate.*to_event"),
     "beside": (_beside_a_plate, r"'x': .*\(7, 3\) belongs to the plate\(s\) \['rows'\] only in"),
     "two": (_two_outermost, r"'x' and 'y' .*outermost plate 'rows' for 'x' and .*'others' for 'y'"),
@@ -409,3 +417,15 @@ def test_pairs_that_cannot_be_decided_are_refused():
 
     with pytest.raises(ValueError, match=r"'rows' for 'x' and .*'cols' for 'z'.*to_event"):
         JointContrastELBO(Recorder()).loss_and_grads(model, lambda x: model(x, guide=True), DATA[0])
+
+
+def test_a_report_has_a_row_for_every_datum(tmp_path):
+    loss = JointContrastELBO(pair_critic())
+    optim = pyro.optim.Adam({"lr": 1e-3})
+    svi = SVI(pair_model, loss.register(pair_model, pair_guide), optim, loss)
+    svi.step(*DATA)
+    found = report(tmp_path / "page.html", svi, *DATA, num_samples=2 * ROWS)
+    assert found.data["x"].shape == (ROWS, COLS)
+    assert found.samples["x"].shape == (2 * ROWS, COLS)
+    assert found.latents["a"].shape == (2 * ROWS,)
+    assert found.latents["b"].shape == (2 * ROWS, COLS)

@@ -333,6 +333,19 @@ def test_two_losses_in_one_step():
     assert_same(copied(second.get_state()), copied(seen))
 
 
+def test_a_loss_that_is_handed_over_as_a_function():
+    program = Program("spread", "adam", False)
+
+    def loss(model, guide, x):
+        return 2 * program.loss.differentiable_loss(model, guide, x)
+
+    program.svi = SVI(program.model, program.guide, program.optim, loss)
+    program.svi.step(X)
+    before = program.state()
+    for place in ("model", "optimiser"):
+        assert_same(end(program, place, KeyboardInterrupt()), before)
+
+
 def test_the_two_players_move_together_in_a_loop_of_ones_own():
     program = Program("adversarial", "two players", False)
     guide = program.svi.guide
