@@ -29,6 +29,7 @@ from numpyro_spread._latent_sites import (
     select_features,
     unconstrain,
 )
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.ratio.binding import _Linen, _takes
 from spread_analysis import _messages
 from spread_analysis._latents import (
@@ -281,7 +282,7 @@ class AutoImplicit(AutoGuide):
         self.prototype_trace = prototype
 
     def _trace_model(self, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
-        seeded = handlers.seed(self.model, rng_key)
+        seeded = handlers.seed(Inside(self.model), rng_key)
         drawn = handlers.substitute(seeded, substitute_fn=self.init_loc_fn)
         return handlers.trace(drawn).get_trace(*args, **kwargs)
 

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax import random
 from numpyro.distributions import (
     Delta,
@@ -20,11 +22,13 @@ from numpyro.distributions import (
     biject_to,
 )
 from numpyro.distributions.util import sum_rightmost
-from numpyro.handlers import replay, seed, substitute, trace, uncondition
+from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import Predictive
-from numpyro.primitives import Messenger
 
+from numpyro_spread._inputs import takes_arrays
+from numpyro_spread.infer._scan import Inside, Unconditioned
 from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
 from spread_analysis._arguments import (
     argument_name,
@@ -32,20 +36,25 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._messages.evaluation import masked_apart
 from spread_analysis._validation import as_count
-from spread_analysis.calibration import CalibrationReport, simulation_ranks
+from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
     LogEvidence,
     Packing,
     Target,
     annealed_importance,
-    data_first,
+    any_of_datum,
     log_mean_exp,
 )
 
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
+# Ends the name under which the volume of a change of variables leaves the body of a scan.
+_VOLUME = "$volume"
 
+
+@takes_arrays
 def ais_log_likelihood(
     rng_key: jax.Array,
     params: Mapping[str, Any],
@@ -158,9 +167,11 @@ def ais_log_likelihood(
         step_size=step_size,
         seed=_numpy_seed(numpy_key),
     )
-    return evidence.reshape(packing.data_shape)
+    evidence = evidence.reshape(packing.data_shape)
+    return replace(evidence, observed=_observed(sites, dims))
 
 
+@takes_arrays
 def importance_weighted_bound(
     rng_key: jax.Array,
     params: Mapping[str, Any],
@@ -204,20 +215,20 @@ def importance_weighted_bound(
     :param num_samples: draws of the guide per datum.
     :param kwargs: keyword arguments of both.
     :return: values of the shape of the plates that all sites of model and guide share.
-    :raises ValueError: if a site of the guide has no density, or a site is scaled; the message
-        names it and the way out.
+    :raises ValueError: if a site of the guide has no density, a site is scaled, or model and guide
+        mask different elements of it; the message names it and the way out.
     """
 
-    def log_weight(rng_key: jax.Array, checked: bool = True) -> jax.Array:
+    def run(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
         guide_key, model_key = random.split(rng_key)
         guide_trace = _trace(guide_key, params, guide, args, kwargs)
         proposed = _sites(guide_trace)
         replayed = replay(model, trace=guide_trace)
         sites = _sites(_trace(model_key, params, replayed, args, kwargs))
-        if not checked:
-            _check_densities(proposed)
-            _check_evidence(sites)
-        dims = _shared_dims([*sites.values(), *proposed.values()])
+        return sites, proposed, _shared_dims([*sites.values(), *proposed.values()])
+
+    def log_weight(rng_key: jax.Array) -> jax.Array:
+        sites, proposed, dims = run(rng_key)
         # A latent that the guide leaves out is proposed by its prior, which cancels.
         scored = [s for n, s in sites.items() if s["is_observed"] or n in proposed]
         weight: Any = sum(_per_datum(_log_prob(site), dims) for site in scored)
@@ -226,12 +237,17 @@ def importance_weighted_bound(
         return jnp.asarray(weight)
 
     samples = as_count(num_samples, "num_samples")
-    log_weight(rng_key, checked=False)  # scales are concrete only outside of jit
-    return log_mean_exp(
+    sites, proposed, dims = run(rng_key)  # scales and masks are concrete only outside of jit
+    _check_densities(proposed)
+    _check_evidence(sites)
+    _check_masks(sites, proposed)
+    evidence = log_mean_exp(
         jax.jit(lambda keys: jax.lax.map(log_weight, keys))(random.split(rng_key, samples))
     )
+    return replace(evidence, observed=_observed(sites, dims))
 
 
+@takes_arrays
 def simulation_based_calibration(
     rng_key: jax.Array,
     params: Mapping[str, Any],
@@ -253,6 +269,9 @@ def simulation_based_calibration(
     al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The elements of the
     plates that all sites share are simulations of their own, so that a batch costs one run.
 
+    Elements that model or guide masks out are not ranked. A simulation counts once: where the model
+    repeats itself, as one that reads its latents from a table does, one pass is all there is.
+
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro_spread import simulation_based_calibration
         >>> def model(x):
@@ -273,7 +292,8 @@ def simulation_based_calibration(
     :param model: the model, which can be run forward.
     :param guide: an amortised guide: it must depend on the data through its arguments.
     :param args: positional arguments of both; of the data only the shape matters.
-    :param num_simulations: simulations, at least; a batch is not cut.
+    :param num_simulations: simulations, at least, masked ones among them; a batch is not cut. There
+        are fewer where the model records no more.
     :param num_draws: draws of the guide for each.
     :param sites: latent sites to rank; all by default that model and guide have in common.
     :param data: dict from observed site to the name of the model argument that carries its data.
@@ -282,11 +302,10 @@ def simulation_based_calibration(
         takes more memory.
     :param kwargs: keyword arguments of both.
     :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
-    :raises ValueError: if an observed site does not fit the argument that carries its data, or
-        ``sites`` are none that both have; the message names them.
+    :raises ValueError: if an observed site does not fit the argument that carries its data,
+        ``sites`` are none that both have, or all of a site is masked; the message names them.
     """
-    draws_per_run = as_count(num_draws, "num_draws")
-    missing = as_count(num_simulations, "num_simulations")
+    tally = RankTally(num_simulations, num_draws)
     first = _sites(_simulate(rng_key, params, model, args, kwargs))
     observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
     for name, site in observed.items():
@@ -311,10 +330,15 @@ def simulation_based_calibration(
     predictive = Predictive(
         guide,
         params=dict(params),
-        num_samples=draws_per_run,
+        num_samples=tally.num_draws,
         return_sites=wanted,
         parallel=parallel,
     )
+
+    dims = _shared_dims(first.values())
+
+    def axes(name: str) -> list[int]:
+        return [dim - first[name]["fn"].event_dim for dim in dims]
 
     @jax.jit
     def simulate(rng_key: jax.Array) -> Any:
@@ -322,25 +346,32 @@ def simulation_based_calibration(
         sites = _sites(_simulate(model_key, params, model, args, kwargs))
         new_args, new_kwargs = with_simulated(sites)
         draws = predictive(guide_key, *new_args, **new_kwargs)
-        return {name: (sites[name]["value"], draws[name]) for name in wanted}
+        # A run of its own, since what the guide masks may follow the data.
+        proposed = _trace(guide_key, params, guide, new_args, new_kwargs)
+        ranked = {}
+        for name in wanted:
+            truth = sites[name]["value"]
+            of_guide = _kept(name, proposed[name]).reshape(jnp.shape(truth))
+            ranked[name] = truth, draws[name], _kept(name, sites[name]) & of_guide
+        return ranked, {name: sites[name]["value"] for name in observed}
 
-    dims = _shared_dims(first.values())
-    runs: list[dict[str, np.ndarray]] = []
-    while missing > 0:
+    while tally.wants_more:
         rng_key, run_key, tie_key = random.split(rng_key, 3)
-        run = {}
-        for name, (truth, draws) in simulate(run_key).items():
-            ranks = simulation_ranks(truth, draws, _numpy_seed(tie_key))
-            event_dim = first[name]["fn"].event_dim
-            run[name] = data_first(ranks, [dim - event_dim for dim in dims])
-        runs.append(run)
-        missing -= len(next(iter(run.values())))
-    return CalibrationReport(
-        {name: np.concatenate([run[name] for run in runs]) for name in wanted}, draws_per_run
-    )
+        ranked, values = simulate(run_key)
+        run = {name: Ranked(*parts, axes(name)) for name, parts in ranked.items()}
+        seen = [(value, axes(name)) for name, value in values.items()]
+        tally.add(run, seen, _numpy_seed(tie_key))
+    return tally.report()
 
 
-class _Unconstrained(Messenger):
+def _kept(name: str, site: Mapping[str, Any]) -> jax.Array:
+    """Elements of a site that no mask leaves out, of shape batch + event."""
+    shape = jnp.broadcast_shapes(site["fn"].shape(), jnp.shape(site["value"]))
+    mask = _mask(name, site, shape)
+    return jnp.ones(shape, bool) if mask is None else mask
+
+
+class _Unconstrained(Inside):
     """Latents take unconstrained values, and the volume that goes with each is kept."""
 
     def __init__(self, fn: Callable[..., Any], values: Mapping[str, jax.Array]) -> None:
@@ -348,16 +379,30 @@ class _Unconstrained(Messenger):
         self._values = values
         self.log_jacobians: dict[str, jax.Array] = {}
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or msg["name"] not in self._values:
+    def visit(self, msg: Any, inside: bool) -> None:
+        """Give the site its value."""
+        if msg["name"] not in self._values:
             return
-        name, fn = msg["name"], msg["fn"]
+        name, fn, value = msg["name"], msg["fn"], self._values[msg["name"]]
+        step = msg["infer"].get("_scan_current_index")
+        if step is not None:
+            value = value[step]
         # The support may depend on other latents, so that the transform is that of this run.
-        transform, value = biject_to(fn.support), self._values[name]
+        transform = biject_to(fn.support)
         msg["value"] = transform(value)
         log_jacobian = transform.log_abs_det_jacobian(value, msg["value"])
         extra = jnp.ndim(log_jacobian) - jnp.ndim(msg["value"]) + fn.event_dim
-        self.log_jacobians[name] = sum_rightmost(log_jacobian, extra)
+        log_jacobian = sum_rightmost(log_jacobian, extra)
+        if inside:
+            numpyro.deterministic(name + _VOLUME, log_jacobian)
+        else:
+            self.log_jacobians[name] = log_jacobian
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Take what comes out of a body."""
+        super().postprocess_message(msg)
+        if msg["type"] == "deterministic" and msg["name"].endswith(_VOLUME):
+            self.log_jacobians[msg["name"].removesuffix(_VOLUME)] = msg["value"]
 
 
 def _trace(
@@ -367,7 +412,8 @@ def _trace(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    return trace(seed(substitute(fn, data=dict(params)), rng_key)).get_trace(*args, **kwargs)
+    bound = substitute(Inside(fn), data=dict(params))
+    return trace(seed(bound, rng_key)).get_trace(*args, **kwargs)
 
 
 def _simulate(
@@ -377,7 +423,7 @@ def _simulate(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    return _trace(rng_key, params, uncondition(model), args, kwargs)
+    return _trace(rng_key, params, Unconditioned(model), args, kwargs)
 
 
 def _unconstrained(site: Mapping[str, Any]) -> jax.Array:
@@ -411,6 +457,23 @@ def _check_densities(proposed: Mapping[str, Any]) -> None:
             fn = fn.base_dist
         if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
             raise ValueError(_messages.density_free_guide(name))
+
+
+def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
+    for name in proposed.keys() & sites.keys():
+        if not np.array_equal(_kept(name, sites[name]), _kept(name, proposed[name])):
+            raise ValueError(masked_apart(name))
+
+
+def _observed(sites: Mapping[str, Any], dims: Sequence[int]) -> np.ndarray | None:
+    """Of which data anything is observed, in the shape of the data; None if of all."""
+    found = []
+    for name, site in sites.items():
+        if site["is_observed"]:
+            axes = [dim - site["fn"].event_dim for dim in dims]
+            found.append(any_of_datum(np.asarray(_kept(name, site)), axes))
+    observed: np.ndarray = np.logical_or.reduce(found)
+    return None if observed.all() else observed
 
 
 def _shared_dims(sites: Iterable[Any]) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import pyro
 import torch
@@ -21,6 +21,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_spread._called_modules import Called, note
 from spread_analysis._stateful import Stateful
 
 _TABLES = ("_params", "_param_to_name", "_constraints")
@@ -90,6 +91,8 @@ class Buffers:
         self._lazy: list[nn.Module] = []
         self._thread = threading.get_ident()
         self._aside, self._settled = aside, settled
+        #: What was called.
+        self.called: Called = WeakSet()
 
     def __enter__(self) -> Buffers:
         if not torch._C._get_tracing_state():
@@ -105,6 +108,7 @@ class Buffers:
         if threading.get_ident() == self._thread:
             if self._settled and not is_settled(module):
                 raise NotSettledError
+            self.called.add(module)
             self.keep(module)
 
     def keep(self, module: nn.Module) -> None:
@@ -360,6 +364,7 @@ def transaction(loss: Any) -> Iterator[StepSnapshot]:
     try:
         with snapshot.buffers:
             yield snapshot
+        note(loss, snapshot.buffers.called)
     except BaseException:
         snapshot.restore()
         raise

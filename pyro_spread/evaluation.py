@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
+from pyro_spread._inputs import takes_arrays
+from pyro_spread.infer._invalid import Invalid, Told
 from pyro_spread.infer._sites import is_implicit
+from pyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
 from spread_analysis._arguments import (
     argument_name,
@@ -27,20 +31,22 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._messages.evaluation import masked_apart
 from spread_analysis._validation import as_count
-from spread_analysis.calibration import CalibrationReport, simulation_ranks
+from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
     LogEvidence,
     Packing,
     Target,
     annealed_importance,
-    data_first,
+    any_of_datum,
     log_mean_exp,
 )
 
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
+@takes_arrays
 def ais_log_likelihood(
     model: Callable[..., Any],
     *args: Any,
@@ -164,10 +170,12 @@ def ais_log_likelihood(
             step_size=step_size,
             seed=int(torch.randint(2**31, ())),
         )
-    return evidence.reshape(packing.data_shape)
+    evidence = evidence.reshape(packing.data_shape)
+    return replace(evidence, observed=_observed(sites, dims))
 
 
 @torch.no_grad()
+@takes_arrays
 def importance_weighted_bound(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -204,8 +212,8 @@ def importance_weighted_bound(
     :param num_samples: draws of the guide per datum.
     :param kwargs: keyword arguments of both.
     :return: values of the shape of the plates that all sites of model and guide share.
-    :raises ValueError: if a site of the guide has no density, or a site is scaled; the message
-        names it and the way out.
+    :raises ValueError: if a site of the guide has no density, a site is scaled, or model and guide
+        mask different elements of it; the message names it and the way out.
     """
     log_weights = []
     for _ in range(as_count(num_samples, "num_samples")):
@@ -216,6 +224,7 @@ def importance_weighted_bound(
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         sites = _sites(model_trace)
         _check_evidence(sites)
+        _check_masks(sites, proposed)
         dims = _shared_dims([*sites.values(), *proposed.values()])
         model_trace.compute_log_prob()
         guide_trace.compute_log_prob()
@@ -225,10 +234,11 @@ def importance_weighted_bound(
         for site in proposed.values():
             weight = weight - _per_datum(site["log_prob"], dims)
         log_weights.append(_to_numpy(weight))
-    return log_mean_exp(np.stack(log_weights))
+    return replace(log_mean_exp(np.stack(log_weights)), observed=_observed(sites, dims))
 
 
 @torch.no_grad()
+@takes_arrays
 def simulation_based_calibration(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -238,6 +248,7 @@ def simulation_based_calibration(
     sites: Collection[str] | None = None,
     data: Mapping[str, str] | None = None,
     parallel: bool = False,
+    exclude_invalid_x: bool = False,
     **kwargs: Any,
 ) -> CalibrationReport:
     r"""
@@ -247,6 +258,9 @@ def simulation_based_calibration(
     If the guide is the posterior, the rank of the true latent among its draws is uniform (Talts et
     al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The elements of the
     plates that all sites share are simulations of their own, so that a batch costs one run.
+
+    Elements that model or guide masks out are not ranked. A simulation counts once: where the model
+    repeats itself, as one that reads its latents from a table does, one pass is all there is.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro_spread import simulation_based_calibration
@@ -265,22 +279,25 @@ def simulation_based_calibration(
     :param model: the model, which can be run forward.
     :param guide: an amortised guide: it must depend on the data through its arguments.
     :param args: positional arguments of both; of the data only the shape matters.
-    :param num_simulations: simulations, at least; a batch is not cut.
+    :param num_simulations: simulations, at least, masked ones among them; a batch is not cut. There
+        are fewer where the model records no more.
     :param num_draws: draws of the guide for each.
     :param sites: latent sites to rank; all by default that model and guide have in common.
     :param data: dict from observed site to the name of the model argument that carries its data.
         Left out: the argument of the site's name, else the first.
     :param parallel: whether all draws of the guide are one run, as in ``Predictive``: faster, for
         guides that broadcast.
+    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, with one
+        :class:`InvalidSimulationsWarning`; otherwise they are an error. Ranks of the others are as
+        uniform: the posterior of finite data is that given that the simulator succeeds.
     :param kwargs: keyword arguments of both.
     :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
-    :raises ValueError: if an observed site does not fit the argument that carries its data, or
-        ``sites`` are none that both have; the message names them.
+    :raises ValueError: if an observed site does not fit the argument that carries its data,
+        ``sites`` are none that both have, or all of a site is masked; the message names them.
     """
-    draws_per_run = as_count(num_draws, "num_draws")
-    runs: list[dict[str, np.ndarray]] = []
-    missing = as_count(num_simulations, "num_simulations")
-    while missing > 0:
+    tally, told = RankTally(num_simulations, num_draws), Told()
+    wanted: list[str] = []
+    while tally.wants_more:
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         simulated = _sites(trace)
         observed = {n: s for n, s in simulated.items() if s["infer"].get("was_observed")}
@@ -294,33 +311,60 @@ def simulation_based_calibration(
                 argument = argument_name(key, model)
                 shapes = value.shape, np.shape(given)
                 raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
-        values = {key: observed[name]["value"] for name, key in located.items()}
+        dims = _shared_dims(simulated.values())
+        invalid = _invalid(observed, dims)
+        if not exclude_invalid_x:
+            invalid.refuse(may_exclude=True)
+        told(invalid)
+        if invalid.all:
+            tally.leave_out(invalid.total, invalid.total)
+            continue
+        values = {
+            key: invalid.replaced(observed[name]["value"], _axes(observed[name], dims))
+            for name, key in located.items()
+        }
         new_args, new_kwargs = replace_arguments(values, args, kwargs)
-        if not runs:
-            guide_trace = poutine.trace(guide).get_trace(*new_args, **new_kwargs)
-            drawn = [name for name in guide_trace.nodes if name in simulated]
+        # A run of its own, since what the guide masks may follow the data.
+        proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
+        if not wanted:
+            drawn = [name for name in proposed if name in simulated]
             wanted = drawn if sites is None else list(sites)
             if not wanted or not set(wanted) <= set(drawn):
                 raise ValueError(_messages.no_calibration_sites(wanted, drawn))
         predictive = Predictive(
-            guide, num_samples=draws_per_run, return_sites=tuple(wanted), parallel=parallel
+            guide, num_samples=tally.num_draws, return_sites=tuple(wanted), parallel=parallel
         )
         draws = predictive(*new_args, **new_kwargs)
-        dims = _shared_dims(simulated.values())
-        seed = int(torch.randint(2**31, ()))
         run = {}
         for name in wanted:
-            truth = simulated[name]["value"]
-            ranks = simulation_ranks(
-                _to_numpy(truth), _to_numpy(draws[name]).reshape(draws_per_run, *truth.shape), seed
-            )
-            event_dim = simulated[name]["fn"].event_dim
-            run[name] = data_first(ranks, [dim - event_dim for dim in dims])
-        runs.append(run)
-        missing -= len(next(iter(run.values())))
-    return CalibrationReport(
-        {name: np.concatenate([run[name] for run in runs]) for name in wanted}, draws_per_run
-    )
+            site, shape = simulated[name], simulated[name]["value"].shape
+            drawn_values = _to_numpy(draws[name]).reshape(tally.num_draws, *shape)
+            kept = _kept(name, site) & _kept(name, proposed[name]).reshape(shape)
+            axes = _axes(site, dims)
+            good = invalid.good(len(shape), axes, [shape[axis] for axis in axes])
+            kept = kept & np.asarray(good)
+            run[name] = Ranked(_to_numpy(site["value"]), drawn_values, kept, axes)
+        seen = [(_to_numpy(site["value"]), _axes(site, dims)) for site in observed.values()]
+        tally.add(run, seen, int(torch.randint(2**31, ())))
+        tally.leave_out(invalid.num_bad, invalid.total)
+    return tally.report()
+
+
+def _axes(site: Mapping[str, Any], dims: Sequence[int]) -> list[int]:
+    return [dim - site["fn"].event_dim for dim in dims]
+
+
+def _invalid(observed: Mapping[str, Any], dims: Sequence[int]) -> Invalid:
+    values = {name: site["value"] for name, site in observed.items()}
+    masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
+    return Invalid(values, {n: _axes(site, dims) for n, site in observed.items()}, masks)
+
+
+def _kept(name: str, site: Mapping[str, Any]) -> np.ndarray:
+    """Elements of a site that no mask leaves out, of shape batch + event."""
+    shape = torch.broadcast_shapes(site["fn"].shape(), site["value"].shape)
+    mask = _mask(name, site, site["value"].expand(shape))
+    return np.ones(shape, bool) if mask is None else mask.cpu().numpy()
 
 
 class _Unconstrained(Messenger):
@@ -380,6 +424,23 @@ def _check_densities(proposed: Mapping[str, Any]) -> None:
             fn = fn.base_dist
         if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
             raise ValueError(_messages.density_free_guide(name))
+
+
+def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
+    for name in proposed.keys() & sites.keys():
+        if not np.array_equal(_kept(name, sites[name]), _kept(name, proposed[name])):
+            raise ValueError(masked_apart(name))
+
+
+def _observed(sites: Mapping[str, Any], dims: Sequence[int]) -> np.ndarray | None:
+    """Of which data anything is observed, in the shape of the data; None if of all."""
+    found = []
+    for name, site in sites.items():
+        if site["is_observed"]:
+            axes = [dim - site["fn"].event_dim for dim in dims]
+            found.append(any_of_datum(_kept(name, site), axes))
+    observed: np.ndarray = np.logical_or.reduce(found)
+    return None if observed.all() else observed
 
 
 def _shared_dims(sites: Iterable[Any]) -> list[int]:

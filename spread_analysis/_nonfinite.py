@@ -29,6 +29,10 @@ class NonFiniteError(ValueError):
     """
 
 
+class InvalidSimulationsWarning(UserWarning):
+    """Simulations that are NaN or inf are left out, as was asked for."""
+
+
 class GuardStatus(NamedTuple):
     """
     What a guard has seen so far.

@@ -20,7 +20,7 @@ from spread_analysis._options import add_run_options
 from spread_analysis.comparison import minibatches
 from spread_analysis.critic import EvidenceReport
 from spread_analysis.datasets import ImageArray, load_dataset
-from spread_analysis.evaluation import format_table, mean_and_error
+from spread_analysis.evaluation import MeanAndError, format_table, mean_and_error
 from spread_analysis.log_evidence import LogEvidence
 from spread_analysis.plots import _COLOURS, _INK, _mosaic, _show
 
@@ -121,7 +121,7 @@ class Result(NamedTuple):
     :param gap_error: Its standard error.
     :param effective_samples: The least effective number of importance weights of an image.
     :param ais_difference: AIS less importance weights, mean over the images that have both, or NaN.
-    :param ais_error: Its standard error, that of both estimators.
+    :param ais_error: Its standard error, that of both estimators; NaN where one is a lower bound.
     :param warned: Categories of the warnings of the training.
     :param seconds: Wall time of the training after the common start.
     """
@@ -255,7 +255,8 @@ def judge(fit: Fit, vae: Fit | None, num_checked: int) -> Result:
         num = len(fit.ais.values)
         ais_difference = float((fit.ais.values - log_p[:num]).mean())
         errors = np.hypot(fit.ais.standard_error, fit.evidence.standard_error[:num])
-        ais_error = float(np.sqrt(np.square(errors).sum()) / num)
+        loose = fit.ais.is_lower_bound | fit.evidence.is_lower_bound[:num]
+        ais_error = nan if loose.any() else float(np.sqrt(np.square(errors).sum()) / num)
     return Result(
         float(log_p.mean()),
         float(difference),
@@ -346,10 +347,11 @@ def _print(
     for name in args.losses:
         run = results[name][0]
         if not np.isnan(run.ais_difference):
+            difference = MeanAndError(run.ais_difference, run.ais_error).format()
             print(
-                f"{_TITLES[name]}: AIS less importance weights {run.ais_difference:+.3f} ± "
-                f"{run.ais_error:.3f} ({args.num_ais} images), at least "
-                f"{run.effective_samples:.0f} effective weights of {args.num_weights}"
+                f"{_TITLES[name]}: AIS less importance weights {difference} "
+                f"({args.num_ais} images), at least {run.effective_samples:.0f} effective weights "
+                f"of {args.num_weights}"
             )
 
 

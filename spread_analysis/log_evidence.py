@@ -23,23 +23,29 @@ _TARGET_ACCEPTANCE = 0.65
 _ADAPTATION = 0.25
 # Of the sigmoidal schedule: temperatures crowd at both ends, where the densities change fastest.
 _SCHEDULE = 4.0
+# With fewer the delta method's error is a guess out of a few weights, of which the largest is one
+# that happened to be met: on heavy tails both estimate and error are too small.
+_FEW_SAMPLES = 5.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LogEvidence:
     r"""
     Estimates of :math:`\log p(x)` in nats, each the log of a mean of importance weights.
 
     The mean is unbiased, so that its log is a lower bound in expectation; how loose it is shows in
-    the effective sample size. Where that is near one, a single weight makes the estimate, which
-    then is too low by an unknown amount.
+    the effective sample size. Where that is small, a few weights make the estimate, which then is
+    too low by an unknown amount: it is a lower bound and has no error bar.
 
-    :param values: estimates, one per datum, shape () if data do not come apart.
+    :param values: estimates, one per datum, shape () if data do not come apart; 0 for a datum that
+        is masked out.
     :param standard_error: of ``values`` in nats over the weights, by the delta method; NaN for a
-        single weight. Not to be trusted where the effective sample size is near one.
+        single weight. It means nothing where :attr:`is_lower_bound`.
     :param effective_sample_size: :math:`(\sum w)^2 / \sum w^2`, from 1 to ``num_samples``.
     :param num_samples: number of weights per datum.
     :param acceptance: share of accepted Monte Carlo moves per datum, None where there are none.
+    :param observed: whether anything of a datum is observed, in the shape of ``values``; others
+        are masked out and in no mean. None is all.
     """
 
     values: FloatArray
@@ -47,29 +53,60 @@ class LogEvidence:
     effective_sample_size: FloatArray
     num_samples: int
     acceptance: FloatArray | None = None
+    observed: NDArray[np.bool_] | None = None
+
+    @property
+    def is_lower_bound(self) -> NDArray[np.bool_]:
+        """Where fewer than five effective samples make an estimate, which then has no error bar."""
+        few = self.effective_sample_size < min(_FEW_SAMPLES, self.num_samples / 2)
+        return np.asarray(~np.isfinite(self.standard_error) | few)
 
     def reshape(self, shape: Sequence[int]) -> LogEvidence:
         """The same estimates, with data of this shape."""
-        moves = self.acceptance
+        parts = (self.acceptance, self.observed)
+        acceptance, observed = (None if part is None else part.reshape(shape) for part in parts)
         return LogEvidence(
             self.values.reshape(shape),
             self.standard_error.reshape(shape),
             self.effective_sample_size.reshape(shape),
             self.num_samples,
-            None if moves is None else moves.reshape(shape),
+            acceptance,
+            observed,
         )
 
+    def _of_data(self, values: NDArray) -> NDArray:
+        """The entries of the data that are observed, flat."""
+        return values.ravel() if self.observed is None else values[self.observed]
+
+    def _mean(self) -> str:
+        """The mean over data, with its error or what else is to be said of it."""
+        values, loose = self._of_data(self.values), self._of_data(self.is_lower_bound)
+        if not values.size:
+            return f"{math.nan:10.4f}  nats: all data are masked out"
+        if loose.any():
+            few = min(_FEW_SAMPLES, self.num_samples / 2)
+            which = f"{int(loose.sum())} of {loose.size} data have" if loose.size > 1 else "it has"
+            reason = f"{which} fewer than {few:g} effective samples"
+            if self.num_samples == 1:
+                reason = "there is a single weight"
+            return f"{values.mean():10.4f}  nats, a lower bound: {reason}"
+        error = np.sqrt(np.square(self._of_data(self.standard_error)).sum()) / values.size
+        return f"{values.mean():10.4f}  ± {error:.4f} nats (Monte Carlo)"
+
     def __str__(self) -> str:
-        ess = self.effective_sample_size
-        error = np.sqrt(np.square(self.standard_error).sum()) / self.values.size
-        rows = [
-            f"mean log p(x)      {self.values.mean():10.4f}  ± {error:.4f} nats (Monte Carlo)",
-            f"data               {self.values.size:10d}",
-            f"effective samples  {ess.mean():10.1f}  of {self.num_samples}, least {ess.min():.1f}",
-        ]
-        if self.acceptance is not None:
-            rows.append(f"acceptance         {self.acceptance.mean():10.2f}")
+        ess = self._of_data(self.effective_sample_size)
+        masked = self.values.size - ess.size
+        out = f"  and {masked} masked out" if masked else ""
+        rows = [f"mean log p(x)      {self._mean()}", f"data               {ess.size:10d}{out}"]
+        if ess.size:
+            most, least = self.num_samples, ess.min()
+            rows.append(f"effective samples  {ess.mean():10.1f}  of {most}, least {least:.1f}")
+        if self.acceptance is not None and ess.size:
+            rows.append(f"acceptance         {self._of_data(self.acceptance).mean():10.2f}")
         return "\n".join(rows)
+
+    def __repr__(self) -> str:
+        return f"<LogEvidence of {self.values.size} data: {' '.join(self._mean().split())}>"
 
 
 def log_mean_exp(log_weights: ArrayLike, acceptance: FloatArray | None = None) -> LogEvidence:
@@ -109,6 +146,18 @@ def data_first(values: NDArray, axes: Sequence[int]) -> NDArray:
     """
     moved = np.moveaxis(values, axes, range(len(axes)))
     return moved.reshape(-1, *moved.shape[len(axes) :])
+
+
+def any_of_datum(kept: NDArray[np.bool_], axes: Sequence[int]) -> NDArray[np.bool_]:
+    """
+    Which data have an element that counts.
+
+    :param kept: elements of a site that count, of shape batch + event.
+    :param axes: axes along which data lie, negative.
+    :return: shape of the data; true where a site has no elements, as that of a factor.
+    """
+    rest = tuple(axis for axis in range(-kept.ndim, 0) if axis not in axes)
+    return np.asarray(kept.any(rest) if kept.size else (~kept).all(rest))
 
 
 class Packing:

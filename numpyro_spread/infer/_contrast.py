@@ -271,8 +271,6 @@ class ContrastRun:
 class _GuideSide(Inside):
     """Stands outermost around a guide, where plates have expanded its distributions."""
 
-    whole_series = True
-
     def __init__(self, guide: Callable[..., Any], run: ContrastRun) -> None:
         super().__init__(guide)
         self._run = run

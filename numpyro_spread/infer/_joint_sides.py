@@ -15,6 +15,7 @@ from numpyro.distributions import Unit
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Unconditioned
 from numpyro_spread.infer._sites import is_implicit
@@ -92,6 +93,7 @@ def draw_joint(
     for name, site in observed.items():
         if isinstance(site["fn"], Unit):
             raise ValueError(_messages.factor_site(name))
+    refuse_own_draws(params, model, observed, args, kwargs)
     noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     local = {

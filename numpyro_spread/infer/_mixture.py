@@ -15,12 +15,13 @@ from jax import random
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, biject_to, constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import sum_rightmost
-from numpyro.primitives import Messenger
 
 from numpyro_spread.distributions import ImplicitDistribution
 from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._sites import is_implicit, mask_of_implicit, plain_name
 from numpyro_spread.infer._supports import Supports
 from numpyro_spread.noise import SpreadNoise
@@ -28,7 +29,7 @@ from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
 
 
-class Spread(Messenger):
+class Spread(Inside):
     """
     Sends the draws at implicit guide sites through their kernels.
 
@@ -56,9 +57,8 @@ class Spread(Messenger):
                 if site not in self._seen:
                     raise ValueError(_messages.semi_no_such_site(site, self._implicit))
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample":
-            return
+    def visit(self, msg: Any, inside: bool) -> None:
+        """Put the kernel round an implicit site."""
         site, fn = msg["name"], msg["fn"]
         self._seen.add(site)
         implicit = is_implicit(fn)
@@ -76,6 +76,7 @@ class Spread(Messenger):
         msg["fn"] = Mixture(noise, _guarded(site, fn), self.num_mixture)
 
 
+@jax.tree_util.register_pytree_node_class
 class SiteNoise:
     """The kernel of a site, in the unconstrained space of the site's support."""
 
@@ -90,6 +91,19 @@ class SiteNoise:
                 message = _messages.semi_no_bijection(site, support)
                 raise NotImplementedError(message) from error
             self.event_dim += self.transform.domain.event_dim - self.transform.codomain.event_dim
+
+    def tree_flatten(self) -> tuple[tuple[SpreadNoise], SiteNoise]:
+        """Into the kernel; the rest is static."""
+        rest = copy.copy(self)
+        del rest.kernel
+        return (self.kernel,), rest
+
+    @classmethod
+    def tree_unflatten(cls, rest: SiteNoise, children: Any) -> SiteNoise:
+        """The same with another kernel."""
+        result = copy.copy(rest)
+        (result.kernel,) = children
+        return result
 
     def to_reals(self, psi: jax.Array) -> jax.Array:
         """Draws of the guide in unconstrained space."""
@@ -137,10 +151,12 @@ class Mixture(Distribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
+    pytree_data_fields = ("_noise", "_fn")
+    pytree_aux_fields = ("_num_mixture",)
 
     def __init__(self, noise: SiteNoise, fn: Distribution, num_mixture: int) -> None:
         self._noise, self._fn, self._num_mixture = noise, fn, num_mixture
-        self._mask = mask_of_implicit(noise.site, fn)
+        mask_of_implicit(noise.site, fn)  # refuses here what it cannot be
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
@@ -186,9 +202,48 @@ class Mixture(Distribution):
         terms = self._noise.around(psi).log_prob(u)
         log_prob = logsumexp(terms, axis=0) - math.log(len(terms))
         log_prob = log_prob - self._noise.log_jacobian(u, jnp.asarray(value))
-        if self._mask is None or self._mask is True:
-            return log_prob
-        return jnp.where(self._mask, log_prob, 0.0)
+        mask = mask_of_implicit(self._noise.site, self._fn)
+        return log_prob if mask is None else jnp.where(mask, log_prob, 0.0)
+
+
+class _Mixtures(Distribution):
+    """
+    Mixtures side by side, as scan stacks them: time is the leftmost batch dim.
+
+    :param each: a mixture whose arrays have time in front.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, each: Mixture) -> None:
+        self._each = each
+        time = jnp.shape(jax.tree.leaves(each)[0])[0]
+        super().__init__((time, *each.batch_shape), each.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """That of each."""
+        return self._each.support
+
+    @property
+    def has_rsample(self) -> bool:
+        """Draws are differentiable."""
+        return True
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
+        """
+        The log density of each, in nats.
+
+        :raises NotImplementedError: without the psi that ``value`` came from.
+        """
+        return jax.vmap(lambda each, *drawn: each.log_prob(*drawn))(
+            self._each, value, intermediates
+        )
+
+
+@promote_batch_shape.register
+def _promote_mixture(d: Mixture) -> _Mixtures:
+    return _Mixtures(d)
 
 
 def _draws(site: str, fn: Distribution, rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

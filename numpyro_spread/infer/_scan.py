@@ -15,7 +15,7 @@ from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.distributions import Independent, MaskedDistribution, TransformedDistribution
 from numpyro.handlers import uncondition
-from numpyro.primitives import Messenger
+from numpyro.primitives import Messenger, apply_stack
 
 from numpyro_spread.infer._sites import is_implicit
 from spread_analysis._messages import control_flow as messages
@@ -32,9 +32,6 @@ class Inside(Messenger):
     NumPyro hides the bodies of scan and cond from handlers. What they were told to substitute does
     get in, in the order of the handlers: so do visits.
     """
-
-    #: Whether series are one datum each, so that every step has to see the same of them.
-    whole_series = False
 
     def visit(self, msg: Any, inside: bool) -> None:
         """
@@ -55,6 +52,7 @@ class Inside(Messenger):
             bodies = slice(0, 1) if msg["fn"] is scan_wrapper else slice(1, 3)
             args = list(msg["args"])
             is_scan = msg["fn"] is scan_wrapper
+            self._plates: dict[str, Any] = {}
             args[bodies] = [self._reached(body, is_scan) for body in args[bodies]]
             msg["args"] = tuple(args)
             msg["kwargs"]["substitute_stack"].append(("substitute", self._visit_inside))
@@ -67,6 +65,10 @@ class Inside(Messenger):
             is_scan = msg["fn"] is scan_wrapper
             traced = msg["value"][1][0] if is_scan else msg["value"][1]
             _settle(traced.trace, is_scan)
+            if not msg.get("_plates_known"):
+                msg["_plates_known"] = True
+                for plate in self._plates.values():
+                    apply_stack({**plate, "value": jnp.arange(plate["args"][0])})
 
     def _visit_inside(self, msg: Any) -> None:
         if msg["type"] == "sample":
@@ -94,10 +96,12 @@ class _Body(Messenger):
             raise ValueError(messages.learned_inside(kind, msg["name"], self._is_scan))
         if kind == "control_flow" and self._is_scan and msg["fn"] is scan_wrapper:
             raise NotImplementedError(messages.nested())
-        if kind == "plate" and self._is_scan and self._outside.whole_series:
+        if kind == "plate":
             size, taken = msg["args"]
-            if taken is not None and taken < size:
+            if self._is_scan and taken is not None and taken < size:
                 raise ValueError(messages.subsampled_inside(msg["name"]))
+            # NumPyro does not tell of these plates outside.
+            self._outside._plates[msg["name"]] = {**msg, "cond_indep_stack": []}
 
     def postprocess_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
@@ -106,8 +110,6 @@ class _Body(Messenger):
 
 class Unconditioned(Inside):
     """Draws instead of observations, as by ``uncondition``; what was observed is in ``infer``."""
-
-    whole_series = True
 
     def visit(self, msg: Any, inside: bool) -> None:
         if not msg["is_observed"]:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import random
 from numpyro.handlers import block, seed, substitute, trace
 
+from numpyro_spread._inputs import WANTED
 from numpyro_spread.handlers import check_noise, is_delta, spread
 from numpyro_spread.infer._handed import Handed, Watch, draw_noise, draw_rows
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
@@ -29,7 +30,8 @@ from spread_analysis._arguments import (
     get_argument,
     locate_data,
 )
-from spread_analysis._messages import spreading
+from spread_analysis._inputs import is_misplaced
+from spread_analysis._messages import inputs, spreading
 from spread_analysis._nonfinite import NonFiniteError
 from spread_analysis._paths import Where
 from spread_analysis._patterns import key_of, resolved
@@ -351,9 +353,8 @@ def _is_same(value: Any, handed: jax.Array) -> bool:
 
 
 def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "an array"))
+    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or is_misplaced(x):
+        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:

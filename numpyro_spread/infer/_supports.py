@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax import random
 from numpyro.distributions import Distribution, constraints
 from numpyro.handlers import block, replay, seed, substitute, trace
 
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
@@ -49,18 +50,27 @@ def find_supports(
             for site in kernels:
                 if site in guide_sites and guide_sites[site].get("is_observed"):
                     raise ValueError(_messages.semi_fixed_site(site))  # replay would fail on it
-            with trace() as sites:
+            with _Found(kernels, found):
                 fixed = replay(substitute(model, data=params), guide_sites)
                 seed(fixed, model_key)(*args, **kwargs)
-        for site in kernels:
-            fn = sites[site]["fn"] if site in sites else None
-            if isinstance(fn, Distribution):
-                found[site] = _fixed(site, fn.support, fn.event_dim)
 
     # What is computed from constants alone stays concrete.
     with jax.ensure_compile_time_eval():
         jax.eval_shape(look, random.key(0), dict(params))
     return found
+
+
+class _Found(Inside):
+    """Notes the supports of sites, in loops too, where constants are constants still."""
+
+    def __init__(self, kernels: Collection[str], found: dict[str, Any]) -> None:
+        super().__init__()
+        self._kernels, self._found = kernels, found
+
+    def visit(self, msg: Any, inside: bool) -> None:
+        site, fn = msg["name"], msg["fn"]
+        if site in self._kernels and isinstance(fn, Distribution):
+            self._found[site] = _fixed(site, fn.support, fn.event_dim)
 
 
 def _fixed(site: str, support: Any, event_dim: int) -> Any:

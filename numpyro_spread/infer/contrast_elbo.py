@@ -16,14 +16,13 @@ import numpyro
 from jax import random
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import Trace_ELBO
-from numpyro.infer.elbo import ELBO
 from numpyro.primitives import mutable as numpyro_mutable
 
 from numpyro_spread.infer._contrast import ContrastOptions, ContrastRun, accuracy, init_params
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._random_delta import refuse_random_deltas
-from numpyro_spread.infer._registration import Registered, declare_params
+from numpyro_spread.infer._registration import Loss, Registered, declare_params
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio.binding import bind
@@ -47,7 +46,7 @@ _OWN, _WATCH = 0x5EED0001, 0x5EED0002
 _HEAD = "a module of flax linen, flax nnx or equinox: head(*args, **kwargs) -> (loc, scale)"
 
 
-class PriorContrastELBO(Stateful, ELBO):
+class PriorContrastELBO(Stateful, Loss):
     r"""
     ELBO of a guide with sites that can be sampled but have no density.
 

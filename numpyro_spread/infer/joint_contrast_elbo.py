@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpyro
 from jax import lax, random
 from numpyro.handlers import block
-from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.divergences import KL, Divergence, ReverseKL
 from numpyro_spread.infer._contrast import accuracy
@@ -25,8 +24,9 @@ from numpyro_spread.infer._handed import Watch
 from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
 from numpyro_spread.infer._noise import Noise, draw_at
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._random_delta import refuse_random_deltas
-from numpyro_spread.infer._registration import Registered, declare_params, example_of
+from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._two_sides import is_compared
@@ -47,7 +47,7 @@ from spread_analysis.critic import LAGGING_ACCURACY
 _WATCH = 0x5EED0002
 
 
-class JointContrastELBO(Stateful, ELBO):
+class JointContrastELBO(Stateful, Loss):
     r"""
     Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
 
@@ -374,6 +374,7 @@ class JointContrastELBO(Stateful, ELBO):
         observed = {name: site for name, site in simulated.items() if is_compared(site)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
+        refuse_own_draws(frozen(params), model, observed, args, kwargs)
         kernels, values = resolved(step.noise, observed), {}
         located = locate_data(model, observed, args, kwargs, self.data)
         keys = random.split(noise_key, len(located))

@@ -16,7 +16,7 @@ from numpyro import infer
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._noise import Noise
-from numpyro_spread.infer._registration import Registered
+from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from spread_analysis import _messages
 from spread_analysis._paths import Where
@@ -31,7 +31,7 @@ _AVERAGING = (
 _SHARING = (infer.RenyiELBO,)
 
 
-class SpreadELBO(ELBO):
+class SpreadELBO(Loss):
     r"""
     Evidence lower bound of the spread model, for models whose likelihood is zero almost everywhere.
 

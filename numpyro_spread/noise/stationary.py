@@ -218,16 +218,15 @@ class StudentTNoise(_ElementwiseNoise):
         It works under jit and vmap, but has no gradient.
         """
         omega = jnp.asarray(omega, jnp.result_type(omega, float))
-        shape = jnp.broadcast_shapes(omega.shape, self._shape)
-        result = jax.ShapeDtypeStruct(shape, omega.dtype)
+        # Of one shape, so that vmap may add a dimension to all of them.
+        numbers = jnp.broadcast_arrays(omega, self.df, self.scale)
+        result = jax.ShapeDtypeStruct(numbers[0].shape, omega.dtype)
 
         def on_host(*numbers: Any) -> Any:
             values = student_t_characteristic_function(*(np.asarray(n, float) for n in numbers))
             return np.asarray(values, omega.dtype)
 
-        return jax.pure_callback(
-            on_host, result, omega, self.df, self.scale, vmap_method="broadcast_all"
-        )
+        return jax.pure_callback(on_host, result, *numbers, vmap_method="broadcast_all")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,16 @@ from pyro import poutine
 
 from pyro_spread._transaction import looking
 from pyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from pyro_spread.infer._guards import is_finite
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
-from pyro_spread.infer._two_sides import Side, check_noise_sites, is_compared
+from pyro_spread.infer._two_sides import Side, check_draws, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._nonfinite import NonFiniteError
 from spread_analysis._patterns import resolved
 from spread_analysis._remembered import Remembered
 
@@ -79,6 +82,7 @@ def draw_joint(
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
+    refuse_own_draws(model, observed, args, kwargs)
     noise = resolved(noise, observed)
     check_noise_sites(trace, observed, noise)
     _check_learned(guide_trace, set(shared))
@@ -98,6 +102,10 @@ def draw_joint(
 
     guide_side = Side(compared, {}, dims, of_guide)
     model_side = Side(compared, noise, dims, lambda site: site["value"])
+    for name in observed:
+        if not is_finite(guide_side.values[name]):
+            raise NonFiniteError(_messages.nonfinite_value(name))
+    check_draws(model_side)
     indices = {
         n: s["value"] for t in (guide_trace, trace) for n, s in t.nodes.items() if _is_index(s)
     }

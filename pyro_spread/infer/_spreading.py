@@ -14,6 +14,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch.distributions.transforms import ComposeTransform
 
+from pyro_spread._inputs import WANTED
 from pyro_spread._transaction import Buffers, StoreState, looking
 from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
@@ -31,7 +32,7 @@ from spread_analysis._arguments import (
     get_argument,
     locate_data,
 )
-from spread_analysis._messages import spreading
+from spread_analysis._messages import inputs, spreading
 from spread_analysis._nonfinite import NonFiniteError
 from spread_analysis._paths import Where
 from spread_analysis._patterns import key_of, resolved
@@ -271,8 +272,7 @@ def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
 
 def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
     if not isinstance(x, torch.Tensor):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "a torch.Tensor"))
+        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:

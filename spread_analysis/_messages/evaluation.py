@@ -30,6 +30,14 @@ def scaled_site(site: str) -> str:
     )
 
 
+def masked_apart(site: str) -> str:
+    return (
+        f"site '{site}': model and guide mask different elements, so that some weights would lack "
+        "one of the two densities. Mask the same elements of it in both, or pass the data of "
+        "interest alone."
+    )
+
+
 def nothing_latent(sites: Iterable[str]) -> str:
     return (
         f"the model has no latent site, only {sorted(sites)}: its log-likelihood is exact, no "

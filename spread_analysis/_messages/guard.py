@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spread_analysis._messages.general import shortened, shown
+
 _NOTHING = "Nothing was changed."
 _CURES = (
     "Lower the learning rate, clip the gradient, or let finite_guard(svi, on_nonfinite='skip' or "
@@ -84,9 +86,8 @@ def only_skipped(in_a_row: int, last: str) -> str:
 
 def brief(text: object, most: int = 200) -> str:
     """The beginning of a foreign error's text, in one line and without the data."""
-    line = " ".join(str(text).partition("found invalid values")[0].split()).rstrip(", ")
-    line = line.removesuffix("but").rstrip(", ")
-    return (line if len(line) <= most else line[:most].rstrip() + " ...").rstrip(".") + "."
+    line = shortened(str(text).partition("found invalid values")[0], most).rstrip(", ")
+    return line.removesuffix("but").rstrip(", .") + "."
 
 
 def not_guarded() -> str:
@@ -99,7 +100,7 @@ def already_guarded() -> str:
 
 def no_svi(value: object, wanted: str) -> str:
     return (
-        f"finite_guard: expected {wanted}, got {value!r}. Guard the SVI, not its optimiser: "
+        f"finite_guard: expected {wanted}, got {shown(value)}. Guard the SVI, not its optimiser: "
         "svi = finite_guard(SVI(model, guide, optim, loss))."
     )
 

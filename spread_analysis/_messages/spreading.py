@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def bad_noise_argument(value: object) -> str:
     return (
         "noise must be a dict from the name of an observed site to a noise kernel, such as "
-        f"{{'x': GaussianNoise(0.3)}}, got {value!r}."
+        f"{{'x': GaussianNoise(0.3)}}, got {shown(value)}."
     )
 
 
@@ -80,13 +82,6 @@ def nonfinite_data(site: str, argument: str) -> str:
     )
 
 
-def not_an_array(site: str, argument: str, got: str, wanted: str) -> str:
-    return (
-        f"site '{site}': the model argument '{argument}' is {got}, not {wanted}. Pass the data "
-        f"itself there, or name another argument with data={{'{site}': ...}}."
-    )
-
-
 def observed_other_value(site: str) -> str:
     return (
         f"site '{site}': the model observes something other than the spread value it was handed. "
@@ -125,7 +120,9 @@ def elbo_refused(name: str, why: str) -> str:
 
 
 def no_elbo(value: object, base: str) -> str:
-    return f"SpreadELBO: elbo must be an instance of {base}, such as Trace_ELBO(), got {value!r}."
+    return (
+        f"SpreadELBO: elbo must be an instance of {base}, such as Trace_ELBO(), got {shown(value)}."
+    )
 
 
 def messenger_guide() -> str:
