@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete
 from spread_analysis import _messages
+from spread_analysis._messages import noise as messages
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
 # cannot be told from 0 in the single precision that most models run in.
@@ -94,6 +95,14 @@ class ChannelNoise(SpreadNoise):
             if low < 0 or high >= self.num_classes:
                 raise ValueError(_messages.label_out_of_range(self.num_classes, low, high))
 
+    def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
+        """One draw of y given x; a label out of range that only shows inside jit stays itself."""
+        y = super().draw(rng_key, x)
+        if is_concrete(x):
+            return y
+        # It then has no probability, and the loss is inf instead of that of another label.
+        return jnp.where((jnp.asarray(x) >= 0) & (jnp.asarray(x) < self.num_classes), y, x)
+
     def _moves_with_data(self) -> bool:
         return True
 
@@ -107,8 +116,7 @@ class ChannelNoise(SpreadNoise):
         if not isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits):
             return None
         if jnp.shape(fn.probs)[-1] != self.num_classes:
-            high = jnp.shape(fn.probs)[-1] - 1
-            raise ValueError(_messages.label_out_of_range(self.num_classes, 0, high))
+            raise ValueError(messages.other_classes(self.num_classes, jnp.shape(fn.probs)[-1]))
         probs = fn.probs @ jnp.asarray(self.matrix, jnp.result_type(fn.probs)).T
         return dist.Categorical(probs).to_event(extra)
 
