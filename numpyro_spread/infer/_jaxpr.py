@@ -71,9 +71,7 @@ def through_control_flow(
     while True:
         (goes_on,) = walk(params["cond_jaxpr"].jaxpr, [*tested, *carry])
         outputs = walk(params["body_jaxpr"].jaxpr, [*consts, *carry])
-        again = [
-            control(join(*pair), goes_on) for pair in zip(carry, outputs, strict=True)
-        ]
+        again = [control(join(*pair), goes_on) for pair in zip(carry, outputs, strict=True)]
         if again == carry:
             return carry
         carry = again

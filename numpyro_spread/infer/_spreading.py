@@ -12,9 +12,10 @@ import numpy as np
 from jax import random
 from numpyro.handlers import seed, substitute, trace
 
-from numpyro_spread.handlers import check_noise, is_delta, spread
+from numpyro_spread.handlers import check_noise, is_delta, site_of, spread
 from numpyro_spread.infer._noise import Noise, as_noise, draw_at, kernels_of
 from numpyro_spread.infer._observation import sites_of_other_values
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
@@ -139,7 +140,8 @@ class SpreadStep:
             return self._model, self._args, self._kwargs, rng_key
         handed, args, kwargs, rng_key = self.hand(rng_key)
         self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in handed.items()})
-        return _LossSpread(self._model, self.noise, handed, self._suspects), args, kwargs, rng_key
+        spread_model = _LossSpread(self._model, self.noise, handed, self._suspects)
+        return Inside(spread_model), args, kwargs, rng_key
 
     def hand(
         self, rng_key: jax.Array
@@ -202,7 +204,7 @@ class _LossSpread(spread):
         super().process_message(msg)
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
-        site = msg["name"]
+        site = site_of(msg)
         if site not in self.noise:
             if is_delta(msg["fn"]):
                 raise ValueError(_messages.unspread_delta(site, self.noise))

@@ -17,6 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._registration import Registered
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading
 from spread_analysis import _messages
 
@@ -170,7 +171,7 @@ class SpreadELBO(ELBO):
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
             spread_model, new_args, new_kwargs, elbo_key = step.draw(rng_key)
             run = getattr(elbo, method)
-            return run(elbo_key, params, spread_model, guide, *new_args, **new_kwargs)
+            return run(elbo_key, params, spread_model, Inside(guide), *new_args, **new_kwargs)
 
         if self.num_particles == 1 or isinstance(self.elbo, _SHARING) or self.multi_sample_guide:
             result = on_fresh_noise(self.elbo, rng_key)

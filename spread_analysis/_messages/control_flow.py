@@ -8,7 +8,9 @@ _LOOP = "or write the steps as a Python loop"
 
 
 def unknown(name: str) -> str:
-    return f"{name}: of NumPyro's control flow only scan and cond are known. Use one of them, {_LOOP}."
+    return (
+        f"{name}: of NumPyro's control flow only scan and cond are known. Use one of them, {_LOOP}."
+    )
 
 
 def learned_inside(kind: str, name: str, is_scan: bool) -> str:
@@ -41,4 +43,11 @@ def one_series(site: str) -> str:
     return (
         f"site '{site}' in scan stands in no plate: one series is one datum, and there is nothing to "
         "compare it with. Put the series into a plate inside of the body."
+    )
+
+
+def enumerated() -> str:
+    return (
+        "discrete latents of a scan or cond cannot be enumerated under a loss. Use another stock ELBO "
+        f"than TraceEnum_ELBO, {_LOOP}."
     )
