@@ -65,6 +65,7 @@ from spread_analysis import (
     FalseEvidenceWarning,
     GuardStatus,
     History,
+    InvalidSimulationsWarning,
     NonFiniteError,
     SupportMismatchWarning,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "JSPi",
     "Jeffreys",
     "JointContrastELBO",
+    "InvalidSimulationsWarning",
     "LaplaceKernel",
     "LaplaceNoise",
     "LogisticNoise",

@@ -17,6 +17,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread.guard import loss_of
+from spread_analysis._bounds import describe, same, text
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._checkpoint_tree import MalformedError
 from spread_analysis._messages import checkpoints as _messages
@@ -159,6 +160,48 @@ def leaves(svi_state: SVIState) -> dict[str, Any]:
     }
 
 
+def bounds(svi: SVI) -> dict[str, Any]:
+    """From params to what their constraints and transforms say, as far as the SVI knows them."""
+    transforms = getattr(svi.constrain_fn, "args", ({},))[0]
+    return {
+        name: {
+            "constraint": describe(_constraint(transform), _array),
+            "transform": describe(transform, _array),
+        }
+        for name, transform in transforms.items()
+    }
+
+
+def _constraint(transform: Any) -> Any:
+    # Computed from its numbers, which have leaked where svi.init was compiled with arrays as bounds.
+    try:
+        return transform.codomain
+    except Exception:
+        return None
+
+
+def _array(value: Any) -> np.ndarray | None:
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, jax.Array | np.ndarray):
+        return None
+    return np.asarray(value, np.float64)
+
+
+def check_bounds(reading: Reading, svi: SVI) -> None:
+    """
+    Refuse params under another constraint.
+
+    :raises CheckpointError: naming the param and both constraints.
+    """
+    live = bounds(svi)
+    found = reading.part("bounds", dict) if "bounds" in reading.state else live
+    for name in live.keys() & found.keys():
+        if not same(found[name], live[name]):
+            saved = found[name] if isinstance(found[name], dict) else {}
+            pairs = [(saved.get(key), each) for key, each in live[name].items()]
+            one, other = next(pair for pair in pairs if not same(*pair))
+            raise reading.refuse(_messages.other_bounds(name, text(one), text(other)))
+
+
 def loss_state(svi: SVI) -> Any:
     """What the loss keeps on the host."""
     loss = loss_of(svi)
@@ -201,11 +244,17 @@ def restored(reading: Reading, like: SVIState) -> SVIState:
         values.append(saved[name].like(leaf) if isinstance(saved[name], _Array) else saved[name])
     # A state may also differ in what has no leaves, such as steps of an optimiser without state.
     found_nodes, live_nodes = reading.part("nodes", list), nodes(like)
+    if not all(_is_node(node) for node in found_nodes):
+        raise reading.refuse(_messages.malformed("its 'nodes' are not pairs of names"))
     if found_nodes != live_nodes:
         pairs = zip([*found_nodes, None], [*live_nodes, None], strict=False)
         first, second = next(pair for pair in pairs if pair[0] != pair[1])
         raise reading.refuse(_messages.other_class("structure", first, second))
     return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, list) and [type(part) for part in node] == [str, str]
 
 
 def _describe(leaf: Any) -> str:

@@ -63,6 +63,7 @@ def save_checkpoint(
         "classes": state.classes(svi),
         "nodes": state.nodes(svi_state),
         "leaves": state.leaves(svi_state),
+        "bounds": state.bounds(svi),
         "loss": state.loss_state(svi),
     }
     return write(state.codec(), directory, step, content, metadata, state.versions(), keep)
@@ -110,6 +111,7 @@ def load_checkpoint(
             raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
     commit_loss = state.prepare_loss(reading, svi)
     restored = state.restored(reading, svi_state)
+    state.check_bounds(reading, svi)
     reading.warn_of_versions(state.versions())  # an error, for those who want it so
     commit_loss()
     return restored, reading.checkpoint

@@ -19,6 +19,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_spread._pytree import widened
 from spread_analysis import _messages
+from spread_analysis._inspection import is_inspected
 
 
 def _as_pytree(fn: Callable[..., Any]) -> Any:
@@ -114,10 +115,12 @@ class ImplicitDistribution(Distribution):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        There is none.
+        There is none; what ``numpyro.infer.inspect`` gets tells what it would depend on.
 
-        :raises NotImplementedError: always, naming the losses that need no density.
+        :raises NotImplementedError: always else, naming the losses that need no density.
         """
+        if is_inspected("numpyro.infer.inspect"):
+            return _depends_on(value, self.sample(random.key(0)), self.event_dim)
         raise NotImplementedError(_messages.implicit_has_no_density())
 
 
@@ -246,8 +249,16 @@ class DeterministicGenerator(Delta):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        Refused.
+        Refused; what ``numpyro.infer.inspect`` gets tells what it would depend on.
 
-        :raises NotImplementedError: always, naming the losses that can train this model.
+        :raises NotImplementedError: always else, naming the losses that can train this model.
         """
+        if is_inspected("numpyro.infer.inspect"):
+            return _depends_on(value, self.v, self.event_dim)
         raise NotImplementedError(_messages.generator_has_no_density())
+
+
+def _depends_on(value: ArrayLike, other: ArrayLike, event_dim: int) -> jax.Array:
+    """A number for every element of a batch that depends on what a density would depend on."""
+    both = jnp.asarray(value) - other
+    return both.sum(tuple(range(both.ndim - event_dim, both.ndim)))

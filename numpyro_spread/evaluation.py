@@ -25,6 +25,7 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import Predictive
 
+from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._scan import Inside, Unconditioned
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import _mask
@@ -53,6 +54,7 @@ __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_
 _VOLUME = "$volume"
 
 
+@takes_arrays
 def ais_log_likelihood(
     rng_key: jax.Array,
     params: Mapping[str, Any],
@@ -169,6 +171,7 @@ def ais_log_likelihood(
     return replace(evidence, observed=_observed(sites, dims))
 
 
+@takes_arrays
 def importance_weighted_bound(
     rng_key: jax.Array,
     params: Mapping[str, Any],
@@ -244,6 +247,7 @@ def importance_weighted_bound(
     return replace(evidence, observed=_observed(sites, dims))
 
 
+@takes_arrays
 def simulation_based_calibration(
     rng_key: jax.Array,
     params: Mapping[str, Any],

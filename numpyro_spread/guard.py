@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +20,20 @@ from numpyro.optim import Minimize, _NumPyroOptim
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
-from spread_analysis._nonfinite import GuardStatus, NonFiniteError, check_guard, player_of
+from spread_analysis._messages import guard as guard_messages
+from spread_analysis._nonfinite import (
+    GuardStatus,
+    NonFiniteError,
+    check_guard,
+    is_about_numbers,
+    is_worth_saying,
+    player_of,
+    root_cause,
+)
+from spread_analysis._stateful import Stateful
 
+# Lengths of a row of skipped steps that are warned of.
+_TOLD = [10**power for power in range(1, 9)]
 # What may be wrong with a param, in the order in which it is looked for.
 _KINDS = (_messages.nonfinite_param, _messages.nonfinite_gradient, _messages.nonfinite_update)
 
@@ -45,10 +59,13 @@ class _Both(NamedTuple):
 
 
 class _Seen:
-    """Arrays that the step is given, to be named if they are the cause."""
+    """Arrays that the step is given, to be named if they are the cause, and its mutable state."""
 
-    def __init__(self) -> None:
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
         self._arguments: dict[str, Any] = {}
+        #: What the loss was given by name, with mutable state as it was; None if there is none.
+        self.before: dict[str, Any] | None = None
 
     def put(self, model: Any, args: Any, kwargs: Any) -> None:
         named = dict(zip(positional_names(model), args, strict=False)) | kwargs
@@ -59,6 +76,13 @@ class _Seen:
             and jnp.issubdtype(value.dtype, jnp.floating)
         }
 
+    def unchanged(self, params: Any) -> _Both | None:
+        """Mutable state of a step that came to nothing."""
+        if self.before is None:
+            return None
+        kept = {name: value for name, value in self.before.items() if name not in params}
+        return _Both(kept, kept)
+
     def take(self) -> dict[str, Any]:
         """Once: under jit they are of one trace only."""
         arguments, self._arguments = self._arguments, {}
@@ -68,8 +92,8 @@ class _Seen:
 class _KeepsMutable:
     """A loss that hands on the old mutable state beside the new one; all else is its own."""
 
-    def __init__(self, loss: Any, seen: _Seen) -> None:
-        self.guarded = loss
+    def __init__(self, seen: _Seen) -> None:
+        self.guarded = seen.loss
         self._seen = seen
 
     def loss(
@@ -77,6 +101,7 @@ class _KeepsMutable:
     ) -> Any:
         """Like that of the loss."""
         self._seen.put(model, args, kwargs)
+        self._seen.before = None
         return self.guarded.loss(rng_key, param_map, model, guide, *args, **kwargs)
 
     def loss_with_mutable_state(
@@ -85,7 +110,7 @@ class _KeepsMutable:
         """Like that of the loss."""
         self._seen.put(model, args, kwargs)
         # A model may write to its containers.
-        before = jax.tree.map(lambda leaf: leaf, dict(param_map))
+        before = self._seen.before = jax.tree.map(lambda leaf: leaf, dict(param_map))
         result = self.guarded.loss_with_mutable_state(
             rng_key, param_map, model, guide, *args, **kwargs
         )
@@ -108,7 +133,7 @@ class FiniteGuard(_NumPyroOptim):
         on_nonfinite: str,
         factor: float,
         recover_after: int,
-        discriminator: str,
+        loss: Any,
     ) -> None:
         check_guard(on_nonfinite, factor, recover_after)
         if isinstance(guarded, Minimize):
@@ -121,8 +146,8 @@ class FiniteGuard(_NumPyroOptim):
         self.on_nonfinite = on_nonfinite
         self.factor = factor
         self.recover_after = int(recover_after)
-        self.discriminator = discriminator
-        self._seen = _Seen()
+        self.discriminator = getattr(loss, "name", "discriminator")
+        self._seen = _Seen(loss)
 
     def init(self, params: Any) -> Any:
         """State for these params."""
@@ -161,8 +186,19 @@ class FiniteGuard(_NumPyroOptim):
 
     def _guarded_step(self, fn: Any, state: Any, forward_mode_differentiation: bool) -> Any:
         params = self.get_params(state)
-        (value, aux), grads = _differentiate(fn, params, forward_mode_differentiation)
-        state, aux, is_good = self._guarded_update(grads, state, value, aux)
+        with _counters_on_error(self._seen.loss):
+            try:
+                (value, aux), grads = _differentiate(fn, params, forward_mode_differentiation)
+            except Exception as error:
+                # Values are checked where they are concrete: compiled, this is a loss of NaN.
+                is_compiled = not is_concrete(*jax.tree.leaves(params))
+                skipped = not is_compiled and is_about_numbers(root_cause(error))
+                if self.on_nonfinite == "raise" or not skipped:
+                    raise
+                value = jnp.full((), jnp.nan)
+                grads = jax.tree.map(lambda param: jnp.full_like(param, jnp.nan), params)
+                aux = self._seen.unchanged(params)
+            state, aux, is_good = self._guarded_update(grads, state, value, aux)
         return value, aux, state, is_good
 
     def _guarded_update(self, grads: Any, state: Any, value: Any, aux: Any) -> tuple[Any, Any, Any]:
@@ -194,7 +230,7 @@ class FiniteGuard(_NumPyroOptim):
                     said = _messages.nonfinite_argument("NaN or inf", culprits, said)
                 raise NonFiniteError(said)
 
-            _raise_if(~is_good, fail, bad, value, bad_data)
+            _call_if(~is_good, fail, bad, value, bad_data)
 
         def chosen(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: _where(is_good, a, b), new, old)
@@ -213,9 +249,22 @@ class FiniteGuard(_NumPyroOptim):
             jnp.where(is_good, state.last, bad),
             _last_loss(is_good, state.last_loss, value),
         )
+        if self.on_nonfinite != "raise":
+            self._warn_of_a_row(after, params)
         if isinstance(aux, _Both):
             aux = None if aux.new is None else chosen(aux.new, aux.old)
         return after, aux, is_good
+
+    def _warn_of_a_row(self, state: GuardState, params: Any) -> None:
+        names = _names(params)
+
+        def warn(in_a_row: Any, bad: Any, value: Any) -> None:
+            if is_worth_saying(int(in_a_row)):  # under vmap all are told if one is
+                said = _describe(bad, names, self.discriminator, float(value))
+                warnings.warn(guard_messages.only_skipped(int(in_a_row), said), stacklevel=2)
+
+        is_told = jnp.isin(state.in_a_row, jnp.array(_TOLD))
+        _call_if(is_told, warn, state.in_a_row, state.last, state.last_loss)
 
     def _shortened(self, params: Any, moved: Any, scale: Any) -> Any:
         if self.on_nonfinite != "reduce":
@@ -287,9 +336,8 @@ def finite_guard(
         raise TypeError(_messages.no_svi(svi, "a numpyro.infer.SVI"))
     if isinstance(svi.optim, FiniteGuard):
         raise ValueError(_messages.already_guarded())
-    name = getattr(svi.loss, "name", "discriminator")
-    svi.optim = FiniteGuard(svi.optim, on_nonfinite, factor, recover_after, name)
-    svi.loss = _KeepsMutable(svi.loss, svi.optim._seen)
+    svi.optim = FiniteGuard(svi.optim, on_nonfinite, factor, recover_after, svi.loss)
+    svi.loss = _KeepsMutable(svi.optim._seen)
     return svi
 
 
@@ -327,14 +375,26 @@ def _describe(bad: Any, names: list[str], discriminator: str, value: float) -> s
     return _KINDS[kind]("NaN or inf", name, player_of(name, discriminator, "$"))
 
 
-def _raise_if(condition: Any, fail: Callable[..., None], *seen: Any) -> None:
-    """Call what raises now, or at run time in compiled code."""
+@contextmanager
+def _counters_on_error(loss: Any) -> Iterator[None]:
+    """What a loss counts on the host is as before if a step ends in an error."""
+    state = loss.get_state() if isinstance(loss, Stateful) else None
+    try:
+        yield
+    except BaseException:
+        if state is not None:
+            loss.set_state(state)
+        raise
+
+
+def _call_if(condition: Any, call: Callable[..., None], *seen: Any) -> None:
+    """Call what raises or warns now, or at run time in compiled code."""
     if is_concrete(condition, *seen):
         if condition:
-            fail(*(np.asarray(value) for value in seen))
+            call(*(np.asarray(value) for value in seen))
         return
     seen = lax.stop_gradient(seen)
-    lax.cond(condition, lambda *values: jax.debug.callback(fail, *values), lambda *_: None, *seen)
+    lax.cond(condition, lambda *values: jax.debug.callback(call, *values), lambda *_: None, *seen)
 
 
 def _names(params: Any) -> list[str]:

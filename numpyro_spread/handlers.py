@@ -21,6 +21,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
+from spread_analysis._patterns import key_of, resolved
 
 _MARK = "_spread"
 _FIRST_STEPS = "_PREV_"
@@ -85,7 +86,8 @@ class spread(Messenger):  # noqa: N801
         True
 
     :param fn: a model.
-    :param noise: dict from the names of observed sites to noise kernels.
+    :param noise: dict from the names of observed sites to noise kernels; a name may be a pattern as
+        for files, such as ``"x_*"``, that stands for all observed sites it fits.
     :return: the model with its observed sites spread; without ``fn``, a context manager and
         decorator.
     :raises TypeError: if noise is not such a dict, or a value's type does not fit its kernel.
@@ -100,6 +102,7 @@ class spread(Messenger):  # noqa: N801
         noise: Mapping[str, SpreadNoise] | None = None,
     ) -> None:
         self.noise = check_noise(noise)
+        self._keys: dict[str, str | None] = {}
         self._seen: set[str] = set()
         self._observed: set[str] = set()
         super().__init__(fn)
@@ -114,9 +117,16 @@ class spread(Messenger):  # noqa: N801
             self._check_complete()
 
     def _check_complete(self) -> None:
-        for site in self.noise:
-            if site not in self._seen:
-                raise ValueError(_messages.no_such_site(site, self._observed))
+        for key in resolved(self.noise, self._seen):
+            if key not in self._seen:
+                raise ValueError(_messages.no_such_site(key, self._observed))
+
+    def _kernel_at(self, site: str) -> SpreadNoise | None:
+        """The kernel of a site, under its own name or a pattern."""
+        if site not in self._keys:
+            self._keys[site] = key_of(self.noise, site)
+        key = self._keys[site]
+        return None if key is None else self.noise[key]
 
     def process_message(self, msg: Any) -> None:
         """Spread the distribution of an observed site, after all handlers inside of this one."""
@@ -127,14 +137,14 @@ class spread(Messenger):  # noqa: N801
         if not msg["is_observed"]:
             return
         self._observed.add(site)
-        if site in self.noise:
-            self._spread(msg)
+        kernel = self._kernel_at(site)
+        if kernel is not None:
+            self._spread(msg, kernel)
 
-    def _spread(self, msg: Any) -> None:
+    def _spread(self, msg: Any, kernel: SpreadNoise) -> None:
         site = site_of(msg)
         if msg["infer"].get(_MARK):
             raise ValueError(_messages.already_spread(site))
-        kernel = self.noise[site]
         try:
             kernel.check_value(msg["value"])
             msg["fn"] = kernel.spread(msg["fn"])
@@ -151,5 +161,5 @@ class spread(Messenger):  # noqa: N801
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
         site = site_of(msg)
-        if site in self.noise and site not in self._observed:
+        if site not in self._observed and self._kernel_at(site) is not None:
             raise ValueError(_messages.conditioned_outside(site))

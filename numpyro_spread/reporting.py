@@ -297,8 +297,8 @@ def _posterior(
     noise_key, draw_key = random.split(rng_key)
     spreading = getattr(loss, "_spreading", None)
     if spreading is not None and spreading.noise:
-        step = spreading.step(params, svi.model, args, kwargs)
-        _, args, kwargs, _ = step.hand(noise_key)
+        handed, _ = spreading.looked(params, svi.model, args, kwargs).hand(noise_key)
+        args, kwargs = handed.args, handed.kwargs
     event_dims: dict[str, int] = {}
 
     def values(key: jax.Array) -> dict[str, Any]:

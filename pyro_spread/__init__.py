@@ -65,6 +65,7 @@ from spread_analysis import (
     FalseEvidenceWarning,
     GuardStatus,
     History,
+    InvalidSimulationsWarning,
     NonFiniteError,
     SupportMismatchWarning,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "GuardStatus",
     "History",
     "ImplicitDistribution",
+    "InvalidSimulationsWarning",
     "JSPi",
     "Jeffreys",
     "JointContrastELBO",

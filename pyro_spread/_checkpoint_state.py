@@ -8,7 +8,7 @@ import copy
 import platform
 import random
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,9 +20,18 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
-from pyro_spread._reachable_modules import Held, find_modules, held_beside_params, loss_of
+from pyro_spread._called_modules import Look, called_by, forget_garbage, note
+from pyro_spread._reachable_modules import (
+    Held,
+    find_modules,
+    held_beside_params,
+    loss_of,
+    unreached,
+)
+from pyro_spread._transaction import Buffers
+from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
 from pyro_spread.guard import FiniteGuard
-from pyro_spread.infer._guards import Buffers
+from spread_analysis._bounds import describe, same, text
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._checkpoint_tree import MalformedError
 from spread_analysis._messages import checkpoints as _messages
@@ -94,7 +103,18 @@ def param_state(name: str) -> dict[str, Any]:
     # Pyro leaves zeros behind each step, with which torch's optimisers do not do as with None.
     if grad is not None and not bool((grad.ne(0) | grad.signbit()).any()):
         kept = "zeros"
-    return {"value": param, "constraint": _constraint(store._constraints[name]), "grad": kept}
+    constraint = store._constraints[name]
+    return {
+        "value": param,
+        "constraint": _constraint(constraint),
+        "bounds": describe(constraint, _array),
+        "grad": kept,
+    }
+
+
+def _array(value: Any) -> np.ndarray | None:
+    is_tensor = isinstance(value, torch.Tensor)
+    return value.detach().cpu().double().numpy() if is_tensor else None
 
 
 def _constraint(constraint: Any) -> str:
@@ -139,10 +159,11 @@ def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
     """Take a step that moves nothing, so that params are in the store and layers have shapes."""
     try:
         # As a step does it, since what is compiled or looked up at its first call draws numbers.
-        with poutine.block():
+        with poutine.block(), Look() as look:
             svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     except Exception as error:
         raise reading.refuse(_messages.undeclared(error)) from error
+    note(svi, look.called)
 
 
 def prepare_params(reading: Reading) -> list[Commit]:
@@ -159,6 +180,10 @@ def prepare_params(reading: Reading) -> list[Commit]:
         if state.get("constraint") != constraint:
             found, live = str(state.get("constraint")), constraint
             raise reading.refuse(_messages.other_array("constraint of", name, found, live))
+        bounds = describe(store._constraints[name], _array)
+        # Files of earlier versions do not have them.
+        if not same(found_bounds := state.get("bounds", bounds), bounds):
+            raise reading.refuse(_messages.other_bounds(name, text(found_bounds), text(bounds)))
         if isinstance(grad, torch.Tensor):
             _check_array(reading, "gradient of", name, grad, param)
         elif grad not in (None, "zeros"):
@@ -183,15 +208,56 @@ def prepare_modules(
     reading: Reading, svi: SVI, modules: Mapping[str, nn.Module] | None
 ) -> list[Commit]:
     """The same for what nets hold beside params."""
-    saved, live = reading.part("modules", dict), held_beside_params(find_modules(svi, modules))
+    saved, live = reading.part("modules", dict), nets_state(svi, modules)
+    check_called(svi, modules, reading.refuse)
+    further = reading.state.get("further_modules", [])
+    if not isinstance(further, list) or not all(type(name) is str for name in further):
+        raise reading.refuse(_messages.malformed("'further_modules' are no names"))
+    # What only a wider walk finds: earlier versions did not keep it.
+    mine = set(further_names(svi, modules))
+    if "further_modules" not in reading.state and (lost := sorted(mine - saved.keys())):
+        warnings.warn(_messages.unknown_then(lost), UserWarning, stacklevel=3)
+        live = {name: held for name, held in live.items() if name not in lost}
+    if gone := sorted((set(further) & saved.keys()) - live.keys()):
+        warnings.warn(_messages.unknown_now(gone), UserWarning, stacklevel=3)
+    names = [name for name in saved if name not in gone]
     way_out = _messages.other_state() + ", and give the same modules="
-    _check_names(reading, "buffers of nets", saved, live, way_out)
+    _check_names(reading, "buffers of nets", names, live, way_out)
     commits = []
     for key, held in live.items():
         if held.tensor is not None:
             _check_array(reading, "buffer", key, saved[key], held.tensor)
         commits.append(_put_held(held, saved[key]))
     return commits
+
+
+def nets_state(svi: SVI, modules: Mapping[str, nn.Module] | None) -> dict[str, Held]:
+    """What the nets of an SVI hold beside params."""
+    return held_beside_params(find_modules(svi, modules))
+
+
+def further_names(svi: SVI, modules: Mapping[str, nn.Module] | None) -> list[str]:
+    """Names in :func:`nets_state` that the first versions of this package did not find."""
+    narrow = held_beside_params(find_modules(svi, modules, wide=False))
+    return [name for name in nets_state(svi, modules) if name not in narrow]
+
+
+def check_called(
+    svi: SVI,
+    modules: Mapping[str, nn.Module] | None,
+    refuse: Callable[[str], ValueError] = ValueError,
+) -> None:
+    """
+    Refuse modules that steps have called and that are not found, as far as steps were seen.
+
+    :raises ValueError: naming the module.
+    """
+    found = find_modules(svi, modules)
+    if unreached(found, called_by(svi, loss_of(svi))):
+        forget_garbage()
+    if calls := unreached(found, called_by(svi, loss_of(svi))):
+        named = [(repr(module).partition("\n")[0][:80], names) for module, names in calls]
+        raise refuse(_messages.unreached_modules(named))
 
 
 def _put_held(held: Held, value: Any) -> Commit:
@@ -205,6 +271,19 @@ def _put_held(held: Held, value: Any) -> Commit:
     return commit
 
 
+def check_optimizer(svi: SVI) -> None:
+    """
+    Refuse an optimiser whose state would not be whole in a file.
+
+    :raises ValueError: naming the class and what would be lost.
+    """
+    before = random_state()
+    try:
+        refuse_unsaved(svi.optim)
+    finally:
+        set_random_state(before)
+
+
 def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
     """The same for the optimisers."""
     state = reading.part("optimizer", dict)
@@ -212,6 +291,15 @@ def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
         return optimizers.prepare(svi.optim, state, strict)
     except Exception as error:  # torch says anything of a state that is none
         raise reading.refuse(_messages.malformed(f"optimizer: {error}")) from error
+
+
+def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
+    """The same for what classes of optimisers written by the user keep beside torch's state."""
+    saved = reading.state.get("optimizer_attributes", {})  # earlier versions do not write it
+    before = copy.deepcopy(attributes(svi.optim))
+    if not fit(saved, before):
+        raise reading.refuse(_messages.malformed("attributes of the optimiser are of other types"))
+    return lambda: set_attributes(svi.optim, saved)
 
 
 def prepare_loss(reading: Reading, svi: SVI) -> Commit:

@@ -12,6 +12,7 @@ import torch
 from pyro.optim import PyroOptim
 from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
 
+from pyro_spread._optimizer_trial import check_state
 from pyro_spread.optim import Composite
 from spread_analysis._messages import checkpoints as _messages
 
@@ -39,7 +40,11 @@ def state_of(optim: PyroOptim) -> dict[str, Any]:
     state = optim.get_state()
     if None in state:
         raise ValueError(_messages.unnamed_params())
-    return state if _is_own(optim) else _sorted({**optim._state_waiting_to_be_consumed, **state})
+    return (
+        state
+        if keeps_own_state(optim)
+        else _sorted({**optim._state_waiting_to_be_consumed, **state})
+    )
 
 
 def has_stepped(optim: PyroOptim) -> bool:
@@ -54,7 +59,7 @@ def _sorted(state: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(state.items()))
 
 
-def _is_own(optim: PyroOptim) -> bool:
+def keeps_own_state(optim: PyroOptim) -> bool:
     """Whether somebody else wrote how it keeps state."""
     return type(optim).get_state is not PyroOptim.get_state
 
@@ -84,7 +89,7 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
             optim.set_own_state(rest)
 
         return commit_parts
-    if _is_own(optim):
+    if keeps_own_state(optim):
         return lambda: optim.set_state(state)
     params = pyro.get_param_store()._params
     ready = {
@@ -105,13 +110,15 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
 
 
 def _rebuilt(optim: PyroOptim, name: str, state: Any, strict: bool) -> Any:
-    optimizer = optim._get_optim(pyro.get_param_store()._params[name])
+    param = pyro.get_param_store()._params[name]
+    optimizer = optim._get_optim(param)
     if is_scheduler(optimizer) != ("scheduler" in state):
         raise ValueError(_messages.not_taken_back(name))
     own = state.get("scheduler", {})
     # A schedule's state is its attributes: none of them may take the place of a method.
     if any(callable(getattr(type(optimizer), str(key), None)) for key in own):
         raise ValueError(_messages.not_taken_back(name))
+    check_state(name, param, lambda: optim._get_optim(param), state, strict)
     _load_state_dict(optimizer, state)
     if strict and not contains(_get_state_dict(optimizer), state):
         raise ValueError(_messages.not_taken_back(name))

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 # What these define leads to no net of the user, but to half of the interpreter.
-_LIBRARIES = frozenset(
+LIBRARIES = frozenset(
     ("torch", "pyro", "numpy", "scipy", "builtins", "pyro_spread", "spread_analysis", "logging")
 )
 _FOLLOWED_LIBRARIES = frozenset(("pyro", "pyro_spread", "functools"))  # objects that wrap a model
 _MOST_ITEMS, _MOST_OBJECTS, _MOST_LEVELS = 1000, 20_000, 16
-_OWN = frozenset(vars(nn.Module()))
+OWN = frozenset(vars(nn.Module()))
 _DIVIDER = "$$$"
 
 
@@ -35,19 +35,28 @@ def loss_of(svi: Any) -> Any:
     return getattr(svi.loss, "__self__", svi.loss)
 
 
-def find_modules(svi: Any, extra: Mapping[str, nn.Module] | None) -> list[tuple[str, nn.Module]]:
+def find_modules(
+    svi: Any, extra: Mapping[str, nn.Module] | None, wide: bool = True
+) -> list[tuple[str, nn.Module]]:
     """
     Nets that model, guide and loss hold, close over or name, and ``extra``, each with a path.
 
     :param svi: the SVI.
     :param extra: more nets by name.
+    :param wide: whether to go on where the first versions of this function did not go; what is
+        found there comes last, and what they found has the same path as ever.
     """
     walk = _Walk()
     for name, module in (extra or {}).items():
         walk(module, name, 0)
-    for name, start in (("model", svi.model), ("guide", svi.guide), ("loss", loss_of(svi))):
+    starts = {"model": svi.model, "guide": svi.guide, "loss": loss_of(svi)}
+    for name, start in starts.items():
         walk(start, name, 0)
-    return walk.found
+    if not wide:
+        return walk.found
+    from pyro_spread._wider_walk import WiderWalk
+
+    return walk.found + WiderWalk(walk.found)(starts)
 
 
 class _Walk:
@@ -73,7 +82,7 @@ class _Walk:
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, nn.Module):
         for module in value.modules():  # an autoguide keeps its model in a tuple
-            yield from ((k, v) for k, v in vars(module).items() if k not in _OWN)
+            yield from ((k, v) for k, v in vars(module).items() if k not in OWN)
     elif isinstance(value, types.MethodType):
         yield "self", value.__self__
         yield "function", value.__func__
@@ -90,7 +99,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple | set | frozenset):
         if len(value) <= _MOST_ITEMS:
             yield from ((str(i), v) for i, v in enumerate(value))
-    elif hasattr(value, "__dict__") and _is_followed(type(value)):
+    elif hasattr(value, "__dict__") and is_followed(type(value)):
         yield from vars(value).items()
 
 
@@ -103,22 +112,22 @@ def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
     yield from ((f"default{i}", v) for i, v in enumerate(fn.__defaults__ or ()))
     yield from (fn.__kwdefaults__ or {}).items()
     yield from vars(fn).items()
-    if (fn.__module__ or "").partition(".")[0] not in _LIBRARIES:
-        for name in _global_names(fn.__code__):
+    if (fn.__module__ or "").partition(".")[0] not in LIBRARIES:
+        for name in global_names(fn.__code__):
             if name in fn.__globals__:
                 yield name, fn.__globals__[name]
 
 
-def _global_names(code: types.CodeType) -> Iterator[str]:
+def global_names(code: types.CodeType) -> Iterator[str]:
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _global_names(constant)
+            yield from global_names(constant)
 
 
-def _is_followed(cls: type) -> bool:
+def is_followed(cls: type) -> bool:
     package = cls.__module__.partition(".")[0]
-    return package in _FOLLOWED_LIBRARIES or package not in _LIBRARIES
+    return package in _FOLLOWED_LIBRARIES or package not in LIBRARIES
 
 
 def held_beside_params(found: list[tuple[str, nn.Module]]) -> dict[str, Held]:
@@ -179,6 +188,26 @@ def strangers(found: list[tuple[str, nn.Module]]) -> list[str]:
         for name, param in pyro.get_param_store().named_parameters()
         if _is_of_module(name, param) and id(param) not in owned
     ]
+
+
+def unreached(
+    found: list[tuple[str, nn.Module]], called: list[nn.Module]
+) -> list[tuple[nn.Module, list[str]]]:
+    """
+    Modules that were called, hold what is in no store, and are none of those found; with its names.
+
+    :param found: as :func:`find_modules` returns.
+    :param called: the modules.
+    """
+    reached = {id(part) for _, root in found for part in root.modules()}
+    in_store = {id(param) for param in pyro.get_param_store()._params.values()}
+    pairs = []
+    for module in called:
+        if id(module) not in reached:
+            names = [name for name, tensor in _own(module) if id(tensor) not in in_store]
+            if names:
+                pairs.append((module, names))
+    return pairs
 
 
 def _is_of_module(name: str, param: torch.Tensor) -> bool:

@@ -15,7 +15,9 @@ from torch import nn
 
 from pyro_spread import _checkpoint_state as state
 from pyro_spread import _optimizer_state as optimizers
+from pyro_spread._called_modules import watch
 from pyro_spread._reachable_modules import find_modules, held_beside_params, strangers
+from pyro_spread._unsaved_state import attributes
 from spread_analysis._checkpoint import Checkpoint, Reading, write
 from spread_analysis._messages import checkpoints as _messages
 
@@ -68,14 +70,19 @@ def save_checkpoint(
     store = pyro.get_param_store()
     if not store:
         raise ValueError(_messages.nothing_declared())
+    state.check_optimizer(svi)
     found = find_modules(svi, modules)
     if hidden := strangers(found):
         raise ValueError(_messages.hidden_modules(hidden))
+    state.check_called(svi, modules)
+    watch(svi)
     content = {
         "classes": state.classes(svi),
         "params": {name: state.param_state(name) for name in list(store.keys())},
         "optimizer": optimizers.state_of(svi.optim),
+        "optimizer_attributes": attributes(svi.optim),
         "modules": {k: state.held_state(held) for k, held in held_beside_params(found).items()},
+        "further_modules": state.further_names(svi, modules),
         "loss": state.loss_state(svi),
         "random": state.random_state(),
     }
@@ -125,6 +132,7 @@ def load_checkpoint(
         earlier checkpoint if there is one, which is not taken silently.
     """
     _check_svi(svi)
+    watch(svi)  # what comes after is seen, also where there is no checkpoint yet
     reading = Reading(state.codec(), path)
     if reading.part("classes", dict) != state.classes(svi):
         found, live = reading.state["classes"], state.classes(svi)
@@ -142,6 +150,7 @@ def load_checkpoint(
             *state.prepare_modules(reading, svi, modules),
             state.prepare_loss(reading, svi),
             state.prepare_optimizer(reading, svi, strict),
+            state.prepare_attributes(reading, svi),
             *params,
             state.prepare_random(reading),
         ]

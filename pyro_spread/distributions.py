@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 
 from spread_analysis import _messages
+from spread_analysis._inspection import is_inspected
 
 
 class ImplicitDistribution(TorchDistribution):
@@ -81,10 +82,14 @@ class ImplicitDistribution(TorchDistribution):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """
-        There is none.
+        There is none; what ``pyro.infer.inspect`` gets tells what it would depend on.
 
-        :raises NotImplementedError: always, naming the losses that need no density.
+        :raises NotImplementedError: always else, naming the losses that need no density.
         """
+        if is_inspected("pyro.infer.inspect"):
+            with torch.random.fork_rng(devices=[]):
+                draw = self.sample()
+            return _depends_on(value, draw, len(self.event_shape))
         raise NotImplementedError(_messages.implicit_has_no_density())
 
 
@@ -118,8 +123,16 @@ class DeterministicGenerator(dist.Delta):
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """
-        Refused.
+        Refused; what ``pyro.infer.inspect`` gets tells what it would depend on.
 
-        :raises NotImplementedError: always, naming the losses that can train this model.
+        :raises NotImplementedError: always else, naming the losses that can train this model.
         """
+        if is_inspected("pyro.infer.inspect"):
+            return _depends_on(x, self.v, self.event_dim)
         raise NotImplementedError(_messages.generator_has_no_density())
+
+
+def _depends_on(value: torch.Tensor, other: torch.Tensor, event_dim: int) -> torch.Tensor:
+    """A number for every element of a batch that depends on what a density would depend on."""
+    both = value - other
+    return both.reshape(*both.shape[: both.dim() - event_dim], -1).sum(-1) if event_dim else both

@@ -20,6 +20,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
+from pyro_spread._inputs import takes_arrays
+from pyro_spread.infer._invalid import Invalid, Told
 from pyro_spread.infer._sites import is_implicit
 from pyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
@@ -44,6 +46,7 @@ from spread_analysis.log_evidence import (
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
+@takes_arrays
 def ais_log_likelihood(
     model: Callable[..., Any],
     *args: Any,
@@ -172,6 +175,7 @@ def ais_log_likelihood(
 
 
 @torch.no_grad()
+@takes_arrays
 def importance_weighted_bound(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -234,6 +238,7 @@ def importance_weighted_bound(
 
 
 @torch.no_grad()
+@takes_arrays
 def simulation_based_calibration(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -243,6 +248,7 @@ def simulation_based_calibration(
     sites: Collection[str] | None = None,
     data: Mapping[str, str] | None = None,
     parallel: bool = False,
+    exclude_invalid_x: bool = False,
     **kwargs: Any,
 ) -> CalibrationReport:
     r"""
@@ -281,12 +287,15 @@ def simulation_based_calibration(
         Left out: the argument of the site's name, else the first.
     :param parallel: whether all draws of the guide are one run, as in ``Predictive``: faster, for
         guides that broadcast.
+    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, with one
+        :class:`InvalidSimulationsWarning`; otherwise they are an error. Ranks of the others are as
+        uniform: the posterior of finite data is that given that the simulator succeeds.
     :param kwargs: keyword arguments of both.
     :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
     :raises ValueError: if an observed site does not fit the argument that carries its data,
         ``sites`` are none that both have, or all of a site is masked; the message names them.
     """
-    tally = RankTally(num_simulations, num_draws)
+    tally, told = RankTally(num_simulations, num_draws), Told()
     wanted: list[str] = []
     while tally.wants_more:
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
@@ -302,7 +311,18 @@ def simulation_based_calibration(
                 argument = argument_name(key, model)
                 shapes = value.shape, np.shape(given)
                 raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
-        values = {key: observed[name]["value"] for name, key in located.items()}
+        dims = _shared_dims(simulated.values())
+        invalid = _invalid(observed, dims)
+        if not exclude_invalid_x:
+            invalid.refuse(may_exclude=True)
+        told(invalid)
+        if invalid.all:
+            tally.leave_out(invalid.total, invalid.total)
+            continue
+        values = {
+            key: invalid.replaced(observed[name]["value"], _axes(observed[name], dims))
+            for name, key in located.items()
+        }
         new_args, new_kwargs = replace_arguments(values, args, kwargs)
         # A run of its own, since what the guide masks may follow the data.
         proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
@@ -315,20 +335,29 @@ def simulation_based_calibration(
             guide, num_samples=tally.num_draws, return_sites=tuple(wanted), parallel=parallel
         )
         draws = predictive(*new_args, **new_kwargs)
-        dims = _shared_dims(simulated.values())
-
-        def axes(site: Mapping[str, Any], dims: Sequence[int] = dims) -> list[int]:
-            return [dim - site["fn"].event_dim for dim in dims]
-
         run = {}
         for name in wanted:
             site, shape = simulated[name], simulated[name]["value"].shape
             drawn_values = _to_numpy(draws[name]).reshape(tally.num_draws, *shape)
             kept = _kept(name, site) & _kept(name, proposed[name]).reshape(shape)
-            run[name] = Ranked(_to_numpy(site["value"]), drawn_values, kept, axes(site))
-        seen = [(_to_numpy(site["value"]), axes(site)) for site in observed.values()]
+            axes = _axes(site, dims)
+            good = invalid.good(len(shape), axes, [shape[axis] for axis in axes])
+            kept = kept & np.asarray(good)
+            run[name] = Ranked(_to_numpy(site["value"]), drawn_values, kept, axes)
+        seen = [(_to_numpy(site["value"]), _axes(site, dims)) for site in observed.values()]
         tally.add(run, seen, int(torch.randint(2**31, ())))
+        tally.leave_out(invalid.num_bad, invalid.total)
     return tally.report()
+
+
+def _axes(site: Mapping[str, Any], dims: Sequence[int]) -> list[int]:
+    return [dim - site["fn"].event_dim for dim in dims]
+
+
+def _invalid(observed: Mapping[str, Any], dims: Sequence[int]) -> Invalid:
+    values = {name: site["value"] for name, site in observed.items()}
+    masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
+    return Invalid(values, {n: _axes(site, dims) for n, site in observed.items()}, masks)
 
 
 def _kept(name: str, site: Mapping[str, Any]) -> np.ndarray:

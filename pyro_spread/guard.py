@@ -5,18 +5,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
+from pyro_spread._transaction import StepSnapshot, optimiser_step
 from pyro_spread.infer._guards import (
-    Before,
     as_before_on_error,
+    as_nonfinite,
     captured,
     check_params,
     is_finite,
@@ -26,11 +27,12 @@ from pyro_spread.infer._guards import (
 )
 from pyro_spread.optim import Composite
 from spread_analysis import _messages
+from spread_analysis._messages import guard as guard_messages
 from spread_analysis._nonfinite import (
     GuardStatus,
     NonFiniteError,
     check_guard,
-    find_nonfinite,
+    is_worth_saying,
 )
 
 _STATUS = "finite_guard"
@@ -56,7 +58,7 @@ class FiniteGuard(Composite):
         self.status = GuardStatus(0, 0, 1.0, "")
         self._good = 0
         self._loss_and_grads = loss_and_grads
-        self._before: Before | None = None
+        self._steps: tuple[StepSnapshot, ...] = ()
         self._skipping = False
         # The SVI finds params by weak references, also those of a step that was not taken.
         self._kept: list[torch.Tensor] = []
@@ -70,18 +72,15 @@ class FiniteGuard(Composite):
         self._skipping, capture = False, poutine.trace(param_only=True)
         loss_object = getattr(self._loss_and_grads, "__self__", self._loss_and_grads)
         try:
-            with as_before_on_error(loss_object, model, args, kwargs) as before, capture:
+            with as_before_on_error(loss_object, model, args, kwargs) as step, capture:
                 loss = self._loss_and_grads(model, guide, *args, **kwargs)
                 self._check(loss, captured(capture))
         except Exception as error:
-            found = find_nonfinite(error)
-            if found is None or self.on_nonfinite == "raise":
-                raise
+            self._skip(error)
             self._kept = captured(capture)
-            self._note(found)
             self._skipping = True
             return math.nan
-        self._before = before
+        self._steps = (step,)
         return loss
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
@@ -95,26 +94,21 @@ class FiniteGuard(Composite):
         if self._skipping:
             self._skipping, self._kept = False, []
             return
-        before = _Snapshot(self.guarded, params)
-        self.guarded(params, *args, **kwargs)
+        steps, self._steps = self._steps, ()
         scale = self.status.step_scale
         try:
-            for param in params:
-                if not is_finite(param.detach()):
-                    what, name = what_is_wrong(param.detach()), param_name(param)
-                    message = _messages.nonfinite_update(what, name, player(param))
-                    raise NonFiniteError(message)
-        except NonFiniteError as error:
-            before.restore()
-            if self._before is not None:
-                self._before.restore()
-            if self.on_nonfinite == "raise":
-                pyro.infer.util.zero_grads(params)
-                raise
-            self._note(error)
+            with optimiser_step(self.guarded, params, *steps) as before:
+                self.guarded(params, *args, **kwargs)
+                for param in params:
+                    if not is_finite(param.detach()):
+                        what, name = what_is_wrong(param.detach()), param_name(param)
+                        message = _messages.nonfinite_update(what, name, player(param))
+                        raise NonFiniteError(message)
+                if scale < 1 and before is not None:
+                    before.shorten(scale)
+        except Exception as error:
+            self._skip(error)
             return
-        if scale < 1:
-            before.shorten(scale)
         self._good += 1
         if self._good % self.recover_after == 0:
             scale = min(1.0, scale / self.factor)
@@ -142,12 +136,23 @@ class FiniteGuard(Composite):
                 what, name = what_is_wrong(grad), param_name(param)
                 raise NonFiniteError(_messages.nonfinite_gradient(what, name, player(param)))
 
-    def _note(self, error: NonFiniteError) -> None:
+    def _skip(self, error: Exception) -> None:
+        """
+        Count a step that was not taken.
+
+        :raises Exception: if it has nothing to do with NaN or inf, or is not to be skipped.
+        """
+        found = None if self.on_nonfinite == "raise" else as_nonfinite(error)
+        if found is None:
+            raise error
         skipped, in_a_row, scale, _ = self.status
         if self.on_nonfinite == "reduce":
             scale *= self.factor
         self._good = 0
-        self.status = GuardStatus(skipped + 1, in_a_row + 1, scale, str(error))
+        self.status = GuardStatus(skipped + 1, in_a_row + 1, scale, str(found))
+        if is_worth_saying(in_a_row + 1):
+            message = guard_messages.only_skipped(in_a_row + 1, str(found))
+            warnings.warn(message, UserWarning, stacklevel=4)
 
     def parts(self) -> dict[str, PyroOptim]:
         """The optimiser under guard."""
@@ -237,57 +242,3 @@ def guard_status(svi: SVI) -> GuardStatus:
     if not isinstance(svi.optim, FiniteGuard):
         raise ValueError(_messages.not_guarded())
     return svi.optim.status
-
-
-class _Snapshot:
-    """Params, and an optimiser's state of them, as they were before a step."""
-
-    def __init__(self, optim: PyroOptim, params: Iterable[torch.Tensor]) -> None:
-        self._params = [(param, param.detach().clone()) for param in params]
-        self._optims = [(vars(one), dict(vars(one))) for one in _players(optim)]
-        self._dicts = []
-        self._torch = []
-        for one in _players(optim):
-            for name in ("optim_objs", "grad_clip", "_state_waiting_to_be_consumed", "averages"):
-                known = vars(one).get(name)
-                if isinstance(known, dict):
-                    copied = known if name != "averages" else _cloned(known)
-                    self._dicts.append((known, dict(copied)))
-            objects = vars(one).get("optim_objs", {})
-            for param, _ in self._params:
-                if param in objects:
-                    base = getattr(objects[param], "optimizer", objects[param])
-                    state = {key: _cloned(value) for key, value in base.state.items()}
-                    groups = [(group, dict(group)) for group in base.param_groups]
-                    self._torch.append((base.state, state, groups))
-
-    def restore(self) -> None:
-        """Put everything back."""
-        with torch.no_grad():
-            for param, value in self._params:
-                param.copy_(value)
-        for now, before in (*self._optims, *self._dicts):
-            now.clear()
-            now.update(before)
-        for now, before, groups in self._torch:
-            now.clear()
-            now.update(before)
-            for group, values in groups:
-                group.update(values)
-
-    def shorten(self, scale: float) -> None:
-        """Take back a part of the way that the params have gone."""
-        with torch.no_grad():
-            for param, value in self._params:
-                param.copy_(torch.lerp(value, param, scale))
-
-
-def _players(optim: PyroOptim) -> Iterator[PyroOptim]:
-    yield optim
-    if isinstance(optim, Composite):
-        for part in optim.parts().values():
-            yield from _players(part)
-
-
-def _cloned(state: dict[Any, Any]) -> dict[Any, Any]:
-    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}

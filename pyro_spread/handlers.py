@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
+from spread_analysis._patterns import key_of, resolved
 
 
 def check_noise(noise: Any) -> dict[str, SpreadNoise]:
@@ -64,6 +65,7 @@ class SpreadMessenger(Messenger):
     def __init__(self, noise: Mapping[str, SpreadNoise]) -> None:
         super().__init__()
         self.noise = check_noise(noise)
+        self._keys: dict[str, str | None] = {}
         self._seen: set[str] = set()
         self._observed: set[str] = set()
 
@@ -77,9 +79,16 @@ class SpreadMessenger(Messenger):
             self._check_complete()
 
     def _check_complete(self) -> None:
-        for site in self.noise:
-            if site not in self._seen:
-                raise ValueError(_messages.no_such_site(site, self._observed))
+        for key in resolved(self.noise, self._seen):
+            if key not in self._seen:
+                raise ValueError(_messages.no_such_site(key, self._observed))
+
+    def _kernel_at(self, site: str) -> SpreadNoise | None:
+        """The kernel of a site, under its own name or a pattern."""
+        if site not in self._keys:
+            self._keys[site] = key_of(self.noise, site)
+        key = self._keys[site]
+        return None if key is None else self.noise[key]
 
     def _pyro_sample(self, msg: Any) -> None:
         site = msg["name"]
@@ -87,13 +96,13 @@ class SpreadMessenger(Messenger):
         if not is_data(msg):
             return
         self._observed.add(site)
-        if site in self.noise:
-            self._spread(msg)
+        kernel = self._kernel_at(site)
+        if kernel is not None:
+            self._spread(msg, kernel)
 
-    def _spread(self, msg: Any) -> None:
+    def _spread(self, msg: Any, kernel: SpreadNoise) -> None:
         if msg["infer"].get("_spread"):
             raise ValueError(_messages.already_spread(msg["name"]))
-        kernel = self.noise[msg["name"]]
         try:
             observed = torch.as_tensor(msg["value"])
             kernel.check_value(observed)
@@ -106,8 +115,9 @@ class SpreadMessenger(Messenger):
         msg["infer"]["_spread"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        late = msg["name"] in self.noise and msg["name"] not in self._observed
-        if late and is_data(msg):
+        if msg["name"] in self._observed or not is_data(msg):
+            return
+        if self._kernel_at(msg["name"]) is not None:
             raise ValueError(_messages.conditioned_outside(msg["name"]))
 
 
@@ -135,7 +145,8 @@ def spread(
         True
 
     :param fn: a model.
-    :param noise: dict from the names of observed sites to noise kernels.
+    :param noise: dict from the names of observed sites to noise kernels; a name may be a pattern as
+        for files, such as ``"x_*"``, that stands for all observed sites it fits.
     :return: the model with its observed sites spread; without ``fn``, a context manager.
     :raises TypeError: if noise is not such a dict, or a value's type does not fit its kernel.
     :raises ValueError: if a named site does not exist, a kernel does not fit it, or it was made

@@ -13,6 +13,8 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
+from pyro_spread._transaction import optimiser_step
+from pyro_spread.infer._guards import critic_params
 from spread_analysis import _messages
 from spread_analysis._validation import check_count
 
@@ -99,17 +101,24 @@ class TwoPlayer(Composite):
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
         """
-        One step of the discriminator, and at every k-th call one of the generator.
+        One step of the discriminator, and at every k-th call one of the generator: both or none.
 
         :param params: unconstrained params of both players.
         :raises ValueError: if none of them is the discriminator's.
         """
         store = pyro.get_param_store()
         params = list(params)
-        names = [store.param_name(param) for param in params]
+        # A critic that the model names too is the critic still.
+        names = [critic_params.get(param) or store.param_name(param) for param in params]
         mine = [str(name).split("$$$")[0] == self.name for name in names]
         if not any(mine):
             raise ValueError(_messages.unknown_player(self.name, map(str, names)))
+        with optimiser_step(self, params):
+            self._move(params, mine, *args, **kwargs)
+
+    def _move(
+        self, params: list[torch.Tensor], mine: list[bool], *args: Any, **kwargs: Any
+    ) -> None:
         self._steps_done += 1
         critic = [param for param, is_critic in zip(params, mine, strict=True) if is_critic]
         self.discriminator(critic, *args, **kwargs)

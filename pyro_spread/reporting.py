@@ -22,9 +22,9 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 
 from pyro_spread._reachable_modules import loss_of
+from pyro_spread._transaction import StepSnapshot
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._critic_loss import CriticLoss
-from pyro_spread.infer._guards import Before
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
 from pyro_spread.infer._sites import is_latent
 from pyro_spread.infer._two_sides import _mask, is_compared
@@ -179,7 +179,7 @@ def _unchanged() -> Iterator[None]:
     """Afterwards random state, buffers and params are as before; new params are an error."""
     store = pyro.get_param_store()
     params = set(store.keys())
-    before = Before(None)
+    before = StepSnapshot()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     state = get_rng_state()
     try:
@@ -267,8 +267,7 @@ def _posterior(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[Any, Any, A
         guide = loss.spread_guide(svi.model, guide)
     spreading = getattr(loss, "_spreading", None)
     if spreading is not None and spreading.noise:
-        located = spreading.locate(svi.model, args, kwargs)
-        args, kwargs, _, _ = spreading.hand(located, args, kwargs)
+        args, kwargs = spreading.noisy(svi.model, args, kwargs)
     return guide, args, kwargs
 
 

@@ -4,7 +4,7 @@
 """Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
 
 from spread_analysis import reference
-from spread_analysis._nonfinite import GuardStatus, NonFiniteError
+from spread_analysis._nonfinite import GuardStatus, InvalidSimulationsWarning, NonFiniteError
 from spread_analysis.arviz_export import to_arviz
 from spread_analysis.calibration import CalibrationReport, plot_sbc
 from spread_analysis.critic import (
@@ -59,6 +59,7 @@ __all__ = [
     "FeatureExtractor",
     "GuardStatus",
     "History",
+    "InvalidSimulationsWarning",
     "LogEvidence",
     "MeanAndError",
     "NonFiniteError",

@@ -8,9 +8,13 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from spread_analysis import _paths
+from spread_analysis._paths import Part, Where
+from spread_analysis._patterns import is_pattern, key_of, matches
 from spread_analysis._remembered import Remembered
 
-Key = int | str
+#: The position or keyword of an argument; a tuple goes on inside of it.
+Key = int | str | tuple[Part, ...]
 
 # Reading a signature costs a tenth of a millisecond, too much for every step of a small model.
 _known_names: Remembered[list[str]] = Remembered()
@@ -40,13 +44,13 @@ def _read_positional_names(fn: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in by_position]
 
 
-def check_data_sites(data: Mapping[str, str], sites: Collection[str]) -> None:
+def check_data_sites(data: Mapping[str, Where], sites: Collection[str]) -> None:
     """
     Refuse a ``data`` mapping with sites that have no kernel.
 
     :raises ValueError: naming them.
     """
-    unknown = data.keys() - set(sites)
+    unknown = {site for site in data if not any(matches(key, site) for key in sites)}
     if unknown:
         raise ValueError(
             f"data= names the site(s) {sorted(unknown)}, for which noise has no kernel; it has "
@@ -59,22 +63,26 @@ def locate_data(
     sites: Mapping[str, object] | Collection[str],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    data: Mapping[str, str] | None = None,
+    data: Mapping[str, Where] | None = None,
 ) -> dict[str, Key]:
     """
     For every site, the position or keyword of the argument that carries its data.
 
     Looked for in this order: the argument that ``data`` names, the argument of the site's own
     name, the first argument. Sites may share an argument, as the steps of a time series do, if they
-    share the kernel too: one draw of the noise then serves them all.
+    share the kernel too: one draw of the noise then serves them all. A pattern stands for sites
+    that are not known yet: it is located for all of them, and for those whose names ``data`` or the
+    arguments tell, by themselves.
 
     :param fn: the model.
-    :param sites: names of the spread sites, as the keys of a dict to their kernels or by
-        themselves.
+    :param sites: names of the spread sites, or patterns, as the keys of a dict to their kernels or
+        by themselves.
     :param args: positional arguments of this call.
     :param kwargs: keyword arguments of this call.
-    :param data: dict from site to argument name.
-    :return: dict from site to a position in ``args`` or a key of ``kwargs``.
+    :param data: dict from site to argument name, or to a way into an argument: ``"batch.image"`` or
+        ``("batch", "image")`` for what is ``batch["image"]`` or ``batch.image``.
+    :return: dict from site to a position in ``args`` or a key of ``kwargs``, or to a tuple that
+        begins with one.
     :raises ValueError: if an argument cannot be found or would serve two sites.
     """
     data = {} if data is None else data
@@ -83,15 +91,18 @@ def locate_data(
     given = [names[i] if i < len(names) else f"*args[{i}]" for i in range(len(args))]
     available = [*given, *kwargs]
     located: dict[str, Key] = {}
-    for site in sites:
-        wanted = data.get(site, site)
-        if wanted in kwargs:
-            located[site] = wanted
-        elif wanted in given:
-            located[site] = given.index(wanted)
+    for site in _with_own_names(sites, data, available):
+        where = _paths.parts_of(data.get(site, site), available)
+        if where[0] in kwargs:
+            located[site] = where if len(where) > 1 else where[0]
+        elif where[0] in given:
+            place = given.index(str(where[0]))
+            located[site] = (place, *where[1:]) if len(where) > 1 else place
+        elif isinstance(where[0], int) and 0 <= where[0] < len(args):
+            located[site] = where if len(where) > 1 else where[0]
         elif site in data:
             raise ValueError(
-                f"site '{site}': data= says that the model argument '{wanted}' carries it, but "
+                f"site '{site}': data= says that the model argument '{where[0]}' carries it, but "
                 f"this call has no such argument; it has {available}."
             )
         elif args:
@@ -105,8 +116,42 @@ def locate_data(
                 f"score a fixed data set with spread(model, noise={{'{site}': ...}}) and a stock "
                 "ELBO."
             )
+        _check_way(site, located[site], args, kwargs)
     _refuse_shared(located, sites, available)
     return located
+
+
+def _with_own_names(
+    sites: Mapping[str, object] | Collection[str],
+    data: Mapping[str, Where],
+    available: Collection[str],
+) -> list[str]:
+    """The sites, and in the place of patterns what is known by name; a pattern for the rest."""
+    found: list[str] = []
+    for site in sites:
+        if not is_pattern(site):
+            found.append(site)
+            continue
+        others = [name for name in data if name != site and name not in sites]
+        if site not in data:
+            others += [name for name in available if name not in sites and name not in others]
+        own = [name for name in others if matches(site, name)]
+        found += own if own and site not in data else [*own, site]
+    return list(dict.fromkeys(found))
+
+
+def _check_way(site: str, key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    if not isinstance(key, tuple):
+        return
+    here = get_argument(key[0], args, kwargs)
+    for part in key[1:]:
+        try:
+            here = _paths.child(here, part)
+        except LookupError:
+            raise ValueError(
+                f"site '{site}': data= says that '{part}' inside of a model argument carries it, "
+                f"but what it is looked for in has {_paths.described(here)}."
+            ) from None
 
 
 def _refuse_shared(
@@ -114,11 +159,13 @@ def _refuse_shared(
     sites: Mapping[str, object] | Collection[str],
     available: list[str],
 ) -> None:
-    kernels = sites if isinstance(sites, Mapping) else {site: site for site in sites}
+    by_key: Any = sites if isinstance(sites, Mapping) else {site: site for site in sites}
     owner: dict[Key, str] = {}
     for site, key in located.items():
-        if key in owner and kernels[site] is not kernels[owner[key]]:
-            argument = available[key] if isinstance(key, int) else key
+        kernel = by_key[key_of(by_key, site)]
+        if key in owner and kernel is not by_key[key_of(by_key, owner[key])]:
+            top, *way = key if isinstance(key, tuple) else (key,)
+            argument = _paths.spelled([available[top] if isinstance(top, int) else top, *way])
             raise ValueError(
                 f"sites '{owner[key]}' and '{site}' would both take their data from the model "
                 f"argument '{argument}'. Say which argument carries which site: "
@@ -130,22 +177,39 @@ def _refuse_shared(
 
 
 def get_argument(key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The argument at ``key``, a position or a keyword."""
-    return args[key] if isinstance(key, int) else kwargs[key]
+    """The argument at ``key``, a position or a keyword, or what is inside of it."""
+    top, *way = key if isinstance(key, tuple) else (key,)
+    value = args[top] if isinstance(top, int) else kwargs[top]
+    for part in way:
+        value = _paths.child(value, part)
+    return value
 
 
 def argument_name(key: Key, fn: Callable[..., Any]) -> str:
     """What to call the argument at ``key`` in a message."""
-    if isinstance(key, str):
-        return key
-    names = positional_names(fn)
-    return names[key] if key < len(names) else f"*args[{key}]"
+    top, *way = key if isinstance(key, tuple) else (key,)
+    if isinstance(top, int):
+        names = positional_names(fn)
+        top = names[top] if top < len(names) else f"*args[{top}]"
+    return _paths.spelled([top, *way])
 
 
 def replace_arguments(
     values: Mapping[Key, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Copies of ``args`` and ``kwargs`` with ``values`` put at their keys; the originals stay."""
-    new_args = tuple(values.get(i, value) for i, value in enumerate(args))
-    new_kwargs = {name: values.get(name, value) for name, value in kwargs.items()}
-    return new_args, new_kwargs
+    new_args, new_kwargs = list(args), dict(kwargs)
+    for key, value in values.items():
+        top, *way = key if isinstance(key, tuple) else (key,)
+        if isinstance(top, int):
+            new_args[top] = _replaced(new_args[top], way, value)
+        else:
+            new_kwargs[top] = _replaced(new_kwargs[top], way, value)
+    return tuple(new_args), new_kwargs
+
+
+def _replaced(argument: Any, way: list[Part], value: Any) -> Any:
+    if not way:
+        return value
+    inner = _replaced(_paths.child(argument, way[0]), way[1:], value)
+    return _paths.with_child(argument, way[0], inner)

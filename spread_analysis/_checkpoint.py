@@ -10,10 +10,12 @@ they were written, so that the last is the newest also after a run went back to 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,6 +34,9 @@ _LENGTH = 8
 _MAX_HEADER = 100_000_000  # as in safetensors itself
 _NAME = re.compile(r"(\d{8,})-step-(\d+)\.safetensors")
 _LEFTOVER = re.compile(r"\.\d{8,}-step-\d+\.safetensors\.tmp")
+_MOST_TRIES = 100
+# By process and directory, the newest file that this process knows of.
+_known: dict[tuple[int, str], int] = {}
 
 
 class CheckpointError(ValueError):
@@ -93,6 +98,7 @@ def write(
 
     :raises TypeError: if something of the state cannot be encoded; nothing is written.
     :raises ValueError: if a number is out of its range.
+    :raises RuntimeError: if another process saves in the directory at the same moment.
     """
     if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
         raise ValueError(_messages.bad_step(step))
@@ -115,23 +121,48 @@ def write(
         if _LEFTOVER.fullmatch(leftover.name):
             leftover.unlink(missing_ok=True)
     old = checkpoints(directory)
-    number = int(old[-1].name.split("-")[0]) + 1 if old else 1
-    path = directory / f"{number:08d}-step-{int(step)}.safetensors"
+    newest = _number(old[-1]) if old else 0
+    if newest > _known.get(_key_of(directory), newest):
+        warnings.warn(_messages.two_savers(directory), UserWarning, stacklevel=3)
+    path = directory / f"{newest + 1:08d}-step-{int(step)}.safetensors"
     temporary = directory / f".{path.name}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        _put(data, temporary, path)
+    except (FileExistsError, FileNotFoundError) as error:
+        if not directory.is_dir():
+            raise
+        raise RuntimeError(_messages.two_savers(directory)) from error
+    _known[_key_of(directory)] = newest + 1
+    _sync_directory(directory)
+    # Only now, when the new one is sure to be there.
+    for stale in old[: max(0, len(old) + 1 - int(keep))] if keep is not None else []:
+        if stale.is_symlink() or not stale.is_dir():
+            stale.unlink(missing_ok=True)
+    return path
+
+
+def _put(data: bytearray, temporary: Path, path: Path) -> None:
+    # What was left behind is gone by now: a file of that name is somebody else's.
+    file = open(temporary, "xb")  # noqa: SIM115
+    try:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(directory)
-    # Only now, when the new one is sure to be there.
-    for stale in old[: max(0, len(old) + 1 - int(keep))] if keep is not None else []:
-        stale.unlink(missing_ok=True)
-    return path
+
+
+def _key_of(directory: Path) -> tuple[int, str]:
+    return os.getpid(), os.path.realpath(directory)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[0])
 
 
 def _seal(codec: Codec, tensors: dict[str, Any], text: str) -> bytearray:
@@ -165,7 +196,7 @@ def checkpoints(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (int(path.name.split("-")[0]), path.name))
+    return sorted(found, key=lambda path: (_number(path), path.name))
 
 
 class Reading:
@@ -180,15 +211,8 @@ class Reading:
 
     def __init__(self, codec: Codec, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            found = checkpoints(self.path)
-            if not found:
-                raise FileNotFoundError(_messages.no_checkpoint(path))
-            self.path = found[-1]
-        elif not self.path.exists():
-            raise FileNotFoundError(_messages.no_checkpoint(path))
         self._codec = codec
-        content, data = self._open()
+        content, data = self._find(self.path)
         try:
             self._tensors = codec.load(data)
         except ImportError as error:
@@ -206,6 +230,8 @@ class Reading:
             metadata = decode(content.get("metadata"), self._tensors, codec.from_tensor)
         except (MalformedError, RecursionError) as error:
             raise self.refuse(_messages.malformed(str(error))) from error
+        if not isinstance(self.state, dict):
+            raise self.refuse(_messages.malformed("its state is an array"))
         #: What the caller gets.
         self.checkpoint = Checkpoint(self.path, step, metadata, dict(versions))
 
@@ -233,10 +259,34 @@ class Reading:
         if changes:
             warnings.warn(_messages.other_versions(self.path, changes), UserWarning, stacklevel=3)
 
+    def _find(self, path: Path) -> tuple[dict[str, Any], bytes]:
+        """What is in a file, or in the newest of a directory, of which others may remove older."""
+        for _ in range(_MOST_TRIES):
+            try:
+                found = checkpoints(path)
+                if found:
+                    key, newest = _key_of(path), _number(found[-1])
+                    _known[key] = max(_known.get(key, 0), newest)
+                    self.path = found[-1]
+                elif path.is_dir() and not _NAME.fullmatch(path.name):
+                    break
+                return self._open()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
+                if link := _dead_link(self.path):
+                    raise self.refuse(_messages.dead_link(link)) from error
+                if self.path == path:
+                    break
+        raise FileNotFoundError(_messages.no_checkpoint(path))
+
     def _open(self) -> tuple[dict[str, Any], bytes]:
         """The JSON and the whole file, once the digest is right."""
-        size = self.path.stat().st_size
+        # A pipe is not opened, since that waits for somebody who writes to it.
+        if not stat.S_ISREG(self.path.stat().st_mode):
+            raise self.refuse(_messages.no_file())
         with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             head = file.read(_LENGTH)
             if len(head) < _LENGTH:
                 raise self.refuse(_messages.truncated(size, _LENGTH))
@@ -303,6 +353,14 @@ class Reading:
             raise self.refuse(_messages.newer_format(version, FORMAT_VERSION))
         if "backend" not in content:
             raise self.refuse(_messages.malformed("its JSON lacks the backend"))
+
+
+def _dead_link(path: Path) -> Path | None:
+    """The link, of a path or a folder on its way, whose target is not there."""
+    for part in (path, *path.parents):
+        if os.path.lexists(part):
+            return part if part.is_symlink() and not os.path.exists(part) else None
+    return None
 
 
 def _is_text(value: Any) -> bool:

@@ -4,11 +4,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from spread_analysis import _messages
 from spread_analysis._validation import check_count
 
+# What torch, Pyro, JAX, NumPyro, NumPy, SciPy and our kernels say of such numbers.
+_OF_NUMBERS = re.compile(
+    r"(?<![-\w])(?:nans?|infs?)\b|\bnon-?finite\b|\bmust be (?:positive and )?finite\b"
+    r"|\bExpected parameter \w+ \(|\bgot invalid \w+ parameter"
+    r"|elements of std >= 0|p_in >= 0 && p_in <= 1|invalid Poisson rate"
+    r"|elements of input should be between 0 and 1",
+    re.IGNORECASE,
+)
 ON_NONFINITE = ("raise", "skip", "reduce")
 
 
@@ -18,6 +27,10 @@ class NonFiniteError(ValueError):
 
     The message names the site or param and its player, and the way out.
     """
+
+
+class InvalidSimulationsWarning(UserWarning):
+    """Simulations that are NaN or inf are left out, as was asked for."""
 
 
 class GuardStatus(NamedTuple):
@@ -49,6 +62,39 @@ def find_nonfinite(error: BaseException | None) -> NonFiniteError | None:
         seen.add(id(error))
         error = error.__cause__
     return None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first error in the chain of causes: Pyro and losses wrap what their sites raise."""
+    seen: set[int] = set()
+    while error.__cause__ is not None and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__
+    return error
+
+
+def is_about_numbers(error: BaseException) -> bool:
+    """
+    Whether an error says that numbers are NaN, inf or such that nothing can go on from them.
+
+    Whether these raise or turn into a loss of NaN depends on validation, on compilation and on the
+    routine that they reach first. Errors of a program, as of types and shapes, are not among them.
+
+    :param error: the root of the chain of causes. Texts that are put around it name sites.
+    """
+    if isinstance(error, NonFiniteError | ArithmeticError):
+        return True
+    if any(base.__name__.endswith("LinAlgError") for base in type(error).__mro__):
+        return True
+    if isinstance(error, NotImplementedError | RecursionError):
+        return False
+    spoken = isinstance(error, ValueError | RuntimeError | Warning)
+    return spoken and _OF_NUMBERS.search(str(error)) is not None
+
+
+def is_worth_saying(in_a_row: int) -> bool:
+    """Whether to warn after so many skipped steps without a good one: 10, 100, 1000 and so on."""
+    return in_a_row >= 10 and str(in_a_row).strip("0") == "1"
 
 
 def check_guard(on_nonfinite: object, factor: float, recover_after: object) -> None:

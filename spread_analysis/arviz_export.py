@@ -40,8 +40,9 @@ def to_arviz(
     Values may be torch tensors, JAX arrays or anything that NumPy can read. Samples have the shape
     (num_samples, ...), observed data have none in front. The result is an ``InferenceData`` under
     ArviZ 0.x and a ``DataTree`` under 1.x; either goes into ``az.summary``, ``az.plot_pair`` and
-    the rest. ArviZ sees draws of a guide as one chain: its convergence diagnostics belong to MCMC,
-    and say nothing about how good a guide is.
+    the rest. A ``DataTree`` takes no "/" in names: there a site "enc/z" is called "enc.z". ArviZ
+    sees draws of a guide as one chain: its convergence diagnostics belong to MCMC, and say nothing
+    about how good a guide is.
 
     :param posterior: dict from site to posterior samples, as of ``Predictive(guide, ...)`` or
         ``mcmc.get_samples()``.
@@ -56,8 +57,8 @@ def to_arviz(
     :param dims: dict from site to the names of the dimensions after the samples'.
     :param num_chains: chains that lie one after another in the posterior's samples, as in
         ``mcmc.get_samples()`` without ``group_by_chain``.
-    :raises ValueError: if there is nothing to convert, or numbers of samples disagree; the message
-        names group and site.
+    :raises ValueError: if there is nothing to convert, numbers of samples disagree, or two sites
+        would get the same name; the message names group and site.
     :raises ImportError: if ArviZ is missing.
 
         >>> import numpy as np
@@ -91,9 +92,30 @@ def to_arviz(
         groups.update(_in_chains(group, groups.get(group, {}), 1))  # independent draws
 
     arviz = import_extra("arviz", "to_arviz")
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return arviz.from_dict(groups, coords=coords, dims=dims)
+    if is_new(arviz):
+        renamed = {group: _without_slashes(sites, group) for group, sites in groups.items()}
+        dims = None if dims is None else _without_slashes(dims, "dims")
+        return arviz.from_dict(renamed, coords=coords, dims=dims)
     return arviz.from_dict(**groups, coords=coords, dims=dims)
+
+
+def is_new(arviz: Any) -> bool:
+    """Whether this is ArviZ 1 or later, in which data are a ``DataTree``."""
+    return int(arviz.__version__.split(".")[0]) >= 1
+
+
+def _without_slashes(sites: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Sites by names that a ``DataTree`` takes: in it "/" leads from group to group."""
+    renamed: dict[str, Any] = {}
+    for site, value in sites.items():
+        name = site.replace("/", ".")
+        if name in renamed:
+            raise ValueError(
+                f"`{group}` has two sites that ArviZ would call '{name}', since it takes no '/' in "
+                f"names. Rename '{site}'."
+            )
+        renamed[name] = value
+    return renamed
 
 
 def _as_array(value: Any, group: str, site: str) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from spread_analysis._messages import simulations
 from spread_analysis._validation import FloatArray, as_count, as_float, as_probability
 from spread_analysis.log_evidence import data_first
 from spread_analysis.plots import _COLOURS, _INK, _axes
@@ -27,6 +28,8 @@ _COUNTS_PER_BIN = 10
 _MOST_BINS = 20
 # Single precision lets a row come up twice by chance, but not often and not again and again.
 _CHANCE_REPEATS, _CHANCE_SHARE = 2, 0.01
+# Failed simulations for each good one, from which on it is given up.
+_MOST_FAILURES = 100
 
 
 def simulation_ranks(
@@ -229,7 +232,7 @@ class RankTally:
         self._seen: set[bytes] = set()
         self._first: dict[str, NDArray] = {}
         self._unmoved: set[str] = set()
-        self._total = self._repeats = 0
+        self._total = self._repeats = self._failed = self._made = 0
 
     def add(
         self,
@@ -261,6 +264,20 @@ class RankTally:
         self._new.append(new)
         self._total += len(new)
         self._repeats += int((~new).sum())
+
+    def leave_out(self, failed: int, total: int) -> None:
+        """
+        Take in that some simulations of a run have failed, and have to be made up for.
+
+        :param failed: their number.
+        :param total: number of simulations in the run.
+        :raises ValueError: if hardly any succeed.
+        """
+        self._failed += failed
+        self._made += total
+        self._wanted += failed if failed < total else 0
+        if self._failed > _MOST_FAILURES * (1 + self._made - self._failed):
+            raise ValueError(simulations.mostly_failed(self._failed, self._made))
 
     def _is_new(self, row: Iterable[NDArray]) -> bool:
         parts = [np.asarray(part, np.float64) for part in row]

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpyro
 from jax import lax, random
 from numpyro.handlers import block
-from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._gradients import with_gradients
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
-from numpyro_spread.infer._registration import Registered, declare_params, example_of
+from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
@@ -41,7 +40,7 @@ class Logits(NamedTuple):
     model_weights: jax.Array | None
 
 
-class CriticLoss(ELBO):
+class CriticLoss(Loss):
     """
     Base of the losses in which a critic compares data with the model's draws.
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from numpyro.distributions import Unit
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Unconditioned
 from numpyro_spread.infer._sites import is_implicit
@@ -27,6 +29,7 @@ from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._patterns import resolved
 
 
 class JointSides(NamedTuple):
@@ -55,6 +58,7 @@ def draw_joint(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    watch: AbstractContextManager[Any] | None = None,
 ) -> JointSides:
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
@@ -70,6 +74,7 @@ def draw_joint(
         observed has passed through it already.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
+    :param watch: to be around the model, if any.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     """
     guide_key, model_key, noise_key = random.split(rng_key, 3)
@@ -80,13 +85,16 @@ def draw_joint(
     indices = {n: s["value"] for n, s in guide_trace.items() if s["type"] == "plate"}
     fixed = indices | {name: site["value"] for name, site in shared.items()}
     # What globals do to the model's pairs is no part of the gradient: the critic sees them.
-    sites = run_forward(model, model_key, params, lax.stop_gradient(fixed), args, kwargs)
+    with watch or nullcontext():
+        sites = run_forward(model, model_key, params, lax.stop_gradient(fixed), args, kwargs)
     observed = {name: site for name, site in sites.items() if is_compared(site)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
     for name, site in observed.items():
         if isinstance(site["fn"], Unit):
             raise ValueError(_messages.factor_site(name))
+    refuse_own_draws(params, model, observed, args, kwargs)
+    noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     local = {
         name: sites[name]

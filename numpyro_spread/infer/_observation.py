@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from spread_analysis._arguments import Key, replace_arguments
 _MOVES = frozenset(
     [
         *("reshape", "squeeze", "expand_dims", "broadcast_in_dim"),
-        *("slice", "dynamic_slice", "gather", "split"),
+        *("slice", "dynamic_slice", "gather", "split", "transpose", "rev"),
         *(
             "copy",
             "copy_p",
@@ -32,8 +33,10 @@ _MOVES = frozenset(
         ),
     ]
 )
-_REORDERS = frozenset(["transpose", "rev"])
-_TAKES = frozenset(["slice", "dynamic_slice", "gather", "split"])
+# These hand on each of their operands.
+_ONE_BY_ONE = frozenset(["optimization_barrier", "device_put", "copy", "copy_p"])
+# What is computed from the data: it may not even decide which elements are taken.
+_COMPUTED: Key = ("computed",)
 # Where a primitive that calls another jaxpr keeps it.
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -42,8 +45,7 @@ def sites_of_other_values(
     model: Callable[..., Any],
     handed: Mapping[str, jax.ShapeDtypeStruct],
     located: Mapping[str, Key],
-    suspects: Collection[str],
-    free: Collection[str],
+    suspects: Mapping[str, int],
     params: Mapping[str, Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -57,13 +59,13 @@ def sites_of_other_values(
     :param model: the model, unspread.
     :param handed: dict from spread site to the shape of its value.
     :param located: dict from spread site to the argument that carries its value.
-    :param suspects: sites to decide on.
-    :param free: sites whose elements may also be reordered within an event.
+    :param suspects: dict from the sites to decide on to the number of successive elements that must
+        stay together, since the kernel treats them differently: 1 if it does not.
     :param params: values of param sites.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
     """
-    suspects = sorted(suspects)
+    sites = sorted(suspects)
     shapes = {located[site]: shape for site, shape in handed.items()}  # sites may share one
 
     def observed(*values: jax.Array) -> list[Any]:
@@ -77,18 +79,18 @@ def sites_of_other_values(
             substitute_fn=init_to_feasible,
         )
         sample_sites = trace(feasible).get_trace(*new_args, **new_kwargs)
-        return [jnp.asarray(sample_sites[site]["value"]) for site in suspects]
+        return [jnp.asarray(sample_sites[site]["value"]) for site in sites]
 
     closed = jax.make_jaxpr(observed)(*shapes.values())
     others = []
-    for index, site in enumerate(suspects):
-        source = _sources(closed.jaxpr, list(shapes), site in free)[index]
+    for index, site in enumerate(sites):
+        source = _sources(closed.jaxpr, list(shapes), suspects[site])[index]
         if source != located[site]:
             others.append(site)
     return others
 
 
-def _sources(jaxpr: Any, inputs: Sequence[Key | None], free: bool) -> list[Key | None]:
+def _sources(jaxpr: Any, inputs: Sequence[Key | None], width: int) -> list[Key | None]:
     """For every output, the input that it is made of by moving elements alone, or None."""
     known: dict[Any, Key | None] = dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -98,45 +100,94 @@ def _sources(jaxpr: Any, inputs: Sequence[Key | None], free: bool) -> list[Key |
     for equation in jaxpr.eqns:
         sources = [source_of(variable) for variable in equation.invars]
         if any(source is not None for source in sources):
-            outputs = _through(equation, sources, free)
+            outputs = _through(equation, sources, width)
             known.update(zip(equation.outvars, outputs, strict=True))
     return [source_of(variable) for variable in jaxpr.outvars]
 
 
-def _through(equation: Any, sources: list[Key | None], free: bool) -> list[Key | None]:
+def _through(equation: Any, sources: list[Key | None], width: int) -> list[Key | None]:
     name, count = equation.primitive.name, len(equation.outvars)
-    lost: list[Key | None] = [None] * count
+    lost: list[Key | None] = [_COMPUTED] * count
+
+    def walk(inner: Any, given: Sequence[Key | None]) -> list[Key | None]:
+        return _sources(inner, given, width)
+
     if name in ("scan", "while", "cond"):
-
-        def walk(inner: Any, given: Sequence[Key | None]) -> list[Key | None]:
-            return _sources(inner, given, free)
-
-        return through_control_flow(equation, sources, walk, lambda a, b: a if a == b else None)
+        return through_control_flow(
+            equation,
+            sources,
+            walk,
+            lambda one, other: one if one == other else _COMPUTED,
+            lambda source, decides: source if decides is None else _COMPUTED,
+        )
     inner = next((equation.params[key] for key in _INNER if key in equation.params), None)
     if inner is not None:
         inner = getattr(inner, "jaxpr", inner)
         if len(inner.invars) != len(sources) or len(inner.outvars) != count:
             return lost
-        return _sources(inner, sources, free)
+        return walk(inner, sources)
     if name == "convert_element_type":
         old, new = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
         kinds = (jnp.floating, jnp.integer)
         same = any(jnp.issubdtype(old, kind) and jnp.issubdtype(new, kind) for kind in kinds)
         return sources[:1] if same else lost
+    if name in _ONE_BY_ONE and len(sources) == count:
+        return sources
     if name in ("concatenate", "stack"):
-        return [sources[0]] if len(set(sources)) == 1 else lost
-    if name in _REORDERS and free:
-        return sources[:1]
-    if name in _MOVES and (free or name not in _TAKES or _whole_rows(equation)):
+        same = len(set(sources)) == 1 and _keeps_blocks(equation, width)
+        return [sources[0]] if same else lost
+    alone = all(source is None for source in sources[1:])
+    if name in _MOVES and alone and _keeps_blocks(equation, width):
         return sources[:1] * count
     return lost
 
 
-def _whole_rows(equation: Any) -> bool:
-    """Whether the last dimension comes through whole, as a kernel with an event shape needs it."""
-    operand = equation.invars[0].aval.shape
-    if equation.primitive.name == "gather":
-        taken = equation.params["slice_sizes"]
-    else:
-        taken = equation.outvars[0].aval.shape
-    return bool(operand) and taken[-1:] == operand[-1:]
+def _keeps_blocks(equation: Any, width: int) -> bool:
+    """
+    Whether blocks of ``width`` successive elements come through an operation whole.
+
+    They are what the last dims hold: those must be taken whole and stay where they are.
+    """
+    if width == 1 or equation.primitive.name in ("reshape", "squeeze", "expand_dims"):
+        return True
+    name, params = equation.primitive.name, equation.params
+    for operand in equation.invars[: None if name in ("concatenate", "stack") else 1]:
+        shape = operand.aval.shape
+        kept = next((n for n in range(len(shape) + 1) if _ends_in_blocks(shape, n, width)), None)
+        if kept is None:
+            return False
+        first = len(shape) - kept  # of the dims that make up a block
+        inside = set(range(first, len(shape)))
+        for out in equation.outvars:
+            taken = out.aval.shape
+            if name == "gather":
+                numbers = params["dimension_numbers"]
+                moved = [*numbers.collapsed_slice_dims, *numbers.operand_batching_dims]
+                ends = list(range(len(taken) - kept, len(taken)))
+                whole = tuple(params["slice_sizes"][first:]) == shape[first:]
+                if not whole or inside & set(moved):
+                    return False
+                if kept and list(numbers.offset_dims[-kept:]) != ends:
+                    return False
+            elif name in ("concatenate", "stack"):
+                if params.get("dimension", params.get("axis", 0)) in inside:
+                    return False
+            elif name == "rev":
+                if inside & set(params["dimensions"]):
+                    return False
+            elif name == "transpose":
+                if list(params["permutation"][first:]) != list(range(first, len(shape))):
+                    return False
+            elif name == "broadcast_in_dim":
+                ends = list(range(len(taken) - kept, len(taken)))
+                if kept and list(params["broadcast_dimensions"][first:]) != ends:
+                    return False
+            if kept and name != "gather" and taken[-kept:] != shape[first:]:
+                return False
+    return True
+
+
+def _ends_in_blocks(shape: tuple[int, ...], count: int, width: int) -> bool:
+    """Whether the last ``count`` dims hold whole blocks."""
+    size = math.prod(shape[len(shape) - count :])
+    return size > 0 and size % width == 0

@@ -12,8 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from numpyro.infer.elbo import ELBO
+
+from numpyro_spread._inputs import takes_arrays
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+
+_METHODS = ("loss", "loss_with_mutable_state", "logits", "held_out_check")
+
+
+class Loss(ELBO):
+    """Base of all losses: tensors of torch among the arguments become arrays."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _METHODS:
+            if name in vars(cls):
+                setattr(cls, name, takes_arrays(vars(cls)[name]))
 
 
 class Registered:
@@ -32,9 +48,14 @@ class Registered:
         self._guide, self._before, self._after = guide, before, after
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self._guide, *args, **kwargs)
+
+    @takes_arrays
+    def _call(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # The guide in the place of a model: for the names of its arguments, which are the same.
         if self._before is not None:
             self._before(args, kwargs)
-        result = self._guide(*args, **kwargs)
+        result = model(*args, **kwargs)
         if self._after is not None:
             self._after(args, kwargs)
         return result

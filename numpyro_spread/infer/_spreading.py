@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import random
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import block, seed, substitute, trace
 
+from numpyro_spread._inputs import WANTED
 from numpyro_spread.handlers import check_noise, is_delta, site_of, spread
-from numpyro_spread.infer._noise import Noise, as_noise, draw_at, kernels_of
+from numpyro_spread.infer._handed import Handed, Watch
+from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
 from numpyro_spread.infer._observation import sites_of_other_values
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
@@ -25,9 +29,15 @@ from spread_analysis._arguments import (
     check_data_sites,
     get_argument,
     locate_data,
-    replace_arguments,
 )
+from spread_analysis._inputs import is_misplaced
+from spread_analysis._messages import inputs, spreading
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._paths import Where
+from spread_analysis._patterns import key_of, resolved
+from spread_analysis._use_of_data import Learned, use_of
+
+_R = TypeVar("_R")
 
 
 class Spreading:
@@ -35,12 +45,12 @@ class Spreading:
     What a loss does to model and data: y ~ k(y | x) is handed on, and the model is spread.
 
     :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
-    :param data: dict from site to the model argument that carries its data.
+    :param data: dict from site to the model argument that carries its data, or to a way into one.
     :raises TypeError: if noise is no such dict.
     :raises ValueError: if data names sites that have no kernel.
     """
 
-    def __init__(self, noise: Noise | None, data: Mapping[str, str] | None) -> None:
+    def __init__(self, noise: Noise | None, data: Mapping[str, Where] | None) -> None:
         self.noise = as_noise(noise)
         self.data = dict(data or {})
         if isinstance(self.noise, Mapping):
@@ -73,9 +83,8 @@ class Spreading:
         """
         located = locate_data(model, noise, args, kwargs, self.data)
         for site, key in located.items():
-            _check_data(
-                site, noise[site], argument_name(key, model), get_argument(key, args, kwargs)
-            )
+            kernel, x = noise[str(key_of(noise, site))], get_argument(key, args, kwargs)
+            _check_data(site, kernel, argument_name(key, model), x)
         return located
 
     def step(
@@ -97,6 +106,66 @@ class Spreading:
         noise = self._kernels(params, args, kwargs)
         located = self.locate(model, noise, args, kwargs) if noise else {}
         return SpreadStep(noise, located, params, model, args, kwargs)
+
+    def settled(
+        self,
+        params: Mapping[str, Any],
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[[SpreadStep], _R],
+    ) -> _R:
+        """
+        What ``run`` returns, which draws noise and then runs the model.
+
+        How to draw may depend on what the model does with its data. A run that shows it is broken
+        off and made again, as if it had been known from the start.
+
+        :param params: values of param sites.
+        :param model: the model.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :param run: called with the step to draw from.
+        """
+        while True:
+            # Containers are copied, since a model may write to those of mutable sites.
+            own = jax.tree.map(lambda leaf: leaf, dict(params))
+            step = self.step(own, model, args, kwargs)
+            try:
+                result = run(step)
+            except Learned:
+                continue
+            step.use.complete = True
+            return result
+
+    def looked(
+        self,
+        params: Mapping[str, Any],
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> SpreadStep:
+        """
+        The noise of a step that may run the guide alone: the model is looked at before.
+
+        :param params: values of param sites.
+        :param model: the model, which is traced where it matters how it observes its data.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+
+        def look(step: SpreadStep) -> SpreadStep:
+            def run(key: jax.Array) -> None:
+                handed, key = step.hand(key)
+                seen = substitute(Watch(model, handed), data=step.params)
+                with block():
+                    seed(seen, key)(*handed.args, **handed.kwargs)
+
+            if not all(kernel._moves_with_data() for kernel in step.noise.values()):
+                jax.eval_shape(run, random.key(0))
+            return step
+
+        return self.settled(params, model, args, kwargs, look)
 
     def _kernels(
         self, params: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -123,10 +192,12 @@ class SpreadStep:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        self.noise, self._located, self._params = dict(noise), located, params
+        self.noise, self._located, self.params = dict(noise), located, params
         self._model, self._args, self._kwargs = model, args, kwargs
         self._shapes: dict[str, jax.ShapeDtypeStruct] = {}
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, int] = {}
+        shapes = {key: jnp.shape(get_argument(key, args, kwargs)) for key in located.values()}
+        self.use = use_of(model, (tuple(located.items()), tuple(shapes.items())))
 
     def draw(
         self, rng_key: jax.Array
@@ -138,30 +209,25 @@ class SpreadStep:
         """
         if not self.noise:
             return self._model, self._args, self._kwargs, rng_key
-        handed, args, kwargs, rng_key = self.hand(rng_key)
-        self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in handed.items()})
-        spread_model = _LossSpread(self._model, self.noise, handed, self._suspects)
-        return Inside(spread_model), args, kwargs, rng_key
+        handed, rng_key = self.hand(rng_key)
+        values = handed.values.items()
+        self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in values})
+        names = {site: argument_name(key, self._model) for site, key in self._located.items()}
+        watched = Watch(self._model, handed)
+        spread_model = _LossSpread(watched, handed, names, self._suspects)
+        return Inside(spread_model), handed.args, handed.kwargs, rng_key
 
-    def hand(
-        self, rng_key: jax.Array
-    ) -> tuple[dict[str, jax.Array], tuple[Any, ...], dict[str, Any], jax.Array]:
+    def hand(self, rng_key: jax.Array) -> tuple[Handed, jax.Array]:
         """
-        Fresh y by site, arguments in which they stand instead of x, and the key to go on with.
+        Fresh y, to be put where x stands, and the key to go on with.
 
         :param rng_key: random key; it is passed on as it is where there is no noise.
         """
+        told = self.noise, self.use, self._located, self._args, self._kwargs
         if not self.noise:
-            return {}, self._args, self._kwargs, rng_key
+            return Handed(rng_key, *told, {}), rng_key
         noise_key, rng_key = random.split(rng_key)
-        values: dict[Key, jax.Array] = {}
-        keys = random.split(noise_key, len(self._located))
-        for (site, key), site_key in zip(self._located.items(), keys, strict=True):
-            if key not in values:
-                x = get_argument(key, self._args, self._kwargs)
-                values[key] = draw_at(site_key, site, self.noise[site], x)
-        handed = {site: values[key] for site, key in self._located.items()}
-        return handed, *replace_arguments(values, self._args, self._kwargs), rng_key
+        return Handed(noise_key, *told, {}), rng_key
 
     def check_observed(self) -> None:
         """
@@ -171,14 +237,13 @@ class SpreadStep:
         """
         if not self._suspects:
             return
-        free = {site for site in self._suspects if self.noise[site]._moves_with_data()}
+        sources = {site: str(key_of(self._located, site)) for site in self._suspects}
         others = sites_of_other_values(
             self._model,
-            self._shapes,
-            self._located,
+            {site: self._shapes[label] for site, label in sources.items()},
+            {site: self._located[label] for site, label in sources.items()},
             self._suspects,
-            free,
-            self._params,
+            self.params,
             self._args,
             self._kwargs,
         )
@@ -192,12 +257,12 @@ class _LossSpread(spread):
     def __init__(
         self,
         fn: Callable[..., Any],
-        noise: Mapping[str, SpreadNoise],
-        handed: Mapping[str, jax.Array],
-        suspects: set[str],
+        handed: Handed,
+        names: Mapping[str, str],
+        suspects: dict[str, int],
     ) -> None:
-        super().__init__(fn, noise)
-        self._handed = handed
+        super().__init__(fn, handed.noise)
+        self._handed, self._names = handed, names
         self._suspects = suspects
 
     def process_message(self, msg: Any) -> None:
@@ -205,16 +270,26 @@ class _LossSpread(spread):
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
         site = site_of(msg)
-        if site not in self.noise:
+        kernel = self._kernel_at(site)
+        if kernel is None:
             if is_delta(msg["fn"]):
                 raise ValueError(_messages.unspread_delta(site, self.noise))
-        elif not _is_same(msg["value"], self._handed[site]):
+            return
+        label = key_of(self._names, site)
+        if label is None:
+            raise ValueError(spreading.no_handed_value(site, str(self._keys[site])))
+        handed, shape = self._handed.values[label], jnp.shape(msg["value"])
+        if 0 in shape and handed.size > 0:
+            raise ValueError(spreading.empty_observation(site, self._names[label], shape))
+        if not _is_same(msg["value"], handed):
             # Decided later, outside of the transformations that the stock ELBO runs the model in.
-            self._suspects.add(site)
+            placed = 0 if kernel._moves_with_data() else kernel._placed_dims(msg["fn"].event_dim)
+            width = math.prod(shape[max(0, len(shape) - placed) :]) if placed else 1
+            self._suspects[site] = width
 
     def _check_complete(self) -> None:
         super()._check_complete()
-        for site in self.noise:
+        for site in resolved(self.noise, self._observed):
             if site not in self._observed:
                 raise ValueError(_messages.site_not_observed(site, self._observed))
 
@@ -228,9 +303,8 @@ def _is_same(value: Any, handed: jax.Array) -> bool:
 
 
 def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "an array"))
+    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or is_misplaced(x):
+        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:

@@ -15,12 +15,15 @@ from jax import random
 from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace
 
+from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._noise import draw_at
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Inside, Unconditioned, is_scanned
+from numpyro_spread.infer._shared_latents import warn_of_shared_latents
 from numpyro_spread.infer._sites import plain_name
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
@@ -29,6 +32,7 @@ from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._messages import control_flow
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -102,6 +106,9 @@ def draw_sides(
     for name, site in observed.items():
         if is_scanned(site) and dims[name] is None:
             raise ValueError(control_flow.one_series(name))
+    refuse_own_draws(params, model, observed, args, kwargs)
+    warn_of_shared_latents(model, sites, observed, dims, guide_trace.keys())
+    noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     noise = {
         name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
@@ -189,8 +196,8 @@ class Side:
         all_masked = True
         keys = random.split(rng_key, len(observed))
         for key, (name, site) in zip(keys, observed.items(), strict=True):
-            given, event_dim, dim = take(site), site["fn"].event_dim, dims[name]
-            value = in_batch(given, site, dim)
+            given, dim = observed_array(name, take(site)), dims[name]
+            event_dim, value = site["fn"].event_dim, in_batch(given, site, dim)
             if value is None:
                 misfit = _messages.value_misfit(jnp.shape(given), site["fn"].event_shape)
                 raise ValueError(_messages.at_site(name, misfit))

@@ -16,19 +16,19 @@ import numpyro
 from jax import random
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import Trace_ELBO
-from numpyro.infer.elbo import ELBO
 from numpyro.primitives import mutable as numpyro_mutable
 
 from numpyro_spread.infer._contrast import ContrastOptions, ContrastRun, accuracy, init_params
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._random_delta import refuse_random_deltas
-from numpyro_spread.infer._registration import Registered, declare_params
+from numpyro_spread.infer._registration import Loss, Registered, declare_params
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
+from spread_analysis._paths import Where
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
 from spread_analysis.critic import (
@@ -46,7 +46,7 @@ _OWN, _WATCH = 0x5EED0001, 0x5EED0002
 _HEAD = "a module of flax linen, flax nnx or equinox: head(*args, **kwargs) -> (loc, scale)"
 
 
-class PriorContrastELBO(Stateful, ELBO):
+class PriorContrastELBO(Stateful, Loss):
     r"""
     ELBO of a guide with sites that can be sampled but have no density.
 
@@ -144,7 +144,7 @@ class PriorContrastELBO(Stateful, ELBO):
         noise: Noise | None = None,
         adaptive: bool = True,
         *,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Where] | None = None,
         head: Any = None,
         annealing: Annealing | None = None,
         regularizer: Regularizer | None = None,
@@ -250,7 +250,16 @@ class PriorContrastELBO(Stateful, ELBO):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
-        step = self._spreading.step(param_map, model, args, kwargs)
+
+        def run(step: SpreadStep) -> Any:
+            return self._on_step(step, rng_key, model, guide, args, kwargs)
+
+        return self._spreading.settled(param_map, model, args, kwargs, run)
+
+    def _on_step(
+        self, step: SpreadStep, rng_key: jax.Array, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Any:
+        param_map = step.params
         beta = self._likelihood_weight(param_map, args, kwargs)
         runs: list[ContrastRun] = []
 
@@ -297,7 +306,7 @@ class PriorContrastELBO(Stateful, ELBO):
             for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
             from site to such tuples if there is a critic per site.
         """
-        step = self._spreading.step(param_map, model, args, kwargs)
+        step = self._spreading.looked(param_map, model, args, kwargs)
         run = self._run_guide(rng_key, self._options, step, param_map, model, guide)
         logits = run.logits()
         return logits if isinstance(self._options.critics, Mapping) else logits[None]
@@ -374,7 +383,7 @@ class PriorContrastELBO(Stateful, ELBO):
             self._options, adaptive=True, head=None, regularizer=None, num_particles=1
         )
         frozen = {site: value for site, value in params.items() if site != self._steps_site}
-        step = self._spreading.step(frozen, model, args, kwargs)
+        step = self._spreading.looked(frozen, model, args, kwargs)
         beta = self._likelihood_weight(frozen, args, kwargs)
         init_key, fit_key, draw_key = random.split(rng_key, 3)
         started = substitute(guide, data=frozen)

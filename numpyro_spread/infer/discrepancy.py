@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax, random
-from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
+from numpyro_spread.infer._registration import Loss
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise import GaussianNoise, SpreadNoise
@@ -27,7 +27,7 @@ Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 Both = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 
-class _Discrepancy(ELBO):
+class _Discrepancy(Loss):
     """Base of the losses that compare a batch of data with a batch of draws."""
 
     def __init__(self, noise: Noise | None, given: Sequence[str], num_particles: int) -> None:

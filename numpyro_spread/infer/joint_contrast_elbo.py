@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpyro
 from jax import lax, random
 from numpyro.handlers import block
-from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.divergences import KL, Divergence, ReverseKL
 from numpyro_spread.infer._contrast import accuracy
@@ -21,11 +20,13 @@ from numpyro_spread.infer._critic import penalty_in_turn
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._handed import Watch
 from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
 from numpyro_spread.infer._noise import Noise, draw_at
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._random_delta import refuse_random_deltas
-from numpyro_spread.infer._registration import Registered, declare_params, example_of
+from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._two_sides import is_compared
@@ -36,6 +37,8 @@ from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._paths import Where
+from spread_analysis._patterns import resolved
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
 from spread_analysis.critic import LAGGING_ACCURACY
@@ -44,7 +47,7 @@ from spread_analysis.critic import LAGGING_ACCURACY
 _WATCH = 0x5EED0002
 
 
-class JointContrastELBO(Stateful, ELBO):
+class JointContrastELBO(Stateful, Loss):
     r"""
     Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
 
@@ -138,7 +141,7 @@ class JointContrastELBO(Stateful, ELBO):
         divergence: Divergence | None = None,
         noise: Noise | None = None,
         *,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Where] | None = None,
         regularizer: Regularizer | None = None,
         num_particles: int = 1,
         name: str = "discriminator",
@@ -218,8 +221,17 @@ class JointContrastELBO(Stateful, ELBO):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
+
+        def run(step: SpreadStep) -> Any:
+            return self._on_step(step, rng_key, model, guide, args, kwargs)
+
+        return self._spreading.settled(param_map, model, args, kwargs, run)
+
+    def _on_step(
+        self, step: SpreadStep, rng_key: jax.Array, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Any:
         one = self._forward_loss if self._critic is None else self._adversarial_loss
-        step = self._spreading.step(param_map, model, args, kwargs)
+        param_map = step.params
 
         def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
             return one(key, step, param_map, model, guide, args, kwargs)
@@ -257,17 +269,22 @@ class JointContrastELBO(Stateful, ELBO):
         """
         if self._critic is None:
             raise ValueError(_messages.joint_nothing_implicit("logits()"))
-        step = self._spreading.step(param_map, model, args, kwargs)
-        sides, args, kwargs = self._draw(rng_key, step, param_map, model, guide)
-        return self._logits(param_map[self._site], sides, args, kwargs)
+
+        def run(step: SpreadStep) -> Logits:
+            sides, *own = self._draw(rng_key, step, step.params, model, guide)
+            return self._logits(step.params[self._site], sides, *own)
+
+        return self._spreading.settled(param_map, model, args, kwargs, run)
 
     def _draw(
         self, rng_key: jax.Array, step: SpreadStep, params: Any, model: Any, guide: Any
     ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
         if self._site not in params:
             raise ValueError(_messages.not_registered(self.name))
-        _, args, kwargs, rng_key = step.hand(rng_key)
-        sides = draw_joint(rng_key, params, model, guide, step.noise, args, kwargs)
+        handed, rng_key = step.hand(rng_key)
+        args, kwargs = handed.args, handed.kwargs
+        watch = Watch(None, handed)
+        sides = draw_joint(rng_key, params, model, guide, step.noise, args, kwargs, watch)
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
             raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
@@ -357,7 +374,8 @@ class JointContrastELBO(Stateful, ELBO):
         observed = {name: site for name, site in simulated.items() if is_compared(site)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
-        values = {}
+        refuse_own_draws(frozen(params), model, observed, args, kwargs)
+        kernels, values = resolved(step.noise, observed), {}
         located = locate_data(model, observed, args, kwargs, self.data)
         keys = random.split(noise_key, len(located))
         for (site, key), site_key in zip(located.items(), keys, strict=True):
@@ -365,7 +383,7 @@ class JointContrastELBO(Stateful, ELBO):
             if jnp.shape(given) != jnp.shape(value):
                 message = _messages.joint_simulated_shape(site, value.shape, jnp.shape(given))
                 raise ValueError(message)
-            noise = step.noise.get(site)
+            noise = kernels.get(site)
             noisy = value if noise is None else draw_at(site_key, site, noise, value)
             values[key] = lax.stop_gradient(noisy)
         args, kwargs = replace_arguments(values, args, kwargs)

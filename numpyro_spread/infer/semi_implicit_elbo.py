@@ -16,7 +16,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._mixture import Spread
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
-from numpyro_spread.infer._registration import Registered
+from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._supports import find_supports
 from numpyro_spread.noise import ChannelNoise, SpreadNoise, TransformedNoise
@@ -31,7 +31,7 @@ _ACCEPTED = (
 )
 
 
-class SemiImplicitELBO(ELBO):
+class SemiImplicitELBO(Loss):
     r"""
     Evidence lower bound for implicit guides, critic-free: draws of the guide pass a noise kernel.
 

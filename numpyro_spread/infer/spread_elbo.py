@@ -16,10 +16,11 @@ from numpyro import infer
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._noise import Noise
-from numpyro_spread.infer._registration import Registered
+from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
-from numpyro_spread.infer._spreading import Spreading
+from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from spread_analysis import _messages
+from spread_analysis._paths import Where
 
 _AVERAGING = (
     infer.Trace_ELBO,
@@ -31,7 +32,7 @@ _AVERAGING = (
 _SHARING = (infer.RenyiELBO,)
 
 
-class SpreadELBO(ELBO):
+class SpreadELBO(Loss):
     r"""
     Evidence lower bound of the spread model, for models whose likelihood is zero almost everywhere.
 
@@ -97,7 +98,7 @@ class SpreadELBO(ELBO):
     """
 
     def __init__(
-        self, noise: Noise, elbo: ELBO | None = None, data: Mapping[str, str] | None = None
+        self, noise: Noise, elbo: ELBO | None = None, data: Mapping[str, Where] | None = None
     ) -> None:
         elbo = infer.Trace_ELBO() if elbo is None else elbo
         _check_elbo(elbo)
@@ -166,12 +167,16 @@ class SpreadELBO(ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        step = self._spreading.step(params, model, args, kwargs)
+        def run(step: SpreadStep) -> Any:
+            return self._on_step(step, method, rng_key, guide)
 
+        return self._spreading.settled(params, model, args, kwargs, run)
+
+    def _on_step(self, step: SpreadStep, method: str, rng_key: jax.Array, guide: Any) -> Any:
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
             spread_model, new_args, new_kwargs, elbo_key = step.draw(rng_key)
             run = getattr(elbo, method)
-            return run(elbo_key, params, spread_model, Inside(guide), *new_args, **new_kwargs)
+            return run(elbo_key, step.params, spread_model, Inside(guide), *new_args, **new_kwargs)
 
         if self.num_particles == 1 or isinstance(self.elbo, _SHARING) or self.multi_sample_guide:
             result = on_fresh_noise(self.elbo, rng_key)

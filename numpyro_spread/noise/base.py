@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -200,6 +201,15 @@ class SpreadNoise(FieldsAsPytree):
     def _moves_with_data(self) -> bool:
         """Whether every element is noised alike, so that it does not matter where it stands."""
         return False
+
+    def _placed_dims(self, event_dim: int) -> int:
+        """Number of rightmost dims within which elements must keep their places."""
+        return max(event_dim, 1)
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        """Whether noise on values of shape ``drawn`` is that of a site that scores ``scored``."""
+        placed = 0 if self._moves_with_data() else self._placed_dims(event_dim)
+        return placed == 0 or tuple(drawn[-placed:]) == tuple(scored[-placed:])
 
     def _check_site(self, shape: tuple[int, ...], event_dim: int) -> None:
         """Refuse to spread a distribution of ``shape`` that the parameters would widen."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -108,6 +109,9 @@ class LowRankGaussianNoise(SpreadNoise):
             if math.prod(x.shape[-event_dim:]) == size:
                 return event_dim
         raise ValueError(_messages.factor_misfit(jnp.shape(self.factor), x.shape[-1:]))
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        return True  # events of every form are flattened
 
     def _conditional(self, x: jax.Array, event_dim: int) -> Distribution:
         return self._around(x, event_dim, self._variance(x))

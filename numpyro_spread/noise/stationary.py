@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,21 @@ class _ElementwiseNoise(SpreadNoise, ABC):
 
     def _moves_with_data(self) -> bool:
         return not self._shape
+
+    def _placed_dims(self, event_dim: int) -> int:
+        return max(event_dim, self._rank, 1)
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        rank = self._rank
+        return rank == 0 or tuple(drawn[-rank:]) == tuple(scored[-rank:])
+
+    @property
+    def _rank(self) -> int:
+        """Number of rightmost dims over which the parameters differ."""
+        sizes = list(self._shape)
+        while sizes and sizes[0] == 1:
+            del sizes[0]
+        return len(sizes)
 
     def _check_event(self, shape: tuple[int, ...], event_dim: int) -> None:
         """A scale may broadcast like any parameter, but never widen the event of x."""
@@ -202,16 +218,15 @@ class StudentTNoise(_ElementwiseNoise):
         It works under jit and vmap, but has no gradient.
         """
         omega = jnp.asarray(omega, jnp.result_type(omega, float))
-        shape = jnp.broadcast_shapes(omega.shape, self._shape)
-        result = jax.ShapeDtypeStruct(shape, omega.dtype)
+        # Of one shape, so that vmap may add a dimension to all of them.
+        numbers = jnp.broadcast_arrays(omega, self.df, self.scale)
+        result = jax.ShapeDtypeStruct(numbers[0].shape, omega.dtype)
 
         def on_host(*numbers: Any) -> Any:
             values = student_t_characteristic_function(*(np.asarray(n, float) for n in numbers))
             return np.asarray(values, omega.dtype)
 
-        return jax.pure_callback(
-            on_host, result, omega, self.df, self.scale, vmap_method="broadcast_all"
-        )
+        return jax.pure_callback(on_host, result, *numbers, vmap_method="broadcast_all")
 
 
 @dataclass(frozen=True, eq=False)

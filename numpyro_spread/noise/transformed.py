@@ -17,6 +17,7 @@ from numpyro.distributions.transforms import Transform
 
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
 from spread_analysis import _messages
+from spread_analysis._messages import noise as noise_messages
 
 
 def _parts(transform: Transform) -> Sequence[Transform]:
@@ -30,6 +31,13 @@ def _parts(transform: Transform) -> Sequence[Transform]:
     if isinstance(transform, transforms._InverseTransform):
         return [transform._inv]
     return []
+
+
+def _parameter_dims(transform: Transform) -> int:
+    """Number of rightmost dims over which its own numbers differ."""
+    dims = [_parameter_dims(part) for part in _parts(transform)]
+    own = [v for v in vars(transform).values() if isinstance(v, jax.Array | np.ndarray)]
+    return max(dims + [v.ndim for v in own if v.size > 1], default=0)
 
 
 def _is_degenerate(value: Any) -> bool:
@@ -155,7 +163,18 @@ class TransformedNoise(SpreadNoise):
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
         """One draw of y given x, of the shape of f(x)."""
         self.check_value(x)
+        self._check_widening(jnp.shape(x))
         return self.noise.draw(rng_key, self._map(jnp.asarray(x)))
+
+    def _check_widening(self, shape: tuple[int, ...]) -> None:
+        if self.transform.domain.event_dim > 0 or not _parameter_dims(self.transform):
+            return
+        try:
+            fits = tuple(self.transform.forward_shape(shape)) == shape
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(noise_messages.transform_misfit(type(self.transform).__name__, shape))
 
     def _map(self, x: jax.Array) -> jax.Array:
         transform = self.transform
@@ -172,7 +191,17 @@ class TransformedNoise(SpreadNoise):
         return y
 
     def _moves_with_data(self) -> bool:
-        return self.coupled_dims == 0 and self.noise._moves_with_data()
+        alike = self.coupled_dims == 0 and not _parameter_dims(self.transform)
+        return alike and self.noise._moves_with_data()
+
+    def _placed_dims(self, event_dim: int) -> int:
+        own = max(self.coupled_dims, _parameter_dims(self.transform))
+        return max(event_dim, own, self.noise._placed_dims(event_dim))
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        if self.transform.domain.event_dim == 0 and not _parameter_dims(self.transform):
+            return self.noise._drawn_alike(drawn, scored, event_dim)
+        return super()._drawn_alike(drawn, scored, event_dim)
 
     def _check_site(self, shape: tuple[int, ...], event_dim: int) -> None:
         if event_dim >= self.coupled_dims:

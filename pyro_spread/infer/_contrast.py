@@ -17,6 +17,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._plate_arguments import expand_batch, subsampled
 from pyro_spread.infer._sites import (
     both,
@@ -104,7 +105,7 @@ class ImplicitSite:
 
         :raises ValueError: if ``fn`` does not broadcast.
         """
-        with torch.no_grad():
+        with torch.no_grad(), unchanged_buffers():
             try:
                 return self.fn.sample((count,))
             except (RuntimeError, ValueError, IndexError) as error:
@@ -222,7 +223,7 @@ class ContrastRun:
             drawn ancestrally in a run of the model.
         :param count: number of draws per datum, of one site only.
         """
-        with torch.no_grad():
+        with torch.no_grad(), unchanged_buffers():
             if len(names) == 1 and names[0] in self.priors:
                 return {names[0]: self._prior_draw(names[0], count)}
             return self._ancestral(names)
@@ -271,7 +272,7 @@ class ContrastRun:
             )
         model = poutine.replay(self.model, trace=guide_trace)
         frames = {f.name: f for site in self.sites.values() for f in site.frames}
-        with poutine.block(), contextlib.ExitStack() as stack:
+        with poutine.block(), unchanged_buffers(), contextlib.ExitStack() as stack:
             if _PARTICLES in frames:
                 frame = frames[_PARTICLES]
                 stack.enter_context(pyro.plate(_PARTICLES, frame.size, dim=frame.dim))

@@ -4,20 +4,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
-from pyro_spread.infer._critic import has_turn, is_lazy, judge, penalise
+from pyro_spread.infer._critic import Judge, has_turn, is_lazy, judge, penalise
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._gaussian_contrast import GaussianContrast
 from pyro_spread.infer._ranks import num_ranks, share
 from pyro_spread.infer._shared_pass import can_share, shared_logits
 from pyro_spread.infer._watch import LagWatch
+from pyro_spread.ratio._samplewise import couples
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
@@ -27,7 +29,7 @@ from spread_analysis._nonfinite import NonFiniteError
 from spread_analysis._stateful import Stateful
 
 
-class CollapsedGuideError(ValueError):
+class CollapsedGuideError(NonFiniteError):
     """All draws of the guide for some datum are the same: log q is infinite there."""
 
 
@@ -92,17 +94,18 @@ class ContrastCritic(Stateful):
             side, critic = run.side(names, values), self._critic_of(names)
             args, kwargs = run.call_arguments(side)
             if is_lazy(critic):
-                with torch.no_grad():
+                with torch.no_grad(), unchanged_buffers(critic):
                     judge(critic, side, args, kwargs)
             if (
                 torch.is_grad_enabled()
                 and not self._lead(run, names)
                 and can_share(critic, side, kwargs)
             ):
-                judged = functools.partial(_judge_values, critic, args, kwargs)
+                judged = Judge(critic, args, kwargs)
                 log_q, run.cache["logits", names] = shared_logits(judged, side)
             else:
                 log_q = judge(critic, side, args, kwargs, frozen=True)
+                run.cache["coupled", names] = couples(critic, log_q, side)
         if self.adaptive:
             log_q = log_q + self._contrast(run, name).log_prob(site.value)
         return log_q
@@ -179,17 +182,20 @@ class ContrastCritic(Stateful):
             contrast_values = run.prior_draws(names, count)
         guide_side = run.side(names, guide_values, count, detached=True)
         contrast_side = guide_side.replaced(contrast_values)
-        args, kwargs = run.call_arguments(guide_side)
         weights = _expanded(first.weights, guide_side.batch_shape)
-        critic = self._critic_of(names)
+        judged = self._judge_of(run, names, guide_side)
         of_guide = None if lead else run.cache.get(("logits", names))
-        logits = Logits(
-            judge(critic, guide_side, args, kwargs) if of_guide is None else of_guide,
-            judge(critic, contrast_side, args, kwargs),
-            weights,
-            weights,
-        )
-        return logits, guide_side, contrast_side
+        if of_guide is None:
+            of_guide = judged(guide_side)
+        return Logits(of_guide, judged(contrast_side), weights, weights), guide_side, contrast_side
+
+    def _judge_of(self, run: ContrastRun, names: tuple[str, ...], side: SiteValues) -> Judge:
+        """What is asked for the logits of several draws per datum, or of one."""
+        critic = self._critic_of(names)
+        args, kwargs = run.call_arguments(side)
+        if self._lead(run, names) and run.cache.get(("coupled", names)):
+            return DrawByDraw(critic, args, kwargs, run, names)
+        return Judge(critic, args, kwargs)
 
     def loss(self, run: ContrastRun) -> torch.Tensor:
         total = torch.zeros(())
@@ -202,12 +208,10 @@ class ContrastCritic(Stateful):
                     has_turn(self.regularizer, first.value)  # others ask whether it has
                 continue
             logits, guide_side, contrast_side = self.sides(run, names)
-            critic = self._critic_of(names)
-            args, kwargs = run.call_arguments(guide_side)
             loss = own * logistic_loss(
                 logits.data, logits.model, 0.5, logits.data_weights, logits.model_weights
             )
-            judged = functools.partial(_judge_values, critic, args, kwargs)
+            judged = self._judge_of(run, names, guide_side)
             sides = guide_side, contrast_side
             loss = penalise(loss, self.regularizer, judged, *sides, logits.data_weights, own)
             if self.head is not None:
@@ -224,8 +228,24 @@ class ContrastCritic(Stateful):
         return -weighted_mean(log_prob, _expanded(site.weights, log_prob.shape))
 
 
-def _judge_values(critic: nn.Module, args: Any, kwargs: Any, values: SiteValues) -> torch.Tensor:
-    return judge(critic, values, args, kwargs)
+@dataclass(frozen=True)
+class DrawByDraw(Judge):
+    """
+    Of several draws per datum judges one at a time, where all at once would move each other.
+
+    That is what the ELBO asks of such a critic: there too, a datum meets those of its batch only.
+    """
+
+    run: ContrastRun
+    names: tuple[str, ...]
+
+    def __call__(self, values: SiteValues) -> torch.Tensor:
+        each = []
+        for index in range(values.batch_shape[0]):
+            drawn = {name: value[index] for name, value in values.items()}
+            side = self.run.side(self.names, drawn, detached=True)
+            each.append(judge(self.discriminator, side, *self.run.call_arguments(side)))
+        return torch.stack(each)
 
 
 def _expanded(weights: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import pyro
 import torch
@@ -14,12 +16,20 @@ from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._guards import check_logits, critic_params
-from pyro_spread.infer._ranks import agreed
+from pyro_spread.infer._ranks import agreed, ranks
+from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
+from spread_analysis._messages import players
+from spread_analysis._messages import ranks as rank_messages
+from spread_analysis._warning import warn_user
+
+# Critics of which it was said that a gradient penalty does not suit them.
+_warned: WeakSet[nn.Module] = WeakSet()
 
 _CALLED = "a module that takes the dict of sites and the arguments of the model"
 
@@ -83,12 +93,16 @@ def judge(
     :param kwargs: keyword arguments of the model.
     :param frozen: whether the discriminator's params get no gradient, but only ``values``.
     :raises TypeError: if it cannot be called like this.
-    :raises ValueError: if the logits are of another shape, or not finite.
+    :raises ValueError: if the logits are of another shape, or not finite; or if they couple the
+        samples of a shard.
     """
+    if ranks() is not None and torch.is_grad_enabled():
+        _refuse_local_coupling(discriminator, values, args, kwargs)
     try:
         if frozen:
             params = {name: param.detach() for name, param in discriminator.named_parameters()}
-            logits = torch.func.functional_call(discriminator, params, (values, *args), kwargs)
+            with unchanged_buffers(discriminator):  # nor does it learn their averages
+                logits = torch.func.functional_call(discriminator, params, (values, *args), kwargs)
         else:
             logits = discriminator(values, *args, **kwargs)
     except TypeError as error:
@@ -100,6 +114,51 @@ def judge(
         raise ValueError(_messages.logit_shape(got, values.batch_shape))
     check_logits(discriminator, logits, values)
     return logits
+
+
+@dataclass(frozen=True)
+class Judge:
+    """
+    A discriminator with what it is called with beside the values: from them to logits.
+
+    :param discriminator: the module.
+    :param args: arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+
+    discriminator: nn.Module
+    args: Any
+    kwargs: Any
+
+    def __call__(self, values: SiteValues) -> torch.Tensor:
+        return judge(self.discriminator, values, self.args, self.kwargs)
+
+
+def _refuse_local_coupling(
+    discriminator: nn.Module, values: SiteValues, args: Any, kwargs: Any
+) -> None:
+    """
+    A rank's critic sees its shard alone; it is looked at once.
+
+    :raises ValueError: if the samples of the shard move each other's logits.
+    """
+    coupled = known_to_couple(discriminator, values)
+    if coupled is None:
+        nets = discriminator.modules()
+        synced = [net for net in nets if isinstance(net, nn.SyncBatchNorm) and net.training]
+        devices = {value.device for value in values.values() if value.is_cuda}
+        for layer in synced:  # it gathers the moments of all ranks: the question is of the rest
+            layer.training = False
+        try:
+            seen = with_slopes(values)
+            with unchanged_buffers(discriminator), torch.random.fork_rng(devices):
+                logits = discriminator(seen, *args, **kwargs)
+            coupled = couples(discriminator, logits, seen)
+        finally:
+            for layer in synced:
+                layer.training = True
+    if coupled:
+        raise ValueError(rank_messages.local_coupling())
 
 
 def has_turn(regularizer: Regularizer | None, like: torch.Tensor) -> bool:
@@ -118,7 +177,7 @@ def has_turn(regularizer: Regularizer | None, like: torch.Tensor) -> bool:
 def penalise(
     loss: torch.Tensor,
     regularizer: Regularizer | None,
-    critic: Callable[[SiteValues], torch.Tensor],
+    critic: Judge,
     data: SiteValues,
     model: SiteValues,
     weights: torch.Tensor | None,
@@ -138,7 +197,17 @@ def penalise(
     if not has_turn(regularizer, loss):
         return loss
     assert regularizer is not None
-    return loss + regularizer.every * share * regularizer.penalty(critic, data, model, weights)
+
+    def watched(values: SiteValues) -> torch.Tensor:
+        logits = critic(values)
+        if critic.discriminator not in _warned and couples(critic.discriminator, logits, values):
+            _warned.add(critic.discriminator)
+            warn_user(players.coupled_penalty())
+        return logits
+
+    with unchanged_buffers():
+        penalty = regularizer.penalty(watched, data, model, weights)
+    return loss + regularizer.every * share * penalty
 
 
 def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

@@ -10,19 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._critic import (
+    Judge,
     check_critic,
     is_lazy,
     judge,
     penalise,
     register_critic,
 )
-from pyro_spread.infer._guards import as_before_on_error, no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
-from pyro_spread.infer._shared_pass import Rescale, away_from_zero
+from pyro_spread.infer._shared_pass import Rescale, away_from_zero, learns_others
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
+from pyro_spread.ratio._samplewise import couples, is_samplewise_here
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
@@ -121,7 +123,7 @@ class CriticLoss(Loss):
         :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
             the site and the way out, and params are as before.
         """
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             sides = self._sides(model, guide, args, kwargs)
             self._register(model, guide, args, kwargs)
             return float(self._evaluate(sides, model, guide, args, kwargs))
@@ -138,7 +140,7 @@ class CriticLoss(Loss):
         :return: a named tuple ``(data, model, data_weights, model_weights)``, the logits of the
             plates' batch shape; weights may be None.
         """
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             sides = self._sides(model, guide, args, kwargs)
             self._register(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
@@ -151,11 +153,10 @@ class CriticLoss(Loss):
         :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
             player; all but the random state is as it was.
         """
-        with as_before_on_error(self, model, args, kwargs):
-            sides = self._sides(model, guide, args, kwargs)
-            self._register(model, guide, args, kwargs)
-            loss = self._play(sides, model, guide, args, kwargs)
-            loss.backward()
+        sides = self._sides(model, guide, args, kwargs)
+        self._register(model, guide, args, kwargs)
+        loss = self._play(sides, model, guide, args, kwargs)
+        loss.backward()
         return float(loss.detach())
 
     def differentiable_loss(
@@ -184,7 +185,7 @@ class CriticLoss(Loss):
     def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> TwoSides:
         sides = draw_sides(model, guide, kernels_of(self.noise, args, kwargs), args, kwargs)
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers(self.discriminator):
                 self._judge(sides.data, args, kwargs)
         return sides
 
@@ -202,14 +203,16 @@ class CriticLoss(Loss):
             sides.model_weights,
         )
 
-    def _is_one_pass(self) -> bool:
-        coupled = any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-            for module in self.discriminator.modules()
-        )
-        if coupled and self.update == "one_pass":
+    def _is_one_pass(self, logits: torch.Tensor, values: SiteValues, kwargs: Any) -> bool:
+        """Whether one pass gives the generator's gradient too; asked of the logits of this step."""
+        if self.update == "two_pass":
+            return False
+        if is_samplewise_here(self.discriminator, logits, values):
+            return self.update == "one_pass" or not learns_others(values, kwargs)
+        # What nothing proves may still be so, on the user's word and after a look.
+        if self.update == "one_pass" and couples(self.discriminator, logits, values):
             raise ValueError(_messages.coupled_critic())
-        return not coupled and self.update != "two_pass"
+        return self.update == "one_pass"
 
     def _play(
         self, sides: TwoSides, model: Any, guide: Any, args: Any, kwargs: Any
@@ -225,26 +228,21 @@ class CriticLoss(Loss):
 
     def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> torch.Tensor:
         """The reported value, with a surrogate behind it that gives both players' gradients."""
-        factors: list[torch.Tensor] = []
-        one_pass = self._is_one_pass()
+        factors: list[Any] = []
         generator_learns = any(v.requires_grad for v in sides.model.values())
-        if one_pass:
-            # The critic's own backward pass runs on into the generator, rescaled on the way.
-            inputs = {n: Rescale.apply(v, factors) for n, v in sides.model.items()}
-        else:
-            inputs = {
-                name: value.detach().requires_grad_(value.requires_grad)
-                for name, value in sides.model.items()
-            }
-        logits = self._logits(sides, sides.model.replaced(inputs), args, kwargs)
+        inputs = {n: Rescale.apply(v, factors) for n, v in sides.model.items()}
+        model_values = sides.model.replaced(inputs)
+        logits = self._logits(sides, model_values, args, kwargs)
         own = share(logits.data_weights, logits.data, logits.data.numel())
         pull_data, pull_model, push = self._slopes(logits, own)
         surrogate = (logits.data * pull_data).sum()
-        if one_pass and generator_learns:
+        if not generator_learns:
+            factors.append(None)
+        elif self._is_one_pass(logits.model, model_values, kwargs):
+            # The critic's own backward pass runs on into the generator, rescaled on the way.
             pull_model = away_from_zero(pull_model)
             factors += [torch.where(push == 0, push, 1 / pull_model), push]
-        surrogate = surrogate + (logits.model * pull_model).sum()
-        if not one_pass and generator_learns:
+        else:
             learned = {n: v for n, v in inputs.items() if v.requires_grad}
             # A critic may ignore some of the sites.
             grads = torch.autograd.grad(
@@ -255,24 +253,18 @@ class CriticLoss(Loss):
                 allow_unused=True,
                 materialize_grads=True,
             )
+            factors.append(None)
             for name, grad in zip(learned, grads, strict=True):
                 surrogate = surrogate + (grad * sides.model[name]).sum()
-        surrogate = self._add_penalty(surrogate, sides, own, args, kwargs)
+        surrogate = surrogate + (logits.model * pull_model).sum()
+        judged = Judge(self.discriminator, args, kwargs)
+        both = sides.data, sides.model
+        surrogate = penalise(surrogate, self.regularizer, judged, *both, sides.data_weights, own)
         with torch.no_grad():
             detached = Logits(logits.data.detach(), logits.model.detach(), *logits[2:])
             value = self._value(detached)
             self._watch(detached)
         return _Report.apply(value, surrogate)
-
-    def _add_penalty(
-        self, surrogate: torch.Tensor, sides: TwoSides, own: Any, args: Any, kwargs: Any
-    ) -> torch.Tensor:
-        def judge(values: SiteValues) -> torch.Tensor:
-            return self._judge(values, args, kwargs)
-
-        return penalise(
-            surrogate, self.regularizer, judge, sides.data, sides.model, sides.data_weights, own
-        )
 
     def _slopes(
         self, logits: Logits, own: torch.Tensor | float

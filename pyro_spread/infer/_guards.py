@@ -4,115 +4,96 @@
 
 from __future__ import annotations
 
-import threading
+import functools
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_spread._transaction import StepSnapshot, arm, is_running, transaction
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
-from spread_analysis._nonfinite import NonFiniteError, find_nonfinite
-from spread_analysis._stateful import Stateful
+from spread_analysis._messages import guard as guard_messages
+from spread_analysis._nonfinite import (
+    NonFiniteError,
+    find_nonfinite,
+    is_about_numbers,
+    root_cause,
+)
 
 #: Params that some loss has put into the store, other than by loading it from a file.
 critic_params = WeakTensorKeyDictionary()
 # What the distributions of torch say of a value or param outside of its constraint.
-_VALIDATION = ("Expected value argument", "Expected parameter")
+_VALUE = "Expected value argument"
+_VALIDATION = (_VALUE, "Expected parameter")
 _SHOWN = "found invalid values:"
 
 
 @contextmanager
-def no_new_params_on_error() -> Iterator[None]:
-    """Forget the params that a failing call has put into the store."""
-    before = set(pyro.get_param_store().keys())
-    try:
-        yield
-    except Exception:
-        _forget_all_but(before)
-        raise
-
-
-class Before:
-    """What a step changes beside gradients and the optimiser: which params there are, and more."""
-
-    def __init__(self, loss: Any) -> None:
-        self._loss = loss if isinstance(loss, Stateful) else None
-        self._counters = None if self._loss is None else self._loss.get_state()
-        self._names = set(pyro.get_param_store().keys())
-        self.buffers = Buffers()
-
-    def restore(self) -> None:
-        """Put back counters of the loss and buffers of nets, and forget new params."""
-        if self._loss is not None and self._counters is not None:
-            self._loss.set_state(self._counters)
-        self.buffers.restore()
-        _forget_all_but(self._names)
-
-
-def _forget_all_but(names: set[str]) -> None:
-    store = pyro.get_param_store()
-    for name in set(store.keys()) - names:
-        del store[name]
-
-
-@contextmanager
 def as_before_on_error(
-    loss: Any, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[Before]:
+    loss: Any,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    is_step: bool = True,
+) -> Iterator[StepSnapshot]:
     """
-    Around a training step: if it fails, all but the random state is as it was before.
+    Around a method of a loss: if any exception ends it, all but the random state is as before.
 
-    That is: params are none the more, gradients zero, the buffers of all nets (the running averages
-    of batch normalisation) and the loss's own counters as they were. If NaN or inf is the reason,
-    the error is a :class:`NonFiniteError` that says where they came from.
+    That is: params are none the more, the buffers of all nets (the running averages of batch
+    normalisation) and the loss's own counters as they were, and gradients zero if it was a step. If
+    NaN or inf is the reason, the error is a :class:`NonFiniteError` that says where they came from.
 
     :param loss: whose counters are kept.
     :param model: whose argument names are told.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
+    :param is_step: whether the gradients of a step are made.
     """
-    capture, before = poutine.trace(param_only=True), Before(loss)
+    capture = poutine.trace(param_only=True)
+    reason: NonFiniteError | None = None
     try:
-        with capture, before.buffers:
-            yield before
+        with transaction(loss) as step:
+            try:
+                with capture:
+                    yield step
+            except BaseException as error:
+                params = captured(capture)
+                if is_step:
+                    step.store.clear_grads(params)
+                if isinstance(error, Exception):
+                    # While params have names.
+                    reason = _explain(error, params, model, args, kwargs)
+                raise
     except Exception as error:
-        params = captured(capture)
-        for param in params:
-            if param.grad is not None:
-                param.grad = torch.zeros_like(param.grad)
-        reason = _explain(error, params, model, args, kwargs)  # while params have names
-        before.restore()
         if reason is None or reason is error:
             raise
         raise reason from error
 
 
-def left_as_before(
-    loss: Any,
-    method: str,
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> AbstractContextManager[Any]:
+def as_one(method: Callable[..., Any]) -> Callable[..., Any]:
     """
-    Around a method of a stock ELBO that a loss runs: what an error may leave behind.
+    A method ``(self, model, guide, *args, **kwargs)`` of a loss, with :func:`as_before_on_error`.
 
-    :param loss: the loss.
-    :param method: name of the method; one that adds gradients makes a step.
-    :param model: the model.
-    :param args: positional arguments of the model.
-    :param kwargs: keyword arguments of the model.
+    After one that has made gradients the SVI's optimiser ends the step, and undoes it if it fails.
     """
-    if method == "loss_and_grads":
-        return as_before_on_error(loss, model, args, kwargs)
-    return no_new_params_on_error()
+    is_step = method.__name__ == "loss_and_grads"
+
+    @functools.wraps(method)
+    def wrapped(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        with as_before_on_error(self, model, args, kwargs, is_step) as step:
+            value = method(self, model, guide, *args, **kwargs)
+        if is_step and not is_running():
+            arm(step)
+        return value
+
+    return wrapped
 
 
 def captured(capture: Any) -> list[torch.Tensor]:
@@ -120,63 +101,6 @@ def captured(capture: Any) -> list[torch.Tensor]:
     sites = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
     params = [site["value"].unconstrained() for site in sites if site["value"] is not None]
     return [param for param in params if param is not None]
-
-
-class Buffers:
-    """
-    Buffers of the modules that this thread calls inside the context, as they were before.
-
-    Models are functions, so that one does not know beforehand which modules they will call.
-    """
-
-    def __init__(self) -> None:
-        self._saved: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]] = []
-        self._seen: set[nn.Module] = set()
-        self._thread = threading.get_ident()
-
-    def __enter__(self) -> Buffers:
-        if not torch._C._get_tracing_state():
-            self._handle = register_module_forward_pre_hook(self._look)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if hasattr(self, "_handle"):
-            self._handle.remove()
-
-    def _look(self, module: nn.Module, _: Any) -> None:
-        # The hook is the process's, and other threads train nets of their own.
-        if threading.get_ident() == self._thread:
-            self.keep(module)
-
-    def keep(self, module: nn.Module) -> None:
-        """Remember what this module holds now, unless it has been looked at before."""
-        if not module._buffers or module in self._seen:
-            return
-        self._seen.add(module)
-        for name, buffer in module._buffers.items():
-            if buffer is None or not nn.parameter.is_lazy(buffer):
-                value = None if buffer is None else buffer.detach().clone()
-                self._saved.append((module, name, buffer, value))
-
-    def restore(self) -> None:
-        """Put the values back, into the tensors that held them."""
-        with torch.no_grad():
-            for module, name, buffer, value in self._saved:
-                module._buffers[name] = buffer
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
-
-
-@contextmanager
-def unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    """Keep the running averages of batch normalisation out of an evaluation."""
-    saved = Buffers()
-    for part in module.modules():
-        saved.keep(part)
-    try:
-        yield
-    finally:
-        saved.restore()
 
 
 def is_finite(x: torch.Tensor) -> bool:
@@ -234,6 +158,27 @@ def check_logits(
             raise NonFiniteError(_messages.nonfinite_param(what, name, "discriminator"))
     what = what_is_wrong(logits.detach())
     raise NonFiniteError(_messages.nonfinite_logits(what, f"its values of {sorted(values)}"))
+
+
+def as_nonfinite(error: Exception) -> NonFiniteError | None:
+    """
+    The error of a step as one about NaN and inf, if it is about numbers; None if it is not.
+
+    Data outside of a distribution's support are a mistake of the program unless they are NaN or
+    inf; latents there are rounded.
+    """
+    found = find_nonfinite(error)
+    if found is not None:
+        return found
+    root = root_cause(error)
+    numeric = is_about_numbers(root)
+    if str(root).startswith(_VALUE):
+        frames = [frame.f_locals for frame, _ in traceback.walk_tb(root.__traceback__)]
+        values = [names["value"] for names in frames if "value" in names]
+        numeric = any(isinstance(x, torch.Tensor) and not is_finite(x) for x in values[-1:])
+        sites = [names["site"] for names in frames if isinstance(names.get("site"), dict)]
+        numeric = numeric or any(site.get("is_observed") is False for site in sites)
+    return NonFiniteError(guard_messages.numeric_error(root)) if numeric else None
 
 
 def _explain(

@@ -5,20 +5,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread._transaction import looking
 from pyro_spread.infer._datum import data_dims, data_plate, parts_left_out, weight_of_data
+from pyro_spread.infer._guards import is_finite
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
-from pyro_spread.infer._two_sides import Side, check_noise_sites, is_compared
+from pyro_spread.infer._two_sides import Side, check_draws, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 from spread_analysis._remembered import Remembered
 
 # A look at the model, which need not be taken at every step.
@@ -48,6 +53,7 @@ def draw_joint(
     noise: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    watch: AbstractContextManager[Any] | None = None,
 ) -> JointSides:
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
@@ -61,6 +67,7 @@ def draw_joint(
         observed has passed through it already.
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
+    :param watch: to be around the model, if any.
     :raises ValueError: if sites, plates, masks and noise do not fit together.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -70,11 +77,13 @@ def draw_joint(
     # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
     # them, but their prior's gradient is handed on below.
     leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
+    with torch.set_grad_enabled(torch.is_grad_enabled()), watch or nullcontext():
         trace = _run_forward(model, guide_trace, leaves, args, kwargs)
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
         raise ValueError(_messages.nothing_observed())
+    refuse_own_draws(model, observed, args, kwargs)
+    noise = resolved(noise, observed)
     check_noise_sites(trace, observed, noise)
     _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))
@@ -93,6 +102,10 @@ def draw_joint(
 
     guide_side = Side(compared, {}, dims, of_guide)
     model_side = Side(compared, noise, dims, lambda site: site["value"])
+    for name in observed:
+        if not is_finite(guide_side.values[name]):
+            raise NonFiniteError(_messages.nonfinite_value(name))
+    check_draws(model_side)
     indices = {
         n: s["value"] for t in (guide_trace, trace) for n, s in t.nodes.items() if _is_index(s)
     }
@@ -126,10 +139,8 @@ def data_plates(
     known = _known_plates.get(model)
     if known is not None:
         return known
-    state = get_rng_state()
-    with poutine.block(), torch.no_grad():
+    with looking(), poutine.block(), torch.no_grad():
         nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
-    set_rng_state(state)
     data = [s for s in nodes.values() if s["type"] == "sample" and s["is_observed"]]
     plates = [data_plate(s) for s in data if not s["infer"].get("_deterministic")]
     found = frozenset(plate for plate in plates if plate is not None)

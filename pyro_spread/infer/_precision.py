@@ -21,7 +21,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from pyro_spread.noise.base import widened
 from spread_analysis import _messages
 
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
+# A torch that knows no autocast for a device raises where it is asked about it.
+_DEVICES = tuple(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
 
 
 def nets_in_half(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,7 +56,9 @@ class Ranks:
     def first(self, values: torch.Tensor) -> torch.Tensor:
         """Those of the first rank; no gradient."""
         values = values.detach().clone().contiguous()
-        distributed.broadcast(values, group=self.group, group_src=0)
+        # Not `group_src=0`, which torch has since 2.6 only.
+        source = 0 if self.group is None else distributed.get_global_rank(self.group, 0)
+        distributed.broadcast(values, source, self.group)
         return values
 
     def each(self, values: torch.Tensor) -> list[torch.Tensor]:

@@ -10,18 +10,21 @@ from typing import Any
 from pyro.infer.elbo import ELBO
 from torch import nn
 
-from pyro_spread.infer._guards import as_before_on_error
+from pyro_spread._inputs import takes_arrays
+from pyro_spread.infer._guards import as_one
 from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
 from spread_analysis._stateful import Stateful
 
 _METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
+# More of those that take a model, a guide and their arguments.
+_CHECKS = ("held_out_check",)
 
 
 class Loss(Stateful, ELBO):
     """
-    Base of all losses: code ports to NumPyro, an error leaves nothing behind, and under autocast
-    only nets compute in 16 bits.
+    Base of all losses: code ports to NumPyro, an error leaves nothing behind, arrays of other
+    libraries become tensors, and under autocast only nets compute in 16 bits.
     """
 
     #: The processes that share a batch under ``DistributedDataParallel``; None for all of them.
@@ -31,7 +34,10 @@ class Loss(Stateful, ELBO):
         super().__init_subclass__(**kwargs)
         for name in _METHODS:
             if name in vars(cls):
-                setattr(cls, name, nets_in_half(vars(cls)[name]))
+                setattr(cls, name, takes_arrays(as_one(nets_in_half(vars(cls)[name]))))
+        for name in _CHECKS:
+            if name in vars(cls):
+                setattr(cls, name, takes_arrays(vars(cls)[name]))
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -51,6 +57,8 @@ class Loss(Stateful, ELBO):
         """
         return guide
 
+    @takes_arrays
+    @as_one
     @nets_in_half
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
@@ -59,11 +67,10 @@ class Loss(Stateful, ELBO):
         :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
             player; all but the random state is as it was.
         """
-        with as_before_on_error(self, model, args, kwargs):
-            self._register(model, guide, args, kwargs)
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            if loss.requires_grad:
-                loss.backward()
+        self._register(model, guide, args, kwargs)
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
         return float(loss.detach())
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:

@@ -10,36 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_spread.ratio.adapters import ConcatSites, SiteValues
-from pyro_spread.ratio.critics import (
-    _MLP,
-    MLPCritic,
-    QuadraticCritic,
-    SeparableCritic,
-    leaky_relu,
-)
+from pyro_spread.ratio._samplewise import is_samplewise
+from pyro_spread.ratio.adapters import SiteValues
 
 # Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
 _NEGLIGIBLE = 1e-12
-# Layers of which one knows that they treat samples one by one.
-_LAYERS = {
-    nn.Linear, nn.Sequential, nn.ModuleList, nn.Identity, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.ELU,
-    nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid,
-    QuadraticCritic, SeparableCritic, _MLP,
-}  # fmt: skip
-_ACTIVATIONS = (leaky_relu, torch.relu, nn.functional.relu, torch.tanh, nn.functional.gelu)
 
 
 class Rescale(torch.autograd.Function):
     """The identity; the gradient that comes back is multiplied by ``factors``, sample by sample."""
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, factors: list[torch.Tensor]) -> torch.Tensor:
-        ctx.factors = factors  # filled in after the forward pass
+    def forward(ctx: Any, value: torch.Tensor, factors: list[Any]) -> torch.Tensor:
+        ctx.factors = factors  # filled in after the forward pass; None lets nothing through
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        if ctx.factors == [None]:
+            return None, None
         # One after the other: their product may overflow where the result does not.
         for factor in ctx.factors:
             grad = grad * factor.reshape([*factor.shape, *[1] * (grad.dim() - factor.dim())])
@@ -87,10 +76,18 @@ def can_share(critic: nn.Module, values: SiteValues, kwargs: Mapping[str, Any]) 
     :param values: of the sites, with the arguments that the critic may look up.
     :param kwargs: keyword arguments that it gets.
     """
+    return not learns_others(values, kwargs) and is_samplewise(critic)
+
+
+def learns_others(values: SiteValues, kwargs: Mapping[str, Any]) -> bool:
+    """
+    Whether something else than the sites has a gradient that passes through the critic.
+
+    :param values: of the sites, with the arguments that the critic may look up.
+    :param kwargs: keyword arguments that it gets.
+    """
     others = (*values.arguments.values(), *kwargs.values())
-    if any(isinstance(value, torch.Tensor) and value.requires_grad for value in others):
-        return False
-    return all(_is_known(module) for module in critic.modules())
+    return any(isinstance(value, torch.Tensor) and value.requires_grad for value in others)
 
 
 def shared_logits(
@@ -109,13 +106,3 @@ def shared_logits(
         judge(values.replaced(rescaled)), factors
     )
     return shared
-
-
-def _is_known(module: nn.Module) -> bool:
-    if module._forward_hooks or module._forward_pre_hooks:
-        return False
-    if type(module) is ConcatSites:
-        return isinstance(module.net, nn.Module)
-    if type(module) is MLPCritic:
-        return module.activation in _ACTIVATIONS
-    return type(module) in _LAYERS

@@ -4,18 +4,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
+from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.util import get_rng_state, set_rng_state
 from torch.distributions.transforms import ComposeTransform
 
+from pyro_spread._inputs import WANTED
+from pyro_spread._transaction import Buffers, StoreState, looking
 from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
-from pyro_spread.infer._noise import Noise, as_noise, draw_at, kernels_of
-from pyro_spread.infer._observation import observes
+from pyro_spread.infer._handed import Handed, Watch
+from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._observation import Places
 from pyro_spread.infer._plate_arguments import is_index
+from pyro_spread.infer._rows import NoisyRows
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
 from spread_analysis._arguments import (
@@ -24,9 +31,14 @@ from spread_analysis._arguments import (
     check_data_sites,
     get_argument,
     locate_data,
-    replace_arguments,
 )
+from spread_analysis._messages import inputs, spreading
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._paths import Where
+from spread_analysis._patterns import key_of, resolved
+from spread_analysis._use_of_data import Learned, UseOfData, use_of
+
+_R = TypeVar("_R")
 
 
 class Spreading:
@@ -34,13 +46,14 @@ class Spreading:
     What a loss does to model and data: y ~ k(y | x) is handed on, and the model is spread.
 
     :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
-    :param data: dict from site to the model argument that carries its data.
+    :param data: dict from site to the model argument that carries its data, or to a way into one.
     :raises TypeError: if noise is no such dict.
     :raises ValueError: if data names sites that have no kernel.
     """
 
-    def __init__(self, noise: Noise | None, data: Mapping[str, str] | None) -> None:
+    def __init__(self, noise: Noise | None, data: Mapping[str, Where] | None) -> None:
         self.noise = as_noise(noise)
+        self._places = Places()
         self.data = dict(data or {})
         if isinstance(self.noise, Mapping):
             check_data_sites(self.data, self.noise)
@@ -61,32 +74,73 @@ class Spreading:
         noise = kernels_of(self.noise, args, kwargs)
         located = locate_data(model, noise, args, kwargs, self.data)
         for site, key in located.items():
-            _check_data(
-                site, noise[site], argument_name(key, model), get_argument(key, args, kwargs)
-            )
+            kernel, x = noise[str(key_of(noise, site))], get_argument(key, args, kwargs)
+            _check_data(site, kernel, argument_name(key, model), x)
         return located
 
-    def hand(
-        self, located: Mapping[str, Key], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, torch.Tensor], dict[str, SpreadNoise]]:
+    def settled(
+        self,
+        located: Mapping[str, Key],
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[[UseOfData], _R],
+    ) -> _R:
         """
-        Arguments in which fresh y stand instead of x, the y by site, and the kernels.
+        What ``run`` returns, which draws noise and then runs the model.
 
+        How to draw may depend on what the model does with its data. A run that shows it is broken
+        off and made again from the same random state, as if it had been known from the start.
+
+        :param located: from :meth:`locate`.
+        :param model: the model.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :param run: called with what is known; to be handed to :meth:`draw` or :meth:`hand`.
+        """
+        shapes = {key: _shape(get_argument(key, args, kwargs)) for key in located.values()}
+        use = use_of(model, (tuple(located.items()), tuple(shapes.items())))
+        if use.complete and self._is_free():
+            return run(use)
+        while True:
+            state, store, buffers = get_rng_state(), StoreState(), Buffers()
+            try:
+                with buffers:
+                    result = run(use)
+            except Learned:
+                buffers.restore()
+                store.restore()
+                set_rng_state(state)
+                continue
+            use.complete = True
+            return result
+
+    def _is_free(self) -> bool:
+        """Whether it does not matter to any kernel how sites observe their data."""
+        kernels = self.noise.values() if isinstance(self.noise, Mapping) else ()
+        return not callable(self.noise) and all(kernel._moves_with_data() for kernel in kernels)
+
+    def hand(
+        self,
+        use: UseOfData,
+        located: Mapping[str, Key],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Handed:
+        """
+        Fresh y, to be put where x stands.
+
+        :param use: how the model uses its data, from :meth:`settled`.
         :param located: from :meth:`locate`.
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
         # Kernels of a callable are made afresh for every particle: each has its own backward.
-        noise = kernels_of(self.noise, args, kwargs)
-        values: dict[Key, torch.Tensor] = {}
-        for site, key in located.items():
-            if key not in values:
-                values[key] = draw_at(site, noise[site], get_argument(key, args, kwargs))
-        handed = {site: values[key] for site, key in located.items()}
-        return *replace_arguments(values, args, kwargs), handed, noise
+        return Handed(kernels_of(self.noise, args, kwargs), use, located, args, kwargs)
 
     def draw(
         self,
+        use: UseOfData,
         located: Mapping[str, Key],
         model: Callable[..., Any],
         args: tuple[Any, ...],
@@ -95,21 +149,54 @@ class Spreading:
         """
         The spread model, and arguments in which fresh y stand instead of x.
 
+        :param use: how the model uses its data, from :meth:`settled`.
         :param located: from :meth:`locate`.
         :param model: the model.
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        args, kwargs, handed, noise = self.hand(located, args, kwargs)
-        return (_LossSpread(noise, handed)(model) if noise else model), args, kwargs
+        handed = self.hand(use, located, args, kwargs)
+        if not handed.noise:
+            return model, args, kwargs
+        names = {site: argument_name(key, model) for site, key in located.items()}
+        spread_model = _LossSpread(handed, names, self._places)(Watch(handed)(model))
+        return spread_model, handed.args, handed.kwargs
+
+    def noisy(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """
+        Arguments in which fresh y stand instead of x, for who runs the guide alone.
+
+        :param model: the model, which is run where it matters how it observes its data.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        located = self.locate(model, args, kwargs)
+
+        def run(use: UseOfData) -> Handed:
+            handed = self.hand(use, located, args, kwargs)
+            if not all(k._moves_with_data() for k in handed.noise.values()):
+                with looking(), poutine.block(), torch.no_grad():
+                    Watch(handed)(model)(*handed.args, **handed.kwargs)
+            return handed
+
+        handed = self.settled(located, model, args, kwargs, run)
+        return handed.args, handed.kwargs
+
+
+def started(traces: Iterator[Any]) -> Iterator[Any]:
+    """The same traces, of which the first is there already."""
+    first = next(traces)
+    return itertools.chain([first], traces)
 
 
 class _LossSpread(SpreadMessenger):
     """The spread handler as a loss uses it: whatever would score the wrong thing is an error."""
 
-    def __init__(self, noise: Mapping[str, SpreadNoise], handed: Mapping[str, torch.Tensor]):
-        super().__init__(noise)
-        self._handed = handed
+    def __init__(self, handed: Handed, names: Mapping[str, str], places: Places) -> None:
+        super().__init__(handed.noise)
+        self._handed, self._names, self._places = handed, names, places
         self._indices: dict[str, torch.Tensor] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -122,16 +209,33 @@ class _LossSpread(SpreadMessenger):
         site = msg["name"]
         if site not in self._observed:
             return
-        if site not in self.noise:
+        kernel = self._kernel_at(site)
+        if kernel is None:
             if msg["mask"] is not False and is_delta(msg["fn"], msg["value"]):
                 raise ValueError(_messages.unspread_delta(site, self.noise))
-        elif not self._observes_handed(msg):
+        elif not self._observes_handed(msg, kernel):
             raise ValueError(_messages.observed_other_value(site))
 
-    def _observes_handed(self, msg: Any) -> bool:
-        value, handed = msg["value"], self._handed[msg["name"]]
-        if value is handed:
+    def _observes_handed(self, msg: Any, kernel: SpreadNoise) -> bool:
+        site, value = msg["name"], torch.as_tensor(msg["value"])
+        label = key_of(self._names, site)
+        if label is None:
+            raise ValueError(spreading.no_handed_value(site, str(self._keys[site])))
+        handed = self._handed.values[label]
+        if msg["value"] is handed:
             return True
+        if value.numel() == 0 and handed.numel() > 0:
+            raise ValueError(spreading.empty_observation(site, self._names[label], value.shape))
+        event_dim = msg["fn"].event_dim
+        taken = self._taken(msg, handed)
+        if taken is not handed and self._places.observed(site, value, taken, kernel, event_dim):
+            return True
+        seen = handed.seen if isinstance(handed, NoisyRows) else handed
+        return self._places.observed(site, value, seen, kernel, event_dim)
+
+    def _taken(self, msg: Any, handed: torch.Tensor) -> torch.Tensor:
+        """What the plates around a site take of the value that the model was handed."""
+        value = msg["value"]
         for frame in msg["cond_indep_stack"]:
             dim = frame.dim - msg["fn"].event_dim if frame.vectorized else 0
             indices = self._indices.get(frame.name)
@@ -139,14 +243,17 @@ class _LossSpread(SpreadMessenger):
                 continue
             if handed.shape[dim] == frame.full_size and value.shape[dim] == len(indices):
                 handed = handed.index_select(dim, indices)
-        width = msg["fn"].event_shape.numel()
-        return observes(value, handed, self.noise[msg["name"]], width)
+        return handed
 
     def _check_complete(self) -> None:
         super()._check_complete()
-        for site in self.noise:
+        for site in resolved(self.noise, self._observed):
             if site not in self._observed:
                 raise ValueError(_messages.site_not_observed(site, self._observed))
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(getattr(x, "shape", ()))
 
 
 def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
@@ -165,8 +272,7 @@ def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
 
 def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
     if not isinstance(x, torch.Tensor):
-        got = f"of type {type(x).__name__}"
-        raise ValueError(_messages.not_an_array(site, argument, got, "a torch.Tensor"))
+        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:

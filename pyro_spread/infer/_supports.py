@@ -12,8 +12,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread._transaction import looking
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
 from spread_analysis._remembered import Remembered
@@ -42,14 +42,12 @@ def find_supports(
     """
     known = _known.get(model)
     if known is None or not kernels.keys() <= known.keys():
-        state = get_rng_state()
         # Draws outside of a support are refused later, and in better words than by the sites whose
         # parameters they are.
-        with poutine.block(), pyro.validation_enabled(False):
+        with looking(), poutine.block(), pyro.validation_enabled(False):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(model, trace=guide_trace)
             trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-        set_rng_state(state)  # with or without this look, a seed means the same draws
         known = {site: support_in(trace, site) for site in kernels}
         _known.keep(model, known)
     return {site: known[site] for site in kernels}

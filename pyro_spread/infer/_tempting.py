@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.util import get_rng_state, set_rng_state
 
+from pyro_spread._transaction import NotSettledError, is_settled, looking
 from pyro_spread.infer._sites import is_latent
 from spread_analysis import _messages
 from spread_analysis._remembered import Remembered
@@ -26,7 +25,8 @@ def check_deltas(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     among: Collection[str] | None = None,
-) -> None:
+    settled: bool = False,
+) -> bool:
     """
     Refuse a guide with a ``Delta`` at a function of random noise and of params.
 
@@ -38,23 +38,24 @@ def check_deltas(
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param among: the sites whose density counts; None stands for all.
+    :param settled: whether to leave alone what its first call sets up, at random numbers that a
+        look would take back.
+    :return: whether the guide was looked at.
     :raises ValueError: naming the site.
     """
     key = None if among is None else frozenset(among)
     seen = _innocent.get(guide) or set()
     if key in seen:
-        return
-    state, store = get_rng_state(), pyro.get_param_store()
-    before = set(store.keys())
+        return True
+    if settled and not is_settled(guide):
+        return False
     try:
-        with poutine.block(), torch.enable_grad():
+        with looking(settled), poutine.block(), torch.enable_grad():
             _check(guide, args, kwargs, among)
-    finally:
-        set_rng_state(state)
-        # Params that begin at random begin anew, at the numbers that are theirs.
-        for name in set(store.keys()) - before:
-            del store[name]
+    except NotSettledError:
+        return False
     _innocent.keep(guide, seen | {key})
+    return True
 
 
 def _check(

@@ -13,16 +13,21 @@ from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 
+from pyro_spread._inputs import observed_tensor
 from pyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from pyro_spread.infer._guards import is_finite
+from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._noise import draw_at
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
+from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_latent, is_learned, plain_name
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
 from spread_analysis._arguments import positional_names
 from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -69,7 +74,10 @@ def draw_sides(
     if not observed:
         raise ValueError(_messages.nothing_observed())
     _check_sites(trace, guide_trace, observed)
+    noise = resolved(noise, observed)
     dims = data_dims(observed)
+    refuse_own_draws(model, observed, args, kwargs)
+    warn_of_shared_latents(model, trace.nodes, observed, dims, guide_trace.nodes.keys())
     check_noise_sites(trace, observed, noise)
     left = {
         name: kernel
@@ -84,6 +92,7 @@ def draw_sides(
     for name, value in data.values.items():
         if not is_finite(value):
             raise NonFiniteError(_messages.nonfinite_value(name))
+    check_draws(model_side)
     indices = {n: s["value"] for n, s in trace.nodes.items() if isinstance(s.get("fn"), _Subsample)}
     named = dict(zip(positional_names(model), args, strict=False)) | kwargs
     arguments = by_datum(named, observed, dims, indices, data.batch_shape)
@@ -161,7 +170,7 @@ class Side:
         kept: torch.Tensor | None = None
         all_masked = True
         for name, site in observed.items():
-            given, dim = torch.as_tensor(take(site)), dims[name]
+            given, dim = torch.as_tensor(observed_tensor(name, take(site))), dims[name]
             value = in_batch(given, site, dim)
             if value is None:
                 raise ValueError(
@@ -195,6 +204,18 @@ class Side:
             return
         scale = weight_of_data(name, site, dim, self.batch_shape).to(self.values[name].dtype)
         self.weights = scale if self.weights is None else torch.maximum(self.weights, scale)
+
+
+def check_draws(side: Side) -> None:
+    """
+    Refuse draws of the model that are NaN or inf.
+
+    :raises NonFiniteError: naming the site and the number of data.
+    """
+    ndim = len(side.batch_shape)
+    Invalid(
+        side.values, {n: range(-v.dim(), ndim - v.dim()) for n, v in side.values.items()}
+    ).refuse()
 
 
 def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tensor | None:

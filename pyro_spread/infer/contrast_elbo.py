@@ -18,6 +18,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._contrast_critic import CollapsedGuideError, ContrastCritic
 from pyro_spread.infer._critic import (
@@ -25,16 +26,17 @@ from pyro_spread.infer._critic import (
     is_lazy,
     register_critic,
 )
-from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
-from pyro_spread.infer._spreading import Spreading
+from pyro_spread.infer._spreading import Spreading, started
 from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport, FalseEvidenceWarning, _messages
 from spread_analysis._arguments import positional_names
+from spread_analysis._paths import Where
+from spread_analysis._use_of_data import UseOfData
 from spread_analysis._validation import check_count
 
 Critic = nn.Module | Mapping[str, nn.Module]
@@ -144,7 +146,7 @@ class PriorContrastELBO(Loss):
         noise: Noise | None = None,
         adaptive: bool = True,
         *,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Where] | None = None,
         head: nn.Module | None = None,
         annealing: Annealing | None = None,
         regularizer: Regularizer | None = None,
@@ -219,7 +221,7 @@ class PriorContrastELBO(Loss):
         :raises ValueError: if sites, plates, masks and critics do not fit together; the message
             names the site and the way out, and params are as before.
         """
-        with torch.no_grad(), no_new_params_on_error(), self._unchanged():
+        with torch.no_grad(), self._unchanged():
             self._register(model, guide, args, kwargs)
             loss, _ = self._run(model, guide, args, kwargs, 1.0)
         return float(loss)
@@ -258,7 +260,7 @@ class PriorContrastELBO(Loss):
             for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
             from site to such tuples if there is a critic per site.
         """
-        with torch.no_grad(), no_new_params_on_error(), self._unchanged():
+        with torch.no_grad(), self._unchanged():
             _, runs = self._run(model, guide, args, kwargs, 1.0)
             logits = {
                 names: self._contrast.sides(runs[0], names)[0]
@@ -317,7 +319,7 @@ class PriorContrastELBO(Loss):
                 return -float(loss._run(model, guide, args, kwargs, 1.0)[0])
 
         try:
-            with poutine.block():
+            with poutine.block(), unchanged_buffers():
                 estimate(fresh)  # lazy layers see their input
                 fit_critic(fresh.discriminator, critic_loss, num_steps, learning_rate)
                 report = compare_estimates(
@@ -327,7 +329,7 @@ class PriorContrastELBO(Loss):
             # Pyro's traces wrap what their sites raise. With moments the loss itself needs them.
             if self.adaptive or not isinstance(error.__cause__ or error, CollapsedGuideError):
                 raise
-            with poutine.block():
+            with poutine.block(), unchanged_buffers():
                 value = estimate(reported)
             report = EvidenceReport(value, math.nan, math.nan, math.nan, num_draws)
         if report.is_false():
@@ -339,7 +341,8 @@ class PriorContrastELBO(Loss):
         self, model: Any, guide: Any, args: Any, kwargs: Any, beta: Any
     ) -> tuple[Any, list[ContrastRun]]:
         """The stock loss of the scored guide, and the runs it is made of."""
-        check_deltas(guide, args, kwargs)
+        # A guide that its first call sets up is looked at after that.
+        is_checked = check_deltas(guide, args, kwargs, settled=True)
         if callable(self.annealing):
             beta = self.annealing(*args, **kwargs)
         runs: list[ContrastRun] = []
@@ -347,6 +350,8 @@ class PriorContrastELBO(Loss):
         runner._get_traces = functools.partial(self._get_traces, runs, beta)
         method = runner.differentiable_loss if torch.is_grad_enabled() else runner.loss
         loss = method(model, guide, *args, **kwargs)
+        if not is_checked:
+            check_deltas(guide, args, kwargs)
         if isinstance(self.discriminator, nn.ModuleDict) and runs:
             for site in self.discriminator:
                 if site not in runs[0].implicit:
@@ -358,20 +363,25 @@ class PriorContrastELBO(Loss):
     ) -> Iterator[Any]:
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
         names = positional_names(model)
-        for _ in range(self._num_runs):
-            seen, own, own_kwargs = self._spreading.draw(located, model, args, kwargs)
+
+        def pairs(use: UseOfData) -> tuple[ContrastRun, Iterator[Any]]:
+            seen, own, own_kwargs = self._spreading.draw(use, located, model, args, kwargs)
             score = self._contrast.log_q
             run = ContrastRun(score, not self.adaptive, seen, names, own, own_kwargs)
-            runs.append(run)
             if isinstance(beta, torch.Tensor) or beta != 1:
                 seen = _Annealed(beta)(seen)
             sides = run.in_model(seen), run.in_guide(guide)
-            yield from self._one._get_traces(*sides, own, own_kwargs)
+            return run, started(self._one._get_traces(*sides, own, own_kwargs))
+
+        for _ in range(self._num_runs):
+            run, traces = self._spreading.settled(located, model, args, kwargs, pairs)
+            runs.append(run)
+            yield from traces
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Before they are used: params may come from a file."""
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers():
                 self._run(model, guide, args, kwargs, 1.0)
         if not is_lazy(self.discriminator):  # as they stay without an implicit site
             register_critic(self.name, self.discriminator)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from pyro_spread.infer._guards import no_new_params_on_error
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._ranks import agreed, gathered, whole_gradient
 from pyro_spread.infer._registration import Loss
@@ -50,7 +49,7 @@ class _Discrepancy(Loss):
         :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
             the site and the way out, and params are as before.
         """
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def differentiable_loss(

@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import nn
 
+from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import KL, Divergence, ReverseKL
 from pyro_spread.infer._critic import (
+    Judge,
     check_critic,
     is_lazy,
     judge,
@@ -22,22 +25,29 @@ from pyro_spread.infer._critic import (
     register_critic,
 )
 from pyro_spread.infer._critic_loss import Logits
-from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
-from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
+from pyro_spread.infer._datum import are_whole, data_dims, data_plate, parts_left_out
+from pyro_spread.infer._handed import Handed, Watch
+from pyro_spread.infer._invalid import Invalid, Told
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
 from pyro_spread.infer._noise import Noise, draw_at
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
-from pyro_spread.infer._two_sides import is_compared
+from pyro_spread.infer._two_sides import _mask, is_compared
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._messages import simulations
+from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._paths import Where
+from spread_analysis._patterns import resolved
+from spread_analysis._use_of_data import UseOfData
 from spread_analysis._validation import check_count
 
 
@@ -121,6 +131,11 @@ class JointContrastELBO(Loss):
         the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
     :param data: dict from site to the name of the model argument that carries its data. Left out:
         the argument of the site's name, else the first.
+    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, for ``KL()``
+        without a discriminator; otherwise they are an error. What is learned is the posterior given
+        that the simulator succeeds, which for data that were observed, and so are finite, is the
+        posterior itself. One :class:`InvalidSimulationsWarning` says how many there are. As ``sbi``
+        calls it.
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param num_particles: number of draws of guide and model per datum and step, one after another.
     :param name: of the discriminator in the param store.
@@ -137,8 +152,9 @@ class JointContrastELBO(Loss):
         divergence: Divergence | None = None,
         noise: Noise | None = None,
         *,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Where] | None = None,
         regularizer: Regularizer | None = None,
+        exclude_invalid_x: bool = False,
         num_particles: int = 1,
         name: str = "discriminator",
     ) -> None:
@@ -150,16 +166,20 @@ class JointContrastELBO(Loss):
         divergence.generator_loss(torch.zeros(1))  # refuses here what has no gradient
         if discriminator is None and not isinstance(divergence, KL):
             raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
+        if exclude_invalid_x and (discriminator is not None or not isinstance(divergence, KL)):
+            raise ValueError(simulations.exclude_without_forward())
         if discriminator is not None:
             check_critic(discriminator)
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
         self.regularizer = regularizer
+        self.exclude_invalid_x = bool(exclude_invalid_x)
         self.name = name
         self._spreading = Spreading(noise, data if noise is not None else None)
         self.noise, self.data = self._spreading.noise, dict(data or {})
         self._watch = LagWatch()
+        self._told = Told()
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -181,7 +201,7 @@ class JointContrastELBO(Loss):
         kept = (
             nullcontext() if self.discriminator is None else unchanged_buffers(self.discriminator)
         )
-        with torch.no_grad(), no_new_params_on_error(), kept:
+        with torch.no_grad(), kept:
             self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return float(loss)
@@ -196,7 +216,10 @@ class JointContrastELBO(Loss):
         """
         one = self._forward_loss if self.discriminator is None else self._adversarial_loss
         losses = [one(model, guide, args, kwargs) for _ in range(self.num_particles)]
-        return torch.stack(losses).mean()
+        valid = [loss for loss in losses if loss is not None]
+        if not valid:
+            raise NonFiniteError(simulations.all_left_out(len(losses)))
+        return torch.stack(valid).mean()
 
     def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
         """
@@ -213,7 +236,7 @@ class JointContrastELBO(Loss):
         """
         if self.discriminator is None:
             raise ValueError(_messages.joint_nothing_implicit("logits()"))
-        with torch.no_grad(), no_new_params_on_error():
+        with torch.no_grad():
             sides, args, kwargs = self._draw(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, args, kwargs)
@@ -223,8 +246,15 @@ class JointContrastELBO(Loss):
     ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
         """Pairs of both sides, and the arguments with the noisy data in them."""
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
-        args, kwargs, _, noise = self._spreading.hand(located, args, kwargs)
-        sides = draw_joint(model, guide, noise, args, kwargs)
+
+        def draw(use: UseOfData) -> tuple[JointSides, Handed]:
+            handed = self._spreading.hand(use, located, args, kwargs)
+            watch = Watch(handed) if located else None
+            own = handed.noise, handed.args, handed.kwargs
+            return draw_joint(model, guide, *own, watch), handed
+
+        sides, handed = self._spreading.settled(located, model, args, kwargs, draw)
+        args, kwargs = handed.args, handed.kwargs
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
             raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
@@ -248,7 +278,7 @@ class JointContrastELBO(Loss):
         sides, args, kwargs = self._draw(model, guide, args, kwargs)
         assert self.discriminator is not None
         if is_lazy(self.discriminator):
-            with torch.no_grad():
+            with torch.no_grad(), unchanged_buffers(self.discriminator):
                 self._judge(sides.guide, args, kwargs)
         pi = self.divergence.pi  # share of the model's pairs, whose label is zero
         like = next(iter(sides.guide.values()))
@@ -259,10 +289,7 @@ class JointContrastELBO(Loss):
         logits = self._logits(sides, args, kwargs)
         weights = logits.data_weights, logits.model_weights
         critic = own * logistic_loss(logits.data, logits.model, 1 - pi, *weights)
-
-        def judged(values: SiteValues) -> torch.Tensor:
-            return self._judge(values, args, kwargs)
-
+        judged = Judge(self.discriminator, args, kwargs)
         pairs = _constant(sides.guide), sides.model
         critic = penalise(critic, self.regularizer, judged, *pairs, weights[0], own)
         self._watch(logits)
@@ -295,24 +322,34 @@ class JointContrastELBO(Loss):
             value = value + (loss - loss.detach())
         return value
 
-    def _forward_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        """Minus the log density of the guide at the model's latents, given their data."""
+    def _forward_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+        """
+        Minus the log density of the guide at the model's latents, given their data.
+
+        None if nothing is left of a run.
+        """
         located = self._spreading.locate(model, args, kwargs) if self.noise else {}
-        _, _, _, noise = self._spreading.hand(located, args, kwargs)
+        noise = self._spreading.hand(UseOfData(), located, args, kwargs).noise
         with torch.no_grad():
             trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
         if not observed:
             raise ValueError(_messages.nothing_observed())
-        values = {}
+        refuse_own_draws(model, observed, args, kwargs)
+        noise, values = resolved(noise, observed), {}
+        invalid, axes = self._look_for_invalid(trace, observed)
+        if invalid.all:
+            return None
         for site, key in locate_data(model, observed, args, kwargs, self.data).items():
             value, given = observed[site]["value"], get_argument(key, args, kwargs)
-            if getattr(given, "shape", value.shape) != value.shape:
-                message = _messages.joint_simulated_shape(site, value.shape, given.shape)
+            if given is not None and np.shape(given) != value.shape:
+                message = _messages.joint_simulated_shape(site, value.shape, np.shape(given))
                 raise ValueError(message)
+            value = invalid.replaced(value, axes[site])
             values[key] = draw_at(site, noise[site], value) if site in noise else value
         args, kwargs = replace_arguments(values, args, kwargs)
         latents = {n: s["value"] for n, s in trace.nodes.items() if is_latent(s)}
+        latents |= {n: invalid.replaced(latents[n], axes[n]) for n in axes.keys() & latents.keys()}
         scored = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*args, **kwargs)
         sites = {n: s for n, s in scored.nodes.items() if n in latents and s["type"] == "sample"}
         if not sites:
@@ -326,6 +363,11 @@ class JointContrastELBO(Loss):
         drawn_with = observed | {name: trace.nodes[name] for name in sites}
         one = not are_whole(drawn_with)
         dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
+        if invalid.rows is not None:
+            if one:
+                return None  # data that share a draw are left out together
+            for name, site in sites.items():
+                _leave_out(site, invalid, [dims[name]])
         counts = [max(1.0, _count(site, dims[name])) for name, site in sites.items()]
         if (current := ranks()) is not None:
             # One number for all data cancels in the mean over a shard: here it must not count.
@@ -334,6 +376,26 @@ class JointContrastELBO(Loss):
             kept = own[0] / own[1]
             counts = (own[1] * current.sum(kept) / current.size).tolist()
         return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
+
+    def _look_for_invalid(
+        self, trace: Any, observed: Mapping[str, Any]
+    ) -> tuple[Invalid, dict[str, list[int]]]:
+        """Simulations that are NaN or inf, and the axes of all sites along which data lie."""
+        plate = data_plate(next(iter(observed.values())))
+        local = {n: s for n, s in trace.nodes.items() if is_latent(s) and data_plate(s) == plate}
+        sites = dict(observed)
+        dims: dict[str, int | None] = dict.fromkeys(sites)
+        if are_whole(observed):
+            sites |= local
+            dims = data_dims(sites)
+        axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
+        values = {name: site["value"] for name, site in observed.items()}
+        masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
+        invalid = Invalid(values, axes, masks)
+        if not self.exclude_invalid_x:
+            invalid.refuse(may_exclude=True)
+        self._told(invalid)
+        return invalid, axes
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Before they are used: params may come from a file."""
@@ -356,6 +418,16 @@ def _constant(side: SiteValues) -> SiteValues:
 
 def _is_number(scale: Any) -> bool:
     return not isinstance(scale, torch.Tensor) or scale.dim() == 0
+
+
+def _leave_out(site: Any, invalid: Invalid, dims: Sequence[int | None]) -> None:
+    """Take the invalid data out of a scored site: of its log density, and of what it counts."""
+    log_prob = site["log_prob"]
+    known = [dim for dim in dims if dim is not None]
+    good = invalid.good(log_prob.dim(), known, [log_prob.shape[dim] for dim in known])
+    site["log_prob"] = torch.where(good, log_prob, torch.zeros_like(log_prob))
+    site["log_prob_sum"] = site["log_prob"].sum()
+    site["mask"] = both(site["mask"], good)
 
 
 def _count(site: Mapping[str, Any], dim: int | None) -> float:

@@ -15,7 +15,6 @@ from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
 
-from pyro_spread.infer._guards import left_as_before
 from pyro_spread.infer._mixture import Mix, Spread
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
@@ -202,14 +201,13 @@ class SemiImplicitELBO(Loss):
         if isinstance(poutine.unwrap(guide), Messenger):
             raise NotImplementedError(_messages.semi_messenger_guide())
         check_separable(self.elbo)
-        with left_as_before(self, method, model, args, kwargs):
-            kernels = _kernels(self.noise, args, kwargs)
-            self._supports = find_supports(model, guide, kernels, args, kwargs)
-            try:
-                return getattr(self._runner, method)(model, guide, *args, **kwargs)
-            except MovedSupportError:
-                forget_supports(model)  # another call may have other bounds, fixed ones
-                raise
+        kernels = _kernels(self.noise, args, kwargs)
+        self._supports = find_supports(model, guide, kernels, args, kwargs)
+        try:
+            return getattr(self._runner, method)(model, guide, *args, **kwargs)
+        except MovedSupportError:
+            forget_supports(model)  # another call may have other bounds, fixed ones
+            raise
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         stock = type(self.elbo)._get_trace

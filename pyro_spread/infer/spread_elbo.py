@@ -12,13 +12,14 @@ import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 
-from pyro_spread.infer._guards import left_as_before
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
-from pyro_spread.infer._spreading import Spreading
+from pyro_spread.infer._spreading import Spreading, started
 from spread_analysis import _messages
 from spread_analysis._arguments import Key
+from spread_analysis._paths import Where
+from spread_analysis._use_of_data import UseOfData
 
 # All particles of these enter one log-mean-exp: they must bound the same log p(y).
 _SHARING = (infer.RenyiELBO, infer.TraceTailAdaptive_ELBO, infer.TraceTMC_ELBO)
@@ -108,7 +109,7 @@ class SpreadELBO(Loss):
     """
 
     def __init__(
-        self, noise: Noise, elbo: ELBO | None = None, data: Mapping[str, str] | None = None
+        self, noise: Noise, elbo: ELBO | None = None, data: Mapping[str, Where] | None = None
     ) -> None:
         elbo = infer.Trace_ELBO() if elbo is None else elbo
         _check_elbo(elbo)
@@ -166,12 +167,11 @@ class SpreadELBO(Loss):
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
             raise NotImplementedError(_messages.messenger_guide())
         check_separable(self.elbo)
-        with left_as_before(self, method, model, args, kwargs):
-            if isinstance(self.elbo, _JIT):
-                # A compiled graph runs no checks: make them before it.
-                located = self._spreading.locate(model, args, kwargs)
-                _check_positional(located, type(self.elbo).__name__)
-            return getattr(self._runner, method)(model, guide, *args, **kwargs)
+        if isinstance(self.elbo, _JIT):
+            # A compiled graph runs no checks: make them before it.
+            located = self._spreading.locate(model, args, kwargs)
+            _check_positional(located, type(self.elbo).__name__)
+        return getattr(self._runner, method)(model, guide, *args, **kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return self.elbo._get_trace(model, guide, args, kwargs)
@@ -179,10 +179,13 @@ class SpreadELBO(Loss):
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
         """Pairs of traces of the spread model and the guide, each on its own draw of y."""
         located = self._spreading.locate(model, args, kwargs)
+
+        def pairs(use: UseOfData) -> Iterator[Any]:
+            spread = self._spreading.draw(use, located, model, args, kwargs)
+            return started(self._particles._get_traces(spread[0], guide, *spread[1:]))
+
         for _ in range(self._num_draws):
-            spread_model, new_args, new_kwargs = self._spreading.draw(located, model, args, kwargs)
-            pairs = self._particles._get_traces(spread_model, guide, new_args, new_kwargs)
-            for traces in pairs:
+            for traces in self._spreading.settled(located, model, args, kwargs, pairs):
                 check_traces(traces)
                 yield traces
 
@@ -201,5 +204,6 @@ def _check_elbo(elbo: Any) -> None:
 
 def _check_positional(located: Mapping[str, Key], elbo: str) -> None:
     for site, key in located.items():
-        if isinstance(key, str):
-            raise ValueError(_messages.jit_keyword_data(site, key, elbo))
+        top = key[0] if isinstance(key, tuple) else key
+        if isinstance(top, str):
+            raise ValueError(_messages.jit_keyword_data(site, top, elbo))

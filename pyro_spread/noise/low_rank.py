@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,9 @@ class LowRankGaussianNoise(SpreadNoise):
             if x.shape[-event_dim:].numel() == size:
                 return event_dim
         raise ValueError(_messages.factor_misfit(self.factor.shape, x.shape[-1:]))
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        return True  # events of every form are flattened
 
     def _conditional(
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,21 @@ class _ElementwiseNoise(SpreadNoise, ABC):
 
     def _moves_with_data(self) -> bool:
         return not self._shape
+
+    def _placed_dims(self, event_dim: int) -> int:
+        return max(event_dim, self._rank, 1)
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        rank = self._rank
+        return rank == 0 or tuple(drawn[-rank:]) == tuple(scored[-rank:])
+
+    @property
+    def _rank(self) -> int:
+        """Number of rightmost dims over which the parameters differ."""
+        sizes = list(self._shape)
+        while sizes and sizes[0] == 1:
+            del sizes[0]
+        return len(sizes)
 
     def _check_event(self, shape: torch.Size, event_dim: int) -> None:
         """A scale may broadcast like any parameter, but never widen the event of x."""
@@ -155,7 +171,8 @@ class _SharedScaleNormal(dist.Normal):
         if event_dim == 0:
             return squares * (-0.5 / shared**2) - constant
         # Summed first, so that one number per event is scaled and shifted instead of one per pixel.
-        event = squares.shape[squares.dim() - event_dim :].numel()
+        # Of tensors with provenance, which TraceGraph_ELBO makes, a part of the shape is a tuple.
+        event = math.prod(squares.shape[squares.dim() - event_dim :])
         total = squares.flatten(squares.dim() - event_dim).sum(-1)
         return total * (-0.5 / shared**2) - event * constant
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.distributions.transforms import Transform
 
 from pyro_spread.noise.base import SpreadNoise
 from spread_analysis import _messages
+from spread_analysis._messages import noise as noise_messages
 
 
 def _why_not_injective(transform: Any) -> str | None:
@@ -49,6 +51,15 @@ def _parts(transform: Transform) -> list[Transform]:
     if isinstance(transform, transforms._InverseTransform):
         return [transform.inv]
     return []
+
+
+def _parameter_dims(transform: Any) -> int:
+    """Number of rightmost dims over which its own numbers differ."""
+    dims = [_parameter_dims(part) for part in _parts(transform)]
+    values = [v for v in vars(transform).values() if isinstance(v, torch.Tensor)]
+    if isinstance(transform, torch.nn.Module):
+        values += [*transform.parameters(), *transform.buffers()]
+    return max(dims + [v.dim() for v in values if v.numel() > 1], default=0)
 
 
 def _is_degenerate(value: float | torch.Tensor) -> bool:
@@ -110,10 +121,31 @@ class TransformedNoise(SpreadNoise):
     def draw(self, x: torch.Tensor) -> torch.Tensor:
         """One draw of y given x, of the shape of f(x)."""
         self.check_value(x)
+        self._check_widening(x.shape)
         return self.noise.draw(self._map(x))
 
+    def _check_widening(self, shape: torch.Size) -> None:
+        if self.transform.domain.event_dim > 0 or not _parameter_dims(self.transform):
+            return
+        try:
+            fits = self.transform.forward_shape(shape) == shape
+        except (RuntimeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(noise_messages.transform_misfit(type(self.transform).__name__, shape))
+
     def _moves_with_data(self) -> bool:
-        return self.coupled_dims == 0 and self.noise._moves_with_data()
+        alike = self.coupled_dims == 0 and not _parameter_dims(self.transform)
+        return alike and self.noise._moves_with_data()
+
+    def _placed_dims(self, event_dim: int) -> int:
+        own = max(self.coupled_dims, _parameter_dims(self.transform))
+        return max(event_dim, own, self.noise._placed_dims(event_dim))
+
+    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
+        if self.transform.domain.event_dim == 0 and not _parameter_dims(self.transform):
+            return self.noise._drawn_alike(drawn, scored, event_dim)
+        return super()._drawn_alike(drawn, scored, event_dim)
 
     def _check_site(self, shape: torch.Size, event_dim: int) -> None:
         if event_dim >= self.coupled_dims:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def discrete_latents(sites: Sequence[str], block: str) -> str:
     return (
@@ -48,7 +50,7 @@ def not_set_up() -> str:
 def no_encoder(value: object, wanted: str) -> str:
     return (
         f"encoder must be {wanted}, called as encoder(*args, **kwargs) with the model's arguments, "
-        f"got {value!r}."
+        f"got {shown(value)}."
     )
 
 
@@ -62,7 +64,7 @@ def nothing_to_amortise(sites: Sequence[str]) -> str:
 def encoder_features_type(plates: str, value: object) -> str:
     return (
         f"encoder must return an array of features, or a dict from plate names to arrays; for the "
-        f"plates '{plates}' it returned {value!r}."
+        f"plates '{plates}' it returned {shown(value)}."
     )
 
 

@@ -50,6 +50,21 @@ def foreign(what: str) -> str:
     return f"not a checkpoint of pyro-spread but {what}. Give a file that save_checkpoint wrote"
 
 
+def dead_link(path: object) -> str:
+    return f"{path} is a link whose target is not there. Mount or restore it, or remove the link"
+
+
+def no_file() -> str:
+    return "not a file but a folder, pipe or device. Move it away, or give the path of a file"
+
+
+def two_savers(directory: object) -> str:
+    return (
+        f"another run or process saves its checkpoints in {directory} too, so that one would go on "
+        "from the other's. Give each run, and each of its processes, a directory of its own"
+    )
+
+
 def newer_format(found: object, known: int) -> str:
     return (
         f"format version {found!r}, but this pyro-spread reads up to {known}. "
@@ -96,6 +111,15 @@ def other_array(what: str, name: str, found: str, live: str) -> str:
     )
 
 
+def other_bounds(name: str, found: str, live: str) -> str:
+    if found == live:
+        live = "one with other values"
+    return (
+        f"the constraint of param '{name}' is {found} in the file, but {live} here, under which "
+        "its value would be another. Build model and guide as the saved run did"
+    )
+
+
 def x64_hint() -> str:
     return "; if only the precision differs, set jax_enable_x64 as the saved run did"
 
@@ -104,6 +128,18 @@ def not_taken_back(name: str) -> str:
     return (
         f"the optimiser of param '{name}' does not take its state back unchanged. Build it as the "
         "saved run did"
+    )
+
+
+def unusable_state(name: str, what: str) -> str:
+    return f"the state for param '{name}' is none that its optimiser can step from ({what})"
+
+
+def unsaved_optimizer(kind: str, where: str) -> str:
+    return (
+        f"the optimiser {kind} keeps state that its state_dict does not hold, so that it would be "
+        f"lost: {where}. Give {kind} methods that return and take back all of it: state_dict and "
+        "load_state_dict of a torch optimiser, get_state and set_state of a PyroOptim"
     )
 
 
@@ -144,6 +180,30 @@ def hidden_modules(names: Collection[str]) -> str:
         "lead to, so that its buffers, such as running averages, would be lost. Pass it, as in "
         "modules={'net': net}; if the store still holds those of an earlier net, call "
         "pyro.clear_param_store() first"
+    )
+
+
+def unreached_modules(calls: Collection[tuple[str, Collection[str]]]) -> str:
+    shown = [f"{module} ({_listed(names)})" for module, names in list(calls)[:2]]
+    more = f" and {len(calls) - 2} more" if len(calls) > 2 else ""
+    return (
+        f"a step calls {', '.join(shown)}{more}, to which model, guide and loss do not lead, so that "
+        "what it holds would be lost. Pass it to save_checkpoint and load_checkpoint, as in "
+        "modules={'net': net}"
+    )
+
+
+def unknown_then(names: Collection[str]) -> str:
+    return (
+        f"the checkpoint is of a version that did not keep {_listed(names)}. The rest is loaded, "
+        "but the run may not go on bit for bit as it would have"
+    )
+
+
+def unknown_now(names: Collection[str]) -> str:
+    return (
+        f"the checkpoint holds {_listed(names)}, to which model, guide and loss do not lead here. "
+        "They were left out"
     )
 
 

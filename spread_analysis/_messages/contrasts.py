@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from spread_analysis._messages.general import shortened
+
 
 def critic_for_unknown_site(site: str, implicit: Iterable[str]) -> str:
     return (
@@ -47,8 +49,9 @@ def not_broadcasting(site: str, shape: Sequence[int], error: object) -> str:
     return (
         f"guide site '{site}': several draws per datum are needed, but fn of its "
         f"ImplicitDistribution does not take noise with leading sample dimensions, here "
-        f"{tuple(shape)} draws of the batch ({error}). Let it broadcast what it closes over: "
-        "features.expand(*eps.shape[:-1], -1) in PyTorch, jnp.broadcast_to in JAX."
+        f"{tuple(shape)} draws of the batch ({shortened(error)}). "
+        "Let it broadcast what it closes over: features.expand(*eps.shape[:-1], -1) in "
+        "PyTorch, jnp.broadcast_to in JAX."
     )
 
 

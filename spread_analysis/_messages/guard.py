@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spread_analysis._messages.general import shortened, shown
+
 _NOTHING = "Nothing was changed."
 _CURES = (
     "Lower the learning rate, clip the gradient, or let finite_guard(svi, on_nonfinite='skip' or "
@@ -53,12 +55,12 @@ def nonfinite_update(what: str, param: str, player: str) -> str:
 def nonfinite_argument(what: str, arguments: list[str], led_to: object) -> str:
     return (
         f"the data: the model's argument(s) {arguments} contain {what}. {_NOTHING} Clean or impute "
-        f"them first, or mask those entries out in the model. It led to: {led_to}"
+        f"them first, or mask those entries out in the model. It led to: {brief(led_to)}"
     )
 
 
 def nonfinite_inside(player: str, led_to: object) -> str:
-    return f"NaN arose inside of the {player}. {_NOTHING} {_CURES} It led to: {led_to}"
+    return f"NaN arose inside of the {player}. {_NOTHING} {_CURES} It led to: {brief(led_to)}"
 
 
 def nonfinite_loss(what: str, gradients: Sequence[str] = ()) -> str:
@@ -67,6 +69,25 @@ def nonfinite_loss(what: str, gradients: Sequence[str] = ()) -> str:
         f"the loss is {what}{also}. {_NOTHING} Look for a value outside of a distribution's "
         "support, for an observed Delta without noise, or for a scale of zero."
     )
+
+
+def numeric_error(error: BaseException) -> str:
+    return f"{type(error).__name__}: {brief(error)} {_NOTHING} {_CURES}"
+
+
+def only_skipped(in_a_row: int, last: str) -> str:
+    return (
+        f"finite_guard: the last {in_a_row} steps were all skipped, so that nothing is learned any "
+        f"more. The last one: {last} Call finite_guard with on_nonfinite='raise' to stop where it "
+        "happens. A model or simulator that returns NaN for part of its prior does so at every "
+        "step: leave such rows out, mask them, or narrow the prior."
+    )
+
+
+def brief(text: object, most: int = 200) -> str:
+    """The beginning of a foreign error's text, in one line and without the data."""
+    line = shortened(str(text).partition("found invalid values")[0], most).rstrip(", ")
+    return line.removesuffix("but").rstrip(", .") + "."
 
 
 def not_guarded() -> str:
@@ -79,7 +100,7 @@ def already_guarded() -> str:
 
 def no_svi(value: object, wanted: str) -> str:
     return (
-        f"finite_guard: expected {wanted}, got {value!r}. Guard the SVI, not its optimiser: "
+        f"finite_guard: expected {wanted}, got {shown(value)}. Guard the SVI, not its optimiser: "
         "svi = finite_guard(SVI(model, guide, optim, loss))."
     )
 

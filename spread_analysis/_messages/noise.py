@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def no_conditional(kernel: str) -> str:
     return (
@@ -16,8 +18,8 @@ def no_conditional(kernel: str) -> str:
 
 def bad_positive(kernel: str, argument: str, value: object) -> str:
     return (
-        f"{kernel}: {argument} must be positive and finite, got {value}. A learned {argument} "
-        "needs a positive constraint."
+        f"{kernel}: {argument} must be positive and finite, got {shown(value)}. A learned "
+        f"{argument} needs a positive constraint."
     )
 
 
@@ -127,15 +129,15 @@ def bad_num_classes(num_classes: object) -> str:
 
 def not_a_kernel(value: object) -> str:
     return (
-        f"expected a noise kernel such as GaussianNoise(0.3), got {value!r} of type "
+        f"expected a noise kernel such as GaussianNoise(0.3), got {shown(value)} of type "
         f"{type(value).__name__}."
     )
 
 
 def not_a_transform(value: object, base: str) -> str:
     return (
-        f"TransformedNoise: transform must be a {base}, got {value!r}. A plain function cannot say "
-        "that it is injective; wrap it in a subclass that does."
+        f"TransformedNoise: transform must be a {base}, got {shown(value)}. A plain function "
+        "cannot say that it is injective; wrap it in a subclass that does."
     )
 
 
@@ -150,6 +152,13 @@ def not_a_real_array(transform: str) -> str:
     return (
         f"TransformedNoise: the values of {transform} are not a real array, so that no noise can "
         "be added to them. Use a transform into real numbers."
+    )
+
+
+def transform_misfit(transform: str, shape: Sequence[int]) -> str:
+    return (
+        f"TransformedNoise: the parameters of {transform} do not fit a value of shape "
+        f"{tuple(shape)}. They must broadcast to the event shape."
     )
 
 

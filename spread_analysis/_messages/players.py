@@ -6,23 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def bad_pi(pi: object) -> str:
     return f"pi is the share of data among the critic's samples and must lie in (0, 1), got {pi}."
 
 
 def bad_choice(argument: str, value: object, choices: Iterable[str]) -> str:
-    return f"{argument} must be one of {sorted(choices)}, got {value!r}."
+    return f"{argument} must be one of {sorted(choices)}, got {shown(value)}."
 
 
 def bad_range(argument: str, value: object, wanted: str) -> str:
-    return f"{argument} must be {wanted}, got {value!r}."
+    return f"{argument} must be {wanted}, got {shown(value)}."
 
 
 def no_critic(value: object, wanted: str) -> str:
     return (
         f"discriminator must be {wanted}, called as discriminator(values, *args, **kwargs) -> "
-        f"logits, got {value!r}. A plain net on features is adapted by concat_sites(net, 'x')."
+        f"logits, got {shown(value)}. A plain net on features is adapted by concat_sites(net, 'x')."
     )
 
 
@@ -50,7 +52,7 @@ def stale_critic(name: str) -> str:
 
 
 def no_divergence(value: object) -> str:
-    return f"divergence must be a Divergence such as JSPi(0.5), got {value!r}."
+    return f"divergence must be a Divergence such as JSPi(0.5), got {shown(value)}."
 
 
 def no_such_value(name: str, sites: Iterable[str], arguments: Iterable[str]) -> str:
@@ -168,6 +170,31 @@ def scale_in_datum(site: str, scale: Sequence[int]) -> str:
     )
 
 
+def own_draw(site: str) -> str:
+    return (
+        f"site '{site}': what it observes changes with what the model draws, so that it is no data "
+        "to compare draws with. Hand the data over as an argument of the model; the score of a "
+        "draw, as by obs=z, belongs to a loss with a density, such as SpreadELBO."
+    )
+
+
+def learned_data(site: str) -> str:
+    return (
+        f"site '{site}': what it observes depends on params, which would move the data towards the "
+        "model's draws. Observe the data themselves, or compute what is fixed before, outside of "
+        "the model or with .detach()."
+    )
+
+
+def shared_draw(site: str, plate: str | None) -> str:
+    where = "the batch of the data" if plate is None else f"the plate '{plate}' of the data"
+    return (
+        f"latent site '{site}' stands outside of {where} and comes from its prior: all draws of a "
+        "step share one value of it, but are compared with the data as if each had its own. Put it "
+        "into the guide, make it a param, or put it into the plate if every datum has one."
+    )
+
+
 def mask_misfit(site: str, mask: Sequence[int], value: Sequence[int]) -> str:
     return (
         f"site '{site}': a mask or scale of shape {tuple(mask)} does not fit the value of shape "
@@ -203,8 +230,18 @@ def not_registered(name: str) -> str:
 
 def coupled_critic() -> str:
     return (
-        "update='one_pass' needs a critic that treats samples one by one, but it contains batch "
-        "normalisation. Use update='two_pass' (the default there), or another normalisation."
+        "update='one_pass' needs a critic that treats samples one by one, but in this one they "
+        "move each other's logits, as under batch normalisation, attention over the batch or a "
+        "mean over it. Use update='two_pass' (the default there), or another critic."
+    )
+
+
+def coupled_penalty() -> str:
+    return (
+        "a gradient penalty meets a critic whose samples move each other's logits, as under batch "
+        "normalisation or a mean over the batch: it then bounds the slope of the sum of all "
+        "logits, not that of each in its own sample. Use a critic that treats samples one by one, "
+        "such as one with layer normalisation."
     )
 
 
@@ -225,7 +262,7 @@ def unknown_player(name: str, names: Iterable[str]) -> str:
 
 
 def bad_player(role: str, value: object, wanted: str) -> str:
-    return f"two_player: {role} must be {wanted}, got {value!r}."
+    return f"two_player: {role} must be {wanted}, got {shown(value)}."
 
 
 def other_optimiser(kind: str, missing: Iterable[str]) -> str:
@@ -243,7 +280,7 @@ def no_average() -> str:
 
 
 def critic_size(critic: str, argument: str, value: object) -> str:
-    return f"{critic}: {argument} must be a positive integer, got {value!r}."
+    return f"{critic}: {argument} must be a positive integer, got {shown(value)}."
 
 
 def critic_sizes(critic: str, argument: str, value: object) -> str:
@@ -252,13 +289,13 @@ def critic_sizes(critic: str, argument: str, value: object) -> str:
         "channels": "a tuple of positive integers such as (64, 128)",
         "image_shape": "(H, W) or (C, H, W) in positive integers, such as (28, 28)",
     }
-    return f"{critic}: {argument} must be {wanted[argument]}, got {value!r}."
+    return f"{critic}: {argument} must be {wanted[argument]}, got {shown(value)}."
 
 
 def critic_activation(critic: str, value: object, example: str) -> str:
     return (
-        f"{critic}: activation must be a function of one array, or a module, got {value!r}. Pass "
-        f"for example {example}; a class has to be called first."
+        f"{critic}: activation must be a function of one array, or a module, got {shown(value)}. "
+        f"Pass for example {example}; a class has to be called first."
     )
 
 

@@ -23,6 +23,14 @@ def local_batch_norm(name: str, layer: str) -> str:
     )
 
 
+def local_coupling() -> str:
+    return (
+        "the critic's samples move each other's logits, as under a mean over the batch, and a rank "
+        "sees its own shard alone, so that the ranks' gradients do not average to that of the "
+        "whole batch. Use a critic that treats samples one by one, or train in one process."
+    )
+
+
 def coupled_elbo(elbo: str) -> str:
     return (
         f"{elbo} under several ranks: its importance weights are those of all data together, so "

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def history_value(name: str, value: object) -> str:
-    return f"History.add: '{name}' must be a number, got {value!r}."
+    return f"History.add: '{name}' must be a number, got {shown(value)}."
 
 
 def history_order(name: str, step: int, last: int) -> str:
@@ -20,8 +22,9 @@ def history_order(name: str, step: int, last: int) -> str:
 
 def report_no_loss(loss: object) -> str:
     return (
-        f"the loss of this SVI is {loss!r}, which is no loss object: there is nothing to ask it. "
-        "Make the SVI with loss=AdversarialDivergence(...) or any other loss or ELBO object."
+        f"the loss of this SVI is {shown(loss)}, which is no loss object: there is nothing to "
+        "ask it. Make the SVI with loss=AdversarialDivergence(...) or any other loss or ELBO "
+        "object."
     )
 
 
@@ -65,7 +68,7 @@ def report_image_shape(shape: Sequence[int], sizes: Mapping[str, int]) -> str:
 
 
 def report_history(history: object) -> str:
-    return f"report: `history` must be a spread_analysis.History, or None; got {history!r}."
+    return f"report: `history` must be a spread_analysis.History, or None; got {shown(history)}."
 
 
 def report_no_local(datum: int) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def mixture_shape(kernel: str, argument: str, shape: Sequence[int]) -> str:
     return (
@@ -83,20 +85,20 @@ def bad_weights(name: str) -> str:
 
 def bad_block_size(value: object) -> str:
     return (
-        f"block_size must be a positive integer, the number of rows held at once, got {value!r}. "
-        "Leave it out for one that fits."
+        f"block_size must be a positive integer, the number of rows held at once, got "
+        f"{shown(value)}. Leave it out for one that fits."
     )
 
 
 def bad_energy_power(value: object) -> str:
     return (
-        f"energy_distance: beta must lie strictly between 0 and 2, got {value!r}. At beta = 2 only "
-        "the means are compared; beta = 1 is the usual choice."
+        f"energy_distance: beta must lie strictly between 0 and 2, got {shown(value)}. At beta = 2 "
+        "only the means are compared; beta = 1 is the usual choice."
     )
 
 
 def bad_order(value: object) -> str:
-    return f"sliced_wasserstein: p must be a finite number of at least 1, got {value!r}."
+    return f"sliced_wasserstein: p must be a finite number of at least 1, got {shown(value)}."
 
 
 def bad_directions(shape: Sequence[int], width: int) -> str:

@@ -6,18 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def semi_bad_noise(value: object) -> str:
     return (
         "SemiImplicitELBO: noise must be a dict from the name of an implicit guide site to a noise "
-        f"kernel, such as {{'z': GaussianNoise(0.1)}}, got {value!r}."
+        f"kernel, such as {{'z': GaussianNoise(0.1)}}, got {shown(value)}."
     )
 
 
 def semi_bad_num_mixture(value: object) -> str:
     return (
-        f"SemiImplicitELBO: num_mixture must be an integer of at least 0, got {value!r}. It is the "
-        "number of draws in the mixture beside the one that made the sample."
+        f"SemiImplicitELBO: num_mixture must be an integer of at least 0, got {shown(value)}. "
+        "It is the number of draws in the mixture beside the one that made the sample."
     )
 
 
@@ -99,7 +101,7 @@ def semi_elbo_refused(name: str, why: str) -> str:
 def semi_no_elbo(value: object, base: str) -> str:
     return (
         f"SemiImplicitELBO: elbo must be an instance of {base}, such as Trace_ELBO(), got "
-        f"{value!r}."
+        f"{shown(value)}."
     )
 
 

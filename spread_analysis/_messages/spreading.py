@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from spread_analysis._messages.general import shown
+
 
 def bad_noise_argument(value: object) -> str:
     return (
         "noise must be a dict from the name of an observed site to a noise kernel, such as "
-        f"{{'x': GaussianNoise(0.3)}}, got {value!r}."
+        f"{{'x': GaussianNoise(0.3)}}, got {shown(value)}."
     )
 
 
@@ -25,7 +27,22 @@ def unspread_delta(site: str, noise: Iterable[str]) -> str:
 def no_such_site(site: str, observed: Iterable[str]) -> str:
     return (
         f"noise names the site '{site}', but the model has no sample site of that name. Its "
-        f"observed sites are {sorted(observed)}."
+        f"observed sites are {sorted(observed)}. Sites that are not there at every call take a "
+        "pattern, as in {'x_*': kernel}, or a callable that returns the dict."
+    )
+
+
+def no_match(pattern: str, observed: Iterable[str]) -> str:
+    return (
+        f"noise has a kernel for sites named '{pattern}', but the model observes none of such a "
+        f"name. Its observed sites are {sorted(observed)}."
+    )
+
+
+def several_patterns(site: str, keys: Iterable[str]) -> str:
+    return (
+        f"site '{site}' is covered by several keys of noise with different kernels, {sorted(keys)}."
+        " Give it a key of its own name, or make the patterns exclude each other."
     )
 
 
@@ -65,13 +82,6 @@ def nonfinite_data(site: str, argument: str) -> str:
     )
 
 
-def not_an_array(site: str, argument: str, got: str, wanted: str) -> str:
-    return (
-        f"site '{site}': the model argument '{argument}' is {got}, not {wanted}. Pass the data "
-        f"itself there, or name another argument with data={{'{site}': ...}}."
-    )
-
-
 def observed_other_value(site: str) -> str:
     return (
         f"site '{site}': the model observes something other than the spread value it was handed. "
@@ -81,12 +91,38 @@ def observed_other_value(site: str) -> str:
     )
 
 
+def empty_observation(site: str, argument: str, shape: Sequence[int]) -> str:
+    return (
+        f"site '{site}': the model observes a value of shape {tuple(shape)}, which has no element. "
+        f"Noise was added to its argument '{argument}'; if another one carries the data of the "
+        f"site, name it: data={{'{site}': ...}}."
+    )
+
+
+def layout_misfit(site: str, kernel: str, argument: Sequence[int], value: Sequence[int]) -> str:
+    return (
+        f"site '{site}': {kernel} treats elements differently, but it cannot be told where those "
+        f"of its argument, of shape {tuple(argument)}, stand in the observed value, of shape "
+        f"{tuple(value)}. Hand over the data in the shape that the site observes, or use a scale "
+        "of one number."
+    )
+
+
+def no_handed_value(site: str, key: str) -> str:
+    return (
+        f"site '{site}' is covered by noise['{key}'], but no argument carries its data: none has "
+        f"its name. Say which one does: data={{'{key}': ...}}."
+    )
+
+
 def elbo_refused(name: str, why: str) -> str:
     return f"SpreadELBO cannot wrap {name}: {why}"
 
 
 def no_elbo(value: object, base: str) -> str:
-    return f"SpreadELBO: elbo must be an instance of {base}, such as Trace_ELBO(), got {value!r}."
+    return (
+        f"SpreadELBO: elbo must be an instance of {base}, such as Trace_ELBO(), got {shown(value)}."
+    )
 
 
 def messenger_guide() -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from spread_analysis._optional import import_extra
 from spread_analysis._validation import FloatArray
-from spread_analysis.arviz_export import to_arviz
+from spread_analysis.arviz_export import is_new, to_arviz
 from spread_analysis.critic import SATURATED_LOGIT, CriticReport
 from spread_analysis.history import History
 from spread_analysis.plots import (
@@ -208,7 +208,7 @@ def pair_plot(latents: dict[str, FloatArray]) -> str:
         axes[0, 0].hist(draws[finite], 40, color=DATA, alpha=0.6, density=True)
         _tidy(axes[0, 0], name, "density")
         return encode(figure)
-    if int(arviz.__version__.split(".")[0]) >= 1:
+    if is_new(arviz):
         figure = arviz.plot_pair(data, backend="matplotlib").viz["figure"].item()
     else:
         side = min(1.9 * len(chosen) + 0.8, 8.5)
@@ -217,7 +217,7 @@ def pair_plot(latents: dict[str, FloatArray]) -> str:
             marginals=True,
             figsize=(side, side),
             textsize=10,
-            scatter_kwargs={"alpha": 0.35, "color": DATA, "s": 9, "lw": 0},
+            scatter_kwargs={"alpha": 0.35, "color": DATA, "s": 9},
             marginal_kwargs={"color": DATA, "plot_kwargs": {"linewidth": 1.5}},
         )
         figure = np.ravel(axes)[0].figure

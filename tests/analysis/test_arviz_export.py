@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spread_analysis import to_arviz
+from spread_analysis.arviz_export import is_new
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -54,6 +55,17 @@ def test_summary_and_plots_just_work():
     summary = az.summary(data, round_to=6)
     assert list(summary.index) == ["z[0]", "z[1]", "w"]
     assert float(summary.loc["w", "mean"]) == pytest.approx(DRAWS["w"].mean(), abs=1e-5)
+    if is_new(az):
+        plot = az.plot_pair(
+            data, var_names=["z"], visuals={"divergence": True}, backend="matplotlib"
+        )
+        scatter, divergence = (
+            [found for found in plot.viz[name].values.flat if found is not None]
+            for name in ("scatter", "divergence")
+        )
+        np.testing.assert_array_equal(scatter[0].get_offsets(), DRAWS["z"])
+        np.testing.assert_array_equal(divergence[0].get_offsets(), DRAWS["z"][7:8])
+        return
     axes = az.plot_pair(data, var_names=["z"], divergences=True)
     pair = np.ravel(axes)[0]
     np.testing.assert_array_equal(pair.collections[0].get_offsets(), DRAWS["z"])

@@ -319,7 +319,7 @@ def test_hostile_files_with_a_right_checksum(tmp_path, text, tensors, rest, what
 
 def test_deeply_nested_state(tmp_path):
     text = json.dumps(content()).replace(
-        '"state": {}', '"state": {"a": ' + "[" * 900 + "]" * 900 + "}"
+        '"state": {}', '"state": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
     )
     path = craft(tmp_path / "hostile.safetensors", text)
     with pytest.raises(CheckpointError):

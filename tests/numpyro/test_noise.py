@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from every_kernel import KERNELS, STATIONARY
 from jax import random
 from numpyro.distributions import transforms
 
@@ -28,105 +29,92 @@ from numpyro_spread import (
 
 FACTOR = np.array([[0.5, 0.1], [-0.3, 0.2], [0.0, 0.4]], np.float32)
 
-# Kernels for events of shape (3,).
-CONTINUOUS = {
-    "gaussian": lambda: GaussianNoise(0.3),
-    "gaussian_vector": lambda: GaussianNoise(jnp.array([0.1, 0.3, 1.0])),
-    "laplace": lambda: LaplaceNoise(0.3),
-    "student_t": lambda: StudentTNoise(3.0, 0.3),
-    "cauchy": lambda: StudentTNoise(1.0, 0.3),
-    "logistic": lambda: LogisticNoise(0.3),
-    "low_rank": lambda: LowRankGaussianNoise(0.3, FACTOR),
-    "low_rank_vector": lambda: LowRankGaussianNoise(jnp.array([0.1, 0.3, 1.0]), FACTOR),
-    "transformed": lambda: TransformedNoise(transforms.ExpTransform(), GaussianNoise(0.3)),
-    "transformed_event": lambda: TransformedNoise(
-        transforms.LowerCholeskyAffine(
-            jnp.zeros(3), jnp.array([[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.2, 0.1, 2.0]])
-        ),
-        GaussianNoise(0.3),
-    ),
-    "transformed_low_rank": lambda: TransformedNoise(
-        transforms.SoftplusTransform(), LowRankGaussianNoise(0.3, FACTOR)
-    ),
-}
-KERNELS = CONTINUOUS | {
-    "channel": lambda: ChannelNoise.symmetric(4, 0.3),
-    "channel_matrix": lambda: ChannelNoise(
-        np.array([[0.7, 0.2, 0, 0], [0.3, 0.8, 0, 0], [0, 0, 0.9, 0.2], [0, 0, 0.1, 0.8]])
-    ),
-}
+
+def listed(slow_variants=True):
+    """The kernels of the one list; a second case of a class takes as long to compile again."""
+    return [
+        pytest.param(
+            kernel, id=name, marks=pytest.mark.slow if kernel.variant and slow_variants else ()
+        )
+        for name, kernel in KERNELS.items()
+    ]
 
 
-@pytest.fixture(params=sorted(KERNELS.keys() - {"cauchy", "low_rank_vector", "channel_matrix"}))
-def kernel(request):
-    return KERNELS[request.param]()
+every = pytest.mark.parametrize("case", listed())
 
 
-def values(kernel, shape=(5, 3)):
-    if isinstance(kernel, ChannelNoise):
-        return random.randint(random.key(0), shape, 0, 4)
-    return random.normal(random.key(0), shape)
+def build(case):
+    return case.build(ns, jnp.asarray)
 
 
-def test_call_has_the_shape_of_the_site(kernel):
-    x = values(kernel)
-    d = kernel(x, event_dim=1)
-    assert (d.batch_shape, d.event_shape) == ((5,), (3,))
+def values(case, batch_shape=(5,)):
+    return jnp.asarray(case.x(batch_shape))
+
+
+@pytest.mark.parametrize("case", listed(slow_variants=False))
+def test_call_has_the_shape_of_the_site(case):
+    kernel, x = build(case), values(case)
+    d = kernel(x, event_dim=case.event_dim)
+    assert (d.batch_shape, d.event_shape) == ((5,), case.y_shape)
     y = d.sample(random.key(1), (7,))
-    assert y.shape == (7, 5, 3)
+    assert y.shape == (7, 5, *case.y_shape)
     assert d.log_prob(y).shape == (7, 5)
-    assert kernel.draw(random.key(1), x).shape == x.shape
+    assert kernel.draw(random.key(1), x).shape == (5, *case.y_shape)
     assert kernel.draw(random.key(1), x).dtype == x.dtype
 
 
-def test_spread_of_delta_is_the_conditional_inside_every_wrapper(kernel):
-    x = values(kernel)
-    y = kernel(x, 1).sample(random.key(1))
-    expected = kernel(x, 1).log_prob(y)
+@every
+def test_spread_of_delta_is_the_conditional_inside_every_wrapper(case):
+    kernel, x, dims = build(case), values(case), case.event_dim
+    y = kernel(x, dims).sample(random.key(1))
+    expected = kernel(x, dims).log_prob(y)
     mask = jnp.array([True, False, True, True, False])
-    delta = dist.Delta(x, event_dim=1)
+    delta = dist.Delta(x, event_dim=dims)
     np.testing.assert_allclose(kernel.spread(delta).log_prob(y), expected, rtol=1e-5)
     for same in [
-        dist.Delta(x).to_event(1),
-        DeterministicGenerator(x, event_dim=1),
-        DeterministicGenerator(x).to_event(1),
+        dist.Delta(x).to_event(dims),
+        DeterministicGenerator(x, event_dim=dims),
+        DeterministicGenerator(x).to_event(dims),
         delta.expand((5,)),
-        dist.Delta(x).expand((5, 3)).to_event(1),
-        dist.Delta(x).mask(True).to_event(1),
+        dist.Delta(x).expand(x.shape).to_event(dims),
+        dist.Delta(x).mask(True).to_event(dims),
     ]:
         d = kernel.spread(same)
-        assert (d.batch_shape, d.event_shape) == ((5,), (3,))
+        assert (d.batch_shape, d.event_shape) == ((5,), case.y_shape)
         np.testing.assert_allclose(d.log_prob(y), expected, rtol=1e-5)
     d = kernel.spread(delta.mask(mask))
     np.testing.assert_allclose(d.log_prob(y), jnp.where(mask, expected, 0), rtol=1e-5)
     assert (kernel.spread(delta.mask(False)).log_prob(y) == 0).all()
 
-    row = dist.Delta(x[0], event_dim=1)
+    row = dist.Delta(x[0], event_dim=dims)
+    wide = (4, 5, *case.event_shape)
     for expanded in [
         row.expand((4, 5)),
-        dist.Delta(x[0]).to_event(1).expand((4, 5)),
-        dist.Delta(x[0]).expand((4, 5, 3)).to_event(1),
+        dist.Delta(x[0]).to_event(dims).expand((4, 5)),
+        dist.Delta(x[0]).expand(wide).to_event(dims),
     ]:
         d = kernel.spread(expanded)
-        assert (d.batch_shape, d.event_shape) == ((4, 5), (3,))
+        assert (d.batch_shape, d.event_shape) == ((4, 5), case.y_shape)
         draws = d.sample(random.key(2))
-        assert draws.shape == (4, 5, 3)
+        assert draws.shape == (4, 5, *case.y_shape)
         np.testing.assert_allclose(
             d.log_prob(draws),
-            kernel(jnp.broadcast_to(x[0], (4, 5, 3)), 1).log_prob(draws),
+            kernel(jnp.broadcast_to(x[0], wide), dims).log_prob(draws),
             rtol=1e-5,
         )
-        if not isinstance(kernel, ChannelNoise):
-            assert len(np.unique(np.asarray(draws[..., 0]))) == 20  # fresh noise in every copy
+        if not case.discrete:
+            # Fresh noise in every copy.
+            assert len(np.unique(np.asarray(draws).reshape(20, -1)[:, 0])) == 20
 
 
-def test_kernel_crosses_jit_vmap_pytree_and_pickle(kernel):
-    x = values(kernel)
-    y = kernel(x, 1).sample(random.key(1))
-    expected = kernel(x, 1).log_prob(y)
+@every
+def test_kernel_crosses_jit_vmap_pytree_and_pickle(case):
+    kernel, x, dims = build(case), values(case), case.event_dim
+    y = kernel(x, dims).sample(random.key(1))
+    expected = kernel(x, dims).log_prob(y)
 
     def log_prob(k, x, y):
-        return k(x, 1).log_prob(y)
+        return k(x, dims).log_prob(y)
 
     leaves, treedef = jax.tree.flatten(kernel)
     for other in [
@@ -144,63 +132,75 @@ def test_kernel_crosses_jit_vmap_pytree_and_pickle(kernel):
     assert "Noise(" in repr(kernel)
 
 
-def test_kernel_is_immutable(kernel):
+@pytest.mark.parametrize("case", listed(slow_variants=False))
+def test_kernel_is_immutable(case):
+    kernel = build(case)
     name = kernel._fields()[0]
     with pytest.raises(AttributeError):
         setattr(kernel, name, 1.0)
 
 
-@pytest.mark.parametrize("name", CONTINUOUS)
-def test_gradient_reaches_value_and_parameters(name):
-    kernel = CONTINUOUS[name]()
-    x = values(kernel)
-    y = kernel(x, 1).sample(random.key(1))
-    floats = jax.tree.map(jnp.asarray, kernel)
-    gradient = jax.grad(lambda k, x: k(x, 1).log_prob(y).sum(), argnums=(0, 1))(floats, x)
+@every
+def test_gradient_reaches_value_and_parameters(case):
+    if case.discrete:
+        pytest.skip("labels have no gradient")
+    kernel, x = build(case), values(case)
+    y = kernel(x, case.event_dim).sample(random.key(1))
+    arrays = jax.tree.map(jnp.asarray, kernel)
+    gradient = jax.grad(
+        lambda k, x: k(x, case.event_dim).log_prob(y).sum(), (0, 1), allow_int=True
+    )(arrays, x)
+    gradient = _floats(gradient[0]), gradient[1]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient[0]))
+    assert any((leaf != 0).any() for leaf in gradient[0])
     assert (gradient[1] != 0).all()
-    draws = jax.grad(lambda k: k.draw(random.key(0), x).sum())(floats)
-    assert any((leaf != 0).any() for leaf in jax.tree.leaves(draws))
+    draws = jax.grad(lambda k: (k.draw(random.key(0), x) ** 2).sum(), allow_int=True)(arrays)
+    assert any((leaf != 0).any() for leaf in _floats(draws))
+
+
+def _floats(tree):
+    """The leaves that can have a gradient: not the indices of a permutation."""
+    return [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
+
+
+TYPED = {
+    "gaussian": lambda: GaussianNoise(0.3),
+    "low_rank": lambda: LowRankGaussianNoise(0.3, FACTOR),
+    "transformed": lambda: TransformedNoise(transforms.ExpTransform(), GaussianNoise(0.3)),
+    "transformed_event": lambda: TransformedNoise(
+        transforms.LowerCholeskyAffine(
+            jnp.zeros(3), jnp.array([[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.2, 0.1, 2.0]])
+        ),
+        GaussianNoise(0.3),
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("name", ["gaussian", "low_rank", "transformed", "transformed_event"])
+@pytest.mark.parametrize("name", TYPED)
 def test_type_follows_the_data_under_x64(name, dtype):
     with jax.enable_x64(True):
-        kernel = CONTINUOUS[name]()
-        x = values(kernel).astype(dtype)
+        kernel = TYPED[name]()
+        x = random.normal(random.key(0), (5, 3), dtype)
         assert kernel.draw(random.key(0), x).dtype == dtype
         assert kernel(x, 1).log_prob(x).dtype == dtype
 
 
-STATIONARY = ["gaussian", "laplace", "student_t", "cauchy", "logistic"]
-
-
 @pytest.mark.parametrize("name", STATIONARY)
-def test_characteristic_function_agrees_with_quadrature(name):
-    kernel = CONTINUOUS[name]()
-    omega = jnp.array([-4.0, 0.0, 0.5, 2.0])
-    grid = np.sinh(np.linspace(-14, 14, 200_001)) * 0.3
-    density = np.exp(np.asarray(kernel(jnp.zeros(1)).log_prob(jnp.asarray(grid)), float))
-    for w, value in zip(omega, kernel.characteristic_function(omega), strict=True):
-        if name == "cauchy" and w != 0:
-            expected = np.exp(-0.3 * abs(float(w)))  # tails too heavy for a plain grid
-        else:
-            expected = np.trapezoid(density * np.cos(float(w) * grid), grid)
-        np.testing.assert_allclose(value, expected, rtol=2e-3, atol=2e-4)
-    np.testing.assert_allclose(
-        jax.jit(kernel.characteristic_function)(omega),
-        kernel.characteristic_function(omega),
-        rtol=1e-5,
-    )
-    assert jax.vmap(kernel.characteristic_function)(omega).shape == omega.shape
+def test_characteristic_function_crosses_jit_and_vmap(name):
+    case = KERNELS[name]
+    value = build(case).characteristic_function
+    shape = (case.size,) if build(case).coupled_dims else case.event_shape
+    omega = 0.3 * random.normal(random.key(0), (4, *shape))
+    np.testing.assert_allclose(jax.jit(value)(omega), value(omega), rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(value)(omega), value(omega), rtol=1e-5)
 
 
 def test_low_rank_equals_the_dense_covariance_and_flattens_images():
     kernel = LowRankGaussianNoise(0.3, FACTOR)
     covariance = 0.09 * np.eye(3) + FACTOR @ FACTOR.T
-    x, y = values(kernel), values(kernel) + 0.7
+    x = random.normal(random.key(0), (5, 3))
+    y = x + 0.7
     expected = dist.MultivariateNormal(x, covariance).log_prob(y)
     np.testing.assert_allclose(kernel(x, 1).log_prob(y), expected, rtol=1e-4)
     image = kernel(x.reshape(5, 1, 3, 1), 3)
@@ -245,10 +245,12 @@ NORMALS = {
 }
 
 
-@pytest.mark.parametrize("name", ["gaussian", "gaussian_vector", "low_rank", "low_rank_vector"])
+@pytest.mark.parametrize("scale", [0.3, np.array([0.1, 0.3, 1.0])], ids=["scalar", "vector"])
+@pytest.mark.parametrize("factor", [None, FACTOR], ids=["gaussian", "low rank"])
 @pytest.mark.parametrize("normal", NORMALS)
-def test_gaussian_kernels_add_their_covariance(name, normal):
-    kernel, fn = CONTINUOUS[name](), NORMALS[normal]()
+def test_gaussian_kernels_add_their_covariance(scale, factor, normal):
+    kernel = GaussianNoise(scale) if factor is None else LowRankGaussianNoise(scale, factor)
+    fn = NORMALS[normal]()
     scale = np.broadcast_to(np.asarray(kernel.scale), (3,))
     added = np.diag(scale**2)
     if isinstance(kernel, LowRankGaussianNoise):
@@ -263,7 +265,9 @@ def test_gaussian_kernels_add_their_covariance(name, normal):
 
 
 def test_channel_multiplies_the_class_probabilities():
-    kernel = KERNELS["channel_matrix"]()
+    kernel = ChannelNoise(
+        np.array([[0.7, 0.2, 0, 0], [0.3, 0.8, 0, 0], [0, 0, 0.9, 0.2], [0, 0, 0.1, 0.8]])
+    )
     p = np.array([0.1, 0.2, 0.3, 0.4])
     for fn in (dist.Categorical(probs=p), dist.Categorical(logits=np.log(p))):
         np.testing.assert_allclose(

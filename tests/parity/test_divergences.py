@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from every_divergence import BOUNDED, DIVERGENCES, TRAINED, instances
 
 import numpyro_spread
 import pyro_spread
@@ -20,74 +21,6 @@ LOG_RATIOS = np.array(
     [0.0, 1e-9, 0.3, 1.0, 3.0, 20.5, 40.0, 41.0, 79.0, 80.0, 81.0, 160.0, 200.0, np.inf]
 )
 LOG_RATIOS = np.concatenate([-LOG_RATIOS[:0:-1], LOG_RATIOS])
-
-
-def _jspi(pi, normalised=False):
-    scale = 1 / (pi * (1 - pi)) if normalised else 1.0
-
-    def f(u):
-        m = 1 - pi + pi * u
-        return scale * (pi * u * np.log(u) - m * np.log(m))
-
-    def f_prime(u):
-        return scale * pi * np.log(u / (1 - pi + pi * u))
-
-    def conjugate(t):
-        return scale * (1 - pi) * np.log((1 - pi) / (1 - pi * np.exp(t / (scale * pi))))
-
-    return lambda p: p.JSPi(pi, normalised=normalised), f, f_prime, conjugate
-
-
-def _neyman_conjugate(t):
-    return 2 - 2 * np.sqrt(1 - t)
-
-
-# name -> (constructor given a package; f, f' and the conjugate f* in NumPy, where f* is short)
-DIVERGENCES = {
-    "kl": (
-        lambda p: p.KL(),
-        lambda u: u * np.log(u),
-        lambda u: np.log(u) + 1,
-        lambda t: np.exp(t - 1),
-    ),
-    "reverse kl": (
-        lambda p: p.ReverseKL(),
-        lambda u: -np.log(u),
-        lambda u: -1 / u,
-        lambda t: -1 - np.log(-t),
-    ),
-    "js .1": _jspi(0.1),
-    "js .5": _jspi(0.5),
-    "js .9": _jspi(0.9),
-    "js .2 normalised": _jspi(0.2, normalised=True),
-    "squared hellinger": (
-        lambda p: p.SquaredHellinger(),
-        lambda u: (np.sqrt(u) - 1) ** 2,
-        lambda u: 1 - 1 / np.sqrt(u),
-        lambda t: t / (1 - t),
-    ),
-    "chi-squared": (
-        lambda p: p.ChiSquared(),
-        lambda u: (u - 1) ** 2,
-        lambda u: 2 * (u - 1),
-        lambda t: t + t**2 / 4,
-    ),
-    "reverse chi-squared": (
-        lambda p: p.ReverseChiSquared(),
-        lambda u: (u - 1) ** 2 / u,
-        lambda u: 1 - 1 / u**2,
-        _neyman_conjugate,
-    ),
-    "jeffreys": (
-        lambda p: p.Jeffreys(),
-        lambda u: (u - 1) * np.log(u),
-        lambda u: np.log(u) + 1 - 1 / u,
-        None,
-    ),
-    "total variation": (lambda p: p.TotalVariation(), lambda u: np.abs(u - 1) / 2, None, None),
-}
-TRAINED = [name for name in DIVERGENCES if name != "total variation"]
-BOUNDED = [name for name in DIVERGENCES if name.startswith(("js", "squared", "total"))]
 
 
 def both(name):
@@ -146,6 +79,14 @@ def test_attributes(name):
     assert (ours.pi, ours.upper, repr(ours)) == (theirs.pi, theirs.upper, repr(theirs))
     assert eval(repr(ours), vars(pyro_spread)) == ours
     assert np.isfinite(ours.upper) == (name in BOUNDED)
+
+
+@pytest.mark.parametrize("package", [pyro_spread, numpyro_spread])
+def test_no_divergence_is_left_out(package):
+    public = {getattr(package, name) for name in package.__all__}
+    public = {cls for cls in public if isinstance(cls, type)}
+    public = {cls for cls in public if issubclass(cls, package.Divergence)} - {package.Divergence}
+    assert public == {type(divergence) for divergence in instances(package)}
 
 
 def test_non_saturating_loss():

@@ -9,6 +9,7 @@ import numpyro.distributions as numpyro_dist
 import pyro.distributions as pyro_dist
 import pytest
 import torch
+from every_kernel import KERNELS, STATIONARY
 
 import numpyro_spread
 import pyro_spread
@@ -21,42 +22,20 @@ FACTOR = RNG.normal(size=(4, 2))
 CHANNEL = RNG.dirichlet(np.full(4, 0.5), size=4).T + 2 * np.eye(4)
 CHANNEL = CHANNEL / CHANNEL.sum(0)
 
-# name -> (constructor given a package, an array function and the parameters; the parameters)
-KERNELS = {
-    "gaussian": (lambda p, s: p.GaussianNoise(s), (0.3,)),
-    "gaussian-per-element": (lambda p, s: p.GaussianNoise(s), (SCALES,)),
-    "laplace": (lambda p, s: p.LaplaceNoise(s), (SCALES,)),
-    "student": (lambda p, df, s: p.StudentTNoise(df, s), (3.5, SCALES)),
-    "cauchy": (lambda p, df, s: p.StudentTNoise(df, s), (1.0, 0.4)),
-    "logistic": (lambda p, s: p.LogisticNoise(s), (SCALES,)),
-    "low-rank": (lambda p, s, f: p.LowRankGaussianNoise(s, f), (0.3, FACTOR)),
-    "transformed": (
-        lambda p, s: p.TransformedNoise(_exp(p), p.GaussianNoise(s)),
-        (SCALES,),
-    ),
-    "transformed-low-rank": (
-        lambda p, s, f: p.TransformedNoise(_exp(p), p.LowRankGaussianNoise(s, f)),
-        (0.3, FACTOR),
-    ),
-}
-STATIONARY = [name for name in KERNELS if not name.startswith("transformed")]
-
-
-def _exp(package):
-    dist = pyro_dist if package is pyro_spread else numpyro_dist
-    return dist.transforms.ExpTransform()
-
-
-def _to_torch(value, grad=False):
-    return torch.tensor(value, requires_grad=grad) if np.ndim(value) else torch.tensor(float(value))
-
 
 def both(name):
     """The same kernel in both packages."""
-    make, parameters = KERNELS[name]
-    ours = [_to_torch(v) if np.ndim(v) else v for v in parameters]
-    theirs = [jnp.asarray(v) if np.ndim(v) else v for v in parameters]
-    return make(pyro_spread, *ours), make(numpyro_spread, *theirs)
+    kernel = KERNELS[name]
+    return kernel.build(pyro_spread, torch.tensor), kernel.build(numpyro_spread, jnp.asarray)
+
+
+def values(name):
+    """Values of a site and noisy ones, as both backends have them."""
+    kernel = KERNELS[name]
+    x = kernel.x((3,))
+    torch.manual_seed(0)
+    y = kernel.build(pyro_spread, torch.tensor)(torch.tensor(x), kernel.event_dim).sample()
+    return x, y.numpy()
 
 
 def assert_same(ours, theirs):
@@ -66,36 +45,47 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("name", KERNELS)
 def test_log_density_and_its_gradient_in_x(name):
     ours, theirs = both(name)
-    x = torch.tensor(X, requires_grad=True)
-    log_prob = ours(x, 1).log_prob(torch.tensor(Y))
+    (x, y), dims = values(name), KERNELS[name].event_dim
+    point = torch.tensor(x, requires_grad=not KERNELS[name].discrete)
+    log_prob = ours(point, dims).log_prob(torch.tensor(y))
+    assert_same(log_prob, theirs(jnp.asarray(x), dims).log_prob(jnp.asarray(y)))
+    if KERNELS[name].discrete:
+        return  # labels have no gradient
     log_prob.sum().backward()
 
     def total(x):
-        return theirs(x, 1).log_prob(jnp.asarray(Y)).sum()
+        return theirs(x, dims).log_prob(jnp.asarray(y)).sum()
 
-    assert_same(log_prob, theirs(jnp.asarray(X), 1).log_prob(jnp.asarray(Y)))
-    assert_same(x.grad, jax.grad(total)(jnp.asarray(X)))
+    assert_same(point.grad, jax.grad(total)(jnp.asarray(x)))
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_gradient_in_every_parameter(name):
-    make, parameters = KERNELS[name]
-    ours = [torch.tensor(v, requires_grad=True) for v in parameters]
-    make(pyro_spread, *ours)(torch.tensor(X), 1).log_prob(torch.tensor(Y)).sum().backward()
+    kernel = KERNELS[name]
+    (x, y), dims = values(name), kernel.event_dim
+    ours = {n: torch.tensor(float(v) if np.isscalar(v) else v) for n, v in kernel.params.items()}
+    for param in ours.values():
+        param.requires_grad_()
+    noise = kernel.build(pyro_spread, torch.tensor, **ours)
+    noise(torch.tensor(x), dims).log_prob(torch.tensor(y)).sum().backward()
 
-    def total(parameters):
-        kernel = make(numpyro_spread, *parameters)
-        return kernel(jnp.asarray(X), 1).log_prob(jnp.asarray(Y)).sum()
+    def total(params):
+        noise = kernel.build(numpyro_spread, jnp.asarray, **params)
+        return noise(jnp.asarray(x), dims).log_prob(jnp.asarray(y)).sum()
 
-    theirs = jax.grad(total)([jnp.asarray(v) for v in parameters])
-    for one, other in zip(ours, theirs, strict=True):
-        assert_same(one.grad, other)
+    theirs = jax.grad(total)({n: jnp.asarray(v, float) for n, v in kernel.params.items()})
+    for param, value in ours.items():
+        one, other = value.grad, theirs[param]
+        if kernel.discrete:  # columns are probabilities: only what keeps their sum is a gradient
+            one, other = one - one.mean(0), other - other.mean(0)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("name", STATIONARY)
 def test_characteristic_function(name):
     ours, theirs = both(name)
-    omega = RNG.normal(size=(5, 4)) * 3
+    shape = (KERNELS[name].size,) if ours.coupled_dims else KERNELS[name].event_shape
+    omega = RNG.normal(size=(5, *shape)) * 3
     assert_same(
         ours.characteristic_function(torch.tensor(omega)),
         theirs.characteristic_function(jnp.asarray(omega)),
@@ -122,10 +112,18 @@ def _distributions(dist, array):
     }
 
 
-@pytest.mark.parametrize("kernel", ["gaussian", "gaussian-per-element", "low-rank"])
+ADDING = {
+    "gaussian": lambda p, array: p.GaussianNoise(0.3),
+    "gaussian-per-element": lambda p, array: p.GaussianNoise(array(SCALES)),
+    "low-rank": lambda p, array: p.LowRankGaussianNoise(0.3, array(FACTOR)),
+}
+
+
+@pytest.mark.parametrize("kernel", ADDING)
 @pytest.mark.parametrize("name", _distributions(numpyro_dist, np.asarray))
 def test_spread(kernel, name):
-    ours, theirs = both(kernel)
+    ours = ADDING[kernel](pyro_spread, torch.tensor)
+    theirs = ADDING[kernel](numpyro_spread, jnp.asarray)
     one = ours.spread(_distributions(pyro_dist, torch.as_tensor)[name])
     other = theirs.spread(_distributions(numpyro_dist, jnp.asarray)[name])
     assert tuple(one.batch_shape) == other.batch_shape
@@ -154,6 +152,11 @@ def test_symmetric_channel():
 
 def test_public_names_are_the_same():
     assert set(pyro_spread.__all__) == set(numpyro_spread.__all__)
+
+
+def _exp(package):
+    dist = pyro_dist if package is pyro_spread else numpyro_dist
+    return dist.transforms.ExpTransform()
 
 
 def test_the_same_mistake_gives_the_same_message():

@@ -5,6 +5,7 @@
 import copy
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -185,8 +186,8 @@ WRONG = {
         make(), GAUSSIAN, torch.randn(N, 4), ValueError, ["site 'x'", "event shape (3,)"],
     ),
     "not a tensor": (
-        make(), GAUSSIAN, X.numpy(), ValueError,
-        ["site 'x': the model argument 'x' is of type ndarray, not a torch.Tensor", "data="],
+        make(), GAUSSIAN, np.ma.masked_array(X.numpy()), ValueError,
+        ["site 'x': the model argument 'x' is of type MaskedArray, not a torch.Tensor", "data="],
     ),
     "a list": (make(), GAUSSIAN, [X], ValueError, ["argument 'x' is of type list"]),
 }  # fmt: skip
@@ -255,8 +256,8 @@ CHECKED_ONLY_EAGERLY = {
 
 @pytest.mark.parametrize(
     "bad",
-    [bad_entry(math.nan), (X * 10).long(), X.numpy(), X[:, :2]],
-    ids=["nan", "integers", "array", "shape"],
+    [bad_entry(math.nan), (X * 10).long(), X.tolist(), X[:, :2]],
+    ids=["nan", "integers", "list", "shape"],
 )
 def test_training_goes_on_after_an_error(bad):
     svi = SVI(make(), guide, pyro.optim.Adam({"lr": 0.1}), SpreadELBO(GAUSSIAN))

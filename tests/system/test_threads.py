@@ -16,7 +16,7 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_spread import AdversarialDivergence, concat_sites, finite_guard, two_player
-from pyro_spread.infer._guards import Buffers
+from pyro_spread._transaction import Buffers
 from spread_analysis._remembered import Remembered
 
 X = torch.linspace(-1.0, 2.0, 16)

@@ -1,0 +1,456 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""A step is a transaction: what it changes is kept, and put back unless all of it is done."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+from pyro.util import get_rng_state, set_rng_state
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_spread._called_modules import Called, note
+from spread_analysis._stateful import Stateful
+
+_TABLES = ("_params", "_param_to_name", "_constraints")
+# Optimisers that keep all they know in ``state`` and ``param_groups``, or are schedules.
+_PLAIN = ("torch.optim.", "pyro.optim.")
+# Attributes of Pyro's optimisers that do not change, and one that is looked at by itself.
+_FIXED = ("optim_objs", "pt_optim_args", "pt_clip_args", "kwargs")
+_MOST_LEVELS = 8
+
+
+class _Running(threading.local):
+    """What this thread is in the middle of."""
+
+    snapshot: StepSnapshot | None = None
+    optimises = False
+
+
+_running = _Running()
+
+
+class NotSettledError(BaseException):
+    """A look has met something that its first call will set up: it came too early."""
+
+
+class StoreState:
+    """The tables of the param store; one param may stand there under several names."""
+
+    def __init__(self) -> None:
+        store = pyro.get_param_store()
+        self._tables = {name: dict(getattr(store, name)) for name in _TABLES}
+        params = self._tables["_params"].values()
+        self._with_grad = {param for param in params if param.grad is not None}
+
+    def clear_grads(self, params: Iterable[torch.Tensor]) -> None:
+        """
+        No gradient where there was none, zeros as Pyro leaves them elsewhere.
+
+        :param params: those of the step.
+        """
+        for param in params:
+            if param.grad is not None:
+                param.grad = torch.zeros_like(param.grad) if param in self._with_grad else None
+
+    def restore(self) -> None:
+        """Forget params that have come, and put back those that have gone."""
+        store = pyro.get_param_store()
+        for name, before in self._tables.items():
+            table = getattr(store, name)
+            table.clear()
+            table.update(before)
+
+
+class Buffers:
+    """
+    Buffers of the modules that this thread calls inside the context, as they were before.
+
+    Models are functions, so that one does not know beforehand which modules they will call.
+
+    :param aside: whether modules work on copies inside the context. Then not even autograd sees a
+        change of the buffers themselves, of which it keeps some for its backward pass.
+    :param settled: whether a module that its first call sets up is an error.
+    """
+
+    def __init__(self, aside: bool = False, settled: bool = False) -> None:
+        self._saved: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]] = []
+        self._seen: set[nn.Module] = set()
+        self._lazy: list[nn.Module] = []
+        self._thread = threading.get_ident()
+        self._aside, self._settled = aside, settled
+        #: What was called.
+        self.called: Called = WeakSet()
+
+    def __enter__(self) -> Buffers:
+        if not torch._C._get_tracing_state():
+            self._handle = register_module_forward_pre_hook(self._look)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if hasattr(self, "_handle"):
+            self._handle.remove()
+
+    def _look(self, module: nn.Module, _: Any) -> None:
+        # The hook is the process's, and other threads train nets of their own.
+        if threading.get_ident() == self._thread:
+            if self._settled and not is_settled(module):
+                raise NotSettledError
+            self.called.add(module)
+            self.keep(module)
+
+    def keep(self, module: nn.Module) -> None:
+        """Remember what this module holds now, unless it has been looked at before."""
+        if not module._buffers or module in self._seen:
+            return
+        self._seen.add(module)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and nn.parameter.is_lazy(buffer):
+                self._lazy.append(module)
+                continue
+            if buffer is None:
+                self._saved.append((module, name, None, None))
+                continue
+            # Another context may have put the buffer aside: this one is to outlast it.
+            own: torch.Tensor = getattr(buffer, "_set_aside", buffer)
+            value: Any = own.detach().clone()
+            self._saved.append((module, name, buffer if self._aside else own, value))
+            if self._aside:
+                value._set_aside = own
+                module._buffers[name] = value
+
+    def restore(self) -> None:
+        """Put the values back, into the tensors that held them."""
+        with torch.no_grad():
+            for module, name, buffer, value in self._saved:
+                module._buffers[name] = buffer
+                if buffer is not None and value is not None and not self._aside:
+                    buffer.copy_(value)
+        for module in self._lazy:  # their shape is known by now, and may stay so
+            held = [buffer for buffer in module._buffers.values() if buffer is not None]
+            if not any(map(nn.parameter.is_lazy, held)):
+                getattr(module, "reset_running_stats", lambda: None)()
+
+
+def is_settled(program: Any) -> bool:
+    """Whether lazy params have a shape, and an autoguide knows its model."""
+    own = getattr(program, "__dict__", {})
+    if own.get("prototype_trace", program) is None:
+        return False
+    params = own["_parameters"].values() if isinstance(program, nn.Module) else ()
+    return not any(param is not None and nn.parameter.is_lazy(param) for param in params)
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module | None = None, settled: bool = False) -> Iterator[None]:
+    """
+    Keep the running averages of batch normalisation out of a run that is none of the step's.
+
+    :param module: whose buffers; None for those of all modules that are called inside.
+    :param settled: whether a module that its first call sets up is an error.
+    """
+    saved = Buffers(aside=True, settled=settled)
+    try:
+        if module is None:
+            with saved:
+                yield
+        else:
+            for part in module.modules():
+                saved.keep(part)
+            yield
+    finally:
+        saved.restore()
+
+
+@contextmanager
+def looking(settled: bool = False) -> Iterator[None]:
+    """
+    Around runs of model or guide that are only looked at.
+
+    Afterwards buffers, the param store and the random state are as before: params that begin at
+    random begin anew, at the numbers that are theirs, and a seed means the same draws with or
+    without the look.
+
+    :param settled: whether to stop before something is set up by its first call, since that would
+        take random numbers here, where they are taken back.
+    :raises NotSettledError: if so.
+    """
+    state, store = get_rng_state(), StoreState()
+    try:
+        with unchanged_buffers(settled=settled):
+            yield
+    finally:
+        store.restore()
+        set_rng_state(state)
+
+
+class OptimiserState:
+    """
+    Params, and what an optimiser keeps of them.
+
+    :param optim: the optimiser.
+    :param params: those that it is about to move.
+    """
+
+    def __init__(self, optim: PyroOptim, params: Sequence[torch.Tensor]) -> None:
+        self._params = list(params)
+        self._tensors: list[torch.Tensor] = list(params)
+        self._tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._seen = {id(param): param for param in params}
+        for one in _players(optim):
+            self._keep_player(one)
+        self._values = _copies(optim, self._tensors)
+
+    def _keep_player(self, optim: PyroOptim) -> None:
+        own = vars(optim)
+        objects = own.get("optim_objs", {})
+        self._tables += [(own, dict(own)), (objects, dict(objects))]
+        for param in self._params:
+            if param in objects:
+                self._keep_optimizer(param, objects[param])
+        for name, value in own.items():
+            if name not in _FIXED and isinstance(value, torch.Tensor | dict | list):
+                self._keep(value)
+
+    def _keep_optimizer(self, param: torch.Tensor, optimizer: Any) -> None:
+        if not type(optimizer).__module__.startswith(_PLAIN):
+            self._keep(optimizer)
+            return
+        own = vars(optimizer)
+        self._tables.append((own, dict(own)))
+        if "optimizer" in own:  # it is a schedule
+            self._keep_optimizer(param, own["optimizer"])
+            return
+        state, groups = own["state"], own["param_groups"]
+        self._tables.append((state, dict(state)))
+        self._lists.append((groups, list(groups)))
+        self._tables += [(group, dict(group)) for group in groups]
+        for each in state.values():
+            self._tables.append((each, dict(each)))
+            for value in each.values():
+                if isinstance(value, torch.Tensor):
+                    self._tensors.append(value)
+                elif isinstance(value, list | dict):
+                    self._keep(value)
+
+    def _keep(self, value: Any, level: int = 0) -> None:
+        """Through containers and objects of any class: slow, and in no stock optimiser."""
+        if id(value) in self._seen or level > _MOST_LEVELS:
+            return
+        if isinstance(value, torch.Tensor):
+            self._tensors.append(value)
+        elif isinstance(value, dict):
+            self._tables.append((value, dict(value)))
+            for each in list(value.values()):
+                self._keep(each, level + 1)
+        elif isinstance(value, list | tuple):
+            if isinstance(value, list):
+                self._lists.append((value, list(value)))
+            for each in value:
+                self._keep(each, level + 1)
+        elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module | FunctionType):
+            self._keep(vars(value), level + 1)
+        else:
+            return
+        self._seen[id(value)] = value
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for now, before in self._tables:
+            now.clear()
+            now.update(before)
+        for each, members in self._lists:
+            each[:] = members
+        with torch.no_grad():
+            for tensor, value in zip(self._tensors, self._values, strict=True):
+                tensor.copy_(value)
+
+    def shorten(self, scale: float) -> None:
+        """Take back a part of the way that the params have gone."""
+        with torch.no_grad():
+            for param, value in zip(self._params, self._values, strict=False):
+                param.copy_(torch.lerp(value, param, scale))
+
+
+# Memory for the copies of one step after the other: to ask for it anew takes longer than to copy.
+_memory: WeakKeyDictionary[PyroOptim, dict[int, torch.Tensor]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _copies(optim: PyroOptim, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    memory = _memory.setdefault(optim, {})
+    if len(memory) > 2 * len(tensors):
+        memory.clear()
+    copies = []
+    for tensor in tensors:
+        copy = memory.get(id(tensor))
+        if (
+            copy is None
+            or copy.shape != tensor.shape
+            or copy.dtype != tensor.dtype
+            or copy.device != tensor.device
+        ):
+            copy = memory[id(tensor)] = torch.empty_like(tensor, requires_grad=False)
+        copies.append(copy)
+    if tensors:
+        torch._foreach_copy_(copies, tensors)
+    return copies
+
+
+def _players(optim: PyroOptim) -> Iterator[PyroOptim]:
+    yield optim
+    for part in getattr(optim, "parts", dict)().values():
+        yield from _players(part)
+
+
+class StepSnapshot:
+    """
+    What a step may change: params and optimisers, gradients, the param store, buffers, counters.
+
+    Params and optimisers are copied right before the optimiser moves them, by
+    :func:`optimiser_step`; nothing before that does.
+
+    :param loss: whose counters are kept.
+    """
+
+    def __init__(self, loss: Any = None) -> None:
+        self._counters: list[tuple[Stateful, dict[str, Any]]] = []
+        self.keep_counters(loss)
+        self.store = StoreState()
+        self.buffers = Buffers()
+        self.optimiser: OptimiserState | None = None
+
+    def keep_counters(self, loss: Any) -> None:
+        """Keep the counters of one more loss."""
+        if isinstance(loss, Stateful) and not any(one is loss for one, _ in self._counters):
+            self._counters.append((loss, loss.get_state()))
+
+    def restore(self) -> None:
+        """Put everything back but gradients and random state."""
+        if self.optimiser is not None:
+            self.optimiser.restore()
+        for loss, counters in self._counters:
+            loss.set_state(counters)
+        self.buffers.restore()
+        self.store.restore()
+
+
+@contextmanager
+def transaction(loss: Any) -> Iterator[StepSnapshot]:
+    """
+    The snapshot that is undone if the context ends in any exception.
+
+    :param loss: whose counters are kept.
+    """
+    outer = _running.snapshot
+    if outer is not None:  # it undoes what is done in here too
+        outer.keep_counters(loss)
+        yield outer
+        return
+    snapshot = _running.snapshot = StepSnapshot(loss)
+    try:
+        with snapshot.buffers:
+            yield snapshot
+        note(loss, snapshot.buffers.called)
+    except BaseException:
+        snapshot.restore()
+        raise
+    finally:
+        _running.snapshot = None
+
+
+def is_running() -> bool:
+    """Whether this thread is in a :func:`transaction`."""
+    return _running.snapshot is not None
+
+
+@contextmanager
+def optimiser_step(
+    optim: PyroOptim, params: Sequence[torch.Tensor], *steps: StepSnapshot
+) -> Iterator[OptimiserState | None]:
+    """
+    Around the step of an optimiser: all of it is done, or nothing of the whole step.
+
+    :param optim: the optimiser.
+    :param params: what it moves.
+    :param steps: what has gone before in the same step; without, the optimiser alone is undone.
+    """
+    if _running.optimises:
+        yield None
+        return
+    steps = steps or (StepSnapshot(),)
+    _running.optimises = True
+    try:
+        steps[0].optimiser = OptimiserState(optim, params)
+        yield steps[0].optimiser
+    except BaseException:
+        steps[0].store.clear_grads(params)
+        for step in reversed(steps):
+            step.restore()
+        raise
+    finally:
+        _running.optimises = False
+
+
+class _Armed:
+    """
+    An optimiser that undoes the whole step of an SVI if its own part fails.
+
+    It stands in the place of the SVI's optimiser from the end of ``loss_and_grads`` to the call
+    that follows, looks and behaves like that one, and shares all attributes with it.
+    """
+
+    __slots__ = ("_arming",)
+    _arming: tuple[SVI, PyroOptim, int, list[StepSnapshot]]
+
+    def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
+        svi, optim, _, steps = self._arming
+        svi.optim = optim
+        params = list(params)
+        with optimiser_step(optim, params, *steps):
+            optim(params, *args, **kwargs)
+
+
+@functools.cache
+def _armed_class(cls: type) -> type:
+    return type(cls.__name__, (_Armed, cls), {"__slots__": (), "__module__": cls.__module__})
+
+
+def arm(step: StepSnapshot) -> None:
+    """
+    Have the optimiser of the SVI whose step this is undo the step if it fails.
+
+    A loss is not told which SVI calls it; the SVI is found among the callers. In a loop of the
+    user's own there is none: what the optimiser does there is out of a loss's sight.
+
+    :param step: what has been done so far.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), SVI):
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    else:
+        return
+    svi = frame.f_locals["self"]
+    steps, optim = [step], svi.optim
+    if isinstance(optim, _Armed):  # another loss of the same step, or one that never got this far
+        _, optim, number, earlier = optim._arming
+        steps = [*earlier, step] if number == id(frame) else steps
+    armed: Any = object.__new__(_armed_class(type(optim)))
+    armed.__dict__ = vars(optim)
+    armed._arming = svi, optim, id(frame), steps
+    svi.optim = armed

@@ -1,0 +1,148 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The noisy values that a model is handed, and a look at what it does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+
+from pyro_spread.infer._noise import draw_at
+from pyro_spread.infer._rows import NoisyRows
+from pyro_spread.noise import SpreadNoise
+from spread_analysis import _messages
+from spread_analysis._arguments import Key, get_argument, replace_arguments
+from spread_analysis._messages import spreading
+from spread_analysis._patterns import key_of
+from spread_analysis._use_of_data import UseOfData, layout
+
+
+class Handed:
+    """
+    Fresh y for every argument that carries data, and the arguments with them in place.
+
+    :param noise: dict from site or pattern to kernel.
+    :param use: how the model uses its data; noise is drawn accordingly.
+    :param located: dict from site or pattern to the place of its data.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+
+    def __init__(
+        self,
+        noise: Mapping[str, SpreadNoise],
+        use: UseOfData,
+        located: Mapping[str, Key],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.noise, self.use, self.located = noise, use, located
+        self.shapes: dict[Key, tuple[int, ...]] = {}
+        #: Arguments on which noise can be drawn only when the shape of the site is known.
+        self.undrawn: dict[Key, ValueError] = {}
+        y: dict[Key, torch.Tensor] = {}
+        for site, key in located.items():
+            if key not in y:
+                x = get_argument(key, args, kwargs)
+                self.shapes[key] = tuple(x.shape)
+                y[key] = self._draw(site, key, noise[str(key_of(noise, site))], x)
+        #: The y by site or pattern.
+        self.values = {site: y[key] for site, key in located.items()}
+        self.args, self.kwargs = replace_arguments(y, args, kwargs)
+
+    def _draw(self, site: str, key: Key, kernel: SpreadNoise, x: torch.Tensor) -> torch.Tensor:
+        layout = self.use.layouts.get(key)
+
+        def draw(part: torch.Tensor) -> torch.Tensor:
+            if layout is None:
+                return draw_at(site, kernel, part)
+            shape = (len(part), *layout[1:]) if rows else layout
+            return draw_at(site, kernel, part.reshape(shape)).reshape(part.shape)
+
+        dim = self.use.rows.get(key)
+        rows = dim is not None and (layout is None or (dim == 0 and layout[:1] == x.shape[:1]))
+        if dim is not None and rows and _is_drawn_by_rows(kernel, x, dim, draw):
+            return NoisyRows(x, draw, dim)
+        rows = False
+        try:
+            return draw(x)
+        except ValueError as error:
+            if layout is not None or self.use.complete or kernel._moves_with_data():
+                raise
+            self.undrawn[key] = error
+            return x
+
+
+def _is_drawn_by_rows(
+    kernel: SpreadNoise, x: torch.Tensor, dim: int, draw: Callable[[torch.Tensor], torch.Tensor]
+) -> bool:
+    """Whether rows of y can be drawn one by one, as constants in the place of those of x."""
+    if torch._C._get_tracing_state():
+        return False
+    try:
+        coupled = kernel._coupled_dims_of(x)
+        placed = 0 if kernel._moves_with_data() else max(kernel._placed_dims(0), coupled)
+        if x.dim() - dim <= placed:
+            return False
+        empty = x.narrow(dim, 0, 0)
+        y = draw(empty)
+    except (RuntimeError, ValueError):
+        return False
+    return y.shape == empty.shape and y.dtype == x.dtype and not y.requires_grad
+
+
+class Watch(Messenger):
+    """
+    Looks at what a model does with the values that it was handed.
+
+    :param handed: these values.
+    :raises Learned: in the model, if noise should have been drawn otherwise.
+    """
+
+    def __init__(self, handed: Handed) -> None:
+        super().__init__()
+        self._handed = handed
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            for error in self._handed.undrawn.values():
+                raise error
+
+    def _pyro_sample(self, msg: Any) -> None:
+        handed, fn = self._handed, msg["fn"]
+        if isinstance(fn, _Subsample):
+            taken = fn.subsample_size if msg["value"] is None else len(msg["value"])
+            if taken is not None and not torch._C._get_tracing_state():
+                handed.use.see_plate(msg["name"], fn.size, taken, handed.shapes)
+            return
+        site = key_of(handed.located, msg["name"])
+        if site is None or not (msg["is_observed"] or msg["infer"].get("was_observed")):
+            return
+        key, kernel = handed.located[site], handed.noise[str(key_of(handed.noise, site))]
+        observed = msg["value"] if msg["is_observed"] else msg["infer"]["obs"]
+        event = tuple(fn.event_shape)
+        batch_dim = np.ndim(observed) - len(event) - getattr(kernel, "_added_dims", 0)
+        value = (*np.shape(observed)[: max(0, batch_dim)], *event)  # in the coordinates of x
+        drawn = handed.use.layouts.get(key, handed.shapes[key])
+        if kernel._drawn_alike(drawn, value, len(event)):
+            if key in handed.undrawn:
+                raise handed.undrawn[key]
+            return
+        wanted = layout(handed.shapes[key], value, event)
+        known = handed.use.layouts.get(key)
+        if wanted is not None and wanted != drawn and known is None:
+            handed.use.see_layout(key, wanted)
+        if key in handed.undrawn:
+            raise handed.undrawn[key]
+        try:
+            kernel.spread(fn)  # its own refusal says more
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise type(error)(_messages.at_site(msg["name"], error)) from error
+        kind = type(kernel).__name__
+        raise ValueError(spreading.layout_misfit(msg["name"], kind, handed.shapes[key], value))

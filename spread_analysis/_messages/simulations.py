@@ -1,0 +1,48 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""About simulations that fail: draws of the model that are NaN or inf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def failed(counts: Mapping[str, int], total: int, may_exclude: bool = False) -> str:
+    site, count = next(iter(counts.items()))
+    others = [other for other in counts if other != site]
+    also = f" (as are draws at {others})" if others else ""
+    exclude = ", or leave them out with exclude_invalid_x=True" if may_exclude else ""
+    return (
+        f"site '{site}': {count} of {total} of the model's draws are NaN or inf{also}. Nothing was "
+        "changed. If it is a simulator that fails for part of its prior, narrow the prior, or let "
+        f"it return finite values there{exclude}; if it is a net, lower its learning rate."
+    )
+
+
+def left_out(counts: Mapping[str, int], total: int) -> str:
+    sites = ", ".join(f"{count} at site '{site}'" for site, count in counts.items())
+    return (
+        f"of {total} simulations some are NaN or inf and were left out: {sites}. What is learned "
+        "is the posterior given that the simulator succeeds. This is said once."
+    )
+
+
+def all_left_out(total: int) -> str:
+    return (
+        f"exclude_invalid_x=True leaves nothing: all {total} simulations of this step are NaN or "
+        "inf. Nothing was changed. Simulate more at once, or narrow the prior."
+    )
+
+
+def mostly_failed(failures: int, total: int) -> str:
+    return (
+        f"{failures} of {total} simulations are NaN or inf: too few are left to rank. Narrow the "
+        "prior to where the simulator succeeds."
+    )
+
+
+def exclude_without_forward() -> str:
+    return (
+        "exclude_invalid_x=True needs KL() and no discriminator: only there the model's "
+        "simulations are looked at one by one, and may be left out."
+    )

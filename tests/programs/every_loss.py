@@ -1,0 +1,86 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Every loss, once, on one small problem: tests of both backends read this list."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Loss:
+    """
+    A loss as both packages make it, and what it is tried on.
+
+    :param make: from a package, and a function that makes a critic of the named sites, to the loss.
+    :param guide: the kind of guide: ``"empty"``, ``"normal"`` or ``"implicit"``.
+    :param likely: whether the model must have a likelihood; else its output is deterministic.
+    :param has_critic: whether there are two players.
+    :param trains_model: whether the model learns, and not the guide alone.
+    """
+
+    make: Callable[[Any, Callable[..., Any]], Any]
+    guide: str
+    likely: bool = False
+    has_critic: bool = False
+    trains_model: bool = True
+
+
+def noise(p):
+    """The noise of the data, in a package."""
+    return {"x": p.GaussianNoise(0.5)}
+
+
+def _adversarial(divergence, **options):
+    def make(p, critic):
+        made = {name: option(p) for name, option in options.items()}
+        return p.AdversarialDivergence(critic("x"), divergence(p), **made)
+
+    return Loss(make, "empty", has_critic=True)
+
+
+def _prior(**options):
+    return Loss(
+        lambda p, critic: p.PriorContrastELBO(critic("z", "x"), noise(p), **options),
+        "implicit",
+        has_critic=True,
+    )
+
+
+LOSSES = {
+    "spread": Loss(lambda p, critic: p.SpreadELBO(noise(p)), "normal"),
+    "JS": _adversarial(lambda p: p.JSPi(0.5)),
+    "JS.1 spread": _adversarial(lambda p: p.JSPi(0.1), noise=noise),
+    "KL R1": _adversarial(lambda p: p.KL(), regularizer=lambda p: p.R1(1.0)),
+    "reverse KL two passes": _adversarial(lambda p: p.ReverseKL(), update=lambda p: "two_pass"),
+    "Wasserstein": Loss(
+        lambda p, critic: p.WassersteinCritic(critic("x")), "empty", has_critic=True
+    ),
+    "adaptive": _prior(),
+    "plain": _prior(adaptive=False),
+    "joint": Loss(
+        lambda p, critic: p.JointContrastELBO(critic("z", "x"), noise=noise(p)),
+        "implicit",
+        has_critic=True,
+    ),
+    "joint KL": Loss(
+        lambda p, critic: p.JointContrastELBO(divergence=p.KL()), "normal", trains_model=False
+    ),
+    "semi": Loss(
+        lambda p, critic: p.SemiImplicitELBO({"z": p.GaussianNoise(0.3)}, 3),
+        "implicit",
+        likely=True,
+    ),
+    "MMD": Loss(lambda p, critic: p.MMD(p.GaussianKernel(2.0)), "empty"),
+    "energy": Loss(lambda p, critic: p.EnergyDistance(), "empty"),
+    "sliced": Loss(lambda p, critic: p.SlicedWasserstein(20), "empty"),
+}
+TRAINS_MODEL = [name for name, loss in LOSSES.items() if loss.trains_model]
+HAS_CRITIC = [name for name, loss in LOSSES.items() if loss.has_critic]
+
+
+def public_losses(p):
+    """The classes of losses that a package exports."""
+    exported = (getattr(p, name) for name in p.__all__)
+    classes = {c for c in exported if isinstance(c, type)}
+    return {c for c in classes if callable(getattr(c, "loss", None))}
