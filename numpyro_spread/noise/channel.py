@@ -17,6 +17,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete, where_valid
 from spread_analysis import _messages
+from spread_analysis._messages import noise as messages
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
 # cannot be told from 0 in the single precision that most models run in.
@@ -120,8 +121,7 @@ class ChannelNoise(SpreadNoise):
         if not isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits):
             return None
         if jnp.shape(fn.probs)[-1] != self.num_classes:
-            high = jnp.shape(fn.probs)[-1] - 1
-            raise ValueError(_messages.label_out_of_range(self.num_classes, 0, high))
+            raise ValueError(messages.other_classes(self.num_classes, jnp.shape(fn.probs)[-1]))
         probs = fn.probs @ jnp.asarray(self.matrix, jnp.result_type(fn.probs)).T
         return dist.Categorical(probs).to_event(extra)
 
