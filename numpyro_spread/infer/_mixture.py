@@ -25,7 +25,7 @@ from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._sites import is_implicit, mask_of_implicit, plain_name
 from numpyro_spread.infer._supports import Supports
 from numpyro_spread.noise import SpreadNoise
-from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.noise.base import is_concrete, where_valid
 from spread_analysis import _messages
 from spread_analysis._patterns import key_of, resolved
 
@@ -118,7 +118,9 @@ class SiteNoise:
             return psi
         u = self.transform.inv(psi)
         inside = self.support(psi).all() & jnp.isfinite(u).all()
-        if is_concrete(inside) and not inside:
+        if not is_concrete(inside):
+            return where_valid(u, inside)
+        if not inside:
             raise ValueError(_messages.semi_outside_support(self.site, self.support))
         return u
 

@@ -15,11 +15,12 @@ from jax import random
 from numpyro.handlers import block, seed, substitute, trace
 
 from numpyro_spread._inputs import WANTED
-from numpyro_spread.handlers import check_noise, is_delta, spread
+from numpyro_spread.handlers import check_noise, is_delta, site_of, spread
 from numpyro_spread.infer._handed import Handed, Watch, draw_noise, draw_rows
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
 from numpyro_spread.infer._observation import sites_of_other_values
 from numpyro_spread.infer._rows import PlatesAt, draw_indices, is_drawn_by_rows, on_rows
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
@@ -277,7 +278,8 @@ class SpreadStep:
         values = handed.values.items()
         self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in values})
         names = {site: argument_name(key, self._model) for site, key in self._located.items()}
-        return _LossSpread(Watch(self._model, handed), handed, names, self._suspects)
+        spread_model = _LossSpread(Watch(self._model, handed), handed, names, self._suspects)
+        return Inside(spread_model)
 
     def check_observed(self) -> None:
         """
@@ -319,7 +321,7 @@ class _LossSpread(spread):
         super().process_message(msg)
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
-        site = msg["name"]
+        site = site_of(msg)
         kernel = self._kernel_at(site)
         if kernel is None:
             if is_delta(msg["fn"]):

@@ -17,6 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._registration import Loss, Registered
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from spread_analysis import _messages
 from spread_analysis._paths import Where
@@ -167,7 +168,7 @@ class SpreadELBO(Loss):
         kwargs: dict[str, Any],
     ) -> Any:
         def run(step: SpreadStep) -> Any:
-            return self._on_step(step, method, rng_key, guide)
+            return self._on_step(step, method, rng_key, Inside(guide))
 
         return self._spreading.settled(params, model, args, kwargs, run)
 

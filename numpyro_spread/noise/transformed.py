@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints, transforms
 from numpyro.distributions.transforms import Transform
 
-from numpyro_spread.noise.base import SpreadNoise, is_concrete
+from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
 from spread_analysis import _messages
 from spread_analysis._messages import noise as noise_messages
 
@@ -45,6 +45,25 @@ def _is_degenerate(value: Any) -> bool:
         return False
     array = np.asarray(value)
     return bool(np.any((array == 0) | ~np.isfinite(array)))
+
+
+def _valid_parts(transform: Transform) -> Iterator[jax.Array]:
+    """What can only be told under jit: whether parameters that must not be 0 are not."""
+    for part in _parts(transform):
+        yield from _valid_parts(part)
+    parameter: Any = None
+    if isinstance(transform, transforms.AffineTransform):
+        parameter = transform.scale
+    elif isinstance(transform, transforms.PowerTransform):
+        parameter = transform.exponent
+    elif isinstance(transform, transforms.LowerCholeskyAffine):
+        parameter = jnp.diagonal(transform.scale_tril, axis1=-2, axis2=-1)
+    elif isinstance(transform, transforms.PermuteTransform):
+        indices = transform.permutation
+        if not is_concrete(indices):
+            yield (jnp.sort(indices) == jnp.arange(len(indices))).all()
+    if parameter is not None and not is_concrete(parameter):
+        yield ((parameter != 0) & jnp.isfinite(parameter)).all()
 
 
 def _why_not_injective(transform: Transform) -> tuple[str, str] | None:
@@ -172,13 +191,17 @@ class TransformedNoise(SpreadNoise):
 
     def _map(self, x: jax.Array) -> jax.Array:
         transform = self.transform
-        if is_concrete(x):
-            with jax.ensure_compile_time_eval():
-                inside = transform.domain(x)
-            if is_concrete(inside) and not np.all(np.asarray(inside)):
-                raise ValueError(_messages.outside_domain(_name(transform), transform.domain))
+        with jax.ensure_compile_time_eval():
+            inside = transform.domain(x)
+        if is_concrete(inside) and not np.all(np.asarray(inside)):
+            raise ValueError(_messages.outside_domain(_name(transform), transform.domain))
         # Under x64 a transform's own numbers would widen float32 data.
-        return jnp.asarray(transform(x)).astype(x.dtype)
+        y = jnp.asarray(transform(x)).astype(x.dtype)
+        if not is_concrete(inside):
+            y = where_valid(y, inside.reshape(*inside.shape, *[1] * (y.ndim - inside.ndim)))
+        for valid in _valid_parts(transform):
+            y = where_valid(y, valid)
+        return y
 
     def _moves_with_data(self) -> bool:
         alike = self.coupled_dims == 0 and not _parameter_dims(self.transform)
