@@ -17,7 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.divergences import KL, Divergence, ReverseKL
 from numpyro_spread.infer._contrast import accuracy
-from numpyro_spread.infer._critic import penalty_in_turn
+from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._implicit_group import frozen
@@ -306,6 +306,8 @@ class JointContrastELBO(Stateful, ELBO):
             return self._critic.apply(critic, values, *frozen((args, kwargs)))
 
         pairs = frozen(sides.guide), frozen(sides.model)
+        if self.regularizer is not None:
+            warn_of_coupling(self._critic, params[self._site], pairs[0], *frozen((args, kwargs)))
         critic_loss += penalty_in_turn(
             penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
         )
