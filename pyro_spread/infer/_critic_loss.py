@@ -18,7 +18,7 @@ from pyro_spread.infer._critic import (
     penalise,
     register_critic,
 )
-from pyro_spread.infer._guards import as_before_on_error, no_new_params_on_error, unchanged_buffers
+from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
@@ -146,20 +146,6 @@ class CriticLoss(Loss):
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, sides.model, args, kwargs)
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """
-        Like :meth:`loss`, and adds to every param the gradient of its own player's loss.
-
-        :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
-            player; all but the random state is as it was.
-        """
-        with as_before_on_error(self, model, args, kwargs):
-            sides = self._sides(model, guide, args, kwargs)
-            self._register(model, guide, args, kwargs)
-            loss = self._play(sides, model, guide, args, kwargs)
-            loss.backward()
-        return float(loss.detach())
-
     def differentiable_loss(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -168,10 +154,12 @@ class CriticLoss(Loss):
 
         The tensor is the derivative of no single function: second derivatives make no sense.
         """
-        sides = self._sides(model, guide, args, kwargs)
-        if not torch.is_grad_enabled():
-            return self._evaluate(sides, model, guide, args, kwargs)
-        return self._play(sides, model, guide, args, kwargs)
+        with no_new_params_on_error():
+            sides = self._sides(model, guide, args, kwargs)
+            self._register(model, guide, args, kwargs)
+            if not torch.is_grad_enabled():
+                return self._evaluate(sides, model, guide, args, kwargs)
+            return self._play(sides, model, guide, args, kwargs)
 
     def _evaluate(
         self, sides: TwoSides, model: Any, guide: Any, args: Any, kwargs: Any

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -23,6 +24,8 @@ from spread_analysis._stateful import Stateful
 
 #: Params that some loss has put into the store, other than by loading it from a file.
 critic_params = WeakTensorKeyDictionary()
+#: Names of discriminators that no site of the guide asks for, by their loss: they have no params.
+idle_critics: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 # What the distributions of torch say of a value or param outside of its constraint.
 _VALIDATION = ("Expected value argument", "Expected parameter")
 _SHOWN = "found invalid values:"

@@ -60,7 +60,6 @@ class Loss(Stateful, ELBO):
             player; all but the random state is as it was.
         """
         with as_before_on_error(self, model, args, kwargs):
-            self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
             if loss.requires_grad:
                 loss.backward()

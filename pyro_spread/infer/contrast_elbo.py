@@ -25,7 +25,7 @@ from pyro_spread.infer._critic import (
     is_lazy,
     register_critic,
 )
-from pyro_spread.infer._guards import no_new_params_on_error, unchanged_buffers
+from pyro_spread.infer._guards import idle_critics, no_new_params_on_error, unchanged_buffers
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule
@@ -237,8 +237,10 @@ class PriorContrastELBO(Loss):
         beta = 1.0
         if isinstance(self.annealing, int):
             beta = min(1.0, (self.steps_done + 1) / self.annealing)
-        loss, runs = self._run(model, guide, args, kwargs, beta)
-        critics = [self._contrast.loss(run) for run in runs]
+        with no_new_params_on_error():
+            self._register(model, guide, args, kwargs)
+            loss, runs = self._run(model, guide, args, kwargs, beta)
+            critics = [self._contrast.loss(run) for run in runs]
         critic = torch.stack(critics).mean() if critics else torch.zeros(())
         if isinstance(self.annealing, int):
             self.steps_done += 1
@@ -373,7 +375,10 @@ class PriorContrastELBO(Loss):
         if is_lazy(self.discriminator):
             with torch.no_grad():
                 self._run(model, guide, args, kwargs, 1.0)
-        if not is_lazy(self.discriminator):  # as they stay without an implicit site
+        idle_critics.pop(self, None)
+        if is_lazy(self.discriminator):  # as they stay without an implicit site
+            idle_critics[self] = self.name
+        else:
             register_critic(self.name, self.discriminator)
         if self.head is not None and not is_lazy(self.head):
             # Under the discriminator's name, since it plays on its side.

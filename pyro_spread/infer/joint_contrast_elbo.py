@@ -183,7 +183,6 @@ class JointContrastELBO(Loss):
             nullcontext() if self.discriminator is None else unchanged_buffers(self.discriminator)
         )
         with torch.no_grad(), no_new_params_on_error(), kept:
-            self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return float(loss)
 
@@ -196,7 +195,9 @@ class JointContrastELBO(Loss):
         The tensor is the derivative of no single function: second derivatives make no sense.
         """
         one = self._forward_loss if self.discriminator is None else self._adversarial_loss
-        losses = [one(model, guide, args, kwargs) for _ in range(self.num_particles)]
+        with no_new_params_on_error():
+            self._register(model, guide, args, kwargs)
+            losses = [one(model, guide, args, kwargs) for _ in range(self.num_particles)]
         return torch.stack(losses).mean()
 
     def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
