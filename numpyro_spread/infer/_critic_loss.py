@@ -42,6 +42,11 @@ class Logits(NamedTuple):
     data_weights: jax.Array | None
     model_weights: jax.Array | None
 
+    def range(self) -> tuple[jax.Array, jax.Array]:
+        """The least and the largest logit of both sides."""
+        low = jnp.minimum(self.data.min(), self.model.min())
+        return low, jnp.maximum(self.data.max(), self.model.max())
+
 
 class CriticLoss(ELBO):
     """

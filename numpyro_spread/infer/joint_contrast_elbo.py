@@ -28,17 +28,18 @@ from numpyro_spread.infer._registration import Registered, declare_params, examp
 from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._two_sides import is_compared
-from numpyro_spread.infer._watch import report
+from numpyro_spread.infer._watch import watch_lag
+from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
-from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
+from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
 from spread_analysis._latents import shared_dims
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
-from spread_analysis.critic import LAGGING_ACCURACY
+from spread_analysis.critic import LogitRangeMonitor
 
 # Folded into the key, beside what splitting it amounts to.
 _WATCH = 0x5EED0002
@@ -151,6 +152,8 @@ class JointContrastELBO(Stateful, ELBO):
         divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
         if discriminator is None and not isinstance(divergence, KL):
             raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
+        if discriminator is not None:
+            refuse_bounded_logits(discriminator)
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
@@ -160,6 +163,7 @@ class JointContrastELBO(Stateful, ELBO):
         self._spreading = Spreading(noise, None if noise is None else data)
         self.noise, self.data = self._spreading.noise, dict(data or {})
         self._monitor = FalseEvidenceMonitor()
+        self._range = LogitRangeMonitor(float(prior_log_odds(1 - divergence.pi)))
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
@@ -221,21 +225,19 @@ class JointContrastELBO(Stateful, ELBO):
         one = self._forward_loss if self._critic is None else self._adversarial_loss
         step = self._spreading.step(param_map, model, args, kwargs)
 
-        def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
+        def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], Any]:
             return one(key, step, param_map, model, guide, args, kwargs)
 
         keys = random.split(rng_key, self.num_particles)
         if self.num_particles == 1:
-            loss, mutable, right = particle(keys[0])
+            loss, mutable, seen = particle(keys[0])
         else:
-            loss, mutable, right = self.vectorize_particles_fn(particle, keys)
+            loss, mutable, seen = self.vectorize_particles_fn(particle, keys)
             loss = loss.mean(0)
             if mutable:
                 raise NotImplementedError(_messages.mutable_particles(self.num_particles))
-        if right is not None:
-            right = right.mean()
-            watch_key = random.fold_in(rng_key, _WATCH)
-            report(watch_key, self._monitor.observe, right >= LAGGING_ACCURACY, right)
+        if seen is not None:
+            watch_lag(random.fold_in(rng_key, _WATCH), self._monitor, self._range, seen)
         return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(
@@ -293,7 +295,7 @@ class JointContrastELBO(Stateful, ELBO):
         guide: Any,
         args: Any,
         kwargs: Any,
-    ) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
+    ) -> tuple[jax.Array, dict[str, Any], Any]:
         draw_key, penalty_key = random.split(rng_key)
         sides, args, kwargs = self._draw(draw_key, step, params, model, guide)
         share = 1 - self.divergence.pi  # of the guide's pairs, whose label is one
@@ -311,8 +313,8 @@ class JointContrastELBO(Stateful, ELBO):
         critic_loss += penalty_in_turn(
             penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
         )
-        right = lax.stop_gradient(accuracy(logits))
-        return value + critic_loss - lax.stop_gradient(critic_loss), sides.mutable, right
+        seen = lax.stop_gradient((accuracy(logits), *logits.range()))
+        return value + critic_loss - lax.stop_gradient(critic_loss), sides.mutable, seen
 
     def _players_loss(
         self, critic: Any, sides: JointSides, share: float, args: Any, kwargs: Any

@@ -42,6 +42,11 @@ class Logits(NamedTuple):
     data_weights: torch.Tensor | None
     model_weights: torch.Tensor | None
 
+    def range(self) -> tuple[float, float]:
+        """The least and the largest logit of both sides."""
+        (low, high), (other_low, other_high) = self.data.aminmax(), self.model.aminmax()
+        return min(float(low), float(other_low)), max(float(high), float(other_high))
+
 
 class _Report(torch.autograd.Function):
     """``value``, whose gradient is that of ``surrogate``: finite even where that overflows."""

@@ -32,6 +32,7 @@ from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
+from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport, FalseEvidenceWarning, _messages
 from spread_analysis._arguments import positional_names
@@ -172,6 +173,7 @@ class PriorContrastELBO(Loss):
                     raise ValueError(_messages.critic_site_name(site))
             discriminator = nn.ModuleDict(discriminator)
         check_critic(discriminator)
+        refuse_bounded_logits(discriminator)
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(_messages.bad_range("head", head, "a torch.nn.Module, or None"))
         if head is not None and not adaptive:

@@ -33,8 +33,9 @@ from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.infer._two_sides import is_compared
 from pyro_spread.infer._watch import LagWatch
+from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.adapters import SiteValues
-from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
+from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
@@ -153,6 +154,7 @@ class JointContrastELBO(Loss):
             raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
         if discriminator is not None:
             check_critic(discriminator)
+            refuse_bounded_logits(discriminator)
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
@@ -160,7 +162,7 @@ class JointContrastELBO(Loss):
         self.name = name
         self._spreading = Spreading(noise, data if noise is not None else None)
         self.noise, self.data = self._spreading.noise, dict(data or {})
-        self._watch = LagWatch()
+        self._watch = LagWatch(prior_log_odds(1 - divergence.pi))
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """

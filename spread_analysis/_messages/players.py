@@ -98,6 +98,22 @@ def net_failed(widths: Mapping[str, int]) -> str:
     )
 
 
+def bounded_logits(layer: str) -> str:
+    return (
+        f"the discriminator ends in {layer}, whose values keep to a part of the real line, but a "
+        "logit may be any number: the loss takes the sigmoid of it by itself. Leave that layer "
+        "out."
+    )
+
+
+def logits_in_unit_interval() -> str:
+    return (
+        "for many steps all logits of the discriminator have been between 0 and 1, on both sides. "
+        "Does it end in a sigmoid? A logit may be any number, and the loss takes the sigmoid of it "
+        "by itself: leave that layer out. A discriminator without one has learned nothing yet."
+    )
+
+
 def nothing_observed() -> str:
     return (
         "the model observes no site, so there are no data to compare its draws with. Pass the data "
