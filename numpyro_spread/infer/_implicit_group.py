@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-from numpyro_spread.infer._critic import penalty_in_turn
+from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
 from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
@@ -90,6 +90,10 @@ class Group:
             counts = weights.sum() > 0
             weights = jnp.where(counts, weights, 1.0)  # zero divided by zero has no gradient
         loss = logistic_loss(logits.data, logits.model, 0.5, weights, weights)
+        if options.regularizer is not None:
+            shown = SiteValues(frozen(self._shown), self._batch_shape, frozen(self._arguments))
+            called = frozen((self._run.args, self._run.kwargs))
+            warn_of_coupling(self._critic, self._params, shown, *called)
         loss = loss + penalty_in_turn(
             self._penalty_key, options.regularizer, self._judge, self._params, data, model, weights
         )
