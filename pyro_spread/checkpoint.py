@@ -131,8 +131,9 @@ def load_checkpoint(
     :return: step, metadata, path and library versions of the checkpoint.
     :raises FileNotFoundError: if there is no checkpoint.
     :raises CheckpointError: if the file is truncated, damaged, foreign, of another run, or holds a
-        state from which the next step would fail. Params, optimisers and random state are as before, and so are all files; the message names an
-        earlier checkpoint if there is one, which is not taken silently.
+        state from which the next step would fail. Params, optimisers and random state are as
+        before, and so are all files; the message names an earlier checkpoint if there is one, which
+        is not taken silently.
     """
     _check_svi(svi)
     watch(svi)  # what comes after is seen, also where there is no checkpoint yet

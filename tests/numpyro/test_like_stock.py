@@ -330,7 +330,7 @@ ELBOS = {
 
 @pytest.mark.parametrize("name", ELBOS)
 def test_stock_elbos(name):
-    # A guide with a seed of its own draws alike in all particles: it is the sum of them that counts.
+    # A guide with a seed of its own draws alike in all particles; their mean is what counts.
     assert_same(*compared(named, X, **ELBOS[name]))
 
 
