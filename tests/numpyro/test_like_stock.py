@@ -202,7 +202,7 @@ MODELS = {
 HANDLERS = {
     "condition": lambda fn: handlers.condition(fn, {"mu": 0.4}),
     "do": lambda fn: handlers.do(fn, {"mu": 0.4}),
-    "block": lambda fn: handlers.block(fn, hide_fn=lambda site: site["name"] == "nothing"),
+    "block": lambda fn: handlers.block(fn, hide_fn=lambda site: site.get("name") == "nothing"),
     "mask": lambda fn: handlers.mask(fn, mask=True),
     "scale": lambda fn: handlers.scale(fn, scale=0.25),
     "seed": lambda fn: handlers.seed(fn, 7),
@@ -330,7 +330,7 @@ ELBOS = {
 
 @pytest.mark.parametrize("name", ELBOS)
 def test_stock_elbos(name):
-    # A guide with a seed of its own draws alike in all particles: it is the sum of them that counts.
+    # A guide with a seed of its own draws alike in all particles; their mean is what counts.
     assert_same(*compared(named, X, **ELBOS[name]))
 
 
