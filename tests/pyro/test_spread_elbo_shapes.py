@@ -57,9 +57,7 @@ def test_what_patterns_and_missing_names_are_told():
     with pytest.raises(ValueError, match=r"named 'y_\*', but.*\['x_0', 'x_1'\]"):
         SpreadELBO({"x_*": K, "y_*": K}, data={"y_*": "x"}).loss(series, no_guide, torch.ones(4, 2))
     with pytest.raises(ValueError, match=r"the site 'x_2'.*\{'x_\*': kernel\}, or a callable"):
-        SpreadELBO(dict.fromkeys(["x_0", "x_1", "x_2"], K)).loss(
-            series, no_guide, torch.ones(4, 2)
-        )
+        SpreadELBO(dict.fromkeys(["x_0", "x_1", "x_2"], K)).loss(series, no_guide, torch.ones(4, 2))
     kernels = {"x_*": GaussianNoise(0.3), "*_0": GaussianNoise(0.2)}
     with pytest.raises(ValueError, match="both take their data"):
         SpreadELBO(kernels).loss(series, no_guide, torch.ones(4, 2))
@@ -168,6 +166,9 @@ def test_structure_may_be_asked_of_what_has_no_density():
     relations = get_model_relations(model, (torch.zeros(3),))
     assert relations["sample_sample"] == {"z": [], "x": ["z"]}
     assert relations["sample_param"] == {"z": ["w"], "x": []}
-    assert get_dependencies(model, (torch.zeros(3),))["prior_dependencies"]["x"].keys() == {"x", "z"}
+    assert get_dependencies(model, (torch.zeros(3),))["prior_dependencies"]["x"].keys() == {
+        "x",
+        "z",
+    }
     with pytest.raises(NotImplementedError, match="has no likelihood"):
         DeterministicGenerator(torch.zeros(3)).log_prob(torch.zeros(3))
