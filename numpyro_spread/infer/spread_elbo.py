@@ -74,8 +74,8 @@ class SpreadELBO(Loss):
     Values can be checked only where they are concrete: in eager calls, in ``svi.run`` (which
     captures the data) and, if the guide went through :meth:`register`, in ``SVI.init``. Structure,
     shapes and types are checked under jit too, when it traces, at no cost when it runs. Under a
-    plate that subsamples full data inside the model, noise is drawn for the rows that are taken, and
-    for all of them only if model or guide read them all.
+    plate that subsamples full data inside the model, noise is drawn for the rows that are taken,
+    and for all of them only if model or guide read them all.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
     a compiled step means the whole batch, wherever its parts are.

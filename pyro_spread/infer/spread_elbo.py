@@ -79,8 +79,9 @@ class SpreadELBO(Loss):
         True
 
     Under a plate that subsamples full data inside the model, noise is drawn for the rows that are
-    taken, and for all of them only if model or guide read them all. A kernel's ``nn.Parameter`` is trained through ``loss(model, guide)``
-    only: under ``SVI`` make the scale a ``pyro.param`` in a callable ``noise``.
+    taken, and for all of them only if model or guide read them all. A kernel's ``nn.Parameter`` is
+    trained through ``loss(model, guide)`` only: under ``SVI`` make the scale a ``pyro.param`` in a
+    callable ``noise``.
 
     With ``vectorize_particles=True`` an averaged bound still runs its particles one after another:
     each sees its own y, and a model written for x of shape (N, ...) cannot take (particles, N,

@@ -89,7 +89,7 @@ def test_data_are_found_inside_of_a_batch(batch, where):
     assert type(seen[0]) is type(batch)
     clean = batch["image"] if isinstance(batch, dict) else batch[0]
     assert torch.equal(clean, torch.ones(4, 2))
-    with pytest.raises(ValueError, match="'none' inside of a model argument.*looked for in has"):
+    with pytest.raises(ValueError, match=r"'none' inside of a model argument.*looked for in has"):
         SpreadELBO({"x": K}, data={"x": ("batch", "none")}).loss(model, no_guide, batch)
 
 
