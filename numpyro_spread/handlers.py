@@ -117,7 +117,7 @@ class spread(Messenger):  # noqa: N801
             self._check_complete()
 
     def _check_complete(self) -> None:
-        for key in resolved(self.noise, self._seen):
+        for key in resolved(self.noise, self._seen, self._observed):
             if key not in self._seen:
                 raise ValueError(_messages.no_such_site(key, self._observed))
 

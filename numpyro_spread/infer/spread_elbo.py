@@ -74,9 +74,9 @@ class SpreadELBO(Loss):
 
     Values can be checked only where they are concrete: in eager calls, in ``svi.run`` (which
     captures the data) and, if the guide went through :meth:`register`, in ``SVI.init``. Structure,
-    shapes and types are checked under jit too, when it traces, at no cost when it runs. A plate
-    that subsamples full data inside the model has all of them noised at every step; mini-batches
-    cost less.
+    shapes and types are checked under jit too, when it traces, at no cost when it runs. Under a
+    plate that subsamples full data inside the model, noise is drawn for the rows that are taken,
+    and for all of them only if model or guide read them all.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
     a compiled step means the whole batch, wherever its parts are.
@@ -86,13 +86,15 @@ class SpreadELBO(Loss):
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
     https://arxiv.org/abs/1811.08968
 
-    :param noise: dict from observed site to noise kernel; or a callable that returns it, called
+    :param noise: dict from observed site to noise kernel, in which ``"x_*"`` stands for all
+        observed sites of such a name; or a callable that returns it, called
         with the model's (clean) arguments at every step, in which ``numpyro.param`` may be used if
         the guide goes through :meth:`register`. An annealed scale that is an argument of the model
         reaches the kernel that way, also under jit.
     :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
-    :param data: dict from site to the name of the model argument that carries its data. Left out:
-        the argument of the site's name, else the first.
+    :param data: dict from site to the name of the model argument that carries its data, or to a
+        way into one: ``"batch.image"`` or ``("batch", "image")``. Left out: the argument of the
+        site's name, else the first.
     :raises TypeError: if noise is not such a dict or elbo not an ELBO.
     :raises NotImplementedError: if elbo is one that cannot be spread, saying why.
     """

@@ -66,25 +66,12 @@ def _valid_parts(transform: Transform) -> Iterator[jax.Array]:
         yield ((parameter != 0) & jnp.isfinite(parameter)).all()
 
 
-def _why_not_injective(transform: Transform) -> tuple[str, str] | None:
-    """Which part is not and why; None where no reason is known: NumPyro's have no such flag."""
+def _why_not_injective(transform: Transform) -> str | None:
+    """The reason, or None where no reason is known: NumPyro's transforms carry no such flag."""
     for part in _parts(transform):
-        found = _why_not_injective(part)
-        if found is not None:
-            inverse = isinstance(transform, transforms._InverseTransform)
-            return (f"the inverse of {found[0]}" if inverse else found[0]), found[1]
-    reason = _own_fault(transform)
-    return None if reason is None else (_name(transform), reason)
-
-
-def _name(transform: Transform) -> str:
-    """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
-    if isinstance(transform, transforms._InverseTransform):
-        return f"the inverse of {_name(transform._inv)}"
-    return type(transform).__name__
-
-
-def _own_fault(transform: Any) -> str | None:
+        reason = _why_not_injective(part)
+        if reason is not None:
+            return reason
     if isinstance(transform, transforms.AbsTransform):
         return "x and -x have the same absolute value"
     if isinstance(transform, transforms.AffineTransform) and _is_degenerate(transform.scale):
@@ -102,6 +89,13 @@ def _own_fault(transform: Any) -> str | None:
     if not getattr(transform, "bijective", True):
         return "its attribute bijective is False"
     return None
+
+
+def _name(transform: Transform) -> str:
+    """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
+    if isinstance(transform, transforms._InverseTransform):
+        return f"the inverse of {_name(transform._inv)}"
+    return type(transform).__name__
 
 
 def _is_real_array(transform: Transform) -> bool:
@@ -150,9 +144,9 @@ class TransformedNoise(SpreadNoise):
             raise TypeError(_messages.not_a_transform(self.transform, base))
         if not isinstance(self.noise, SpreadNoise):
             raise TypeError("TransformedNoise: " + _messages.not_a_kernel(self.noise))
-        fault = _why_not_injective(self.transform)
-        if fault is not None:
-            raise ValueError(_messages.not_injective(*fault))
+        reason = _why_not_injective(self.transform)
+        if reason is not None:
+            raise ValueError(_messages.not_injective(_name(self.transform), reason))
         if not _is_real_array(self.transform):
             raise ValueError(_messages.not_a_real_array(_name(self.transform)))
 

@@ -19,25 +19,12 @@ from spread_analysis import _messages
 from spread_analysis._messages import noise as noise_messages
 
 
-def _why_not_injective(transform: Any) -> tuple[str, str] | None:
-    """Which part is not and why, or None. Degenerate parameters pass torch's own flag."""
+def _why_not_injective(transform: Any) -> str | None:
+    """The reason, or None where no reason is known. Degenerate parameters pass torch's own flag."""
     for part in _parts(transform):
-        found = _why_not_injective(part)
-        if found is not None:
-            inverse = isinstance(transform, transforms._InverseTransform)
-            return (f"the inverse of {found[0]}" if inverse else found[0]), found[1]
-    reason = _own_fault(transform)
-    return None if reason is None else (_name(transform), reason)
-
-
-def _name(transform: Transform) -> str:
-    """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
-    if isinstance(transform, transforms._InverseTransform):
-        return f"the inverse of {_name(transform.inv)}"
-    return type(transform).__name__
-
-
-def _own_fault(transform: Any) -> str | None:
+        reason = _why_not_injective(part)
+        if reason is not None:
+            return reason
     if isinstance(transform, transforms.AffineTransform) and _is_degenerate(transform.scale):
         return "a scale of 0 maps every value to the same one"
     if isinstance(transform, transforms.PowerTransform) and _is_degenerate(transform.exponent):
@@ -52,6 +39,13 @@ def _own_fault(transform: Any) -> str | None:
     if not transform.bijective:
         return "its attribute bijective is False"
     return None
+
+
+def _name(transform: Transform) -> str:
+    """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
+    if isinstance(transform, transforms._InverseTransform):
+        return f"the inverse of {_name(transform.inv)}"
+    return type(transform).__name__
 
 
 def _parts(transform: Transform) -> list[Transform]:
@@ -114,9 +108,9 @@ class TransformedNoise(SpreadNoise):
             raise TypeError(_messages.not_a_transform(self.transform, base))
         if not isinstance(self.noise, SpreadNoise):
             raise TypeError("TransformedNoise: " + _messages.not_a_kernel(self.noise))
-        fault = _why_not_injective(self.transform)
-        if fault is not None:
-            raise ValueError(_messages.not_injective(*fault))
+        reason = _why_not_injective(self.transform)
+        if reason is not None:
+            raise ValueError(_messages.not_injective(_name(self.transform), reason))
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]

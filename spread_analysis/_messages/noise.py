@@ -94,8 +94,8 @@ def label_out_of_range(num_classes: int, low: object, high: object) -> str:
 
 def other_classes(num_classes: int, found: int) -> str:
     return (
-        f"ChannelNoise has {num_classes} classes, with labels 0..{num_classes - 1}, but the "
-        f"Categorical has {found}. Use a channel with as many rows as there are classes."
+        f"ChannelNoise: labels must lie in 0..{num_classes - 1}, but the Categorical has {found} "
+        "classes. Use a channel with as many rows as there are classes."
     )
 
 
