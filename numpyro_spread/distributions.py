@@ -20,6 +20,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro_spread._pytree import widened
 from spread_analysis import _messages
 from spread_analysis._inspection import is_inspected
+from spread_analysis._messages import distributions
 
 
 def _as_pytree(fn: Callable[..., Any]) -> Any:
@@ -53,7 +54,8 @@ class ImplicitDistribution(Distribution):
         sample + batch + ``event_shape``; a ``Partial``, function or module, differentiable in its
         parameters.
     :param base_dist: distribution of the noise; its batch shape is the batch shape here.
-    :param event_shape: shape of one value.
+    :param event_shape: shape of one value, a tuple.
+    :raises TypeError: if fn is not callable, base_dist no distribution or event_shape no tuple.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -68,6 +70,11 @@ class ImplicitDistribution(Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        if not callable(fn):
+            raise TypeError(distributions.implicit_fn(fn))
+        if not isinstance(base_dist, Distribution):
+            raise TypeError(distributions.implicit_base(base_dist, "numpyro"))
+        distributions.check_event_shape(event_shape)
         self.fn = _as_pytree(fn)
         self.base_dist = base_dist
         # What vmap and scan put in front of the arrays is told by what they had before.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import Predictive
 
 from numpyro_spread._inputs import takes_arrays
+from numpyro_spread.infer._invalid import Invalid, rows_first
 from numpyro_spread.infer._scan import Inside, Unconditioned
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import _mask
@@ -36,7 +38,9 @@ from spread_analysis._arguments import (
     locate_data,
     replace_arguments,
 )
+from spread_analysis._messages import simulations
 from spread_analysis._messages.evaluation import masked_apart
+from spread_analysis._nonfinite import NonFiniteError, Told
 from spread_analysis._validation import as_count
 from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
@@ -259,6 +263,7 @@ def simulation_based_calibration(
     sites: Collection[str] | None = None,
     data: Mapping[str, str] | None = None,
     parallel: bool = False,
+    exclude_invalid_x: bool = False,
     **kwargs: Any,
 ) -> CalibrationReport:
     r"""
@@ -300,12 +305,15 @@ def simulation_based_calibration(
         Left out: the argument of the site's name, else the first.
     :param parallel: whether all draws of the guide are one run, as in ``Predictive``: faster, and
         takes more memory.
+    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, with one
+        :class:`InvalidSimulationsWarning`; otherwise they are an error. Ranks of the others are as
+        uniform: the posterior of finite data is that given that the simulator succeeds.
     :param kwargs: keyword arguments of both.
     :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
     :raises ValueError: if an observed site does not fit the argument that carries its data,
         ``sites`` are none that both have, or all of a site is masked; the message names them.
     """
-    tally = RankTally(num_simulations, num_draws)
+    tally, told = RankTally(num_simulations, num_draws), Told()
     first = _sites(_simulate(rng_key, params, model, args, kwargs))
     observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
     for name, site in observed.items():
@@ -318,11 +326,27 @@ def simulation_based_calibration(
             argument, shapes = argument_name(key, model), (value.shape, np.shape(given))
             raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
 
+    dims = _shared_dims(first.values())
+
+    def axes(name: str) -> list[int]:
+        return [dim - first[name]["fn"].event_dim for dim in dims]
+
+    def failures(sites: Mapping[str, Any]) -> Invalid:
+        values = {name: sites[name]["value"] for name in observed}
+        masks = {name: _mask(name, sites[name], jnp.shape(v)) for name, v in values.items()}
+        return Invalid(values, {name: axes(name) for name in values}, masks)
+
     def with_simulated(sites: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        values = {key: sites[name]["value"] for name, key in located.items()}
+        values = {}
+        for name, key in located.items():
+            values[key] = sites[name]["value"]
+            if exclude_invalid_x:  # what the guide says of them must be something
+                given = get_argument(key, args, kwargs)
+                values[key] = failures(sites).replaced(values[key], axes(name), given)
         return replace_arguments(values, args, kwargs)
 
-    guide_trace = _trace(rng_key, params, guide, *with_simulated(first))
+    with nullcontext() if exclude_invalid_x else failures(first).blamed(may_exclude=True):
+        guide_trace = _trace(rng_key, params, guide, *with_simulated(first))
     drawn = [name for name in guide_trace if name in first]
     wanted = drawn if sites is None else list(sites)
     if not wanted or not set(wanted) <= set(drawn):
@@ -335,11 +359,6 @@ def simulation_based_calibration(
         parallel=parallel,
     )
 
-    dims = _shared_dims(first.values())
-
-    def axes(name: str) -> list[int]:
-        return [dim - first[name]["fn"].event_dim for dim in dims]
-
     @jax.jit
     def simulate(rng_key: jax.Array) -> Any:
         model_key, guide_key = random.split(rng_key)
@@ -348,19 +367,34 @@ def simulation_based_calibration(
         draws = predictive(guide_key, *new_args, **new_kwargs)
         # A run of its own, since what the guide masks may follow the data.
         proposed = _trace(guide_key, params, guide, new_args, new_kwargs)
-        ranked = {}
+        ranked, invalid = {}, failures(sites)
+        seen = jnp.zeros(invalid.total, bool)
         for name in wanted:
-            truth = sites[name]["value"]
-            of_guide = _kept(name, proposed[name]).reshape(jnp.shape(truth))
-            ranked[name] = truth, draws[name], _kept(name, sites[name]) & of_guide
-        return ranked, {name: sites[name]["value"] for name in observed}
+            truth, own = sites[name]["value"], axes(name)
+            kept = _kept(name, proposed[name]).reshape(jnp.shape(truth)) & _kept(name, sites[name])
+            ranks = rows_first(kept, own).reshape(invalid.total, -1).any(-1)
+            seen = seen | ranks
+            if exclude_invalid_x:
+                kept &= invalid.good(jnp.ndim(truth), own, [truth.shape[axis] for axis in own])
+            ranked[name] = truth, draws[name], kept
+        values = {name: sites[name]["value"] for name in observed}
+        if not exclude_invalid_x:  # a guide may have masked them
+            invalid = invalid.among(seen)
+        return ranked, values, (invalid.rows, invalid.counts)
 
     while tally.wants_more:
         rng_key, run_key, tie_key = random.split(rng_key, 3)
-        ranked, values = simulate(run_key)
-        run = {name: Ranked(*parts, axes(name)) for name, parts in ranked.items()}
-        seen = [(value, axes(name)) for name, value in values.items()]
-        tally.add(run, seen, _numpy_seed(tie_key))
+        ranked, values, (bad, counts) = simulate(run_key)
+        bad, counts = np.asarray(bad), {name: int(count) for name, count in counts.items() if count}
+        if counts and not exclude_invalid_x:
+            raise NonFiniteError(simulations.failed(counts, len(bad), may_exclude=True))
+        if counts:
+            told(counts, len(bad))
+        if not bad.all():
+            run = {name: Ranked(*parts, axes(name)) for name, parts in ranked.items()}
+            seen = [(value, axes(name)) for name, value in values.items()]
+            tally.add(run, seen, _numpy_seed(tie_key))
+        tally.leave_out(int(bad.sum()), len(bad))
     return tally.report()
 
 

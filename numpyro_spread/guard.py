@@ -29,6 +29,7 @@ from spread_analysis._messages import guard as guard_messages
 from spread_analysis._nonfinite import (
     GuardStatus,
     NonFiniteError,
+    Told,
     check_guard,
     is_worth_saying,
     player_of,
@@ -77,6 +78,9 @@ class FiniteGuard(_NumPyroOptim):
         self.recover_after = int(recover_after)
         self.discriminator = getattr(loss, "name", "discriminator")
         self._seen = Seen(loss)
+        #: What the loss has seen of its model's draws.
+        self._told = vars(loss).setdefault("_told", Told()) if hasattr(loss, "__dict__") else Told()
+        self._told.is_guarded = True
 
     def init(self, params: Any) -> Any:
         """State for these params."""
@@ -157,6 +161,8 @@ class FiniteGuard(_NumPyroOptim):
                 if np.any(bad_data) and not np.any(bad[: len(names)]):
                     culprits = [name for name, is_bad in zip(seen, bad_data, strict=True) if is_bad]
                     said = _messages.nonfinite_argument("NaN or inf", culprits, said)
+                elif not np.any(bad[: len(names)]):
+                    said = self._failed_simulations() or said
                 raise NonFiniteError(said)
 
             _call_if(~is_good, fail, bad, value, bad_data)
@@ -183,6 +189,11 @@ class FiniteGuard(_NumPyroOptim):
         if isinstance(aux, Both):
             aux = None if aux.new is None else chosen(aux.new, aux.old)
         return after, aux, is_good
+
+    def _failed_simulations(self) -> str:
+        """What the loss has seen of its model's draws, if it was quicker than the guard."""
+        said, self._told.last = self._told.last, ""
+        return said
 
     def _warn_of_a_row(self, state: GuardState, params: Any) -> None:
         names = _names(params)

@@ -25,8 +25,19 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 # Torch notes here that a step was made, to warn of one order of calls, and load_state_dict adds
 # the other.
 _NOTES = frozenset(("_opt_called", "differentiable"))
+# Attributes that Pyro's own classes have.
 _OF_PYRO = frozenset(
-    ["pt_optim_constructor", "pt_optim_args", "pt_optim_args_argc", "pt_clip_args", "optim_objs", "grad_clip", "_state_waiting_to_be_consumed", "pt_scheduler_constructor", "kwargs"]
+    (
+        "pt_optim_constructor",
+        "pt_optim_args",
+        "pt_optim_args_argc",
+        "pt_clip_args",
+        "optim_objs",
+        "grad_clip",
+        "_state_waiting_to_be_consumed",
+        "pt_scheduler_constructor",
+        "kwargs",
+    )
 )
 
 
@@ -147,10 +158,10 @@ def _difference(one: Any, other: Any, path: str, seen: dict[tuple[int, int], Any
         return path or type(one).__name__
     if isinstance(one, (torch.Tensor, *_ATOMS)):
         return "" if optimizers.contains(other, one) else path
-    parts = _parts(one), _parts(other)
-    if parts[0] is None or parts[1] is None or len(parts[0]) != len(parts[1]):
+    here, there = _parts(one), _parts(other)
+    if here is None or there is None or len(here) != len(there):
         return path
-    for (name, mine), (name_of_other, its) in zip(*parts, strict=True):
+    for (name, mine), (name_of_other, its) in zip(here, there, strict=True):
         if name != name_of_other:
             return _joined(path, name)
         if name not in _NOTES and (found := _difference(mine, its, _joined(path, name), seen)):

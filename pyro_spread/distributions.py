@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution, constraints
 
 from spread_analysis import _messages
 from spread_analysis._inspection import is_inspected
+from spread_analysis._messages import distributions
 
 
 class ImplicitDistribution(TorchDistribution):
@@ -31,7 +32,8 @@ class ImplicitDistribution(TorchDistribution):
     :param fn: callable from noise of shape sample + batch + base event shape to values of shape
         sample + batch + ``event_shape``; a module or a function, differentiable in its parameters.
     :param base_dist: distribution of the noise; its batch shape is the batch shape here.
-    :param event_shape: shape of one value.
+    :param event_shape: shape of one value, a tuple.
+    :raises TypeError: if fn is not callable, base_dist no distribution or event_shape no tuple.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -44,6 +46,11 @@ class ImplicitDistribution(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        if not callable(fn):
+            raise TypeError(distributions.implicit_fn(fn))
+        if not isinstance(base_dist, torch.distributions.Distribution):
+            raise TypeError(distributions.implicit_base(base_dist, "pyro"))
+        distributions.check_event_shape(event_shape)
         self.fn = fn
         self.base_dist = base_dist
         super().__init__(
@@ -59,6 +66,17 @@ class ImplicitDistribution(TorchDistribution):
     def has_rsample(self) -> bool:
         """Whether draws are differentiable in the parameters of fn and ``base_dist``."""
         return bool(self.base_dist.has_rsample)
+
+    def has_rsample_(self, value: bool) -> ImplicitDistribution:
+        """
+        As it is, or refused.
+
+        :param value: whether draws are to have a gradient.
+        :raises NotImplementedError: if they are not as asked: there is no density that could serve.
+        """
+        if bool(value) != self.has_rsample:
+            raise NotImplementedError(distributions.implicit_rsample())
+        return self
 
     def expand(
         self, batch_shape: torch.Size, _instance: ImplicitDistribution | None = None

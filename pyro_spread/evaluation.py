@@ -22,7 +22,7 @@ from torch.distributions import biject_to
 
 from pyro_spread._inputs import takes_arrays
 from pyro_spread._transaction import unchanged_buffers
-from pyro_spread.infer._invalid import Invalid, Told
+from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._sites import is_implicit
 from pyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
@@ -33,6 +33,7 @@ from spread_analysis._arguments import (
     replace_arguments,
 )
 from spread_analysis._messages.evaluation import masked_apart
+from spread_analysis._nonfinite import Told
 from spread_analysis._validation import as_count
 from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
@@ -41,6 +42,7 @@ from spread_analysis.log_evidence import (
     Target,
     annealed_importance,
     any_of_datum,
+    data_first,
     log_mean_exp,
 )
 
@@ -316,10 +318,10 @@ def simulation_based_calibration(
                 shapes = value.shape, np.shape(given)
                 raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
         dims = _shared_dims(simulated.values())
-        invalid = _invalid(observed, dims)
-        if not exclude_invalid_x:
-            invalid.refuse(may_exclude=True)
-        told(invalid)
+        failed = _invalid(observed, dims)
+        invalid = failed if exclude_invalid_x else Invalid({}, {})
+        if invalid.by_site:
+            told(invalid.counts, invalid.total)
         if invalid.all:
             tally.leave_out(invalid.total, invalid.total)
             continue
@@ -329,7 +331,8 @@ def simulation_based_calibration(
         }
         new_args, new_kwargs = replace_arguments(values, args, kwargs)
         # A run of its own, since what the guide masks may follow the data.
-        proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
+        with failed.blamed(may_exclude=True):
+            proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
         if not wanted:
             drawn = [name for name in proposed if name in simulated]
             wanted = drawn if sites is None else list(sites)
@@ -338,7 +341,8 @@ def simulation_based_calibration(
         predictive = Predictive(
             guide, num_samples=tally.num_draws, return_sites=tuple(wanted), parallel=parallel
         )
-        draws = predictive(*new_args, **new_kwargs)
+        with failed.blamed(may_exclude=True):
+            draws = predictive(*new_args, **new_kwargs)
         run = {}
         for name in wanted:
             site, shape = simulated[name], simulated[name]["value"].shape
@@ -347,6 +351,9 @@ def simulation_based_calibration(
             axes = _axes(site, dims)
             good = invalid.good(len(shape), axes, [shape[axis] for axis in axes])
             kept = kept & np.asarray(good)
+            if failed.by_site and not exclude_invalid_x:  # a guide may have masked them
+                ranked = data_first(kept, axes).reshape(failed.total, -1).any(-1)
+                failed.among(torch.as_tensor(ranked)).refuse(may_exclude=True)
             run[name] = Ranked(_to_numpy(site["value"]), drawn_values, kept, axes)
         seen = [(_to_numpy(site["value"]), _axes(site, dims)) for site in observed.values()]
         tally.add(run, seen, int(torch.randint(2**31, ())))

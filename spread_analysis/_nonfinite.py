@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from spread_analysis import _messages
+from spread_analysis._messages import simulations
 from spread_analysis._validation import check_count
 
 # What torch, Pyro, JAX, NumPyro, NumPy, SciPy and our kernels say of such numbers.
@@ -30,7 +33,37 @@ class NonFiniteError(ValueError):
 
 
 class InvalidSimulationsWarning(UserWarning):
-    """Simulations that are NaN or inf are left out, as was asked for."""
+    """Simulations are NaN or inf: they are left out if that was asked for, else the loss is NaN."""
+
+
+class Told:
+    """Says once that simulations have failed."""
+
+    def __init__(self) -> None:
+        self._is_told = False
+        #: What there was to say of the last failures that were not left out.
+        self.last = ""
+        #: Whether there is a guard, which is the one to say it.
+        self.is_guarded = False
+
+    def __call__(
+        self, counts: Mapping[str, int], total: int, left_out: bool = True, may: bool = False
+    ) -> None:
+        """
+        Take in the failures of one step.
+
+        :param counts: dict from site to number of failed simulations.
+        :param total: number of simulations.
+        :param left_out: whether they were left out.
+        :param may: whether they may be.
+        """
+        self.last = "" if left_out else simulations.failed(counts, total, may)
+        if not self._is_told and (left_out or not self.is_guarded):
+            self._is_told = True
+            said = simulations.unguarded(counts, total, may)
+            if left_out:
+                said = simulations.left_out(counts, total)
+            warnings.warn(said, InvalidSimulationsWarning, stacklevel=2)
 
 
 class GuardStatus(NamedTuple):

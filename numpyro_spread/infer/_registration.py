@@ -15,6 +15,8 @@ import numpyro
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._inputs import takes_arrays
+from numpyro_spread.infer._invalid import tells_of_failures
+from spread_analysis._messages import autoguide
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
@@ -30,6 +32,9 @@ class Loss(ELBO):
         for name in _METHODS:
             if name in vars(cls):
                 setattr(cls, name, takes_arrays(vars(cls)[name]))
+        if "loss_with_mutable_state" in vars(cls):
+            told = tells_of_failures(vars(cls)["loss_with_mutable_state"])
+            cls.loss_with_mutable_state = told  # type: ignore[method-assign]
 
 
 class Registered:
@@ -55,7 +60,12 @@ class Registered:
         # The guide in the place of a model: for the names of its arguments, which are the same.
         if self._before is not None:
             self._before(args, kwargs)
-        result = model(*args, **kwargs)
+        try:
+            result = model(*args, **kwargs)
+        except RuntimeError as error:  # by NumPyro's autoguides
+            if "Cannot find valid initial parameters" not in str(error):
+                raise
+            raise RuntimeError(autoguide.no_valid_start(type(self._guide).__name__)) from error
         if self._after is not None:
             self._after(args, kwargs)
         return result

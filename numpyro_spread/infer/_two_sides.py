@@ -19,6 +19,7 @@ from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._invalid import Invalid, note
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
@@ -59,7 +60,9 @@ class Guarded(Inside):
             return
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not fn.has_rsample:
-            message = _messages.latent_without_gradient(msg["name"], plain_name(fn))
+            is_data = msg["infer"].get("was_observed")
+            say = _messages.discrete_draw if is_data else _messages.latent_without_gradient
+            message = say(msg["name"], plain_name(fn))
             msg["fn"] = refuse_gradient(fn, NotImplementedError(message))
 
 
@@ -125,8 +128,8 @@ def draw_sides(
     data = Side(data_key, observed, noise, dims, lambda site: site["infer"]["obs"])
     model_side = Side(draw_key, observed, noise, dims, lambda site: site["value"])
     for name, value in data.values.items():
-        if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
-            raise NonFiniteError(_messages.nonfinite_value(name))
+        refuse_nonfinite(name, value)
+    check_draws(model_side)
     named = dict(zip(positional_names(model), args, strict=False)) | kwargs
     arguments = by_datum(named, observed, dims, sites, data.batch_shape)
     return TwoSides(
@@ -234,6 +237,29 @@ class Side:
         scale = weight_of_data(name, site, dim, self.batch_shape)
         scale = jnp.asarray(scale, self.values[name].dtype)
         self.weights = scale if self.weights is None else jnp.maximum(self.weights, scale)
+
+
+def refuse_nonfinite(site: str, value: Any) -> None:
+    """
+    Refuse data that are NaN or inf, where they are known.
+
+    :raises NonFiniteError: naming the site.
+    """
+    if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
+        raise NonFiniteError(_messages.nonfinite_value(site))
+
+
+def check_draws(side: Side) -> None:
+    """
+    Refuse draws of the model that are NaN or inf; where they are not known yet, take note of them.
+
+    :raises NonFiniteError: naming the site and the number of data.
+    """
+    ndim = len(side.batch_shape)
+    axes = {n: range(-jnp.ndim(v), ndim - jnp.ndim(v)) for n, v in side.values.items()}
+    invalid = Invalid(side.values, axes)
+    invalid.refuse()
+    note(invalid.counts, invalid.total)
 
 
 def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:

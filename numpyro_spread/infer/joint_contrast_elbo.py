@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +23,15 @@ from numpyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._handed import Watch
 from numpyro_spread.infer._implicit_group import frozen
-from numpyro_spread.infer._joint_sides import JointSides, draw_joint, is_latent, run, run_forward
+from numpyro_spread.infer._invalid import note, noting
+from numpyro_spread.infer._joint_sides import (
+    JointSides,
+    draw_joint,
+    failed_simulations,
+    is_latent,
+    run,
+    run_forward,
+)
 from numpyro_spread.infer._noise import Noise, draw_at
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._random_delta import refuse_random_deltas
@@ -37,6 +46,7 @@ from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
+from spread_analysis._messages import simulations
 from spread_analysis._paths import Where
 from spread_analysis._patterns import resolved
 from spread_analysis._stateful import Stateful
@@ -45,6 +55,9 @@ from spread_analysis.critic import LAGGING_ACCURACY
 
 # Folded into the key, beside what splitting it amounts to.
 _WATCH = 0x5EED0002
+
+# The loss of one run, new mutable state, the critic's accuracy, and whether anything is left.
+_Particle = tuple[jax.Array, dict[str, Any], jax.Array | None, jax.Array]
 
 
 class JointContrastELBO(Stateful, Loss):
@@ -122,6 +135,11 @@ class JointContrastELBO(Stateful, Loss):
         the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
     :param data: dict from site to the name of the model argument that carries its data. Left out:
         the argument of the site's name, else the first.
+    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, for ``KL()``
+        without a discriminator; otherwise they are an error. What is learned is the posterior given
+        that the simulator succeeds, which for data that were observed, and so are finite, is the
+        posterior itself. One :class:`InvalidSimulationsWarning` says how many there are. As ``sbi``
+        calls it.
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param num_particles: number of draws of guide and model per datum and step, all at once.
     :param name: of the discriminator: its params are at ``name$params``.
@@ -143,6 +161,7 @@ class JointContrastELBO(Stateful, Loss):
         *,
         data: Mapping[str, Where] | None = None,
         regularizer: Regularizer | None = None,
+        exclude_invalid_x: bool = False,
         num_particles: int = 1,
         name: str = "discriminator",
     ) -> None:
@@ -154,10 +173,13 @@ class JointContrastELBO(Stateful, Loss):
         divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
         if discriminator is None and not isinstance(divergence, KL):
             raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
+        if exclude_invalid_x and (discriminator is not None or not isinstance(divergence, KL)):
+            raise ValueError(simulations.exclude_without_forward())
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
         self.regularizer = regularizer
+        self.exclude_invalid_x = bool(exclude_invalid_x)
         self.name = name
         self._critic: Any = None if discriminator is None else bind(discriminator)
         self._spreading = Spreading(noise, None if noise is None else data)
@@ -233,17 +255,28 @@ class JointContrastELBO(Stateful, Loss):
         one = self._forward_loss if self._critic is None else self._adversarial_loss
         param_map = step.params
 
-        def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
-            return one(key, step, param_map, model, guide, args, kwargs)
+        totals: list[int] = []
+
+        def particle(key: jax.Array) -> tuple[_Particle, dict[str, Any]]:
+            with noting() as noted:
+                result = one(key, step, param_map, model, guide, args, kwargs)
+            totals.append(noted.total)
+            return result, noted.counts
 
         keys = random.split(rng_key, self.num_particles)
         if self.num_particles == 1:
-            loss, mutable, right = particle(keys[0])
+            (loss, mutable, right, is_left), counts = particle(keys[0])
+            loss, is_left = jnp.asarray(loss)[None], jnp.asarray(is_left)[None]
         else:
-            loss, mutable, right = self.vectorize_particles_fn(particle, keys)
-            loss = loss.mean(0)
+            found, counts = self.vectorize_particles_fn(particle, keys)
+            loss, mutable, right, is_left = found
             if mutable:
                 raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+        # A particle may have come to nothing; if all have, so has the step.
+        loss = jnp.where(is_left, loss, 0).sum() / is_left.sum()
+        counts = {name: jnp.sum(count) for name, count in counts.items()}
+        can = self.exclude_invalid_x if self._critic is None else None
+        note(counts, totals[0] * self.num_particles, can)
         if right is not None:
             right = right.mean()
             watch_key = random.fold_in(rng_key, _WATCH)
@@ -310,7 +343,7 @@ class JointContrastELBO(Stateful, Loss):
         guide: Any,
         args: Any,
         kwargs: Any,
-    ) -> tuple[jax.Array, dict[str, Any], jax.Array | None]:
+    ) -> _Particle:
         draw_key, penalty_key = random.split(rng_key)
         sides, args, kwargs = self._draw(draw_key, step, params, model, guide)
         share = 1 - self.divergence.pi  # of the guide's pairs, whose label is one
@@ -326,8 +359,9 @@ class JointContrastELBO(Stateful, Loss):
         critic_loss += penalty_in_turn(
             penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
         )
-        right = lax.stop_gradient(accuracy(logits))
-        return value + critic_loss - lax.stop_gradient(critic_loss), sides.mutable, right
+        right, is_left = lax.stop_gradient(accuracy(logits)), jnp.array(True)
+        value = value + critic_loss - lax.stop_gradient(critic_loss)
+        return value, sides.mutable, right, is_left
 
     def _players_loss(
         self, critic: Any, sides: JointSides, share: float, args: Any, kwargs: Any
@@ -367,7 +401,7 @@ class JointContrastELBO(Stateful, Loss):
         guide: Any,
         args: Any,
         kwargs: Any,
-    ) -> tuple[jax.Array, dict[str, Any], None]:
+    ) -> _Particle:
         """Minus the log density of the guide at the model's latents, given their data."""
         model_key, noise_key, guide_key = random.split(rng_key, 3)
         simulated = run_forward(model, model_key, frozen(params), {}, args, kwargs)
@@ -375,7 +409,8 @@ class JointContrastELBO(Stateful, Loss):
         if not observed:
             raise ValueError(_messages.nothing_observed())
         refuse_own_draws(frozen(params), model, observed, args, kwargs)
-        kernels, values = resolved(step.noise, observed), {}
+        exclude, kernels, values = self.exclude_invalid_x, resolved(step.noise, observed), {}
+        invalid, axes = failed_simulations(simulated, observed)
         located = locate_data(model, observed, args, kwargs, self.data)
         keys = random.split(noise_key, len(located))
         for (site, key), site_key in zip(located.items(), keys, strict=True):
@@ -383,19 +418,25 @@ class JointContrastELBO(Stateful, Loss):
             if jnp.shape(given) != jnp.shape(value):
                 message = _messages.joint_simulated_shape(site, value.shape, jnp.shape(given))
                 raise ValueError(message)
+            if exclude:
+                value = invalid.replaced(value, axes[site], given)
             noise = kernels.get(site)
             noisy = value if noise is None else draw_at(site_key, site, noise, value)
             values[key] = lax.stop_gradient(noisy)
         args, kwargs = replace_arguments(values, args, kwargs)
         latents = {n: lax.stop_gradient(s["value"]) for n, s in simulated.items() if is_latent(s)}
-        scored = run(guide, guide_key, params, latents, args, kwargs)
+        if exclude:
+            local = axes.keys() & latents.keys()
+            latents |= {n: invalid.replaced(latents[n], axes[n], latents[n]) for n in local}
+        with contextlib.nullcontext() if exclude else invalid.blamed(may_exclude=True):
+            scored = run(guide, guide_key, params, latents, args, kwargs)
         sites = {n: s for n, s in scored.items() if n in latents and s["type"] == "sample"}
         if not sites:
             raise ValueError(_messages.joint_no_latent(scored))
         drawn_with = observed | {name: simulated[name] for name in sites}
         one = not are_whole(drawn_with)
         dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
-        total = jnp.zeros(())
+        total, seen = jnp.zeros(()), jnp.zeros(invalid.total, bool)
         for name, site in sites.items():
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
@@ -403,6 +444,11 @@ class JointContrastELBO(Stateful, Loss):
             log_prob = site["fn"].log_prob(site["value"])
             scale = 1.0 if site["scale"] is None else site["scale"]
             weights = scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))
+            seen = seen | _of_data(weights > 0, dims[name])
+            if exclude and dims[name] is not None:
+                known = [dims[name]]
+                good = invalid.good(jnp.ndim(log_prob), known, [log_prob.shape[known[0]]])
+                log_prob, weights = jnp.where(good, log_prob, 0), jnp.where(good, weights, 0)
             rest = tuple(dim for dim in range(-weights.ndim, 0) if dim != dims[name])
             count = weights.max(rest).sum() / parts_left_out(site, scored)
             total = total - (scale * log_prob).sum() / jnp.maximum(1.0, count)
@@ -411,7 +457,21 @@ class JointContrastELBO(Stateful, Loss):
             for name, site in [*simulated.items(), *scored.items()]
             if site["type"] == "mutable"
         }
-        return total, mutable, None
+        is_left = jnp.array(True)
+        if exclude:  # data that share a draw are left out together
+            is_left = ~(invalid.rows.any() if one else invalid.none_good)
+        else:  # a guide may have masked them
+            invalid = invalid.among(seen)
+            invalid.refuse(may_exclude=True)
+        note(invalid.counts, invalid.total, exclude)
+        return total, mutable, None, is_left
+
+
+def _of_data(elements: jax.Array, dim: int | None) -> jax.Array:
+    """Which data have any of the elements; all of them if no dim counts the data."""
+    if dim is None:
+        return elements.any()
+    return jnp.moveaxis(elements, dim, 0).reshape(elements.shape[dim], -1).any(-1)
 
 
 def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:

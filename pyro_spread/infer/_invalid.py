@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from pyro_spread.infer._guards import is_finite
 from spread_analysis._messages import simulations
-from spread_analysis._nonfinite import InvalidSimulationsWarning, NonFiniteError
+from spread_analysis._nonfinite import NonFiniteError
 
 
 class Invalid:
@@ -30,10 +30,8 @@ class Invalid:
         axes: Mapping[str, Sequence[int]],
         masks: Mapping[str, torch.Tensor | None] | None = None,
     ) -> None:
-        #: Number of bad data by site.
-        self.counts: dict[str, int] = {}
-        #: Which data are bad, or None if there are none.
-        self.rows: torch.Tensor | None = None
+        #: Which data are bad, by site: of those sites that have any.
+        self.by_site: dict[str, torch.Tensor] = {}
         self.total = 1
         for name, value in values.items():
             self.total = len(_rows_first(value, axes[name]))
@@ -44,25 +42,62 @@ class Invalid:
                 bad = bad & mask
             rows = _rows_first(bad, axes[name]).reshape(self.total, -1).any(-1)
             if bool(rows.any()):
-                self.counts[name] = int(rows.sum())
-                self.rows = rows if self.rows is None else self.rows | rows
+                self.by_site[name] = rows
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """Which data are bad at any site, or None if there are none."""
+        return torch.stack(list(self.by_site.values())).any(0) if self.by_site else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of bad data by site."""
+        return {name: int(rows.sum()) for name, rows in self.by_site.items()}
+
+    def among(self, scored: torch.Tensor) -> Invalid:
+        """
+        Those that matter: who looks at the data may have masked some of the bad ones.
+
+        :param scored: which data it has not masked.
+        """
+        left = Invalid({}, {})
+        left.total = self.total
+        for name, rows in self.by_site.items():
+            here = rows & scored.to(rows.device)
+            if bool(here.any()):
+                left.by_site[name] = here
+        return left
 
     def refuse(self, may_exclude: bool = False) -> None:
         """
         :raises NonFiniteError: if there are bad data, naming site and number.
         """
-        if self.rows is not None:
+        if self.by_site:
             raise NonFiniteError(simulations.failed(self.counts, self.total, may_exclude))
+
+    @contextmanager
+    def blamed(self, may_exclude: bool = False) -> Iterator[None]:
+        """
+        Around who computes with the data.
+
+        :raises NonFiniteError: in the place of its error, if there are bad data.
+        """
+        try:
+            yield
+        except Exception:
+            self.refuse(may_exclude)
+            raise
 
     @property
     def num_bad(self) -> int:
         """Number of data that are bad at any site."""
-        return 0 if self.rows is None else int(self.rows.sum())
+        rows = self.rows
+        return 0 if rows is None else int(rows.sum())
 
     @property
     def all(self) -> bool:
         """Whether no datum is good."""
-        return self.rows is not None and bool(self.rows.all())
+        return self.num_bad == self.total
 
     def replaced(self, value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
         """
@@ -71,10 +106,11 @@ class Invalid:
         :param value: of a site.
         :param axes: along which its data lie.
         """
-        if self.rows is None:
+        rows = self.rows
+        if rows is None:
             return value
         source = torch.arange(self.total, device=value.device)
-        rows = self.rows.to(value.device)
+        rows = rows.to(value.device)
         source = torch.where(rows, (~rows).int().argmax(), source)
         front = tuple(range(len(axes)))
         moved = value.movedim(tuple(axes), front)
@@ -89,23 +125,11 @@ class Invalid:
         :param axes: along which its data lie.
         :param sizes: of these axes.
         """
-        if self.rows is None:
+        rows = self.rows
+        if rows is None:
             return True
-        shaped = (~self.rows).reshape(*sizes, *[1] * (ndim - len(axes)))
+        shaped = (~rows).reshape(*sizes, *[1] * (ndim - len(axes)))
         return shaped.movedim(tuple(range(len(axes))), tuple(axes))
-
-
-class Told:
-    """Says once how many simulations were left out."""
-
-    def __init__(self) -> None:
-        self._is_told = False
-
-    def __call__(self, invalid: Invalid) -> None:
-        if invalid.rows is not None and not self._is_told:
-            self._is_told = True
-            text = simulations.left_out(invalid.counts, invalid.total)
-            warnings.warn(text, InvalidSimulationsWarning, stacklevel=2)
 
 
 def _rows_first(value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:

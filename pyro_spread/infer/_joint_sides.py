@@ -13,6 +13,7 @@ from pyro import poutine
 
 from pyro_spread._transaction import looking
 from pyro_spread.infer._datum import (
+    are_whole,
     data_dims,
     data_plate,
     frames_of,
@@ -20,11 +21,12 @@ from pyro_spread.infer._datum import (
     weight_of_data,
 )
 from pyro_spread.infer._guards import is_finite
+from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
-from pyro_spread.infer._two_sides import Side, check_draws, check_noise_sites, is_compared
+from pyro_spread.infer._two_sides import Side, _mask, check_draws, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
@@ -140,6 +142,27 @@ def draw_joint(
     )
 
 
+def failed_simulations(
+    simulated: Mapping[str, Any], observed: Mapping[str, Any]
+) -> tuple[Invalid, dict[str, list[int]]]:
+    """
+    Data of a run of the model that are NaN or inf, and the axes of its sites along which data lie.
+
+    :param simulated: the sites of the run.
+    :param observed: those of them that are data.
+    """
+    plate, sites = data_plate(next(iter(observed.values()))), dict(observed)
+    dims: dict[str, int | None] = dict.fromkeys(sites)
+    if are_whole(observed):
+        local = (n for n, s in simulated.items() if is_latent(s) and data_plate(s) == plate)
+        sites |= {name: simulated[name] for name in local}
+        dims = data_dims(sites)
+    axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
+    values = {name: site["value"] for name, site in observed.items()}
+    masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
+    return Invalid(values, axes, masks), axes
+
+
 def data_plates(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> frozenset[str]:
@@ -187,9 +210,8 @@ def _check_learned(trace: Any, shared: set[str]) -> None:
         if name in shared or not (is_latent(site) or is_compared(site)):
             continue
         if lacks_gradient(site["fn"]):
-            raise NotImplementedError(
-                _messages.latent_without_gradient(name, plain_name(site["fn"]))
-            )
+            say = _messages.latent_without_gradient if is_latent(site) else _messages.discrete_draw
+            raise NotImplementedError(say(name, plain_name(site["fn"])))
 
 
 def _log_globals(

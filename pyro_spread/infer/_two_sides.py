@@ -213,9 +213,8 @@ def check_draws(side: Side) -> None:
     :raises NonFiniteError: naming the site and the number of data.
     """
     ndim = len(side.batch_shape)
-    Invalid(
-        side.values, {n: range(-v.dim(), ndim - v.dim()) for n, v in side.values.items()}
-    ).refuse()
+    axes = {name: range(-v.dim(), ndim - v.dim()) for name, v in side.values.items()}
+    Invalid(side.values, axes).refuse()
 
 
 def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tensor | None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,10 +25,10 @@ from pyro_spread.infer._critic import (
     register_critic,
 )
 from pyro_spread.infer._critic_loss import Logits
-from pyro_spread.infer._datum import are_whole, data_dims, data_plate, parts_left_out
+from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from pyro_spread.infer._handed import Handed, Watch
-from pyro_spread.infer._invalid import Invalid, Told
-from pyro_spread.infer._joint_sides import JointSides, draw_joint
+from pyro_spread.infer._invalid import Invalid
+from pyro_spread.infer._joint_sides import JointSides, draw_joint, failed_simulations
 from pyro_spread.infer._noise import Noise, draw_at
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._ranks import LossModule, ranks, share
@@ -36,7 +36,7 @@ from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
-from pyro_spread.infer._two_sides import _mask, is_compared
+from pyro_spread.infer._two_sides import is_compared
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
@@ -44,7 +44,7 @@ from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
 from spread_analysis._messages import simulations
-from spread_analysis._nonfinite import NonFiniteError
+from spread_analysis._nonfinite import NonFiniteError, Told
 from spread_analysis._paths import Where
 from spread_analysis._patterns import resolved
 from spread_analysis._use_of_data import UseOfData
@@ -337,9 +337,12 @@ class JointContrastELBO(Loss):
             raise ValueError(_messages.nothing_observed())
         refuse_own_draws(model, observed, args, kwargs)
         noise, values = resolved(noise, observed), {}
-        invalid, axes = self._look_for_invalid(trace, observed)
-        if invalid.all:
-            return None
+        failed, axes = failed_simulations(trace.nodes, observed)
+        invalid = failed if self.exclude_invalid_x else Invalid({}, {})
+        if invalid.by_site:
+            self._told(invalid.counts, invalid.total)
+            if invalid.all:
+                return None
         for site, key in locate_data(model, observed, args, kwargs, self.data).items():
             value, given = observed[site]["value"], get_argument(key, args, kwargs)
             if given is not None and np.shape(given) != value.shape:
@@ -350,7 +353,9 @@ class JointContrastELBO(Loss):
         args, kwargs = replace_arguments(values, args, kwargs)
         latents = {n: s["value"] for n, s in trace.nodes.items() if is_latent(s)}
         latents |= {n: invalid.replaced(latents[n], axes[n]) for n in axes.keys() & latents.keys()}
-        scored = poutine.trace(poutine.condition(guide, data=latents)).get_trace(*args, **kwargs)
+        with failed.blamed(may_exclude=True):
+            scored_guide = poutine.condition(guide, data=latents)
+            scored = poutine.trace(scored_guide).get_trace(*args, **kwargs)
         sites = {n: s for n, s in scored.nodes.items() if n in latents and s["type"] == "sample"}
         if not sites:
             drawn = [n for n, s in scored.nodes.items() if is_latent(s)]
@@ -359,15 +364,20 @@ class JointContrastELBO(Loss):
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
                 raise ValueError(_messages.joint_needs_density(name))
-        scored.compute_log_prob(lambda name, site: name in sites)
+        with failed.blamed(may_exclude=True):
+            scored.compute_log_prob(lambda name, site: name in sites)
         drawn_with = observed | {name: trace.nodes[name] for name in sites}
         one = not are_whole(drawn_with)
         dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
-        if invalid.rows is not None:
+        if invalid.by_site:
             if one:
                 return None  # data that share a draw are left out together
             for name, site in sites.items():
-                _leave_out(site, invalid, [dims[name]])
+                _leave_out(site, invalid, dims[name])
+        elif failed.by_site:  # a guide may have masked them
+            for name, site in sites.items():
+                seen = _weights(site) > 0
+                failed.among(_of_data(seen, dims[name], failed.total)).refuse(may_exclude=True)
         counts = [max(1.0, _count(site, dims[name])) for name, site in sites.items()]
         if (current := ranks()) is not None:
             # One number for all data cancels in the mean over a shard: here it must not count.
@@ -376,26 +386,6 @@ class JointContrastELBO(Loss):
             kept = own[0] / own[1]
             counts = (own[1] * current.sum(kept) / current.size).tolist()
         return -sum(s["log_prob_sum"] / n for s, n in zip(sites.values(), counts, strict=True))
-
-    def _look_for_invalid(
-        self, trace: Any, observed: Mapping[str, Any]
-    ) -> tuple[Invalid, dict[str, list[int]]]:
-        """Simulations that are NaN or inf, and the axes of all sites along which data lie."""
-        plate = data_plate(next(iter(observed.values())))
-        local = {n: s for n, s in trace.nodes.items() if is_latent(s) and data_plate(s) == plate}
-        sites = dict(observed)
-        dims: dict[str, int | None] = dict.fromkeys(sites)
-        if are_whole(observed):
-            sites |= local
-            dims = data_dims(sites)
-        axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
-        values = {name: site["value"] for name, site in observed.items()}
-        masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
-        invalid = Invalid(values, axes, masks)
-        if not self.exclude_invalid_x:
-            invalid.refuse(may_exclude=True)
-        self._told(invalid)
-        return invalid, axes
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Before they are used: params may come from a file."""
@@ -420,24 +410,35 @@ def _is_number(scale: Any) -> bool:
     return not isinstance(scale, torch.Tensor) or scale.dim() == 0
 
 
-def _leave_out(site: Any, invalid: Invalid, dims: Sequence[int | None]) -> None:
+def _leave_out(site: Any, invalid: Invalid, dim: int | None) -> None:
     """Take the invalid data out of a scored site: of its log density, and of what it counts."""
     log_prob = site["log_prob"]
-    known = [dim for dim in dims if dim is not None]
-    good = invalid.good(log_prob.dim(), known, [log_prob.shape[dim] for dim in known])
+    dims = [] if dim is None else [dim]
+    good = invalid.good(log_prob.dim(), dims, [log_prob.shape[d] for d in dims])
     site["log_prob"] = torch.where(good, log_prob, torch.zeros_like(log_prob))
     site["log_prob_sum"] = site["log_prob"].sum()
     site["mask"] = both(site["mask"], good)
 
 
-def _count(site: Mapping[str, Any], dim: int | None) -> float:
-    """How many data the log density of a site stands for, with scale and mask."""
+def _of_data(elements: torch.Tensor, dim: int | None, number: int) -> torch.Tensor:
+    """Which data have any of the elements; all of them if no dim counts the data."""
+    if dim is None:
+        return elements.any().expand(number)
+    return elements.movedim(dim, 0).reshape(elements.shape[dim], -1).any(-1).expand(number)
+
+
+def _weights(site: Mapping[str, Any]) -> torch.Tensor:
+    """How much each element of a scored site counts, with scale and mask."""
     mask, fn = site["mask"], site["fn"]
     while isinstance(fn, MaskedDistribution):
         mask, fn = both(mask, fn._mask), fn.base_dist
     weights = torch.ones_like(site["log_prob"]) * site["scale"]
-    if mask is not None:
-        weights = weights * mask
+    return weights if mask is None else weights * mask
+
+
+def _count(site: Mapping[str, Any], dim: int | None) -> float:
+    """How many data the log density of a site stands for, with scale and mask."""
+    weights = _weights(site)
     rest = [d for d in range(-weights.dim(), 0) if d != dim]
     whole = float((weights.amax(rest) if rest else weights).sum())
     return whole / parts_left_out(site)

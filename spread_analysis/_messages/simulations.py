@@ -6,17 +6,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_NOTHING = "Nothing was changed."
 
-def failed(counts: Mapping[str, int], total: int, may_exclude: bool = False) -> str:
+
+def failed(
+    counts: Mapping[str, int], total: int, may_exclude: bool = False, then: str = _NOTHING
+) -> str:
     site, count = next(iter(counts.items()))
     others = [other for other in counts if other != site]
     also = f" (as are draws at {others})" if others else ""
     exclude = ", or leave them out with exclude_invalid_x=True" if may_exclude else ""
     return (
-        f"site '{site}': {count} of {total} of the model's draws are NaN or inf{also}. Nothing was "
-        "changed. If it is a simulator that fails for part of its prior, narrow the prior, or let "
-        f"it return finite values there{exclude}; if it is a net, lower its learning rate."
+        f"site '{site}': {count} of {total} of the model's draws are NaN or inf{also}. {then} "
+        "If it is a simulator that fails for part of its prior, narrow the prior, or let it return "
+        f"finite values there{exclude}; if it is a net, lower its learning rate."
     )
+
+
+def unguarded(counts: Mapping[str, int], total: int, may_exclude: bool = False) -> str:
+    then = "So is the loss; finite_guard(svi) keeps the params from becoming it."
+    return failed(counts, total, may_exclude, then)
 
 
 def left_out(counts: Mapping[str, int], total: int) -> str:
