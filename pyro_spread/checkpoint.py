@@ -75,7 +75,7 @@ def save_checkpoint(
     found = find_modules(svi, modules)
     if hidden := strangers(found):
         raise ValueError(_messages.hidden_modules(hidden))
-    state.check_called(svi, modules)
+    state.check_called(svi, found)
     watch(svi)
     content = {
         "classes": state.classes(svi),
@@ -83,7 +83,7 @@ def save_checkpoint(
         "optimizer": optimizers.state_of(svi.optim),
         "optimizer_attributes": attributes(svi.optim),
         "modules": {k: state.held_state(held) for k, held in held_beside_params(found).items()},
-        "further_modules": state.further_names(svi, modules),
+        "further_modules": state.further_names(svi, modules, held_beside_params(found)),
         "loss": state.loss_state(svi),
         "random": state.random_state(),
     }

@@ -19,11 +19,10 @@ from pyro import poutine
 from pyro.distributions import Unit
 from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
-from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 
 from pyro_spread._reachable_modules import loss_of
-from pyro_spread._transaction import StepSnapshot
+from pyro_spread._transaction import looking
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._critic_loss import CriticLoss
 from pyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
@@ -189,16 +188,10 @@ def _unchanged() -> Iterator[None]:
     """Afterwards random state, buffers and params are as before; new params are an error."""
     store = pyro.get_param_store()
     params = set(store.keys())
-    before = StepSnapshot()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    state = get_rng_state()
-    try:
-        with torch.random.fork_rng(devices=list(devices)), before.buffers:
-            yield
-    finally:
-        set_rng_state(state)
+    with torch.random.fork_rng(devices=list(devices)), looking():
+        yield
         new = set(store.keys()) - params
-        before.restore()
     if new:
         raise ValueError(_messages.report_unknown_params(new, "Train first: svi.step makes them."))
 

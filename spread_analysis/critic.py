@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
 from spread_analysis import _messages
+from spread_analysis._messages import players
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import FloatArray, as_count, as_finite, as_probability
+from spread_analysis._warning import warn_user
 from spread_analysis.reference.divergences import class_entropy
 
 # From here on sigmoid(-|logit|) is below 5e-5: the saturating generator loss has no gradient left.
@@ -305,6 +308,44 @@ class FalseEvidenceMonitor(_PatientMonitor):
         """
         suspicious = accuracy >= self.accuracy_limit
         return self._count(suspicious, _messages.false_evidence(), FalseEvidenceWarning, stacklevel)
+
+
+class LogitRangeMonitor(_PatientMonitor):
+    """Watch a critic during training and warn, once, when its logits look like probabilities.
+
+    A step is suspicious if the logits of both sides differ and all lie in [0, 1].
+
+    :param usual: The logit of a critic that cannot tell the sides apart. If that is a number
+        between 0 and 1 itself, the logits must also be far from each other.
+    :param patience: Consecutive suspicious steps before the warning, at least 1.
+
+    >>> monitor = LogitRangeMonitor(patience=2)
+    >>> monitor.observe(low=0.1, high=0.9), monitor.observe(low=-2.0, high=0.9)
+    (False, False)
+    """
+
+    def __init__(self, usual: float = 0.0, patience: int = 50) -> None:
+        super().__init__(patience)
+        self.least = 0.5 if 0.0 < usual < 1.0 else 0.0
+
+    def observe(self, low: float, high: float) -> bool:
+        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+
+        :param low: The least logit of both sides.
+        :param high: The largest.
+        :return: Whether this call issued the warning.
+        """
+        suspicious = self.suspects(low, high)
+        self.streak = self.streak + 1 if suspicious else 0
+        if self.warned or self.streak < self.patience:
+            return False
+        self.warned = True
+        warn_user(players.logits_in_unit_interval())
+        return True
+
+    def suspects(self, low: Any, high: Any) -> Any:
+        """Whether a step is suspicious; of arrays too."""
+        return (low >= 0.0) & (high <= 1.0) & (high - low > self.least)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Inside(Messenger):
     def postprocess_message(self, msg: Any) -> None:
         """See to it that what comes out of a body is what the sites outside are."""
         if msg["type"] == "control_flow":
+            if msg["kwargs"].get("enum"):
+                raise NotImplementedError(messages.enumerated())
             is_scan = msg["fn"] is scan_wrapper
             traced = msg["value"][1][0] if is_scan else msg["value"][1]
             _settle(traced.trace, is_scan)

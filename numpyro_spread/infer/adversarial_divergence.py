@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -14,11 +13,17 @@ from numpyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from numpyro_spread.infer._critic_loss import CriticLoss, Logits
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._watch import report
+from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
 from spread_analysis._stateful import Stateful
-from spread_analysis.critic import PERFECT_ACCURACY, PERFECT_SATURATION, SATURATED_LOGIT
+from spread_analysis.critic import (
+    PERFECT_ACCURACY,
+    PERFECT_SATURATION,
+    SATURATED_LOGIT,
+    LogitRangeMonitor,
+)
 
 _GENERATORS = ("divergence", "non_saturating")
 
@@ -58,8 +63,8 @@ class AdversarialDivergence(Stateful, CriticLoss):
         >>> bool(((0 <= result.losses) & (result.losses <= 0.7)).all())
         True
 
-    The reported value estimates the divergence in nats; those that are bounded are clipped to
-    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`. It is averaged over the data:
+    The reported value estimates the divergence in nats, as it is: it falls below zero for a critic
+    that is worse than a constant one, as many are at first. It is averaged over the data:
     the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
     datum that is masked altogether does not count. Where supports do not overlap, one
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
@@ -126,11 +131,12 @@ class AdversarialDivergence(Stateful, CriticLoss):
             raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
-        prior_log_odds(divergence.pi)
+        refuse_bounded_logits(discriminator)
         self.divergence = divergence
         self.generator = generator
         self.label_smoothing = label_smoothing
         self._monitor = SupportMismatchMonitor()
+        self._range = LogitRangeMonitor(float(prior_log_odds(divergence.pi)))
 
     def _critic_loss(self, logits: Logits) -> jax.Array:
         data, model, data_weights, model_weights = logits
@@ -145,10 +151,7 @@ class AdversarialDivergence(Stateful, CriticLoss):
     def _value(self, logits: Logits) -> jax.Array:
         pi = self.divergence.pi
         ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
-        value = self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
-        if math.isinf(self.divergence.upper):
-            return value
-        return jnp.clip(value, 0.0, self.divergence.upper)
+        return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
 
     def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
         pi = self.divergence.pi
@@ -164,4 +167,11 @@ class AdversarialDivergence(Stateful, CriticLoss):
         flat = share(jnp.abs(data) >= SATURATED_LOGIT, jnp.abs(model) >= SATURATED_LOGIT)
 
         amiss = (right >= PERFECT_ACCURACY) & (flat >= PERFECT_SATURATION)
-        report(rng_key, self._monitor.observe, amiss, right, flat)
+        low, high = logits.range()
+
+        def observe(right: float, flat: float, low: float, high: float) -> None:
+            self._monitor.observe(right, flat)
+            self._range.observe(low, high)
+
+        amiss |= self._range.suspects(low, high)
+        report(rng_key, observe, amiss, right, flat, low, high)

@@ -17,6 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._registration import Loss, Registered
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from spread_analysis import _messages
 from spread_analysis._paths import Where
@@ -167,15 +168,20 @@ class SpreadELBO(Loss):
         kwargs: dict[str, Any],
     ) -> Any:
         def run(step: SpreadStep) -> Any:
-            return self._on_step(step, method, rng_key, guide)
+            return self._on_step(step, method, rng_key, Inside(guide))
 
         return self._spreading.settled(params, model, args, kwargs, run)
 
     def _on_step(self, step: SpreadStep, method: str, rng_key: jax.Array, guide: Any) -> Any:
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
-            spread_model, new_args, new_kwargs, elbo_key = step.draw(rng_key)
-            run = getattr(elbo, method)
-            return run(elbo_key, step.params, spread_model, guide, *new_args, **new_kwargs)
+            def evaluate(model: Any, guide: Any, args: Any, kwargs: Any, key: jax.Array) -> Any:
+                return getattr(elbo, method)(key, step.params, model, guide, *args, **kwargs)
+
+            if elbo.num_particles == 1 and not self.multi_sample_guide:
+                return step.run(rng_key, guide, evaluate)
+            # Particles that share one y may each subsample it.
+            model, args, kwargs, rng_key = step.draw(rng_key)
+            return evaluate(model, guide, args, kwargs, rng_key)
 
         if self.num_particles == 1 or isinstance(self.elbo, _SHARING) or self.multi_sample_guide:
             result = on_fresh_noise(self.elbo, rng_key)

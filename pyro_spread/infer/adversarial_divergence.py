@@ -4,18 +4,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
 from pyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from pyro_spread.infer._critic_loss import CriticLoss, Logits
 from pyro_spread.infer._noise import Noise
+from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
-from spread_analysis.critic import SATURATED_LOGIT
+from spread_analysis.critic import SATURATED_LOGIT, LogitRangeMonitor
 
 _GENERATORS = ("divergence", "non_saturating")
 _WATCH_EVERY = 4
@@ -55,8 +54,8 @@ class AdversarialDivergence(CriticLoss):
         >>> 0 <= svi.step(torch.randn(100)) <= 0.7
         True
 
-    The reported value estimates the divergence in nats; those that are bounded are clipped to
-    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`. It is averaged over the data:
+    The reported value estimates the divergence in nats, as it is: it falls below zero for a critic
+    that is worse than a constant one, as many are at first. It is averaged over the data:
     the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
     datum that is masked altogether does not count. Where supports do not overlap, one
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
@@ -125,11 +124,12 @@ class AdversarialDivergence(CriticLoss):
             raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(torch.zeros(1))  # refuses here what has no gradient
-        prior_log_odds(divergence.pi)
         self.divergence = divergence
         self.generator = generator
         self.label_smoothing = label_smoothing
+        refuse_bounded_logits(discriminator)
         self._monitor = SupportMismatchMonitor()
+        self._range = LogitRangeMonitor(prior_log_odds(divergence.pi))
         self._watched = 0
 
     def _critic_loss(self, logits: Logits) -> torch.Tensor:
@@ -145,18 +145,16 @@ class AdversarialDivergence(CriticLoss):
     def _value(self, logits: Logits) -> torch.Tensor:
         pi = self.divergence.pi
         ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
-        value = self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
-        if math.isinf(self.divergence.upper):
-            return value
-        return value.clamp(0.0, self.divergence.upper)
+        return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
 
     def _watch(self, logits: Logits) -> None:
         self._watched += 1
         # Looking takes time: every step is looked at once one of them was amiss.
-        if not self._monitor.streak and self._watched % _WATCH_EVERY:
+        if not (self._monitor.streak or self._range.streak) and self._watched % _WATCH_EVERY:
             return
         pi = self.divergence.pi
         data, model, data_weights, model_weights = logits
+        self._range.observe(*logits.range())
 
         def share(of_data: torch.Tensor, of_model: torch.Tensor) -> float:
             data_share = weighted_mean(of_data.to(data.dtype), data_weights)

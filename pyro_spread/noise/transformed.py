@@ -19,12 +19,25 @@ from spread_analysis import _messages
 from spread_analysis._messages import noise as noise_messages
 
 
-def _why_not_injective(transform: Any) -> str | None:
-    """The reason, or None where no reason is known. Degenerate parameters pass torch's own flag."""
+def _why_not_injective(transform: Any) -> tuple[str, str] | None:
+    """Which part is not and why, or None. Degenerate parameters pass torch's own flag."""
     for part in _parts(transform):
-        reason = _why_not_injective(part)
-        if reason is not None:
-            return reason
+        found = _why_not_injective(part)
+        if found is not None:
+            inverse = isinstance(transform, transforms._InverseTransform)
+            return (f"the inverse of {found[0]}" if inverse else found[0]), found[1]
+    reason = _own_fault(transform)
+    return None if reason is None else (_name(transform), reason)
+
+
+def _name(transform: Transform) -> str:
+    """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
+    if isinstance(transform, transforms._InverseTransform):
+        return f"the inverse of {_name(transform.inv)}"
+    return type(transform).__name__
+
+
+def _own_fault(transform: Any) -> str | None:
     if isinstance(transform, transforms.AffineTransform) and _is_degenerate(transform.scale):
         return "a scale of 0 maps every value to the same one"
     if isinstance(transform, transforms.PowerTransform) and _is_degenerate(transform.exponent):
@@ -101,9 +114,9 @@ class TransformedNoise(SpreadNoise):
             raise TypeError(_messages.not_a_transform(self.transform, base))
         if not isinstance(self.noise, SpreadNoise):
             raise TypeError("TransformedNoise: " + _messages.not_a_kernel(self.noise))
-        reason = _why_not_injective(self.transform)
-        if reason is not None:
-            raise ValueError(_messages.not_injective(type(self.transform).__name__, reason))
+        fault = _why_not_injective(self.transform)
+        if fault is not None:
+            raise ValueError(_messages.not_injective(*fault))
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
@@ -132,7 +145,7 @@ class TransformedNoise(SpreadNoise):
         except (RuntimeError, ValueError):
             fits = False
         if not fits:
-            raise ValueError(noise_messages.transform_misfit(type(self.transform).__name__, shape))
+            raise ValueError(noise_messages.transform_misfit(_name(self.transform), shape))
 
     def _moves_with_data(self) -> bool:
         alike = self.coupled_dims == 0 and not _parameter_dims(self.transform)
@@ -161,7 +174,7 @@ class TransformedNoise(SpreadNoise):
         everywhere = getattr(domain, "base_constraint", domain) is constraints.real
         checked = everywhere or bool(torch._C._get_tracing_state())
         if not checked and not bool(domain.check(x).all()):
-            name = type(self.transform).__name__
+            name = _name(self.transform)
             raise ValueError(_messages.outside_domain(name, domain))
         # A view: Pyro's transforms remember f(x) of the last x they saw, whatever it holds by now.
         return self.transform(x.view_as(x))

@@ -44,3 +44,10 @@ def one_series(site: str) -> str:
         f"site '{site}' in scan stands in no plate: one series is one datum, and there is nothing to "
         "compare it with. Put the series into a plate inside of the body."
     )
+
+
+def enumerated() -> str:
+    return (
+        "discrete latents of a scan or cond cannot be enumerated under a loss. Use another stock ELBO "
+        f"than TraceEnum_ELBO, {_LOOP}."
+    )
