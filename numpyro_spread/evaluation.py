@@ -391,7 +391,10 @@ def simulation_based_calibration(
         if counts:
             told(counts, len(bad))
         if not bad.all():
-            run = {name: Ranked(*parts, axes(name)) for name, parts in ranked.items()}
+            run = {
+                name: Ranked(truth, drawn, kept, axes(name))
+                for name, (truth, drawn, kept) in ranked.items()
+            }
             seen = [(value, axes(name)) for name, value in values.items()]
             tally.add(run, seen, _numpy_seed(tie_key))
         tally.leave_out(int(bad.sum()), len(bad))

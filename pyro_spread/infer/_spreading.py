@@ -19,6 +19,7 @@ from pyro_spread._transaction import Buffers, StoreState, looking
 from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._handed import Handed, Watch
+from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._noise import Noise, as_noise, kernels_of
 from pyro_spread.infer._observation import Places
 from pyro_spread.infer._plate_arguments import is_index
@@ -205,8 +206,11 @@ class _LossSpread(SpreadMessenger):
             self._indices[msg["name"]] = msg["value"]
 
     def _pyro_sample(self, msg: Any) -> None:
+        site, fn = msg["name"], msg["fn"]
+        if msg["is_observed"] and self._kernel_at(site) is not None and is_delta(fn, msg["value"]):
+            draws, event_dim = fn.mean, len(fn.event_shape)
+            Invalid({site: draws}, {site: range(-draws.dim(), -event_dim)}).refuse()
         super()._pyro_sample(msg)
-        site = msg["name"]
         if site not in self._observed:
             return
         kernel = self._kernel_at(site)
