@@ -210,7 +210,9 @@ def _check_learned(trace: Any, shared: set[str]) -> None:
         if name in shared or not (is_latent(site) or is_compared(site)):
             continue
         if lacks_gradient(site["fn"]):
-            say = _messages.latent_without_gradient if is_latent(site) else _messages.discrete_draw
+            say = _messages.latent_without_gradient
+            if is_compared(site):
+                say = _messages.discrete_draw
             raise NotImplementedError(say(name, plain_name(site["fn"])))
 
 

@@ -73,8 +73,8 @@ def numpyro_says(name):
     model = discrete_model(*parts)
     guide = guide_of(*parts) if has_guide else lambda x: None
     svi = numpyro.infer.SVI(model, loss.register(model, guide), optax.adam(0.1), loss)
-    state = svi.init(random.key(0), jnp.ones((20, 3)))
-    return raised(lambda: svi.update(state, jnp.ones((20, 3))), NotImplementedError)
+    x = jnp.ones((20, 3))
+    return raised(lambda: svi.update(svi.init(random.key(0), x), x), NotImplementedError)
 
 
 @pytest.mark.parametrize("name", ["MMD", "energy", "sliced", "adversarial", "wasserstein", "joint"])
@@ -139,7 +139,6 @@ def test_an_autoguide_of_an_unspread_model_names_the_spread_one(delta):
         return svi.update(svi.init(random.key(0), x), x)[1]
 
     text = raised(lambda: init(AutoNormal(model)), RuntimeError)
-    assert "cannot find valid initial parameters" in text
     assert "AutoNormal(spread(model, noise))" in text
     assert jnp.isfinite(init(AutoNormal(ns.spread(model, noise))))
 
