@@ -94,8 +94,8 @@ class AdversarialDivergence(CriticLoss):
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param label_smoothing: the data's label is 1 minus this. It biases the log-ratio.
     :param update: ``"one_pass"`` or ``"two_pass"``: one backward pass for both players, which is
-        exact where the discriminator treats samples one by one, or two. By default one, unless
-        there is batch normalisation in it.
+        exact where the discriminator treats samples one by one, or two. By default one
+        where that is proven, else two.
     :param num_particles: number of draws of the model per datum and step.
     :param name: of the discriminator in the param store.
     :raises TypeError: if an argument is of the wrong type.
