@@ -236,6 +236,15 @@ class _PatientMonitor(Stateful):
         warnings.warn(message, category, stacklevel=stacklevel + 1)
         return True
 
+    def _tell(self, suspicious: bool, message: str) -> bool:
+        """The same, with a warning that names the user's line."""
+        self.streak = self.streak + 1 if suspicious else 0
+        if self.warned or self.streak < self.patience:
+            return False
+        self.warned = True
+        warn_user(message)
+        return True
+
 
 class SupportMismatchMonitor(_PatientMonitor):
     """Watch a critic during training and warn, once, when it has become perfect.
@@ -335,17 +344,40 @@ class LogitRangeMonitor(_PatientMonitor):
         :param high: The largest.
         :return: Whether this call issued the warning.
         """
-        suspicious = self.suspects(low, high)
-        self.streak = self.streak + 1 if suspicious else 0
-        if self.warned or self.streak < self.patience:
-            return False
-        self.warned = True
-        warn_user(players.logits_in_unit_interval())
-        return True
+        return self._tell(bool(self.suspects(low, high)), players.logits_in_unit_interval())
 
     def suspects(self, low: Any, high: Any) -> Any:
         """Whether a step is suspicious; of arrays too."""
         return (low >= 0.0) & (high <= 1.0) & (high - low > self.least)
+
+
+class ClampMonitor(_PatientMonitor):
+    """Watch an estimate that is reported within its range, and say, once, that it was outside.
+
+    :param upper: The largest value of the divergence, in nats.
+    :param patience: Consecutive steps outside before the warning, at least 1.
+
+    >>> monitor = ClampMonitor(upper=0.7, patience=2)
+    >>> monitor.observe(-0.1), monitor.observe(0.1)
+    (False, False)
+    """
+
+    def __init__(self, upper: float, patience: int = 20) -> None:
+        super().__init__(patience)
+        self.upper = upper
+
+    def observe(self, value: float) -> bool:
+        """Take in one step; warn at the ``patience``-th one outside in a row.
+
+        :param value: The estimate as it is, in nats.
+        :return: Whether this call issued the warning.
+        """
+        message = players.clamped_estimate(value, self.upper)
+        return self._tell(bool(self.suspects(value)), message)
+
+    def suspects(self, value: Any) -> Any:
+        """Whether the range is left; of arrays too. Rounding does not count."""
+        return (value < -1e-6) | (value > self.upper + 1e-6)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from spread_analysis.critic import (
     PERFECT_ACCURACY,
     PERFECT_SATURATION,
     SATURATED_LOGIT,
+    ClampMonitor,
     LogitRangeMonitor,
 )
 
@@ -63,8 +65,10 @@ class AdversarialDivergence(Stateful, CriticLoss):
         >>> bool(((0 <= result.losses) & (result.losses <= 0.7)).all())
         True
 
-    The reported value estimates the divergence in nats, as it is: it falls below zero for a critic
-    that is worse than a constant one, as many are at first. It is averaged over the data:
+    The reported value estimates the divergence in nats; those that are bounded are clipped to
+    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`: a critic that is worse than a
+    constant one, as many are at first, gives less than zero. If that lasts for 20 steps, one
+    warning says so, with the value. It is averaged over the data:
     the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
     datum that is masked altogether does not count. Where supports do not overlap, one
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
@@ -97,8 +101,8 @@ class AdversarialDivergence(Stateful, CriticLoss):
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param label_smoothing: the data's label is 1 minus this. It biases the log-ratio.
     :param update: ``"one_pass"`` or ``"two_pass"``: one backward pass for both players, which is
-        exact where the discriminator treats samples one by one, or two. By default one, unless
-        there is batch normalisation in it.
+        exact where the discriminator treats samples one by one, or two. By default one
+        where that is proven, else two.
     :param num_particles: number of draws of the model per datum and step.
     :param name: of the discriminator: its params are at ``name$params``.
     :raises TypeError: if an argument is of the wrong type.
@@ -136,6 +140,7 @@ class AdversarialDivergence(Stateful, CriticLoss):
         self.generator = generator
         self.label_smoothing = label_smoothing
         self._monitor = SupportMismatchMonitor()
+        self._clamp = ClampMonitor(divergence.upper)
         self._range = LogitRangeMonitor(float(prior_log_odds(divergence.pi)))
 
     def _critic_loss(self, logits: Logits) -> jax.Array:
@@ -149,6 +154,15 @@ class AdversarialDivergence(Stateful, CriticLoss):
         return self.divergence.generator_loss(log_ratio(logits, self.divergence.pi))
 
     def _value(self, logits: Logits) -> jax.Array:
+        value = self._estimate(logits)
+        return (
+            value
+            if math.isinf(self.divergence.upper)
+            else jnp.clip(value, 0.0, self.divergence.upper)
+        )
+
+    def _estimate(self, logits: Logits) -> jax.Array:
+        """The estimate as it is, also outside of its range."""
         pi = self.divergence.pi
         ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
         return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
@@ -168,10 +182,13 @@ class AdversarialDivergence(Stateful, CriticLoss):
 
         amiss = (right >= PERFECT_ACCURACY) & (flat >= PERFECT_SATURATION)
         low, high = logits.range()
+        bounded = not math.isinf(self.divergence.upper)
+        value = self._estimate(logits) if bounded else jnp.zeros(())
 
-        def observe(right: float, flat: float, low: float, high: float) -> None:
+        def observe(right: float, flat: float, low: float, high: float, value: float) -> None:
             self._monitor.observe(right, flat)
             self._range.observe(low, high)
+            self._clamp.observe(value)
 
-        amiss |= self._range.suspects(low, high)
-        report(rng_key, observe, amiss, right, flat, low, high)
+        amiss |= self._range.suspects(low, high) | self._clamp.suspects(value)
+        report(rng_key, observe, amiss, right, flat, low, high, value)

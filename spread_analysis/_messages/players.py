@@ -116,6 +116,15 @@ def logits_in_unit_interval() -> str:
     )
 
 
+def clamped_estimate(value: float, upper: float) -> str:
+    return (
+        f"the estimate of the divergence has been outside of its range for many steps, now "
+        f"{value:.3g} nats, and is reported as the nearest value in [0, {upper:.3g}]: the critic "
+        "is worse than a constant one. Give it more steps (two_player(..., discriminator_steps=k)) "
+        "or another learning rate, and look at critic_report(...)."
+    )
+
+
 def nothing_observed() -> str:
     return (
         "the model observes no site, so there are no data to compare its draws with. Pass the data "

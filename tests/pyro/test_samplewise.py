@@ -153,7 +153,7 @@ def test_one_pass_is_refused(kind):
     loss = AdversarialDivergence(COUPLED[kind](), ReverseKL(), update="one_pass")
     with pytest.raises(ValueError, match="needs a critic that treats samples one by one"):
         gradients(loss)
-    with pytest.raises(ValueError, match="use update='two_pass'|Use update='two_pass'"):
+    with pytest.raises(ValueError, match="Use update='two_pass'"):
         gradients(WassersteinCritic(COUPLED[kind](), 0.0, update="one_pass", name="other"))
 
 
