@@ -370,7 +370,7 @@ def test_predictive_and_nuts_on_a_spread_scan():
 
 def bounded(previous, xt):
     """Its support moves with the step before."""
-    z = numpyro.sample("z", dist.Uniform(0.0, 1.0 + jnp.abs(previous)))
+    z = numpyro.sample("z", dist.Uniform(jnp.zeros(N), 1.0 + jnp.abs(previous)))
     numpyro.sample("x", dist.Normal(z, 1.0), obs=xt)
     return z
 
@@ -381,7 +381,7 @@ def test_evidence_of_a_scan_is_that_of_the_loop():
         previous = jnp.zeros(N)
         with numpyro.plate("N", N):
             for t in range(T):
-                z = numpyro.sample(f"z{t}", dist.Uniform(0.0, 1.0 + jnp.abs(previous)))
+                z = numpyro.sample(f"z{t}", dist.Uniform(jnp.zeros(N), 1.0 + jnp.abs(previous)))
                 numpyro.sample(f"x{t}", dist.Normal(z, 1.0), obs=x[t])
                 previous = z
 
