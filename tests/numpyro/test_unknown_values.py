@@ -46,7 +46,8 @@ def power(x):
     return kernel(x).log_prob(X).sum()
 
 
-def delta(log_density, v=X, kernel=GaussianNoise(0.3)):
+def delta(log_density, v=X, kernel=None):
+    kernel = kernel or GaussianNoise(0.3)
     return kernel.spread(dist.Delta(v, log_density=log_density)).log_prob(v).sum()
 
 
