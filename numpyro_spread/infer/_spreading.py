@@ -264,9 +264,11 @@ class SpreadStep:
         found: dict[Key, tuple[str, int]] = {}
         for site, key in self._located.items():
             x, dim = get_argument(key, self._args, self._kwargs), self.use.rows.get(key)
-            names = (n for n, (size, _) in self.use.plates.items() if size == jnp.shape(x)[dim])
-            name = None if dim is None else next(names, None)
-            if dim is None or name is None:
+            if dim is None:
+                return {}
+            length = jnp.shape(x)[dim]
+            name = next((n for n, (size, _) in self.use.plates.items() if size == length), None)
+            if name is None:
                 return {}
             kernel, shape = self.noise[str(key_of(self.noise, site))], self.use.layouts.get(key)
             if not is_drawn_by_rows(kernel, x, dim, self.use.plates[name][1], shape):
