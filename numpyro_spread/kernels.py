@@ -212,6 +212,7 @@ class ConvolvedGaussianKernel(_Kernel):
                 raise ValueError(_messages.bad_variance(variance))
             variance = variance if isinstance(variance, jax.Array) else values
         else:
+            variance = jnp.asarray(variance)
             variance = where_valid(variance, (variance >= 0) & jnp.isfinite(variance))
         object.__setattr__(self, "variance", variance)
 
