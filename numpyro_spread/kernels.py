@@ -212,8 +212,8 @@ class ConvolvedGaussianKernel(_Kernel):
                 raise ValueError(_messages.bad_variance(variance))
             variance = variance if isinstance(variance, jax.Array) else values
         else:
-            traced = jnp.asarray(variance)
-            variance = where_valid(traced, (traced >= 0) & jnp.isfinite(traced))
+            variance = jnp.asarray(variance)
+            variance = where_valid(variance, (variance >= 0) & jnp.isfinite(variance))
         object.__setattr__(self, "variance", variance)
 
     def _matrix(self, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -110,7 +110,10 @@ class SiteNoise:
         if self.transform is None:
             return psi
         u = self.transform.inv(psi)
-        checked = is_validation_enabled() and not torch._C._get_tracing_state()
+        if torch._C._get_tracing_state():
+            inside = self.support.check(psi).all() & torch.isfinite(u).all()
+            return torch.where(inside, u, torch.full_like(u, float("nan")))
+        checked = is_validation_enabled()
         if checked and not bool(self.support.check(psi).all() & torch.isfinite(u).all()):
             raise ValueError(_messages.semi_outside_support(self.site, self.support))
         return u
