@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Critics train whatever calls the loss, and wrong ones are refused in words that help."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -88,7 +90,10 @@ def test_every_way_of_training_is_the_same(kind, lazy):
             if way == "captured":
                 call = loss.differentiable_loss
             else:
-                call = lambda *programs: loss(*programs[:2])(*programs[2:])  # noqa: E731
+
+                def call(model, guide, x, loss=loss):
+                    return loss(model, guide)(x)
+
             with poutine.trace(param_only=True) as seen:
                 call(model, guide, X)
             nodes = seen.trace.nodes.values()
@@ -180,11 +185,13 @@ def test_logits_between_zero_and_one_are_found_out():
             return torch.sigmoid(self.net(values["x"][:, None])).squeeze(-1)
 
     svi = SVI(model, no_guide, adam(), AdversarialDivergence(Own()))
-    with pytest.warns(UserWarning, match="between 0 and 1, on both sides") as caught:
-        for _ in range(60):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(120):
             svi.step(X)
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
+    ours = [each for each in caught if "between 0 and 1, on both sides" in str(each.message)]
+    assert len(ours) == 1
+    assert ours[0].filename == __file__
 
 
 def test_the_monitors():
@@ -205,10 +212,11 @@ def test_a_clipped_estimate_is_told():
             return self.slope - values["x"].sign() * 3
 
     loss = AdversarialDivergence(Wrong(), JSPi(0.5))
-    with pytest.warns(UserWarning, match="reported as the nearest value in") as caught:
-        for _ in range(30):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(60):
             loss.loss_and_grads(lambda x: model(x.abs()), no_guide, X.abs() + 1)
-    assert len(caught) == 1
+    assert sum("reported as the nearest value in" in str(each.message) for each in caught) == 1
 
 
 def test_a_critic_of_the_wrong_width_is_explained():
