@@ -21,6 +21,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
 from numpyro_spread._implicit_sampler import AmortisedSampler, FreeSampler, location_and_scale
+from numpyro_spread._inputs import as_array
 from numpyro_spread._latent_sites import (
     bind_encoder,
     constrain,
@@ -32,6 +33,7 @@ from numpyro_spread._latent_sites import (
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.ratio.binding import _Linen, _takes
 from spread_analysis import _messages
+from spread_analysis._inputs import converted
 from spread_analysis._latents import (
     LatentGroup,
     check_sizes,
@@ -135,6 +137,7 @@ class AutoImplicit(AutoGuide):
         :return: dict from site to value.
         :raises ValueError: if the features do not have the plates' shape.
         """
+        args, kwargs = converted((args, kwargs), as_array)
         self._prepare(args, kwargs)
         features = self._features(args, kwargs)
         plates = self._create_plates(*args, **kwargs)
@@ -341,6 +344,7 @@ class AutoImplicit(AutoGuide):
             raise KeyError(_messages.no_guide_params(f"{self.prefix}_{key}"))
 
         draws: dict[str, jax.Array] = {}
+        args, kwargs = converted((args, kwargs), as_array)
         with handlers.block(), handlers.seed(rng_seed=rng_key), handlers.substitute(data=params):
             self._prepare(args, kwargs)
             features = self._features(args, kwargs)

@@ -21,6 +21,7 @@ from pyro.nn import PyroModule
 from torch.distributions import biject_to
 
 from pyro_spread._implicit_sampler import AmortisedSampler, FreeSampler, Net, location_and_scale
+from pyro_spread._inputs import as_tensor
 from pyro_spread._latent_sites import (
     constrain,
     latent_of,
@@ -31,6 +32,7 @@ from pyro_spread._latent_sites import (
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.distributions import ImplicitDistribution
 from spread_analysis import _messages
+from spread_analysis._inputs import converted
 from spread_analysis._latents import (
     LatentGroup,
     check_sizes,
@@ -141,6 +143,7 @@ class AutoImplicit(AutoGuide):
         :return: dict from site to value.
         :raises ValueError: if the features do not have the plates' shape.
         """
+        args, kwargs = converted((args, kwargs), as_tensor)
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         features = self._features(self.encoder, args, kwargs)
@@ -276,6 +279,7 @@ class AutoImplicit(AutoGuide):
     def _unconstrained_draws(
         self, sample_shape: tuple[int, ...], args: Any, kwargs: Any
     ) -> dict[str, torch.Tensor]:
+        args, kwargs = converted((args, kwargs), as_tensor)
         with self._pyro_context:  # params are those of the param store
             if self.prototype_trace is None:
                 self._setup_prototype(*args, **kwargs)
