@@ -417,7 +417,7 @@ def _leave_out(site: Any, invalid: Invalid, dim: int | None) -> None:
     log_prob = site["log_prob"]
     dims = [] if dim is None else [dim]
     good = invalid.good(log_prob.dim(), dims, [log_prob.shape[d] for d in dims])
-    site["log_prob"] = torch.where(good, log_prob, torch.zeros_like(log_prob))
+    site["log_prob"] = torch.where(torch.as_tensor(good), log_prob, torch.zeros_like(log_prob))
     site["log_prob_sum"] = site["log_prob"].sum()
     site["mask"] = both(site["mask"], good)
 
