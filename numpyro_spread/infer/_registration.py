@@ -34,7 +34,7 @@ class Loss(ELBO):
                 setattr(cls, name, takes_arrays(vars(cls)[name]))
         if "loss_with_mutable_state" in vars(cls):
             told = tells_of_failures(vars(cls)["loss_with_mutable_state"])
-            cls.loss_with_mutable_state = told  # type: ignore[method-assign]
+            cls.loss_with_mutable_state = told
 
 
 class Registered:

@@ -445,9 +445,9 @@ class JointContrastELBO(Stateful, Loss):
             scale = 1.0 if site["scale"] is None else site["scale"]
             weights = scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))
             seen = seen | _of_data(weights > 0, dims[name])
-            if exclude and dims[name] is not None:
-                known = [dims[name]]
-                good = invalid.good(jnp.ndim(log_prob), known, [log_prob.shape[known[0]]])
+            dim = dims[name]
+            if exclude and dim is not None:
+                good = invalid.good(jnp.ndim(log_prob), [dim], [log_prob.shape[dim]])
                 log_prob, weights = jnp.where(good, log_prob, 0), jnp.where(good, weights, 0)
             rest = tuple(dim for dim in range(-weights.ndim, 0) if dim != dims[name])
             count = weights.max(rest).sum() / parts_left_out(site, scored)

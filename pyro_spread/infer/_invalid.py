@@ -117,7 +117,7 @@ class Invalid:
         copied = _rows_first(value, axes)[source].reshape(moved.shape)
         return copied.movedim(front, tuple(axes))
 
-    def good(self, ndim: int, axes: Sequence[int], sizes: Sequence[int]) -> torch.Tensor | bool:
+    def good(self, ndim: int, axes: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
         """
         Which data are good, to be broadcast to a value.
 
@@ -127,7 +127,7 @@ class Invalid:
         """
         rows = self.rows
         if rows is None:
-            return True
+            return torch.tensor(True)
         shaped = (~rows).reshape(*sizes, *[1] * (ndim - len(axes)))
         return shaped.movedim(tuple(range(len(axes))), tuple(axes))
 
