@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.11, pip and make.
+# `make demo` and `make test` need nothing but Python 3.11 to 3.13, pip and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 BENCH_READY := $(VENV)/.bench-ready
 RELEASE_READY := $(VENV)/.release-ready
+# Where else pip looks for torch. On Linux PyPI's is built for CUDA, gigabytes of it; one index has
+# builds for the CPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 export OMP_NUM_THREADS ?= 2
@@ -57,7 +60,7 @@ docs: $(DOCS_READY)
 # with gigabytes of CUDA libraries.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP) --editable '.[all,test]'
 	touch $(READY)
 

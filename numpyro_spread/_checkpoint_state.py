@@ -162,7 +162,7 @@ def leaves(svi_state: SVIState) -> dict[str, Any]:
 
 def bounds(svi: SVI) -> dict[str, Any]:
     """From params to what their constraints and transforms say, as far as the SVI knows them."""
-    transforms = getattr(svi.constrain_fn, "args", ({},))[0]
+    transforms: dict[str, Any] = getattr(svi.constrain_fn, "args", ({},))[0]
     return {
         name: {
             "constraint": describe(_constraint(transform), _array),
@@ -173,7 +173,7 @@ def bounds(svi: SVI) -> dict[str, Any]:
 
 
 def _constraint(transform: Any) -> Any:
-    # Computed from its numbers, which have leaked where svi.init was compiled with arrays as bounds.
+    # Computed from its numbers, which have leaked if svi.init was compiled with arrays as bounds.
     try:
         return transform.codomain
     except Exception:

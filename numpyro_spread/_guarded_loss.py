@@ -114,7 +114,7 @@ def is_skippable(error: BaseException) -> bool:
     # A warning, which some turn into an error: values may be out of a support and finite.
     frames = [frame.f_locals for frame, _ in traceback.walk_tb(root.__traceback__)]
     values = [names["value"] for names in frames if isinstance(names.get("value"), jax.Array)]
-    value = values[-1] if values else None
+    value: Any = values[-1] if values else None
     while hasattr(value, "primal"):  # under differentiation
         value = value.primal
     return value is not None and is_concrete(value) and not bool(jnp.isfinite(value).all())

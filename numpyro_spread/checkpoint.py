@@ -56,6 +56,7 @@ def save_checkpoint(
         and arrays.
     :return: path of the file.
     :raises ValueError: if a number is out of its range, or an array cannot be read any more.
+    :raises RuntimeError: if another process saves in the directory at the same moment.
     :raises TypeError: if something cannot be written as arrays and JSON. In either case nothing is
         written, and earlier checkpoints stay.
     """

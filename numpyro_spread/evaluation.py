@@ -54,8 +54,8 @@ from spread_analysis.log_evidence import (
 
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
-# Ends the name under which the volume of a change of variables leaves the body of a scan.
-_VOLUME = "$volume"
+# End the names under which a value, and the volume of its change, leave the body of a scan.
+_UNCONSTRAINED, _VOLUME = "$unconstrained", "$volume"
 
 
 @takes_arrays
@@ -114,7 +114,11 @@ def ais_log_likelihood(
     """
     chains = as_count(num_chains, "num_chains")
     *start_keys, numpy_key = random.split(rng_key, chains + _num_pilots(chains) + 1)
-    traces = [_trace(key, params, model, args, kwargs) for key in start_keys]
+    traces, prior_draws = [], []
+    for key in start_keys:
+        start = _Start(model)
+        traces.append(_trace(key, params, start, args, kwargs))
+        prior_draws.append(start.values)
     sites = _sites(traces[0])
     _check_evidence(sites)
     latents = [name for name, site in sites.items() if not site["is_observed"]]
@@ -127,7 +131,7 @@ def ais_log_likelihood(
         support = sites[name]["fn"].support
         if support.is_discrete:
             raise NotImplementedError(_messages.discrete_latent(name))
-        draws = [_unconstrained(trace[name]) for trace in traces]
+        draws = [values[name] for values in prior_draws]
         starts[name] = np.stack([np.asarray(draw, np.float64) for draw in draws])
         axes[name] = [dim - biject_to(support).domain.event_dim for dim in dims]
     packing = Packing({name: value.shape[1:] for name, value in starts.items()}, axes)
@@ -391,7 +395,10 @@ def simulation_based_calibration(
         if counts:
             told(counts, len(bad))
         if not bad.all():
-            run = {name: Ranked(*parts, axes(name)) for name, parts in ranked.items()}
+            run = {
+                name: Ranked(truth, drawn, kept, axes(name))
+                for name, (truth, drawn, kept) in ranked.items()
+            }
             seen = [(value, axes(name)) for name, value in values.items()]
             tally.add(run, seen, _numpy_seed(tie_key))
         tally.leave_out(int(bad.sum()), len(bad))
@@ -403,6 +410,33 @@ def _kept(name: str, site: Mapping[str, Any]) -> jax.Array:
     shape = jnp.broadcast_shapes(site["fn"].shape(), jnp.shape(site["value"]))
     mask = _mask(name, site, shape)
     return jnp.ones(shape, bool) if mask is None else mask
+
+
+class _Start(Inside):
+    """Notes unconstrained values, with the support that a site has where it stands."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__(fn)
+        self.values: dict[str, jax.Array] = {}
+
+    def leave(self, msg: Any) -> None:
+        """Carry the value out of a body."""
+        if _is_continuous_latent(msg):
+            value = biject_to(msg["fn"].support).inv(msg["value"])
+            numpyro.deterministic(msg["name"] + _UNCONSTRAINED, value)
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Note the value."""
+        super().postprocess_message(msg)
+        if msg["type"] == "deterministic" and msg["name"].endswith(_UNCONSTRAINED):
+            self.values[msg["name"].removesuffix(_UNCONSTRAINED)] = msg["value"]
+        elif not msg.get("_control_flow_done") and _is_continuous_latent(msg):
+            self.values[msg["name"]] = biject_to(msg["fn"].support).inv(msg["value"])
+
+
+def _is_continuous_latent(msg: Any) -> bool:
+    latent = msg["type"] == "sample" and not msg["is_observed"]
+    return latent and not msg["fn"].support.is_discrete
 
 
 class _Unconstrained(Inside):
@@ -458,11 +492,6 @@ def _simulate(
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     return _trace(rng_key, params, Unconditioned(model), args, kwargs)
-
-
-def _unconstrained(site: Mapping[str, Any]) -> jax.Array:
-    value: jax.Array = biject_to(site["fn"].support).inv(site["value"])
-    return value
 
 
 def _num_pilots(num_chains: int) -> int:

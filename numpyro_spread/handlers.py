@@ -24,6 +24,7 @@ from spread_analysis import _messages
 from spread_analysis._patterns import key_of, resolved
 
 _MARK = "_spread"
+_FIRST_STEPS = "_PREV_"
 
 
 def check_noise(noise: Any) -> dict[str, SpreadNoise]:
@@ -53,6 +54,14 @@ def is_delta(fn: Distribution) -> bool:
     if isinstance(fn, MixtureGeneral):
         return any(is_delta(part) for part in fn.component_distributions)
     return isinstance(fn, Delta)
+
+
+def site_of(msg: Any) -> str:
+    """The name of a site; NumPyro marks the first steps of a scan that it enumerates."""
+    name: str = msg["name"]
+    while name.startswith(_FIRST_STEPS):
+        name = name.removeprefix(_FIRST_STEPS)
+    return name
 
 
 class spread(Messenger):  # noqa: N801
@@ -108,7 +117,7 @@ class spread(Messenger):  # noqa: N801
             self._check_complete()
 
     def _check_complete(self) -> None:
-        for key in resolved(self.noise, self._seen):
+        for key in resolved(self.noise, self._seen, self._observed):
             if key not in self._seen:
                 raise ValueError(_messages.no_such_site(key, self._observed))
 
@@ -123,7 +132,7 @@ class spread(Messenger):  # noqa: N801
         """Spread the distribution of an observed site, after all handlers inside of this one."""
         if msg["type"] != "sample":
             return
-        site = msg["name"]
+        site = site_of(msg)
         self._seen.add(site)
         if not msg["is_observed"]:
             return
@@ -133,7 +142,7 @@ class spread(Messenger):  # noqa: N801
             self._spread(msg, kernel)
 
     def _spread(self, msg: Any, kernel: SpreadNoise) -> None:
-        site = msg["name"]
+        site = site_of(msg)
         if msg["infer"].get(_MARK):
             raise ValueError(_messages.already_spread(site))
         try:
@@ -151,5 +160,6 @@ class spread(Messenger):  # noqa: N801
         """Notice sites that a handler outside of this one made observed."""
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
-        if msg["name"] not in self._observed and self._kernel_at(msg["name"]) is not None:
-            raise ValueError(_messages.conditioned_outside(msg["name"]))
+        site = site_of(msg)
+        if site not in self._observed and self._kernel_at(site) is not None:
+            raise ValueError(_messages.conditioned_outside(site))

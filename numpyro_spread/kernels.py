@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from numpyro_spread._pytree import FieldsAsPytree
-from numpyro_spread.noise.base import as_parameter, is_concrete, is_positive
+from numpyro_spread.noise.base import is_concrete, is_positive, positive_parameter, where_valid
 from spread_analysis import _messages
 
 #: A number, or several for a mixture of kernels.
@@ -90,7 +90,7 @@ def _as_numbers(kernel: str, name: str, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        value = tuple(as_parameter(v) if is_positive(v) else v for v in value)
+        value = tuple(positive_parameter(v) if is_positive(v) else v for v in value)
         shape: Sequence[int] = (len(value),)
         valid = all(is_positive(v) and np.ndim(v) == 0 for v in value)
     else:
@@ -100,7 +100,7 @@ def _as_numbers(kernel: str, name: str, value: Any) -> Any:
         raise ValueError(_messages.bad_positive(kernel, name, value))
     if len(shape) > 1 or 0 in shape:
         raise ValueError(_messages.mixture_shape(kernel, name, shape))
-    return value if isinstance(value, tuple) else as_parameter(value)
+    return value if isinstance(value, tuple) else positive_parameter(value)
 
 
 def _components(value: Any, x: jax.Array) -> list[jax.Array]:
@@ -211,6 +211,9 @@ class ConvolvedGaussianKernel(_Kernel):
             if values.ndim > 1 or not np.all((values >= 0) & np.isfinite(values)):
                 raise ValueError(_messages.bad_variance(variance))
             variance = variance if isinstance(variance, jax.Array) else values
+        else:
+            variance = jnp.asarray(variance)
+            variance = where_valid(variance, (variance >= 0) & jnp.isfinite(variance))
         object.__setattr__(self, "variance", variance)
 
     def _matrix(self, x: jax.Array, y: jax.Array) -> jax.Array:

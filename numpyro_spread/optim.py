@@ -13,7 +13,10 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from spread_analysis import _messages
+from spread_analysis._messages import players as player_messages
 from spread_analysis._validation import check_count
+
+_WANTED, _EXAMPLE = "an optax.GradientTransformation", "optax.adam(1e-3)"
 
 
 class _AverageState(NamedTuple):
@@ -77,7 +80,9 @@ def two_player(
     """
     for role, optim in (("generator", generator), ("discriminator", discriminator)):
         if not isinstance(optim, optax.GradientTransformation):
-            raise TypeError(_messages.bad_player(role, optim, "an optax.GradientTransformation"))
+            raise TypeError(player_messages.foreign_player(role, optim, _WANTED, _EXAMPLE))
+        if (asked := _more_than_gradients(optim)) is not None:
+            raise TypeError(player_messages.greedy_player(role, asked))
     check_count("two_player: discriminator_steps", discriminator_steps)
     if ema is not None and not 0 < ema < 1:
         raise ValueError(_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
@@ -96,6 +101,23 @@ def two_player(
         return {site: "discriminator" if is_mine else "generator" for site, is_mine in mine.items()}
 
     return optax.partition({"generator": generator, "discriminator": discriminator}, players)
+
+
+def _more_than_gradients(optim: optax.GradientTransformation) -> str | None:
+    """What the update wants to be told beside gradients, params and the value of the loss."""
+    told = optax.with_extra_args_support(optim)
+
+    def one_step(params: Any) -> Any:
+        return told.update(params, told.init(params), params, value=jnp.zeros(()))
+
+    try:
+        jax.eval_shape(one_step, {"param": jnp.zeros(1)})
+    except TypeError as error:
+        text = str(error)
+        return text if "missing" in text and "argument" in text else None
+    except Exception:  # it may know its params by name
+        return None
+    return None
 
 
 def averaged_params(svi: SVI, svi_state: SVIState) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings as python_warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,15 +25,23 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_spread.guard import FiniteGuard, loss_of
 from numpyro_spread.infer._critic_loss import CriticLoss
-from numpyro_spread.infer._datum import datum_rows
+from numpyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from numpyro_spread.infer._joint_sides import _data_plates, _plates_of, is_latent, run, run_forward
 from numpyro_spread.infer._two_sides import _mask, is_compared, no_guide
 from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from numpyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from spread_analysis import _messages
 from spread_analysis.history import History
+from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import CriticLogits, Report, describe, write_report
-from spread_analysis.report.gather import Draws, Options, assemble, pool_latents, rows_of
+from spread_analysis.report.gather import (
+    Draws,
+    Options,
+    assemble,
+    count_data,
+    pool_latents,
+    rows_of,
+)
 from spread_analysis.report.words import figures_of, shorten
 
 __all__ = ["diagnose", "report"]
@@ -280,7 +289,8 @@ def _draw(
     num_runs = number if one_by_one else -(-number // count)
     runs = _posterior(loss, svi, guide_key, num_runs, params, args, kwargs)
     latents, latents_of = pool_latents(runs, shared, options.datum)
-    draws = Draws(data, samples, latents, latents_of)
+    counted = _num_data(observed, sites)
+    draws = Draws(data, samples, latents, latents_of, num_data=counted)
     try:
         draws.value, draws.logits = _ask(loss, svi, ask_key, params, args, kwargs)
     except ValueError as error:
@@ -288,6 +298,22 @@ def _draw(
     if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
         draws.no_critic_needed()
     return draws
+
+
+def _num_data(observed: Mapping[str, Any], sites: Mapping[str, Any]) -> float:
+    """How many data the sites are of: elements of the outermost plate, scaled as the loss is."""
+    counted = []
+    for name, site in observed.items():
+        shape = jnp.shape(site["value"])
+        scale = np.unique(1.0 if site["scale"] is None else np.asarray(site["scale"]))
+        if len(scale) > 1:
+            return math.nan
+        mask = _mask(name, site, shape)
+        kept = np.ones(shape, bool) if mask is None else np.asarray(mask)
+        axes = [frame.dim - site["fn"].event_dim for frame in frames_of(site)[:1]]
+        inner = parts_left_out(site, sites)
+        counted.append((any_of_datum(kept, axes), float(scale[0]) / inner))
+    return count_data(counted)
 
 
 def _posterior(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -26,10 +27,8 @@ def note(owner: Any, modules: Called) -> None:
     :param owner: the SVI or its loss.
     :param modules: what it called.
     """
-    try:
+    with suppress(TypeError):  # what takes no weak reference cannot be known later
         _called.setdefault(owner, WeakSet()).update(modules)
-    except TypeError:  # a function with slots of its own, of which nothing can be kept
-        pass
 
 
 def called_by(*owners: Any) -> list[nn.Module]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._called_modules import Look, called_by, forget_garbage, note
+from pyro_spread._optimiser_copy import OptimiserState
 from pyro_spread._reachable_modules import (
     Held,
     find_modules,
@@ -28,9 +29,8 @@ from pyro_spread._reachable_modules import (
     loss_of,
     unreached,
 )
-from pyro_spread._transaction import Buffers
+from pyro_spread._transaction import StepSnapshot
 from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
-from pyro_spread.guard import FiniteGuard
 from spread_analysis._bounds import describe, same, text
 from spread_analysis._checkpoint import Codec, Reading
 from spread_analysis._checkpoint_tree import MalformedError
@@ -208,13 +208,14 @@ def prepare_modules(
     reading: Reading, svi: SVI, modules: Mapping[str, nn.Module] | None
 ) -> list[Commit]:
     """The same for what nets hold beside params."""
-    saved, live = reading.part("modules", dict), nets_state(svi, modules)
-    check_called(svi, modules, reading.refuse)
+    saved, found = reading.part("modules", dict), find_modules(svi, modules)
+    live = held_beside_params(found)
+    check_called(svi, found, reading.refuse)
     further = reading.state.get("further_modules", [])
     if not isinstance(further, list) or not all(type(name) is str for name in further):
         raise reading.refuse(_messages.malformed("'further_modules' are no names"))
     # What only a wider walk finds: earlier versions did not keep it.
-    mine = set(further_names(svi, modules))
+    mine = set(further_names(svi, modules, live))
     if "further_modules" not in reading.state and (lost := sorted(mine - saved.keys())):
         warnings.warn(_messages.unknown_then(lost), UserWarning, stacklevel=3)
         live = {name: held for name, held in live.items() if name not in lost}
@@ -231,28 +232,22 @@ def prepare_modules(
     return commits
 
 
-def nets_state(svi: SVI, modules: Mapping[str, nn.Module] | None) -> dict[str, Held]:
-    """What the nets of an SVI hold beside params."""
-    return held_beside_params(find_modules(svi, modules))
-
-
-def further_names(svi: SVI, modules: Mapping[str, nn.Module] | None) -> list[str]:
-    """Names in :func:`nets_state` that the first versions of this package did not find."""
+def further_names(
+    svi: SVI, modules: Mapping[str, nn.Module] | None, held: Collection[str]
+) -> list[str]:
+    """Which names of what nets hold the first versions of this package did not find."""
     narrow = held_beside_params(find_modules(svi, modules, wide=False))
-    return [name for name in nets_state(svi, modules) if name not in narrow]
+    return [name for name in held if name not in narrow]
 
 
 def check_called(
-    svi: SVI,
-    modules: Mapping[str, nn.Module] | None,
-    refuse: Callable[[str], ValueError] = ValueError,
+    svi: SVI, found: list[tuple[str, nn.Module]], refuse: Callable[[str], ValueError] = ValueError
 ) -> None:
     """
     Refuse modules that steps have called and that are not found, as far as steps were seen.
 
     :raises ValueError: naming the module.
     """
-    found = find_modules(svi, modules)
     if unreached(found, called_by(svi, loss_of(svi))):
         forget_garbage()
     if calls := unreached(found, called_by(svi, loss_of(svi))):
@@ -359,30 +354,23 @@ class Snapshot:
         held = held_beside_params(found).values()
         self._loss, self._loss_state = loss_of(svi), loss_state(svi)
         self._random = random_state()
-        self._names = set(store.keys())
+        self._step = StepSnapshot(self._loss)
+        self._step.optimiser = OptimiserState(svi.optim, list(store._params.values()))
         self._values = [
             (each.tensor, each.tensor.detach().clone()) for each in held if each.tensor is not None
         ]
         self._extras = [
             (each.module, copy.deepcopy(held_state(each))) for each in held if each.tensor is None
         ]
-        self._buffers = Buffers()
         for part in dict.fromkeys(part for _, net in found for part in net.modules()):
-            self._buffers.keep(part)
-        guard = svi.optim if isinstance(svi.optim, FiniteGuard) else None
-        self._guard, self._seen = guard, None if guard is None else guard.own_state()
+            self._step.buffers.keep(part)
         params = [*store._params.values(), *(p for _, net in found for p in net.parameters())]
         self._grads = [(p, p.grad, p.grad if p.grad is None else p.grad.clone()) for p in params]
 
     def restore(self) -> None:
         """Undo."""
-        store = pyro.get_param_store()
-        for name in set(store.keys()) - self._names:
-            store._params[name].grad = None
-            del store[name]
-        self._buffers.restore()
-        if self._guard is not None and self._seen is not None:
-            self._guard.set_own_state(self._seen)
+        self._step.store.clear_grads(pyro.get_param_store()._params.values())
+        self._step.restore()
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)

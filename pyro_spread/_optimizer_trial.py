@@ -1,12 +1,13 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an optimiser can step from a state that a file gives it, tried out before it is loaded."""
+"""Whether an optimiser can step from the state in a file, tried out before it is loaded."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -99,10 +100,8 @@ class _Trial:
 
 
 def _advance(scheduler: Any) -> None:
-    try:
+    with suppress(ValueError):  # a schedule that has come to its end
         scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
-    except ValueError:  # a schedule that has come to its end
-        pass
 
 
 def _base(optimizer: Any) -> Any:

@@ -160,7 +160,7 @@ def _constants(code: types.CodeType) -> Iterator[Any]:
 
 @functools.cache
 def is_users(module: str | None) -> bool:
-    """Whether a module is the user's own code: neither this project's, nor Python's, nor installed."""
+    """Whether a module is the user's code: neither this project's, nor Python's, nor installed."""
     top = (module or "").partition(".")[0]
     if top in LIBRARIES or top in sys.stdlib_module_names - {"__main__"}:
         return False

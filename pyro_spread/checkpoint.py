@@ -62,8 +62,10 @@ def save_checkpoint(
     :param modules: nets by name that model, guide and loss do not lead to, as those in an object
         of a library do not.
     :return: path of the file.
-    :raises ValueError: if there are params of a net that is not found, or none at all, or a number
+    :raises ValueError: if a step calls a net that is not found, or its params are in the store, if
+        an optimiser has state outside of its state dict, if there are no params at all, or a number
         is out of its range.
+    :raises RuntimeError: if another process saves in the directory at the same moment.
     :raises TypeError: if something cannot be written as arrays and JSON. In either case nothing is
         written, and earlier checkpoints stay.
     """
@@ -75,7 +77,7 @@ def save_checkpoint(
     found = find_modules(svi, modules)
     if hidden := strangers(found):
         raise ValueError(_messages.hidden_modules(hidden))
-    state.check_called(svi, modules)
+    state.check_called(svi, found)
     watch(svi)
     content = {
         "classes": state.classes(svi),
@@ -83,7 +85,7 @@ def save_checkpoint(
         "optimizer": optimizers.state_of(svi.optim),
         "optimizer_attributes": attributes(svi.optim),
         "modules": {k: state.held_state(held) for k, held in held_beside_params(found).items()},
-        "further_modules": state.further_names(svi, modules),
+        "further_modules": state.further_names(svi, modules, held_beside_params(found)),
         "loss": state.loss_state(svi),
         "random": state.random_state(),
     }
@@ -128,9 +130,10 @@ def load_checkpoint(
     :param kwargs: keyword arguments of a step.
     :return: step, metadata, path and library versions of the checkpoint.
     :raises FileNotFoundError: if there is no checkpoint.
-    :raises CheckpointError: if the file is truncated, damaged, foreign or of another run. Params,
-        optimisers and random state are as before, and so are all files; the message names an
-        earlier checkpoint if there is one, which is not taken silently.
+    :raises CheckpointError: if the file is truncated, damaged, foreign, of another run, or holds a
+        state from which the next step would fail. Params, optimisers and random state are as
+        before, and so are all files; the message names an earlier checkpoint if there is one, which
+        is not taken silently.
     """
     _check_svi(svi)
     watch(svi)  # what comes after is seen, also where there is no checkpoint yet

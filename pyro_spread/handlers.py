@@ -79,7 +79,7 @@ class SpreadMessenger(Messenger):
             self._check_complete()
 
     def _check_complete(self) -> None:
-        for key in resolved(self.noise, self._seen):
+        for key in resolved(self.noise, self._seen, self._observed):
             if key not in self._seen:
                 raise ValueError(_messages.no_such_site(key, self._observed))
 

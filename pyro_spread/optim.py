@@ -14,12 +14,14 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
 from pyro_spread._transaction import optimiser_step
-from pyro_spread.infer._guards import critic_params
+from pyro_spread.infer._guards import critic_params, idle_critics
 from spread_analysis import _messages
+from spread_analysis._messages import players
 from spread_analysis._validation import check_count
 
 _STEPS = "discriminator_steps_done"
 _AVERAGES = "generator_averages"
+_EXAMPLE = 'pyro.optim.Adam({"lr": 1e-3}), which makes those of torch.optim itself'
 
 
 class Composite(PyroOptim):
@@ -83,7 +85,7 @@ class TwoPlayer(Composite):
     ) -> None:
         for role, optim in (("generator", generator), ("discriminator", discriminator)):
             if not isinstance(optim, PyroOptim) or isinstance(optim, TwoPlayer):
-                raise TypeError(_messages.bad_player(role, optim, "a Pyro optimiser"))
+                raise TypeError(players.foreign_player(role, optim, "a Pyro optimiser", _EXAMPLE))
         if generator is discriminator:
             wanted = "another object than the generator's, since each keeps state of its own"
             raise ValueError(_messages.bad_player("discriminator", discriminator, wanted))
@@ -111,7 +113,7 @@ class TwoPlayer(Composite):
         # A critic that the model names too is the critic still.
         names = [critic_params.get(param) or store.param_name(param) for param in params]
         mine = [str(name).split("$$$")[0] == self.name for name in names]
-        if not any(mine):
+        if not any(mine) and self.name not in idle_critics.values():
             raise ValueError(_messages.unknown_player(self.name, map(str, names)))
         with optimiser_step(self, params):
             self._move(params, mine, *args, **kwargs)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings as python_warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,14 +19,13 @@ from pyro import poutine
 from pyro.distributions import Unit
 from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
-from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 
 from pyro_spread._reachable_modules import loss_of
-from pyro_spread._transaction import StepSnapshot
+from pyro_spread._transaction import looking
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._critic_loss import CriticLoss
-from pyro_spread.infer._datum import datum_rows
+from pyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
 from pyro_spread.infer._sites import is_latent
 from pyro_spread.infer._two_sides import _mask, is_compared
@@ -34,8 +34,16 @@ from pyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from pyro_spread.optim import TwoPlayer
 from spread_analysis import _messages
 from spread_analysis.history import History
+from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import CriticLogits, Report, describe, write_report
-from spread_analysis.report.gather import Draws, Options, assemble, pool_latents, rows_of
+from spread_analysis.report.gather import (
+    Draws,
+    Options,
+    assemble,
+    count_data,
+    pool_latents,
+    rows_of,
+)
 from spread_analysis.report.words import figures_of, shorten
 
 __all__ = ["diagnose", "report"]
@@ -180,16 +188,10 @@ def _unchanged() -> Iterator[None]:
     """Afterwards random state, buffers and params are as before; new params are an error."""
     store = pyro.get_param_store()
     params = set(store.keys())
-    before = StepSnapshot()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    state = get_rng_state()
-    try:
-        with torch.random.fork_rng(devices=list(devices)), before.buffers:
-            yield
-    finally:
-        set_rng_state(state)
+    with torch.random.fork_rng(devices=list(devices)), looking():
+        yield
         new = set(store.keys()) - params
-        before.restore()
     if new:
         raise ValueError(_messages.report_unknown_params(new, "Train first: svi.step makes them."))
 
@@ -252,7 +254,7 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
         )
     latents, latents_of = pool_latents(runs, shared, options.datum)
     joined = {name: np.concatenate(values) for name, values in samples.items()}
-    draws = Draws(data, joined, latents, latents_of)
+    draws = Draws(data, joined, latents, latents_of, num_data=_num_data(observed))
     try:
         draws.value, draws.logits = _ask(loss, svi, args, kwargs)
     except ValueError as error:
@@ -260,6 +262,20 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
     if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
         draws.no_critic_needed()
     return draws
+
+
+def _num_data(observed: Mapping[str, Any]) -> float:
+    """How many data the sites are of: elements of the outermost plate, scaled as the loss is."""
+    counted = []
+    for name, site in observed.items():
+        value, scale = site["value"], torch.as_tensor(site["scale"]).unique()
+        if len(scale) > 1 or not all(frame.vectorized for frame in frames_of(site)):
+            return math.nan
+        mask = _mask(name, site, value)
+        kept = np.ones(value.shape, bool) if mask is None else mask.cpu().numpy()
+        axes = [frame.dim - site["fn"].event_dim for frame in frames_of(site)[:1]]
+        counted.append((any_of_datum(kept, axes), float(scale) / parts_left_out(site)))
+    return count_data(counted)
 
 
 def _posterior(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:

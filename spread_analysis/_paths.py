@@ -39,8 +39,9 @@ def child(container: Any, part: Part) -> Any:
     """
     if isinstance(container, Mapping):
         return container[_key(container, part)]
-    if isinstance(container, list | tuple) and _number(part) is not None:
-        return container[_number(part)]
+    number = _number(part)
+    if isinstance(container, list | tuple) and number is not None:
+        return container[number]
     if isinstance(part, str) and hasattr(container, part):
         return getattr(container, part)
     raise LookupError(part)
@@ -62,9 +63,9 @@ def with_child(container: Any, part: Part, value: Any) -> Any:
         if isinstance(container, tuple):
             make = getattr(type(container), "_make", type(container))  # a named tuple has one
             return make(values)
-        changed = copy.copy(container)
-        changed[:] = values
-        return changed
+        like: list[Any] = copy.copy(container)
+        like[:] = values
+        return like
     if isinstance(container, tuple):
         return container._replace(**{str(part): value})  # type: ignore[attr-defined]
     if dataclasses.is_dataclass(container):

@@ -40,12 +40,15 @@ def key_of(noise: Mapping[str, object], site: str) -> str | None:
     return keys[0] if keys else None
 
 
-def resolved(noise: Mapping[str, _K], sites: Collection[str]) -> dict[str, _K]:
+def resolved(
+    noise: Mapping[str, _K], sites: Collection[str], observed: Collection[str] | None = None
+) -> dict[str, _K]:
     """
     ``noise`` with the sites that they cover in the place of patterns.
 
     :param noise: dict from site or pattern to kernel.
     :param sites: the sites that patterns may stand for.
+    :param observed: those that an error tells of; all of them if left out.
     :raises ValueError: if a pattern covers none, naming them.
     """
     if not any(is_pattern(key) for key in noise):
@@ -53,6 +56,6 @@ def resolved(noise: Mapping[str, _K], sites: Collection[str]) -> dict[str, _K]:
     covered = {site: key for site in sites if (key := key_of(noise, site)) is not None}
     for key in noise:
         if is_pattern(key) and not any(matches(key, site) for site in sites):
-            raise ValueError(spreading.no_match(key, sites))
+            raise ValueError(spreading.no_match(key, sites if observed is None else observed))
     plain = {key: kernel for key, kernel in noise.items() if not is_pattern(key)}
     return plain | {site: noise[key] for site, key in covered.items()}

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
 from spread_analysis import _messages
+from spread_analysis._messages import players
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import FloatArray, as_count, as_finite, as_probability
+from spread_analysis._warning import warn_user
 from spread_analysis.reference.divergences import class_entropy
 
 # From here on sigmoid(-|logit|) is below 5e-5: the saturating generator loss has no gradient left.
@@ -233,6 +236,15 @@ class _PatientMonitor(Stateful):
         warnings.warn(message, category, stacklevel=stacklevel + 1)
         return True
 
+    def _tell(self, suspicious: bool, message: str) -> bool:
+        """The same, with a warning that names the user's line."""
+        self.streak = self.streak + 1 if suspicious else 0
+        if self.warned or self.streak < self.patience:
+            return False
+        self.warned = True
+        warn_user(message)
+        return True
+
 
 class SupportMismatchMonitor(_PatientMonitor):
     """Watch a critic during training and warn, once, when it has become perfect.
@@ -305,6 +317,67 @@ class FalseEvidenceMonitor(_PatientMonitor):
         """
         suspicious = accuracy >= self.accuracy_limit
         return self._count(suspicious, _messages.false_evidence(), FalseEvidenceWarning, stacklevel)
+
+
+class LogitRangeMonitor(_PatientMonitor):
+    """Watch a critic during training and warn, once, when its logits look like probabilities.
+
+    A step is suspicious if the logits of both sides differ and all lie in [0, 1].
+
+    :param usual: The logit of a critic that cannot tell the sides apart. If that is a number
+        between 0 and 1 itself, the logits must also be far from each other.
+    :param patience: Consecutive suspicious steps before the warning, at least 1.
+
+    >>> monitor = LogitRangeMonitor(patience=2)
+    >>> monitor.observe(low=0.1, high=0.9), monitor.observe(low=-2.0, high=0.9)
+    (False, False)
+    """
+
+    def __init__(self, usual: float = 0.0, patience: int = 50) -> None:
+        super().__init__(patience)
+        self.least = 0.5 if 0.0 < usual < 1.0 else 0.0
+
+    def observe(self, low: float, high: float) -> bool:
+        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+
+        :param low: The least logit of both sides.
+        :param high: The largest.
+        :return: Whether this call issued the warning.
+        """
+        return self._tell(bool(self.suspects(low, high)), players.logits_in_unit_interval())
+
+    def suspects(self, low: Any, high: Any) -> Any:
+        """Whether a step is suspicious; of arrays too."""
+        return (low >= 0.0) & (high <= 1.0) & (high - low > self.least)
+
+
+class ClampMonitor(_PatientMonitor):
+    """Watch an estimate that is reported within its range, and say, once, that it was outside.
+
+    :param upper: The largest value of the divergence, in nats.
+    :param patience: Consecutive steps outside before the warning, at least 1.
+
+    >>> monitor = ClampMonitor(upper=0.7, patience=2)
+    >>> monitor.observe(-0.1), monitor.observe(0.1)
+    (False, False)
+    """
+
+    def __init__(self, upper: float, patience: int = 20) -> None:
+        super().__init__(patience)
+        self.upper = upper
+
+    def observe(self, value: float) -> bool:
+        """Take in one step; warn at the ``patience``-th one outside in a row.
+
+        :param value: The estimate as it is, in nats.
+        :return: Whether this call issued the warning.
+        """
+        message = players.clamped_estimate(value, self.upper)
+        return self._tell(bool(self.suspects(value)), message)
+
+    def suspects(self, value: Any) -> Any:
+        """Whether the range is left; of arrays too. Rounding does not count."""
+        return (value < -1e-6) | (value > self.upper + 1e-6)
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _figure(backend: str, fit: Fit, exact: Exact) -> Any:
         ax.hist(draws, 60, density=True, color=guide, alpha=0.6, label="guide")
         ax.plot(*density, color=reference, label="exact")
         ax.set(title=title, xlim=(mean - 6 * sd, mean + 6 * sd), ylabel="density")
-    mu.legend(frameon=False, fontsize=8)
+    mu.legend(frameon=False, fontsize=8, loc="upper left")
     for ax, ours, theirs, title in (
         (means, fit.theta.mean(0), exact.theta_mean, "mean of theta, by group"),
         (sds, fit.theta.std(0), exact.theta_sd, "sd of theta, by group"),

@@ -212,5 +212,5 @@ def _figure(backend: str, args: argparse.Namespace, curves: dict[str, Any]) -> A
         ax.set_ylim(*_limits(curves[name]))
         ax.set(ylabel=r"relative error $|\hat A - A| / |A|$")
         ax.set_title(f"{backend}: {labels[name][1]}", fontsize=11)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
     return figure

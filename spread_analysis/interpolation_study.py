@@ -306,7 +306,7 @@ def _draw_variances(ax: Any, pis: Sequence[float], found: dict[str, FloatArray])
     ax.annotate("KL[Q||P]", (1, exact[-1]), fontsize=8, color="0.35", xytext=(4, -14),
                 textcoords="offset points", ha="right")  # fmt: skip
     ax.set(xlabel=r"$\pi$", ylabel="variance of the isotropic Gaussian", ylim=(0, 1.1))
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _draw_moments(ax: Any, pis: Sequence[float], found: dict[str, FloatArray]) -> None:

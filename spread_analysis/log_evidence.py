@@ -63,15 +63,14 @@ class LogEvidence:
 
     def reshape(self, shape: Sequence[int]) -> LogEvidence:
         """The same estimates, with data of this shape."""
-        parts = (self.acceptance, self.observed)
-        acceptance, observed = (None if part is None else part.reshape(shape) for part in parts)
+        moves, observed = self.acceptance, self.observed
         return LogEvidence(
             self.values.reshape(shape),
             self.standard_error.reshape(shape),
             self.effective_sample_size.reshape(shape),
             self.num_samples,
-            acceptance,
-            observed,
+            None if moves is None else moves.reshape(shape),
+            None if observed is None else observed.reshape(shape),
         )
 
     def _of_data(self, values: NDArray) -> NDArray:

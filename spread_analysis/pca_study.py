@@ -150,5 +150,5 @@ def _figure(backend: str, args: argparse.Namespace, curves: dict, final: dict) -
     right.set(xticks=index, xticklabels=[f"$l_{i + 1}$" for i in index], ylim=(0, None))
     right.set(ylabel=r"eigenvalue of $AA^\top$", xlabel="lines: clean covariance")
     right.set_title("o both sides, x model side only", fontsize=11)
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     return figure

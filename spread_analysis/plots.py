@@ -241,7 +241,7 @@ def plot_loss_curve(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="upper right")
     if title is not None:
         axes.set_title(title, fontsize=11, color=_INK)
     return axes

@@ -172,6 +172,6 @@ def _figure(backend: str, fits: dict[str, Fit]) -> Any:
         ax.set_ylim(-30, 30)
         ax.title.set_fontsize("small")
     density.set(title=f"eight schools ({backend})", xlabel="tau", ylabel="posterior density")
-    density.legend(fontsize="small", frameon=False)
+    density.legend(fontsize="small", frameon=False, loc="upper left")
     pairs[0].set_ylabel("tau")
     return figure

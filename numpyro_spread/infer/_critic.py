@@ -6,13 +6,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 
+from numpyro_spread.ratio._slopes import are_apart, others_move
 from numpyro_spread.ratio.adapters import SiteValues
+from numpyro_spread.ratio.binding import Bound
 from numpyro_spread.ratio.regularizers import Regularizer
+from spread_analysis._messages import players
+from spread_analysis._warning import warn_user
+
+# Critics that a gradient penalty has met already.
+_looked_at: WeakSet[Bound] = WeakSet()
+
+
+def warn_of_coupling(
+    critic: Bound, params: Any, values: SiteValues, args: Any, kwargs: Any
+) -> None:
+    """
+    Say once per critic that a gradient penalty assumes logits of samples by themselves.
+
+    :param critic: the discriminator.
+    :param params: its own.
+    :param values: of one side.
+    :param args: arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+    if critic in _looked_at:
+        return
+    _looked_at.add(critic)
+    if are_apart(lambda values: critic.apply(params, values, args, kwargs), values):
+        return
+    if others_move(critic.apply, params, values, args, kwargs):
+        warn_user(players.coupled_penalty())
 
 
 def penalty_in_turn(

@@ -14,11 +14,13 @@ import numpyro
 from jax import lax, random
 from numpyro.handlers import block
 
-from numpyro_spread.infer._critic import penalty_in_turn
+from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import with_gradients
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
+from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.ratio._slopes import are_apart, others_move
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import weighted_mean
@@ -38,6 +40,11 @@ class Logits(NamedTuple):
     model: jax.Array
     data_weights: jax.Array | None
     model_weights: jax.Array | None
+
+    def range(self) -> tuple[jax.Array, jax.Array]:
+        """The least and the largest logit of both sides."""
+        low = jnp.minimum(self.data.min(), self.model.min())
+        return low, jnp.maximum(self.data.max(), self.model.max())
 
 
 class CriticLoss(Loss):
@@ -209,7 +216,7 @@ class CriticLoss(Loss):
         logits = Logits(data_logits, model_logits, sides.data_weights, sides.model_weights)
         logits = lax.stop_gradient(logits)
         pull_data, pull_model, push = self._slopes(logits)
-        if self._is_one_pass():
+        if self._is_one_pass(frozen["critic"], sides.model, args, kwargs):
             # The critic's own backward pass runs on to its input, where it is rescaled.
             pull_model = _away_from_zero(pull_model)
             critic_grads, at_input = pull_back((pull_data, pull_model))
@@ -245,6 +252,8 @@ class CriticLoss(Loss):
         fake = sides.model.replaced(frozen["model"])
         weights = lax.stop_gradient(sides.data_weights)
 
+        warn_of_coupling(self._critic, frozen["critic"], data, args, kwargs)
+
         def judge(critic: Any, values: SiteValues) -> jax.Array:
             return self._critic.apply(critic, values, args, kwargs)
 
@@ -253,10 +262,18 @@ class CriticLoss(Loss):
 
         return jax.tree.map(jnp.add, grads, jax.grad(penalty)(frozen["critic"]))
 
-    def _is_one_pass(self) -> bool:
-        if self._critic.coupled and self.update == "one_pass":
+    def _is_one_pass(self, params: Any, values: SiteValues, args: Any, kwargs: Any) -> bool:
+        """Whether one pass gives the generator's gradient too; decided while a step is traced."""
+        if self.update == "two_pass" or is_concrete(*values.values()):  # nobody differentiates
+            return False
+        if are_apart(lambda values: self._critic.apply(params, values, args, kwargs), values):
+            return True
+        # What nothing proves may still be so, on the user's word and after a look.
+        if self.update == "one_pass" and (
+            self._critic.coupled or others_move(self._critic.apply, params, values, args, kwargs)
+        ):
             raise ValueError(_messages.coupled_critic())
-        return not self._critic.coupled and self.update != "two_pass"
+        return self.update == "one_pass"
 
     def _slopes(self, logits: Logits) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""

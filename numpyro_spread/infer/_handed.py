@@ -23,7 +23,44 @@ from spread_analysis._use_of_data import UseOfData, layout
 
 class Handed:
     """
-    Fresh y for every argument that carries data, and the arguments with them in place.
+    A noisy y for every argument that carries data, and the arguments with them in place.
+
+    :param y: dict from place to y.
+    :param noise: dict from site or pattern to kernel.
+    :param use: how the model uses its data.
+    :param located: dict from site or pattern to the place of its data.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    :param undrawn: places where there is no noise yet, since the shape of the site must be known.
+    """
+
+    def __init__(
+        self,
+        y: Mapping[Key, jax.Array],
+        noise: Mapping[str, SpreadNoise],
+        use: UseOfData,
+        located: Mapping[str, Key],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        undrawn: Mapping[Key, ValueError],
+    ) -> None:
+        self.noise, self.use, self.located, self.undrawn = noise, use, located, undrawn
+        self.shapes = {key: jnp.shape(get_argument(key, args, kwargs)) for key in y}
+        #: The y by site or pattern.
+        self.values = {site: y[key] for site, key in located.items()}
+        self.args, self.kwargs = replace_arguments(y, args, kwargs)
+
+
+def draw_noise(
+    rng_key: jax.Array,
+    noise: Mapping[str, SpreadNoise],
+    use: UseOfData,
+    located: Mapping[str, Key],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Handed:
+    """
+    Fresh y, to be put where x stands.
 
     :param rng_key: random key.
     :param noise: dict from site or pattern to kernel.
@@ -31,58 +68,54 @@ class Handed:
     :param located: dict from site or pattern to the place of its data.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
-    :param rows: dict from place to the indices that alone are read of it.
     """
-
-    def __init__(
-        self,
-        rng_key: jax.Array,
-        noise: Mapping[str, SpreadNoise],
-        use: UseOfData,
-        located: Mapping[str, Key],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        rows: Mapping[Key, jax.Array],
-    ) -> None:
-        self.noise, self.use, self.located = noise, use, located
-        self.shapes: dict[Key, tuple[int, ...]] = {}
-        #: Arguments on which noise can be drawn only when the shape of the site is known.
-        self.undrawn: dict[Key, ValueError] = {}
-        y: dict[Key, Any] = {}
-        keys = random.split(rng_key, max(1, len(located)))
-        for (site, key), site_key in zip(located.items(), keys, strict=False):
-            if key not in y:
-                x = get_argument(key, args, kwargs)
-                self.shapes[key] = jnp.shape(x)
-                kernel = noise[str(key_of(noise, site))]
-                y[key] = self._draw(site_key, site, key, kernel, x, rows.get(key))
-        #: The y by site or pattern.
-        self.values = {site: y[key] for site, key in located.items()}
-        self.args, self.kwargs = replace_arguments(y, args, kwargs)
-
-    def _draw(
-        self,
-        rng_key: jax.Array,
-        site: str,
-        key: Key,
-        kernel: SpreadNoise,
-        x: Any,
-        rows: jax.Array | None,
-    ) -> Any:
-        layout = self.use.layouts.get(key)
-        if rows is not None:
-            dim = self.use.rows[key]
-            part = jnp.take(jnp.asarray(x), rows, axis=dim)
-            shape = None if layout is None else (len(rows), *layout[1:])
-            here = (slice(None),) * dim + (rows,)
-            return jnp.asarray(x).at[here].set(draw_in(shape, rng_key, site, kernel, part))
+    y: dict[Key, jax.Array] = {}
+    undrawn: dict[Key, ValueError] = {}
+    keys = random.split(rng_key, max(1, len(located)))
+    for (site, key), site_key in zip(located.items(), keys, strict=False):
+        if key in y:
+            continue
+        x, kernel = get_argument(key, args, kwargs), noise[str(key_of(noise, site))]
+        shape = use.layouts.get(key)
         try:
-            return draw_in(layout, rng_key, site, kernel, x)
+            y[key] = draw_in(shape, site_key, site, kernel, x)
         except ValueError as error:
-            if layout is not None or kernel._moves_with_data():
+            if shape is not None or kernel._moves_with_data():
                 raise
-            self.undrawn[key] = error
-            return jnp.asarray(x)
+            undrawn[key], y[key] = error, jnp.asarray(x)
+    return Handed(y, noise, use, located, args, kwargs, undrawn)
+
+
+def draw_rows(
+    rng_key: jax.Array,
+    noise: Mapping[str, SpreadNoise],
+    use: UseOfData,
+    located: Mapping[str, Key],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    indices: Mapping[Key, jax.Array],
+) -> dict[Key, jax.Array]:
+    """
+    Fresh rows of y, along the dims that plates subsample.
+
+    :param rng_key: random key.
+    :param noise: dict from site or pattern to kernel.
+    :param use: how the model uses its data.
+    :param located: dict from site or pattern to the place of its data.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    :param indices: dict from place to the rows to draw.
+    """
+    rows: dict[Key, jax.Array] = {}
+    keys = random.split(rng_key, len(located))
+    for (site, key), site_key in zip(located.items(), keys, strict=True):
+        if key not in rows:
+            x, index = jnp.asarray(get_argument(key, args, kwargs)), indices[key]
+            shape = use.layouts.get(key)
+            shape = None if shape is None else (len(index), *shape[1:])
+            clean = jnp.take(x, index, axis=use.rows[key])
+            rows[key] = draw_in(shape, site_key, site, noise[str(key_of(noise, site))], clean)
+    return rows
 
 
 def draw_in(

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-from numpyro_spread.infer._critic import penalty_in_turn
+from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
 from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
 from numpyro_spread.infer._scan import is_scanned
 from numpyro_spread.infer._series import time_last, whole
-from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.noise.base import is_concrete, where_valid
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
 from spread_analysis import _messages
@@ -57,6 +57,7 @@ class Group:
         self._frames = first["cond_indep_stack"]
         self._batch_shape = tuple(first["fn"].batch_shape)
         self._mask = run.implicit[names[0]][1]
+        self._alike: Any = True  # as far as is known only under jit
         self._check_alike()
         self._weights = self._weigh(names[0])
         self._arguments = self._find_arguments()
@@ -75,6 +76,8 @@ class Group:
             log_density = log_density + self._critic.apply(
                 critic, values, self._run.args, self._run.kwargs
             )
+            if not is_concrete(self._alike):
+                log_density = where_valid(log_density, self._alike)
         return log_density if self._mask is None else jnp.where(self._batch_mask, log_density, 0.0)
 
     def critic_loss(self) -> tuple[jax.Array, Logits]:
@@ -87,6 +90,10 @@ class Group:
             counts = weights.sum() > 0
             weights = jnp.where(counts, weights, 1.0)  # zero divided by zero has no gradient
         loss = logistic_loss(logits.data, logits.model, 0.5, weights, weights)
+        if options.regularizer is not None:
+            shown = SiteValues(frozen(self._shown), self._batch_shape, frozen(self._arguments))
+            called = frozen((self._run.args, self._run.kwargs))
+            warn_of_coupling(self._critic, self._params, shown, *called)
         loss = loss + penalty_in_turn(
             self._penalty_key, options.regularizer, self._judge, self._params, data, model, weights
         )
@@ -122,10 +129,12 @@ class Group:
             plates = {(frame.name, frame.dim) for frame in self._frames}
             if here != plates or tuple(site["fn"].batch_shape) != self._batch_shape:
                 raise ValueError(_messages.contrast_mismatch("plates", first, name))
-            if not _same(mask, self._mask):
-                raise ValueError(_messages.contrast_mismatch("masks", first, name))
-            if not _same(site["scale"], self._run.trace[first]["scale"]):
-                raise ValueError(_messages.contrast_mismatch("scales", first, name))
+            scales = site["scale"], self._run.trace[first]["scale"]
+            for what, pair in (("masks", (mask, self._mask)), ("scales", scales)):
+                same = _same(*pair)
+                if is_concrete(same) and not same:
+                    raise ValueError(_messages.contrast_mismatch(what, first, name))
+                self._alike = self._alike & same
 
     def _weigh(self, name: str) -> jax.Array | None:
         """How much every datum counts for the critic; a number, as plates have it, cancels."""
@@ -237,11 +246,12 @@ class Group:
         if self._mask is not None:
             kept = self._on_event(name)
             loc, scale = jnp.where(kept, loc, 0.0), jnp.where(kept, scale, 1.0)
-        if is_concrete(loc, scale):
-            least = np.finfo(scale.dtype).eps * np.abs(np.asarray(loc))
-            # Written so that NaN fails too.
-            if not (np.asarray(scale) > least).all() or not np.isfinite(np.asarray(scale)).all():
-                raise ValueError(_messages.collapsed_guide(name))
+        # Written so that NaN fails too.
+        valid = (scale > np.finfo(scale.dtype).eps * jnp.abs(loc)) & jnp.isfinite(scale)
+        if not is_concrete(valid):
+            loc = where_valid(loc, valid)
+        elif not np.asarray(valid).all():
+            raise ValueError(_messages.collapsed_guide(name))
         return self._contrast(name, loc, scale, contrast.num_draws)
 
     def _contrast(
@@ -380,12 +390,12 @@ def frozen_contrast(contrast: GaussianContrast) -> GaussianContrast:
     return dataclasses.replace(contrast, loc=loc, scale=scale)
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Whether two masks or scales agree, as far as their values are known."""
+def _same(first: Any, second: Any) -> Any:
+    """Whether two masks or scales agree: a tracer where their values are not known."""
     if first is second:
         return True
     if first is None or second is None or jnp.shape(first) != jnp.shape(second):
         return False
     if not is_concrete(first, second):
-        return True
+        return jnp.array_equal(first, second)
     return np.array_equal(np.asarray(first), np.asarray(second))

@@ -25,8 +25,9 @@ from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._sites import is_implicit, mask_of_implicit, plain_name
 from numpyro_spread.infer._supports import Supports
 from numpyro_spread.noise import SpreadNoise
-from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.noise.base import is_concrete, where_valid
 from spread_analysis import _messages
+from spread_analysis._patterns import key_of, resolved
 
 
 class Spread(Inside):
@@ -53,9 +54,14 @@ class Spread(Inside):
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            for site in self.kernels:
+            for site in resolved(self.kernels, self._implicit):
                 if site not in self._seen:
                     raise ValueError(_messages.semi_no_such_site(site, self._implicit))
+
+    def _kernel_at(self, site: str, implicit: bool) -> SpreadNoise | None:
+        """The kernel of a site; patterns stand for implicit sites only."""
+        key = key_of(self.kernels, site) if implicit or site in self.kernels else None
+        return None if key is None else self.kernels[key]
 
     def visit(self, msg: Any, inside: bool) -> None:
         """Put the kernel round an implicit site."""
@@ -64,7 +70,8 @@ class Spread(Inside):
         implicit = is_implicit(fn)
         if implicit:
             self._implicit.add(site)
-        if site not in self.kernels:
+        kernel = self._kernel_at(site, implicit)
+        if kernel is None:
             if implicit:
                 raise ValueError(_messages.semi_missing_kernel(site, self.kernels))
             return
@@ -72,7 +79,7 @@ class Spread(Inside):
             raise ValueError(_messages.semi_fixed_site(site))
         if not implicit:
             raise ValueError(_messages.semi_not_implicit(site, plain_name(fn)))
-        noise = SiteNoise(site, fn, self.kernels[site], self.supports.get(site))
+        noise = SiteNoise(site, fn, kernel, self.supports.get(site))
         msg["fn"] = Mixture(noise, _guarded(site, fn), self.num_mixture)
 
 
@@ -111,7 +118,9 @@ class SiteNoise:
             return psi
         u = self.transform.inv(psi)
         inside = self.support(psi).all() & jnp.isfinite(u).all()
-        if is_concrete(inside) and not inside:
+        if not is_concrete(inside):
+            return where_valid(u, inside)
+        if not inside:
             raise ValueError(_messages.semi_outside_support(self.site, self.support))
         return u
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpyro
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
-from numpyro.distributions import Independent, MaskedDistribution, TransformedDistribution
+from numpyro.distributions import Independent, MaskedDistribution
 from numpyro.handlers import uncondition
 from numpyro.primitives import Messenger, apply_stack
 
+from numpyro_spread.distributions import ImplicitDistribution
 from numpyro_spread.infer._sites import is_implicit
 from spread_analysis._messages import control_flow as messages
 
@@ -62,6 +63,8 @@ class Inside(Messenger):
     def postprocess_message(self, msg: Any) -> None:
         """See to it that what comes out of a body is what the sites outside are."""
         if msg["type"] == "control_flow":
+            if msg["kwargs"].get("enum"):
+                raise NotImplementedError(messages.enumerated())
             is_scan = msg["fn"] is scan_wrapper
             traced = msg["value"][1][0] if is_scan else msg["value"][1]
             _settle(traced.trace, is_scan)
@@ -141,9 +144,9 @@ def _settle(sites: dict[str, Any], is_scan: bool) -> None:
 
 def _settled(name: str, fn: Any) -> Any:
     """``fn`` with its batch shape, which NumPyro gets wrong in ``to_event`` of events."""
-    if isinstance(fn, TransformedDistribution) and is_implicit(fn):
-        raise NotImplementedError(messages.transformed_inside(name))
     if not isinstance(fn, Independent | MaskedDistribution):
+        if is_implicit(fn) and not isinstance(fn, ImplicitDistribution):
+            raise NotImplementedError(messages.transformed_inside(name))
         return fn
     result = copy.copy(fn)
     result.base_dist = _settled(name, fn.base_dist)

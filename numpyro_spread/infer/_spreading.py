@@ -15,10 +15,12 @@ from jax import random
 from numpyro.handlers import block, seed, substitute, trace
 
 from numpyro_spread._inputs import WANTED
-from numpyro_spread.handlers import check_noise, is_delta, spread
-from numpyro_spread.infer._handed import Handed, Watch
+from numpyro_spread.handlers import check_noise, is_delta, site_of, spread
+from numpyro_spread.infer._handed import Handed, Watch, draw_noise, draw_rows
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
 from numpyro_spread.infer._observation import sites_of_other_values
+from numpyro_spread.infer._rows import PlatesAt, draw_indices, is_drawn_by_rows, on_rows
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
@@ -197,6 +199,7 @@ class SpreadStep:
         self._suspects: dict[str, int] = {}
         shapes = {key: jnp.shape(get_argument(key, args, kwargs)) for key in located.values()}
         self.use = use_of(model, (tuple(located.items()), tuple(shapes.items())))
+        self._told = self.noise, self.use, located, args, kwargs
 
     def draw(
         self, rng_key: jax.Array
@@ -209,12 +212,7 @@ class SpreadStep:
         if not self.noise:
             return self._model, self._args, self._kwargs, rng_key
         handed, rng_key = self.hand(rng_key)
-        values = handed.values.items()
-        self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in values})
-        names = {site: argument_name(key, self._model) for site, key in self._located.items()}
-        watched = Watch(self._model, handed)
-        spread_model = _LossSpread(watched, handed, names, self._suspects)
-        return spread_model, handed.args, handed.kwargs, rng_key
+        return self._spread(handed), handed.args, handed.kwargs, rng_key
 
     def hand(self, rng_key: jax.Array) -> tuple[Handed, jax.Array]:
         """
@@ -222,11 +220,68 @@ class SpreadStep:
 
         :param rng_key: random key; it is passed on as it is where there is no noise.
         """
-        told = self.noise, self.use, self._located, self._args, self._kwargs
         if not self.noise:
-            return Handed(rng_key, *told, {}), rng_key
+            return draw_noise(rng_key, *self._told), rng_key
         noise_key, rng_key = random.split(rng_key)
-        return Handed(noise_key, *told, {}), rng_key
+        return draw_noise(noise_key, *self._told), rng_key
+
+    def run(
+        self,
+        rng_key: jax.Array,
+        guide: Callable[..., Any],
+        evaluate: Callable[[Any, Any, Any, Any, jax.Array], _R],
+    ) -> _R:
+        """
+        What ``evaluate`` says of the spread model and the guide on fresh noise.
+
+        Where plates subsample and nothing but their rows is read, noise is drawn for these alone.
+
+        :param rng_key: random key.
+        :param guide: the guide.
+        :param evaluate: called with model, guide, their arguments and a random key.
+        """
+        taken_by = self._taken_by()
+        if taken_by:
+            plates = {name: self.use.plates[name] for name, _ in taken_by.values()}
+            index_key, noise_key, key = random.split(rng_key, 3)
+            indices = draw_indices(index_key, plates)
+
+            def of_values(y: Mapping[Key, jax.Array], at: Mapping[str, jax.Array]) -> _R:
+                handed = Handed(y, *self._told, {})
+                sides = PlatesAt(self._spread(handed), at), PlatesAt(guide, at)
+                return evaluate(*sides, handed.args, handed.kwargs, key)
+
+            data = {key: get_argument(key, self._args, self._kwargs) for key in taken_by}
+            on_rows_only = on_rows(of_values, data, indices, taken_by)
+            if on_rows_only is not None:
+                at = {key: indices[name] for key, (name, _) in taken_by.items()}
+                return on_rows_only(draw_rows(noise_key, *self._told, at))
+        model, args, kwargs, rng_key = self.draw(rng_key)
+        return evaluate(model, guide, args, kwargs, rng_key)
+
+    def _taken_by(self) -> dict[Key, tuple[str, int]]:
+        """Plate and dim by which rows of data are taken; empty unless that holds of all data."""
+        found: dict[Key, tuple[str, int]] = {}
+        for site, key in self._located.items():
+            x, dim = get_argument(key, self._args, self._kwargs), self.use.rows.get(key)
+            if dim is None:
+                return {}
+            length = jnp.shape(x)[dim]
+            name = next((n for n, (size, _) in self.use.plates.items() if size == length), None)
+            if name is None:
+                return {}
+            kernel, shape = self.noise[str(key_of(self.noise, site))], self.use.layouts.get(key)
+            if not is_drawn_by_rows(kernel, x, dim, self.use.plates[name][1], shape):
+                return {}
+            found[key] = name, dim
+        return found
+
+    def _spread(self, handed: Handed) -> Callable[..., Any]:
+        values = handed.values.items()
+        self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in values})
+        names = {site: argument_name(key, self._model) for site, key in self._located.items()}
+        spread_model = _LossSpread(Watch(self._model, handed), handed, names, self._suspects)
+        return Inside(spread_model)
 
     def check_observed(self) -> None:
         """
@@ -268,7 +323,7 @@ class _LossSpread(spread):
         super().process_message(msg)
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
-        site = msg["name"]
+        site = site_of(msg)
         kernel = self._kernel_at(site)
         if kernel is None:
             if is_delta(msg["fn"]):

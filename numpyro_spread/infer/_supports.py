@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from spread_analysis import _messages
+from spread_analysis._patterns import key_of
 
 #: Constraints by site; all reals, as at sites that the model does not have, are left out.
 Supports = Mapping[str, Any]
@@ -63,13 +64,13 @@ def find_supports(
 class _Found(Inside):
     """Notes the supports of sites, in loops too, where constants are constants still."""
 
-    def __init__(self, kernels: Collection[str], found: dict[str, Any]) -> None:
+    def __init__(self, kernels: Mapping[str, SpreadNoise], found: dict[str, Any]) -> None:
         super().__init__()
         self._kernels, self._found = kernels, found
 
     def visit(self, msg: Any, inside: bool) -> None:
         site, fn = msg["name"], msg["fn"]
-        if site in self._kernels and isinstance(fn, Distribution):
+        if key_of(self._kernels, site) is not None and isinstance(fn, Distribution):
             self._found[site] = _fixed(site, fn.support, fn.event_dim)
 
 

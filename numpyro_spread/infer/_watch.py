@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 from jax import lax, random
 
+from spread_analysis.critic import LAGGING_ACCURACY, FalseEvidenceMonitor, LogitRangeMonitor
+
 _WATCH_EVERY = 16
 
 
@@ -34,3 +36,27 @@ def report(
         jax.debug.callback(on_host, *values)
 
     lax.cond(amiss | random.bernoulli(rng_key, 1 / _WATCH_EVERY), call, lambda: None)
+
+
+def watch_lag(
+    rng_key: jax.Array,
+    lag: FalseEvidenceMonitor,
+    span: LogitRangeMonitor,
+    seen: tuple[jax.Array, jax.Array, jax.Array],
+) -> None:
+    """
+    Does the critic of a contrast keep up, and are its logits such?
+
+    :param rng_key: random key.
+    :param lag: told how often the critic is right.
+    :param span: told its least and its largest logit.
+    :param seen: these three, of all particles.
+    """
+    right, low, high = seen[0].mean(), seen[1].min(), seen[2].max()
+
+    def observe(right: float, low: float, high: float) -> None:
+        lag.observe(right)
+        span.observe(low, high)
+
+    amiss = (right >= LAGGING_ACCURACY) | span.suspects(low, high)
+    report(rng_key, observe, amiss, right, low, high)

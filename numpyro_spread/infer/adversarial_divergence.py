@@ -14,11 +14,18 @@ from numpyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from numpyro_spread.infer._critic_loss import CriticLoss, Logits
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._watch import report
+from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
 from spread_analysis._stateful import Stateful
-from spread_analysis.critic import PERFECT_ACCURACY, PERFECT_SATURATION, SATURATED_LOGIT
+from spread_analysis.critic import (
+    PERFECT_ACCURACY,
+    PERFECT_SATURATION,
+    SATURATED_LOGIT,
+    ClampMonitor,
+    LogitRangeMonitor,
+)
 
 _GENERATORS = ("divergence", "non_saturating")
 
@@ -59,7 +66,9 @@ class AdversarialDivergence(Stateful, CriticLoss):
         True
 
     The reported value estimates the divergence in nats; those that are bounded are clipped to
-    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`. It is averaged over the data:
+    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`: a critic that is worse than a
+    constant one, as many are at first, gives less than zero. If that lasts for 20 steps, one
+    warning says so, with the value. It is averaged over the data:
     the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
     datum that is masked altogether does not count. Where supports do not overlap, one
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
@@ -92,8 +101,8 @@ class AdversarialDivergence(Stateful, CriticLoss):
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param label_smoothing: the data's label is 1 minus this. It biases the log-ratio.
     :param update: ``"one_pass"`` or ``"two_pass"``: one backward pass for both players, which is
-        exact where the discriminator treats samples one by one, or two. By default one, unless
-        there is batch normalisation in it.
+        exact where the discriminator treats samples one by one, or two. By default one
+        where that is proven, else two.
     :param num_particles: number of draws of the model per datum and step.
     :param name: of the discriminator: its params are at ``name$params``.
     :raises TypeError: if an argument is of the wrong type.
@@ -126,11 +135,13 @@ class AdversarialDivergence(Stateful, CriticLoss):
             raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
-        prior_log_odds(divergence.pi)
+        refuse_bounded_logits(discriminator)
         self.divergence = divergence
         self.generator = generator
         self.label_smoothing = label_smoothing
         self._monitor = SupportMismatchMonitor()
+        self._clamp = ClampMonitor(divergence.upper)
+        self._range = LogitRangeMonitor(float(prior_log_odds(divergence.pi)))
 
     def _critic_loss(self, logits: Logits) -> jax.Array:
         data, model, data_weights, model_weights = logits
@@ -143,12 +154,18 @@ class AdversarialDivergence(Stateful, CriticLoss):
         return self.divergence.generator_loss(log_ratio(logits, self.divergence.pi))
 
     def _value(self, logits: Logits) -> jax.Array:
+        value = self._estimate(logits)
+        return (
+            value
+            if math.isinf(self.divergence.upper)
+            else jnp.clip(value, 0.0, self.divergence.upper)
+        )
+
+    def _estimate(self, logits: Logits) -> jax.Array:
+        """The estimate as it is, also outside of its range."""
         pi = self.divergence.pi
         ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
-        value = self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
-        if math.isinf(self.divergence.upper):
-            return value
-        return jnp.clip(value, 0.0, self.divergence.upper)
+        return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
 
     def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
         pi = self.divergence.pi
@@ -164,4 +181,14 @@ class AdversarialDivergence(Stateful, CriticLoss):
         flat = share(jnp.abs(data) >= SATURATED_LOGIT, jnp.abs(model) >= SATURATED_LOGIT)
 
         amiss = (right >= PERFECT_ACCURACY) & (flat >= PERFECT_SATURATION)
-        report(rng_key, self._monitor.observe, amiss, right, flat)
+        low, high = logits.range()
+        bounded = not math.isinf(self.divergence.upper)
+        value = self._estimate(logits) if bounded else jnp.zeros(())
+
+        def observe(right: float, flat: float, low: float, high: float, value: float) -> None:
+            self._monitor.observe(right, flat)
+            self._range.observe(low, high)
+            self._clamp.observe(value)
+
+        amiss |= self._range.suspects(low, high) | self._clamp.suspects(value)
+        report(rng_key, observe, amiss, right, flat, low, high, value)

@@ -19,12 +19,14 @@ from numpyro.infer import Trace_ELBO
 from numpyro.primitives import mutable as numpyro_mutable
 
 from numpyro_spread.infer._contrast import ContrastOptions, ContrastRun, accuracy, init_params
+from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Loss, Registered, declare_params
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
-from numpyro_spread.infer._watch import report
+from numpyro_spread.infer._watch import watch_lag
+from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
@@ -32,10 +34,10 @@ from spread_analysis._paths import Where
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
 from spread_analysis.critic import (
-    LAGGING_ACCURACY,
     EvidenceReport,
     FalseEvidenceMonitor,
     FalseEvidenceWarning,
+    LogitRangeMonitor,
 )
 
 Annealing = int | Callable[..., Any]
@@ -170,6 +172,7 @@ class PriorContrastELBO(Stateful, Loss):
             bound_head = None if head is None else bind(head)
         except TypeError as error:
             raise TypeError(_messages.bad_range("head", head, _HEAD)) from error
+        refuse_bounded_logits(discriminator)
         several = isinstance(discriminator, Mapping)
         self.discriminator = discriminator
         self.adaptive = adaptive
@@ -195,6 +198,7 @@ class PriorContrastELBO(Stateful, Loss):
         )
         self._stock = Trace_ELBO()
         self._monitor = FalseEvidenceMonitor()
+        self._range = LogitRangeMonitor()
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
@@ -263,28 +267,36 @@ class PriorContrastELBO(Stateful, Loss):
         beta = self._likelihood_weight(param_map, args, kwargs)
         runs: list[ContrastRun] = []
 
-        def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], list[jax.Array]]:
+        def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], list[Any]]:
             result, run = self._run(key, self._options, step, param_map, model, guide, beta)
             runs.append(run)
             learned, logits = run.learn()
             mutable = dict(result["mutable_state"] or {})
-            return result["loss"] + learned, mutable, [accuracy(lg) for lg in logits.values()]
+            return (
+                result["loss"] + learned,
+                mutable,
+                [(accuracy(lg), *lg.range()) for lg in logits.values()],
+            )
 
         if self.num_particles == 1:
-            loss, mutable, accuracies = particle(rng_key)
+            loss, mutable, seen = particle(rng_key)
         else:
             keys = random.split(rng_key, self.num_particles)
-            loss, mutable, accuracies = self.vectorize_particles_fn(particle, keys)
+            loss, mutable, seen = self.vectorize_particles_fn(particle, keys)
             loss = loss.mean(0)
             if mutable.keys() - {self._steps_site}:
                 raise NotImplementedError(_messages.mutable_particles(self.num_particles))
         step.check_observed()
         if any(run.has_bare_delta for run in runs):
             refuse_random_deltas(param_map, guide, args, kwargs)
-        if accuracies:
-            worst = jnp.stack([each.mean() for each in accuracies]).max()
-            amiss = worst >= LAGGING_ACCURACY
-            report(random.fold_in(rng_key, _WATCH), self._monitor.observe, amiss, worst)
+        if seen:
+            # Of several critics the worst counts: right most often, or with odd logits.
+            right, low, high = map(jnp.stack, zip(*seen, strict=True))
+            right, low, high = (each.reshape(len(seen), -1) for each in (right, low, high))
+            right, low, high = right.mean(1), low.min(1), high.max(1)
+            odd = jnp.argmax(self._range.suspects(low, high))
+            worst = right.max(), low[odd], high[odd]
+            watch_lag(random.fold_in(rng_key, _WATCH), self._monitor, self._range, worst)
         if self._steps_site in param_map:
             mutable[self._steps_site] = param_map[self._steps_site] + 1
         return {"loss": loss, "mutable_state": mutable or None}
@@ -417,3 +429,8 @@ class PriorContrastELBO(Stateful, Loss):
         if self.annealing is None or self._steps_site not in params:
             return None
         return jnp.minimum(1.0, (params[self._steps_site] + 1) / self.annealing)
+
+
+def _seen(logits: Logits) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How often the critic is right, its least and its largest logit."""
+    return accuracy(logits), *logits.range()

@@ -17,7 +17,7 @@ from numpyro.handlers import block
 
 from numpyro_spread.divergences import KL, Divergence, ReverseKL
 from numpyro_spread.infer._contrast import accuracy
-from numpyro_spread.infer._critic import penalty_in_turn
+from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from numpyro_spread.infer._gradients import refuse_gradient
@@ -39,10 +39,11 @@ from numpyro_spread.infer._registration import Loss, Registered, declare_params,
 from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._two_sides import is_compared
-from numpyro_spread.infer._watch import report
+from numpyro_spread.infer._watch import watch_lag
+from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
-from numpyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
+from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import FalseEvidenceMonitor, _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
@@ -51,13 +52,13 @@ from spread_analysis._paths import Where
 from spread_analysis._patterns import resolved
 from spread_analysis._stateful import Stateful
 from spread_analysis._validation import check_count
-from spread_analysis.critic import LAGGING_ACCURACY
+from spread_analysis.critic import LogitRangeMonitor
 
 # Folded into the key, beside what splitting it amounts to.
 _WATCH = 0x5EED0002
 
 # The loss of one run, new mutable state, the critic's accuracy, and whether anything is left.
-_Particle = tuple[jax.Array, dict[str, Any], jax.Array | None, jax.Array]
+_Particle = tuple[jax.Array, dict[str, Any], tuple[jax.Array, ...] | None, jax.Array]
 
 
 class JointContrastELBO(Stateful, Loss):
@@ -175,6 +176,8 @@ class JointContrastELBO(Stateful, Loss):
             raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
         if exclude_invalid_x and (discriminator is not None or not isinstance(divergence, KL)):
             raise ValueError(simulations.exclude_without_forward())
+        if discriminator is not None:
+            refuse_bounded_logits(discriminator)
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
@@ -185,6 +188,7 @@ class JointContrastELBO(Stateful, Loss):
         self._spreading = Spreading(noise, None if noise is None else data)
         self.noise, self.data = self._spreading.noise, dict(data or {})
         self._monitor = FalseEvidenceMonitor()
+        self._range = LogitRangeMonitor(float(prior_log_odds(1 - divergence.pi)))
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
@@ -265,11 +269,11 @@ class JointContrastELBO(Stateful, Loss):
 
         keys = random.split(rng_key, self.num_particles)
         if self.num_particles == 1:
-            (loss, mutable, right, is_left), counts = particle(keys[0])
+            (loss, mutable, seen, is_left), counts = particle(keys[0])
             loss, is_left = jnp.asarray(loss)[None], jnp.asarray(is_left)[None]
         else:
             found, counts = self.vectorize_particles_fn(particle, keys)
-            loss, mutable, right, is_left = found
+            loss, mutable, seen, is_left = found
             if mutable:
                 raise NotImplementedError(_messages.mutable_particles(self.num_particles))
         # A particle may have come to nothing; if all have, so has the step.
@@ -277,10 +281,8 @@ class JointContrastELBO(Stateful, Loss):
         counts = {name: jnp.sum(count) for name, count in counts.items()}
         can = self.exclude_invalid_x if self._critic is None else None
         note(counts, totals[0] * self.num_particles, can)
-        if right is not None:
-            right = right.mean()
-            watch_key = random.fold_in(rng_key, _WATCH)
-            report(watch_key, self._monitor.observe, right >= LAGGING_ACCURACY, right)
+        if seen is not None:
+            watch_lag(random.fold_in(rng_key, _WATCH), self._monitor, self._range, seen)
         return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(
@@ -356,12 +358,14 @@ class JointContrastELBO(Stateful, Loss):
             return self._critic.apply(critic, values, *frozen((args, kwargs)))
 
         pairs = frozen(sides.guide), frozen(sides.model)
+        if self.regularizer is not None:
+            warn_of_coupling(self._critic, params[self._site], pairs[0], *frozen((args, kwargs)))
         critic_loss += penalty_in_turn(
             penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
         )
-        right, is_left = lax.stop_gradient(accuracy(logits)), jnp.array(True)
+        seen = lax.stop_gradient((accuracy(logits), *logits.range()))
         value = value + critic_loss - lax.stop_gradient(critic_loss)
-        return value, sides.mutable, right, is_left
+        return value, sides.mutable, seen, jnp.array(True)
 
     def _players_loss(
         self, critic: Any, sides: JointSides, share: float, args: Any, kwargs: Any

@@ -17,6 +17,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro_spread.infer._mixture import Spread
 from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
 from numpyro_spread.infer._registration import Loss, Registered
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._supports import find_supports
 from numpyro_spread.noise import ChannelNoise, SpreadNoise, TransformedNoise
 from spread_analysis import _messages
@@ -201,7 +202,7 @@ class SemiImplicitELBO(Loss):
             raise ValueError(_messages.unregistered_params(unknown))
         supports = find_supports(model, guide, kernels, params, args, kwargs)
         mixed = Spread(guide, kernels, supports, self.num_mixture)
-        return getattr(self.elbo, method)(rng_key, params, model, mixed, *args, **kwargs)
+        return getattr(self.elbo, method)(rng_key, params, Inside(model), mixed, *args, **kwargs)
 
 
 def _check_elbo(elbo: Any) -> None:

@@ -17,6 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._registration import Loss, Registered
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from spread_analysis import _messages
 from spread_analysis._paths import Where
@@ -73,9 +74,9 @@ class SpreadELBO(Loss):
 
     Values can be checked only where they are concrete: in eager calls, in ``svi.run`` (which
     captures the data) and, if the guide went through :meth:`register`, in ``SVI.init``. Structure,
-    shapes and types are checked under jit too, when it traces, at no cost when it runs. A plate
-    that subsamples full data inside the model has all of them noised at every step; mini-batches
-    cost less.
+    shapes and types are checked under jit too, when it traces, at no cost when it runs. Under a
+    plate that subsamples full data inside the model, noise is drawn for the rows that are taken,
+    and for all of them only if model or guide read them all.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
     a compiled step means the whole batch, wherever its parts are.
@@ -85,13 +86,15 @@ class SpreadELBO(Loss):
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
     https://arxiv.org/abs/1811.08968
 
-    :param noise: dict from observed site to noise kernel; or a callable that returns it, called
+    :param noise: dict from observed site to noise kernel, in which ``"x_*"`` stands for all
+        observed sites of such a name; or a callable that returns it, called
         with the model's (clean) arguments at every step, in which ``numpyro.param`` may be used if
         the guide goes through :meth:`register`. An annealed scale that is an argument of the model
         reaches the kernel that way, also under jit.
     :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
-    :param data: dict from site to the name of the model argument that carries its data. Left out:
-        the argument of the site's name, else the first.
+    :param data: dict from site to the name of the model argument that carries its data, or to a
+        way into one: ``"batch.image"`` or ``("batch", "image")``. Left out: the argument of the
+        site's name, else the first.
     :raises TypeError: if noise is not such a dict or elbo not an ELBO.
     :raises NotImplementedError: if elbo is one that cannot be spread, saying why.
     """
@@ -167,15 +170,20 @@ class SpreadELBO(Loss):
         kwargs: dict[str, Any],
     ) -> Any:
         def run(step: SpreadStep) -> Any:
-            return self._on_step(step, method, rng_key, guide)
+            return self._on_step(step, method, rng_key, Inside(guide))
 
         return self._spreading.settled(params, model, args, kwargs, run)
 
     def _on_step(self, step: SpreadStep, method: str, rng_key: jax.Array, guide: Any) -> Any:
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
-            spread_model, new_args, new_kwargs, elbo_key = step.draw(rng_key)
-            run = getattr(elbo, method)
-            return run(elbo_key, step.params, spread_model, guide, *new_args, **new_kwargs)
+            def evaluate(model: Any, guide: Any, args: Any, kwargs: Any, key: jax.Array) -> Any:
+                return getattr(elbo, method)(key, step.params, model, guide, *args, **kwargs)
+
+            if elbo.num_particles == 1 and not self.multi_sample_guide:
+                return step.run(rng_key, guide, evaluate)
+            # Particles that share one y may each subsample it.
+            model, args, kwargs, rng_key = step.draw(rng_key)
+            return evaluate(model, guide, args, kwargs, rng_key)
 
         if self.num_particles == 1 or isinstance(self.elbo, _SHARING) or self.multi_sample_guide:
             result = on_fresh_noise(self.elbo, rng_key)

@@ -41,6 +41,24 @@ def is_positive(value: ArrayLike) -> bool:
     return bool(np.all((array > 0) & np.isfinite(array)))
 
 
+def where_valid(value: Any, valid: Any) -> jax.Array:
+    """
+    ``value``, NaN where it is not valid: what only shows under jit spoils the result there.
+
+    :param value: an array of a floating type.
+    :param valid: booleans that broadcast to it.
+    """
+    return jnp.where(valid, value, jnp.nan)
+
+
+def positive_parameter(value: ArrayLike) -> float | jax.Array:
+    """A parameter that is known to be positive, or NaN where a tracer turns out not to be."""
+    parameter = as_parameter(value)
+    if is_concrete(parameter):
+        return parameter
+    return where_valid(parameter, (parameter > 0) & jnp.isfinite(parameter))
+
+
 def as_parameter(value: ArrayLike) -> float | jax.Array:
     """A Python float, whose type follows x, or an array of a floating type."""
     if isinstance(value, int | float | np.generic):
@@ -58,7 +76,8 @@ class SpreadNoise(FieldsAsPytree):
     :math:`\mathrm{KL}[\tilde p \,\|\, \tilde q] = 0` if and only if :math:`p = q`, provided
     that the map from :math:`p` to :math:`\tilde p` is invertible [1, section 2]. Every kernel of
     this module is, and refuses parameters for which it would not be. Values are checked where they
-    are concrete; those of tracers, as of a scale that is learned, are not.
+    are concrete; where those of tracers, as of a scale that is learned, turn out to be wrong,
+    results are NaN.
 
     A kernel of one's own is a frozen dataclass, whose fields are its parameters, that implements
     :meth:`conditional`. It is for its author to see that it is valid: a stationary kernel is if its
@@ -239,10 +258,14 @@ class SpreadNoise(FieldsAsPytree):
         )
 
     def _spread_delta(self, fn: Delta, extra: int) -> Distribution:
-        density = fn.log_density
-        if is_concrete(density) and np.any(np.asarray(density) != 0):
+        density, value = fn.log_density, fn.v
+        if not is_concrete(density):  # as in a scan
+            zero = jnp.reshape(density == 0, (*jnp.shape(density), *[1] * fn.event_dim))
+            floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
+            value = where_valid(value, zero) if floating else jnp.where(zero, value, -1)
+        elif np.any(np.asarray(density) != 0):
             raise NotImplementedError(_messages.delta_with_density(type(self).__name__))
-        return self(fn.v, fn.event_dim + extra)
+        return self(value, fn.event_dim + extra)
 
     def _spread_mixture(self, fn: Distribution) -> Distribution | None:
         if isinstance(fn, dist.MixtureSameFamily):

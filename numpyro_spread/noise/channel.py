@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax import lax
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
-from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete
+from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete, where_valid
 from spread_analysis import _messages
+from spread_analysis._messages import noise as messages
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
 # cannot be told from 0 in the single precision that most models run in.
@@ -54,6 +56,12 @@ class ChannelNoise(SpreadNoise):
             raise ValueError(_messages.channel_shape(shape))
         if is_concrete(self.matrix):
             _check_channel(np.asarray(self.matrix, float))
+        else:
+            matrix = jnp.asarray(self.matrix)
+            off = jnp.abs(matrix.sum(0) - 1).max()
+            # Written so that NaN fails too.
+            valid = (matrix >= 0).all() & (off <= _SUM_TOLERANCE) & _is_regular(matrix)
+            object.__setattr__(self, "matrix", where_valid(matrix, valid))
 
     @classmethod
     def symmetric(cls, num_classes: int, flip: ArrayLike) -> ChannelNoise:
@@ -94,6 +102,12 @@ class ChannelNoise(SpreadNoise):
             if low < 0 or high >= self.num_classes:
                 raise ValueError(_messages.label_out_of_range(self.num_classes, low, high))
 
+    def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
+        """One draw of y given x; where jit hid that x or the channel is wrong, no label at all."""
+        y, x = super().draw(rng_key, x), jnp.asarray(x)
+        valid = (x >= 0) & (x < self.num_classes) & jnp.isfinite(jnp.asarray(self.matrix)).all()
+        return jnp.where(valid, y, self.num_classes)
+
     def _moves_with_data(self) -> bool:
         return True
 
@@ -107,10 +121,14 @@ class ChannelNoise(SpreadNoise):
         if not isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits):
             return None
         if jnp.shape(fn.probs)[-1] != self.num_classes:
-            high = jnp.shape(fn.probs)[-1] - 1
-            raise ValueError(_messages.label_out_of_range(self.num_classes, 0, high))
+            raise ValueError(messages.other_classes(self.num_classes, jnp.shape(fn.probs)[-1]))
         probs = fn.probs @ jnp.asarray(self.matrix, jnp.result_type(fn.probs)).T
         return dist.Categorical(probs).to_event(extra)
+
+
+def _is_regular(matrix: jax.Array) -> jax.Array:
+    values = jnp.linalg.svd(lax.stop_gradient(matrix), compute_uv=False)
+    return values[-1] > _SINGULAR_TOLERANCE * values[0]
 
 
 def _check_channel(matrix: np.ndarray) -> None:

@@ -18,7 +18,13 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.distributions.util import validate_sample
 
-from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete, is_positive
+from numpyro_spread.noise.base import (
+    SpreadNoise,
+    as_parameter,
+    is_concrete,
+    is_positive,
+    positive_parameter,
+)
 from spread_analysis import _messages
 
 
@@ -76,7 +82,7 @@ class LowRankGaussianNoise(SpreadNoise):
     def __post_init__(self) -> None:
         if not is_positive(self.scale):
             raise ValueError(_messages.bad_positive("LowRankGaussianNoise", "scale", self.scale))
-        object.__setattr__(self, "scale", as_parameter(self.scale))
+        object.__setattr__(self, "scale", positive_parameter(self.scale))
         object.__setattr__(self, "factor", as_parameter(self.factor))
         shape, scale_shape = jnp.shape(self.factor), jnp.shape(self.scale)
         if len(shape) != 2 or 0 in shape:

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
-from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete, is_positive
+from numpyro_spread.noise.base import SpreadNoise, is_concrete, is_positive, positive_parameter
 from spread_analysis import _messages, student_t_characteristic_function
 
 
@@ -31,7 +31,7 @@ class _ElementwiseNoise(SpreadNoise, ABC):
             value = getattr(self, name)
             if not is_positive(value):
                 raise ValueError(_messages.bad_positive(type(self).__name__, name, value))
-            object.__setattr__(self, name, as_parameter(value))
+            object.__setattr__(self, name, positive_parameter(value))
 
     @abstractmethod
     def _around(self, x: jax.Array, *parameters: jax.Array) -> Distribution:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints, transforms
 from numpyro.distributions.transforms import Transform
 
-from numpyro_spread.noise.base import SpreadNoise, is_concrete
+from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
 from spread_analysis import _messages
 from spread_analysis._messages import noise as noise_messages
 
@@ -47,6 +47,25 @@ def _is_degenerate(value: Any) -> bool:
     return bool(np.any((array == 0) | ~np.isfinite(array)))
 
 
+def _valid_parts(transform: Transform) -> Iterator[jax.Array]:
+    """What can only be told under jit: whether parameters that must not be 0 are not."""
+    for part in _parts(transform):
+        yield from _valid_parts(part)
+    parameter: Any = None
+    if isinstance(transform, transforms.AffineTransform):
+        parameter = transform.scale
+    elif isinstance(transform, transforms.PowerTransform):
+        parameter = transform.exponent
+    elif isinstance(transform, transforms.LowerCholeskyAffine):
+        parameter = jnp.diagonal(transform.scale_tril, axis1=-2, axis2=-1)
+    elif isinstance(transform, transforms.PermuteTransform):
+        indices = transform.permutation
+        if not is_concrete(indices):
+            yield (jnp.sort(indices) == jnp.arange(len(indices))).all()
+    if parameter is not None and not is_concrete(parameter):
+        yield ((parameter != 0) & jnp.isfinite(parameter)).all()
+
+
 def _why_not_injective(transform: Transform) -> str | None:
     """The reason, or None where no reason is known: NumPyro's transforms carry no such flag."""
     for part in _parts(transform):
@@ -70,6 +89,13 @@ def _why_not_injective(transform: Transform) -> str | None:
     if not getattr(transform, "bijective", True):
         return "its attribute bijective is False"
     return None
+
+
+def _name(transform: Transform) -> str:
+    """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
+    if isinstance(transform, transforms._InverseTransform):
+        return f"the inverse of {_name(transform._inv)}"
+    return type(transform).__name__
 
 
 def _is_real_array(transform: Transform) -> bool:
@@ -120,9 +146,9 @@ class TransformedNoise(SpreadNoise):
             raise TypeError("TransformedNoise: " + _messages.not_a_kernel(self.noise))
         reason = _why_not_injective(self.transform)
         if reason is not None:
-            raise ValueError(_messages.not_injective(type(self.transform).__name__, reason))
+            raise ValueError(_messages.not_injective(_name(self.transform), reason))
         if not _is_real_array(self.transform):
-            raise ValueError(_messages.not_a_real_array(type(self.transform).__name__))
+            raise ValueError(_messages.not_a_real_array(_name(self.transform)))
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
@@ -155,19 +181,21 @@ class TransformedNoise(SpreadNoise):
         except (TypeError, ValueError):
             fits = False
         if not fits:
-            raise ValueError(noise_messages.transform_misfit(type(self.transform).__name__, shape))
+            raise ValueError(noise_messages.transform_misfit(_name(self.transform), shape))
 
     def _map(self, x: jax.Array) -> jax.Array:
         transform = self.transform
-        if is_concrete(x):
-            with jax.ensure_compile_time_eval():
-                inside = transform.domain(x)
-            if is_concrete(inside) and not np.all(np.asarray(inside)):
-                raise ValueError(
-                    _messages.outside_domain(type(transform).__name__, transform.domain)
-                )
+        with jax.ensure_compile_time_eval():
+            inside = transform.domain(x)
+        if is_concrete(inside) and not np.all(np.asarray(inside)):
+            raise ValueError(_messages.outside_domain(_name(transform), transform.domain))
         # Under x64 a transform's own numbers would widen float32 data.
-        return jnp.asarray(transform(x)).astype(x.dtype)
+        y = jnp.asarray(transform(x)).astype(x.dtype)
+        if not is_concrete(inside):
+            y = where_valid(y, inside.reshape(*inside.shape, *[1] * (y.ndim - inside.ndim)))
+        for valid in _valid_parts(transform):
+            y = where_valid(y, valid)
+        return y
 
     def _moves_with_data(self) -> bool:
         alike = self.coupled_dims == 0 and not _parameter_dims(self.transform)

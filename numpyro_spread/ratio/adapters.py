@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from spread_analysis import _messages
+from spread_analysis._messages import players
+from spread_analysis._messages.notes import noting
 
 
 @jax.tree_util.register_pytree_node_class
@@ -94,6 +96,11 @@ class ConcatSites:
         found = [site_features(values, name, kwargs) for name in self.names or values]
         return found[0] if len(found) == 1 else jnp.concatenate(found, -1)
 
+    def widths(self, values: Mapping[str, jax.Array], kwargs: Mapping[str, Any]) -> dict[str, int]:
+        """How many features each name gives."""
+        names = self.names or tuple(values)
+        return {name: site_features(values, name, kwargs).shape[-1] for name in names}
+
     def logits(self, output: jax.Array, batch: tuple[int, ...]) -> jax.Array:
         """
         Logits of shape batch out of the net's output.
@@ -116,7 +123,9 @@ class ConcatSites:
         :raises ValueError: if a name is unknown or the net does not give one logit per datum.
         """
         features = self.features(values, kwargs)
-        return self.logits(self.net(features), features.shape[:-1])
+        with noting(lambda: players.net_failed(self.widths(values, kwargs))):
+            output = self.net(features)
+        return self.logits(output, features.shape[:-1])
 
 
 def concat_sites(net: Callable[..., Any], *names: str) -> ConcatSites:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from numpyro_spread._pytree import widened
 from numpyro_spread.ratio.adapters import ConcatSites, SiteValues
 from spread_analysis import _messages
+from spread_analysis._messages import players
+from spread_analysis._messages.notes import noting
 
 _CALLED = "a module that takes the dict of sites and the arguments of the model"
 _WANTED = "a module of flax linen, flax nnx or equinox, or concat_sites(...) of one"
@@ -87,15 +89,19 @@ class Bound:
         :raises ValueError: if they do not have the batch shape.
         """
         if self._adapter is None:
+            shapes = {name: jnp.shape(value) for name, value in values.items()}
             try:
-                logits = self._call(params, values, *args, **kwargs)
+                with noting(lambda: players.critic_failed(shapes, values.batch_shape)):
+                    logits = self._call(params, values, *args, **kwargs)
             except TypeError as error:
                 if _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
                     raise
                 raise TypeError(_messages.no_critic(self.net, _CALLED)) from error
         else:
             features = self._adapter.features(values, kwargs)
-            output = self._call_net(params, features)
+            widths = self._adapter.widths(values, kwargs)
+            with noting(lambda: players.net_failed(widths)):
+                output = self._call_net(params, features)
             logits = self._adapter.logits(output, features.shape[:-1])
         if jnp.shape(logits) != values.batch_shape:
             raise ValueError(_messages.logit_shape(jnp.shape(logits), values.batch_shape))

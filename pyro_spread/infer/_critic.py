@@ -18,7 +18,7 @@ from torch import nn
 
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._guards import check_logits, critic_params
-from pyro_spread.infer._ranks import agreed, ranks
+from pyro_spread.infer._ranks import agreed, in_module, ranks
 from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
@@ -26,6 +26,7 @@ from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import _messages
 from spread_analysis._messages import players
 from spread_analysis._messages import ranks as rank_messages
+from spread_analysis._messages.notes import noting
 from spread_analysis._warning import warn_user
 
 # Critics of which it was said that a gradient penalty does not suit them.
@@ -61,6 +62,8 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
     :param discriminator: the module.
     :raises ValueError: if the store holds the params of another one under this name.
     """
+    if in_module():  # which hands its params out itself
+        return
     store = pyro.get_param_store()
     for param_name, param in discriminator.named_parameters():
         full_name = param_with_module_name(name, param_name)
@@ -98,13 +101,17 @@ def judge(
     """
     if ranks() is not None and torch.is_grad_enabled():
         _refuse_local_coupling(discriminator, values, args, kwargs)
+    shapes = {name: value.shape for name, value in values.items()}
     try:
-        if frozen:
-            params = {name: param.detach() for name, param in discriminator.named_parameters()}
-            with unchanged_buffers(discriminator):  # nor does it learn their averages
-                logits = torch.func.functional_call(discriminator, params, (values, *args), kwargs)
-        else:
-            logits = discriminator(values, *args, **kwargs)
+        with noting(lambda: players.critic_failed(shapes, values.batch_shape)):
+            if frozen:
+                params = {name: param.detach() for name, param in discriminator.named_parameters()}
+                with unchanged_buffers(discriminator):  # nor does it learn their averages
+                    logits = torch.func.functional_call(
+                        discriminator, params, (values, *args), kwargs
+                    )
+            else:
+                logits = discriminator(values, *args, **kwargs)
     except TypeError as error:
         if _takes(discriminator.forward, values, *args, **kwargs):
             raise

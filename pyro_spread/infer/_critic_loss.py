@@ -42,6 +42,11 @@ class Logits(NamedTuple):
     data_weights: torch.Tensor | None
     model_weights: torch.Tensor | None
 
+    def range(self) -> tuple[float, float]:
+        """The least and the largest logit of both sides."""
+        (low, high), (other_low, other_high) = self.data.aminmax(), self.model.aminmax()
+        return min(float(low), float(other_low)), max(float(high), float(other_high))
+
 
 class _Report(torch.autograd.Function):
     """``value``, whose gradient is that of ``surrogate``: finite even where that overflows."""
@@ -146,19 +151,6 @@ class CriticLoss(Loss):
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, sides.model, args, kwargs)
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """
-        Like :meth:`loss`, and adds to every param the gradient of its own player's loss.
-
-        :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
-            player; all but the random state is as it was.
-        """
-        sides = self._sides(model, guide, args, kwargs)
-        self._register(model, guide, args, kwargs)
-        loss = self._play(sides, model, guide, args, kwargs)
-        loss.backward()
-        return float(loss.detach())
-
     def differentiable_loss(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -168,6 +160,7 @@ class CriticLoss(Loss):
         The tensor is the derivative of no single function: second derivatives make no sense.
         """
         sides = self._sides(model, guide, args, kwargs)
+        self._register(model, guide, args, kwargs)
         if not torch.is_grad_enabled():
             return self._evaluate(sides, model, guide, args, kwargs)
         return self._play(sides, model, guide, args, kwargs)

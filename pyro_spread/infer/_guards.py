@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -29,6 +30,8 @@ from spread_analysis._nonfinite import (
 
 #: Params that some loss has put into the store, other than by loading it from a file.
 critic_params = WeakTensorKeyDictionary()
+#: Names of discriminators that no site of the guide asks for, by their loss: they have no params.
+idle_critics: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 # What the distributions of torch say of a value or param outside of its constraint.
 _VALUE = "Expected value argument"
 _VALIDATION = (_VALUE, "Expected parameter")

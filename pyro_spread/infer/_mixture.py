@@ -21,6 +21,7 @@ from pyro_spread.infer._sites import is_implicit, is_learned, mask_of_implicit, 
 from pyro_spread.infer._supports import Supports
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
+from spread_analysis._patterns import key_of, resolved
 
 
 class Spread(Messenger):
@@ -36,9 +37,14 @@ class Spread(Messenger):
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            for site in self.kernels:
+            for site in resolved(self.kernels, self._implicit):
                 if site not in self._seen:
                     raise ValueError(_messages.semi_no_such_site(site, self._implicit))
+
+    def _kernel_at(self, site: str, implicit: bool) -> SpreadNoise | None:
+        """The kernel of a site; patterns stand for implicit sites only."""
+        key = key_of(self.kernels, site) if implicit or site in self.kernels else None
+        return None if key is None else self.kernels[key]
 
     def _pyro_sample(self, msg: Any) -> None:
         site, fn = msg["name"], msg["fn"]
@@ -46,7 +52,8 @@ class Spread(Messenger):
         implicit = is_implicit(fn)
         if implicit:
             self._implicit.add(site)
-        if site not in self.kernels:
+        kernel = self._kernel_at(site, implicit)
+        if kernel is None:
             if implicit:
                 raise ValueError(_messages.semi_missing_kernel(site, self.kernels))
             return
@@ -54,10 +61,10 @@ class Spread(Messenger):
             raise ValueError(_messages.semi_fixed_site(site))
         if not implicit:
             raise ValueError(_messages.semi_not_implicit(site, plain_name(fn)))
-        msg["fn"] = self._replace(site, fn)
+        msg["fn"] = self._replace(site, fn, kernel)
 
-    def _replace(self, site: str, fn: Any) -> TorchDistribution:
-        noise = SiteNoise(site, fn, self.kernels[site], self.supports.get(site))
+    def _replace(self, site: str, fn: Any, kernel: SpreadNoise) -> TorchDistribution:
+        noise = SiteNoise(site, fn, kernel, self.supports.get(site))
 
         def draw(psi: torch.Tensor) -> torch.Tensor:
             return noise.to_support(noise.around(noise.to_reals(psi)).rsample())
@@ -75,9 +82,9 @@ class Mix(Spread):
         super().__init__(kernels, supports)
         self.num_mixture = num_mixture
 
-    def _replace(self, site: str, fn: Any) -> TorchDistribution:
+    def _replace(self, site: str, fn: Any, kernel: SpreadNoise) -> TorchDistribution:
         _check_gradient(site, fn)
-        noise = SiteNoise(site, fn, self.kernels[site], self.supports.get(site))
+        noise = SiteNoise(site, fn, kernel, self.supports.get(site))
         return Mixture(
             noise, fn, _draws(site, fn, self.num_mixture + 1), mask_of_implicit(site, fn)
         )
@@ -103,7 +110,10 @@ class SiteNoise:
         if self.transform is None:
             return psi
         u = self.transform.inv(psi)
-        checked = is_validation_enabled() and not torch._C._get_tracing_state()
+        if torch._C._get_tracing_state():
+            inside = self.support.check(psi).all() & torch.isfinite(u).all()
+            return torch.where(inside, u, torch.full_like(u, float("nan")))
+        checked = is_validation_enabled()
         if checked and not bool(self.support.check(psi).all() & torch.isfinite(u).all()):
             raise ValueError(_messages.semi_outside_support(self.site, self.support))
         return u

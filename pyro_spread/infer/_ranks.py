@@ -85,6 +85,14 @@ class Ranks:
 _current: ContextVar[Ranks | None] = ContextVar("pyro_spread_ranks", default=None)
 
 
+_in_module: ContextVar[bool] = ContextVar("pyro_spread_in_module", default=False)
+
+
+def in_module() -> bool:
+    """Whether the running loss is a :class:`LossModule`, whose params need no store."""
+    return _in_module.get()
+
+
 def ranks() -> Ranks | None:
     """The processes that share the batch of the running loss; None if there is just this one."""
     return _current.get()
@@ -173,8 +181,12 @@ class LossModule(ELBOModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss, to be differentiated."""
-        with self._as_rank():
-            return super().forward(*args, **kwargs)
+        token = _in_module.set(True)
+        try:
+            with self._as_rank():
+                return super().forward(*args, **kwargs)
+        finally:
+            _in_module.reset(token)
 
     @contextmanager
     def _as_rank(self) -> Iterator[None]:

@@ -67,7 +67,6 @@ class Loss(Stateful, ELBO):
         :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
             player; all but the random state is as it was.
         """
-        self._register(model, guide, args, kwargs)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()

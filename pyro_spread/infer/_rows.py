@@ -42,7 +42,7 @@ class NoisyRows(torch.Tensor):
     _drawn: torch.Tensor
     _complete: bool
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -54,7 +54,7 @@ class NoisyRows(torch.Tensor):
         made._drawn = torch.zeros(x.shape[dim], dtype=torch.bool, device=x.device)
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return repr(self.whole())
 
     @property
@@ -93,7 +93,7 @@ class NoisyRows(torch.Tensor):
         return self._y
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -116,7 +116,8 @@ def _rows_asked(y: NoisyRows, name: Any, args: tuple[Any, ...], kwargs: dict[str
     """The result of an operation that takes rows and nothing else; None for all others."""
     dim, size, rest = y._dim, y.shape[y._dim], args[1:]
     if name is _aten.slice:
-        along, start, end, step = (*rest, *(0, None, None, 1)[len(rest) :])
+        defaults: list[Any] = [0, None, None, 1]
+        along, start, end, step = [*rest, *defaults[len(rest) :]]
         start, end, step = slice(start, end, step).indices(y.shape[along])
         if (start, end, step) == (0, y.shape[along], 1):
             return y

@@ -16,6 +16,7 @@ from pyro.distributions import constraints
 from pyro_spread._transaction import looking
 from pyro_spread.noise import SpreadNoise
 from spread_analysis import _messages
+from spread_analysis._patterns import is_pattern, key_of, matches
 from spread_analysis._remembered import Remembered
 
 #: Constraints by site; None stands for all reals, as at sites that the model does not have.
@@ -41,16 +42,18 @@ def find_supports(
     :raises ValueError: if the bounds of one differ between elements of a batch, or are learned.
     """
     known = _known.get(model)
-    if known is None or not kernels.keys() <= known.keys():
+    other_sites = any(is_pattern(key) for key in kernels)  # a pattern may stand for, in each call
+    if known is None or other_sites or not kernels.keys() <= known.keys():
         # Draws outside of a support are refused later, and in better words than by the sites whose
         # parameters they are.
         with looking(), poutine.block(), pyro.validation_enabled(False):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             replayed = poutine.replay(model, trace=guide_trace)
             trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-        known = {site: support_in(trace, site) for site in kernels}
+        sites = {s for key in kernels for s in (key, *guide_trace.nodes) if matches(key, s)}
+        known = {site: support_in(trace, site) for site in sites}
         _known.keep(model, known)
-    return {site: known[site] for site in kernels}
+    return {site: known[site] for site in known if key_of(kernels, site) is not None}
 
 
 def forget_supports(model: Any) -> None:

@@ -76,6 +76,13 @@ def _check(
     for name in deltas:
         first.remove_node(name)
     again = poutine.trace(poutine.replay(guide, trace=first)).get_trace(*args, **kwargs)
+    own = set()
+    for name, site in again.nodes.items():
+        if name not in deltas and is_latent(site) and isinstance(site["fn"], Delta):
+            own |= _leaves_of(site["fn"].v)
+    # Draws that are a latent in other coordinates, whose density is counted: what follows from them
+    # is a point given that latent, as the "delta" conditionals of AutoStructured are.
+    noise = {leaf for leaf in leaves.values() if leaf not in own}
     hidden = poutine.trace(poutine.replay(guide, trace=first)).get_trace(*args, **kwargs)
     for name in deltas:
         point = again.nodes[name]["fn"].v
@@ -83,7 +90,7 @@ def _check(
         reached = _leaves_of(point)
         if among is not None and name not in among:
             continue
-        random = moves or any(leaf in reached for leaf in leaves.values())
+        random = moves or bool(noise & reached)
         if random and reached - set(leaves.values()):
             raise ValueError(_messages.random_delta(name))
 
@@ -91,7 +98,8 @@ def _check(
 def _is_bare_delta(site: Any) -> bool:
     if not is_latent(site) or not isinstance(site["fn"], Delta):
         return False
-    return not bool(torch.as_tensor(site["fn"].log_density).any())
+    density = torch.as_tensor(site["fn"].log_density)
+    return not density.requires_grad and not bool(density.any())
 
 
 def _leaves_of(value: torch.Tensor) -> set[torch.Tensor]:

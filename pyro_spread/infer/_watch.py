@@ -10,17 +10,23 @@ from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.ratio.losses import weighted_mean
 from spread_analysis import FalseEvidenceMonitor
 from spread_analysis._stateful import Stateful
+from spread_analysis.critic import LogitRangeMonitor
 
 _EVERY = 4
 
 
 class LagWatch(Stateful):
-    """Looks at the critic's logits during training and warns once if they have become guesses."""
+    """
+    Looks at the critic's logits during training and warns once if they have become guesses.
+
+    :param usual: the logit of a critic that cannot tell the sides apart.
+    """
 
     _remembers = ("_monitor", "_seen")
 
-    def __init__(self) -> None:
+    def __init__(self, usual: float = 0.0) -> None:
         self._monitor = FalseEvidenceMonitor()
+        self._range = LogitRangeMonitor(usual)
         self._seen = 0
 
     def __call__(self, logits: Logits) -> None:
@@ -31,9 +37,10 @@ class LagWatch(Stateful):
         """
         self._seen += 1
         # Looking takes time: every step is looked at once one of them was amiss.
-        if not self._monitor.streak and self._seen % _EVERY:
+        if not (self._monitor.streak or self._range.streak) and self._seen % _EVERY:
             return
         with torch.no_grad():
+            self._range.observe(*logits.range())
             data, model, data_weights, model_weights = logits
             right = weighted_mean((data > 0).to(data.dtype), data_weights)
             left = weighted_mean((model < 0).to(model.dtype), model_weights)

@@ -12,10 +12,11 @@ from torch import nn
 from pyro_spread.divergences import Divergence, JSPi, non_saturating_loss
 from pyro_spread.infer._critic_loss import CriticLoss, Logits
 from pyro_spread.infer._noise import Noise
+from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_analysis import SupportMismatchMonitor, _messages
-from spread_analysis.critic import SATURATED_LOGIT
+from spread_analysis.critic import SATURATED_LOGIT, ClampMonitor, LogitRangeMonitor
 
 _GENERATORS = ("divergence", "non_saturating")
 _WATCH_EVERY = 4
@@ -56,7 +57,9 @@ class AdversarialDivergence(CriticLoss):
         True
 
     The reported value estimates the divergence in nats; those that are bounded are clipped to
-    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`. It is averaged over the data:
+    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`: a critic that is worse than a
+    constant one, as many are at first, gives less than zero. If that lasts for 20 steps, one
+    warning says so, with the value. It is averaged over the data:
     the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
     datum that is masked altogether does not count. Where supports do not overlap, one
     :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
@@ -91,8 +94,8 @@ class AdversarialDivergence(CriticLoss):
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param label_smoothing: the data's label is 1 minus this. It biases the log-ratio.
     :param update: ``"one_pass"`` or ``"two_pass"``: one backward pass for both players, which is
-        exact where the discriminator treats samples one by one, or two. By default one, unless
-        there is batch normalisation in it.
+        exact where the discriminator treats samples one by one, or two. By default one
+        where that is proven, else two.
     :param num_particles: number of draws of the model per datum and step.
     :param name: of the discriminator in the param store.
     :raises TypeError: if an argument is of the wrong type.
@@ -125,11 +128,13 @@ class AdversarialDivergence(CriticLoss):
             raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(torch.zeros(1))  # refuses here what has no gradient
-        prior_log_odds(divergence.pi)
         self.divergence = divergence
         self.generator = generator
         self.label_smoothing = label_smoothing
+        refuse_bounded_logits(discriminator)
         self._monitor = SupportMismatchMonitor()
+        self._range = LogitRangeMonitor(prior_log_odds(divergence.pi))
+        self._clamp = ClampMonitor(divergence.upper)
         self._watched = 0
 
     def _critic_loss(self, logits: Logits) -> torch.Tensor:
@@ -143,20 +148,28 @@ class AdversarialDivergence(CriticLoss):
         return self.divergence.generator_loss(log_ratio(logits, self.divergence.pi))
 
     def _value(self, logits: Logits) -> torch.Tensor:
+        value = self._estimate(logits)
+        return (
+            value if math.isinf(self.divergence.upper) else value.clamp(0.0, self.divergence.upper)
+        )
+
+    def _estimate(self, logits: Logits) -> torch.Tensor:
+        """The estimate as it is, also outside of its range."""
         pi = self.divergence.pi
         ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
-        value = self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
-        if math.isinf(self.divergence.upper):
-            return value
-        return value.clamp(0.0, self.divergence.upper)
+        return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
 
     def _watch(self, logits: Logits) -> None:
         self._watched += 1
         # Looking takes time: every step is looked at once one of them was amiss.
-        if not self._monitor.streak and self._watched % _WATCH_EVERY:
+        streak = self._monitor.streak or self._range.streak or self._clamp.streak
+        if not streak and self._watched % _WATCH_EVERY:
             return
         pi = self.divergence.pi
         data, model, data_weights, model_weights = logits
+        self._range.observe(*logits.range())
+        if not math.isinf(self.divergence.upper):
+            self._clamp.observe(float(self._estimate(logits)))
 
         def share(of_data: torch.Tensor, of_model: torch.Tensor) -> float:
             data_share = weighted_mean(of_data.to(data.dtype), data_weights)

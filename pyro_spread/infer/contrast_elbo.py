@@ -26,12 +26,14 @@ from pyro_spread.infer._critic import (
     is_lazy,
     register_critic,
 )
+from pyro_spread.infer._guards import idle_critics
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading, started
 from pyro_spread.infer._tempting import check_deltas
+from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport, FalseEvidenceWarning, _messages
 from spread_analysis._arguments import positional_names
@@ -174,6 +176,7 @@ class PriorContrastELBO(Loss):
                     raise ValueError(_messages.critic_site_name(site))
             discriminator = nn.ModuleDict(discriminator)
         check_critic(discriminator)
+        refuse_bounded_logits(discriminator)
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(_messages.bad_range("head", head, "a torch.nn.Module, or None"))
         if head is not None and not adaptive:
@@ -239,6 +242,7 @@ class PriorContrastELBO(Loss):
         beta = 1.0
         if isinstance(self.annealing, int):
             beta = min(1.0, (self.steps_done + 1) / self.annealing)
+        self._register(model, guide, args, kwargs)
         loss, runs = self._run(model, guide, args, kwargs, beta)
         critics = [self._contrast.loss(run) for run in runs]
         critic = torch.stack(critics).mean() if critics else torch.zeros(())
@@ -383,7 +387,10 @@ class PriorContrastELBO(Loss):
         if is_lazy(self.discriminator):
             with torch.no_grad(), unchanged_buffers():
                 self._run(model, guide, args, kwargs, 1.0)
-        if not is_lazy(self.discriminator):  # as they stay without an implicit site
+        idle_critics.pop(self, None)
+        if is_lazy(self.discriminator):  # as they stay without an implicit site
+            idle_critics[self] = self.name
+        else:
             register_critic(self.name, self.discriminator)
         if self.head is not None and not is_lazy(self.head):
             # Under the discriminator's name, since it plays on its side.

@@ -38,8 +38,9 @@ from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.infer._two_sides import is_compared
 from pyro_spread.infer._watch import LagWatch
+from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.adapters import SiteValues
-from pyro_spread.ratio.losses import log_ratio, logistic_loss, weighted_mean
+from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import _messages
 from spread_analysis._arguments import get_argument, locate_data, replace_arguments
@@ -170,6 +171,7 @@ class JointContrastELBO(Loss):
             raise ValueError(simulations.exclude_without_forward())
         if discriminator is not None:
             check_critic(discriminator)
+            refuse_bounded_logits(discriminator)
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self.divergence = divergence
@@ -178,7 +180,7 @@ class JointContrastELBO(Loss):
         self.name = name
         self._spreading = Spreading(noise, data if noise is not None else None)
         self.noise, self.data = self._spreading.noise, dict(data or {})
-        self._watch = LagWatch()
+        self._watch = LagWatch(prior_log_odds(1 - divergence.pi))
         self._told = Told()
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
@@ -202,7 +204,6 @@ class JointContrastELBO(Loss):
             nullcontext() if self.discriminator is None else unchanged_buffers(self.discriminator)
         )
         with torch.no_grad(), kept:
-            self._register(model, guide, args, kwargs)
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         return float(loss)
 
@@ -215,6 +216,7 @@ class JointContrastELBO(Loss):
         The tensor is the derivative of no single function: second derivatives make no sense.
         """
         one = self._forward_loss if self.discriminator is None else self._adversarial_loss
+        self._register(model, guide, args, kwargs)
         losses = [one(model, guide, args, kwargs) for _ in range(self.num_particles)]
         valid = [loss for loss in losses if loss is not None]
         if not valid:

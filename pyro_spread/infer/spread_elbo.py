@@ -78,9 +78,10 @@ class SpreadELBO(Loss):
         >>> svi.step(torch.randn(100)) < float("inf")
         True
 
-    A plate that subsamples full data inside the model has all of them noised at every step;
-    mini-batches cost less. A kernel's ``nn.Parameter`` is trained through ``loss(model, guide)``
-    only: under ``SVI`` make the scale a ``pyro.param`` in a callable ``noise``.
+    Under a plate that subsamples full data inside the model, noise is drawn for the rows that are
+    taken, and for all of them only if model or guide read them all. A kernel's ``nn.Parameter`` is
+    trained through ``loss(model, guide)`` only: under ``SVI`` make the scale a ``pyro.param`` in a
+    callable ``noise``.
 
     With ``vectorize_particles=True`` an averaged bound still runs its particles one after another:
     each sees its own y, and a model written for x of shape (N, ...) cannot take (particles, N,
@@ -98,12 +99,14 @@ class SpreadELBO(Loss):
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
     https://arxiv.org/abs/1811.08968
 
-    :param noise: dict from observed site to noise kernel; or a callable that returns it, called
+    :param noise: dict from observed site to noise kernel, in which ``"x_*"`` stands for all
+        observed sites of such a name; or a callable that returns it, called
         with the model's (clean) arguments at every draw, in which ``pyro.param`` may be used. An
         annealed scale that is an argument of the model reaches the kernel that way.
     :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
-    :param data: dict from site to the name of the model argument that carries its data. Left out:
-        the argument of the site's name, else the first.
+    :param data: dict from site to the name of the model argument that carries its data, or to a
+        way into one: ``"batch.image"`` or ``("batch", "image")``. Left out: the argument of the
+        site's name, else the first.
     :raises TypeError: if noise is not such a dict or elbo not an ELBO.
     :raises NotImplementedError: if elbo is one that cannot be spread, saying why.
     """

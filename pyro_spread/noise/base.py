@@ -233,9 +233,15 @@ class SpreadNoise:
         )
 
     def _spread_delta(self, fn: dist.Delta, extra: int) -> TorchDistribution:
-        if not torch._C._get_tracing_state() and bool((fn.log_density != 0).any()):
+        value = fn.v
+        if torch._C._get_tracing_state():
+            # Unknown in later calls: what is wrong spoils the result, or is no label.
+            zero = (fn.log_density == 0).reshape(fn.batch_shape + (1,) * fn.event_dim)
+            wrong = float("nan") if value.is_floating_point() else -1
+            value = torch.where(zero, value, torch.full_like(value, wrong))
+        elif bool((fn.log_density != 0).any()):
             raise NotImplementedError(_messages.delta_with_density(type(self).__name__))
-        return self(fn.v, fn.event_dim + extra)
+        return self(value, fn.event_dim + extra)
 
     def _spread_mixture(self, fn: Any) -> TorchDistribution | None:
         if isinstance(fn, torch.distributions.MixtureSameFamily):

@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 
 from pyro_spread.noise.base import SpreadNoise, as_parameter
 from spread_analysis import _messages
+from spread_analysis._messages import noise as messages
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
 # cannot be told from 0 in the single precision that most models run in.
@@ -111,7 +112,5 @@ class ChannelNoise(SpreadNoise):
         if not isinstance(fn, torch.distributions.Categorical):
             return None
         if fn.probs.shape[-1] != self.num_classes:
-            raise ValueError(
-                _messages.label_out_of_range(self.num_classes, 0, fn.probs.shape[-1] - 1)
-            )
+            raise ValueError(messages.other_classes(self.num_classes, fn.probs.shape[-1]))
         return dist.Categorical(fn.probs @ self.matrix.T.to(fn.probs)).to_event(extra)

@@ -41,6 +41,13 @@ def _why_not_injective(transform: Any) -> str | None:
     return None
 
 
+def _name(transform: Transform) -> str:
+    """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
+    if isinstance(transform, transforms._InverseTransform):
+        return f"the inverse of {_name(transform.inv)}"
+    return type(transform).__name__
+
+
 def _parts(transform: Transform) -> list[Transform]:
     if isinstance(transform, transforms.ComposeTransform):
         return list(transform.parts)
@@ -103,7 +110,7 @@ class TransformedNoise(SpreadNoise):
             raise TypeError("TransformedNoise: " + _messages.not_a_kernel(self.noise))
         reason = _why_not_injective(self.transform)
         if reason is not None:
-            raise ValueError(_messages.not_injective(type(self.transform).__name__, reason))
+            raise ValueError(_messages.not_injective(_name(self.transform), reason))
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
@@ -132,7 +139,7 @@ class TransformedNoise(SpreadNoise):
         except (RuntimeError, ValueError):
             fits = False
         if not fits:
-            raise ValueError(noise_messages.transform_misfit(type(self.transform).__name__, shape))
+            raise ValueError(noise_messages.transform_misfit(_name(self.transform), shape))
 
     def _moves_with_data(self) -> bool:
         alike = self.coupled_dims == 0 and not _parameter_dims(self.transform)
@@ -161,7 +168,7 @@ class TransformedNoise(SpreadNoise):
         everywhere = getattr(domain, "base_constraint", domain) is constraints.real
         checked = everywhere or bool(torch._C._get_tracing_state())
         if not checked and not bool(domain.check(x).all()):
-            name = type(self.transform).__name__
+            name = _name(self.transform)
             raise ValueError(_messages.outside_domain(name, domain))
         # A view: Pyro's transforms remember f(x) of the last x they saw, whatever it holds by now.
         return self.transform(x.view_as(x))

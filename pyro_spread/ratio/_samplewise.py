@@ -85,6 +85,8 @@ def couples(critic: nn.Module, logits: torch.Tensor, values: SiteValues) -> bool
     if like not in known:
         inputs = list(values.values())
         found = not are_apart(logits, inputs, values.batch_shape) and others_move(logits, inputs)
+        if found is None:
+            return False  # such a step ends in an error of its own
         known = {**(known if len(known) < _MOST_LOOKS else {}), like: found}
         _seen.keep(critic, known)
     return known[like]

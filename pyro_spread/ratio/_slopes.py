@@ -53,9 +53,9 @@ def are_apart(
     return all(node in ends or _keeps_apart(node, between, batch_shape) for node in between)
 
 
-def others_move(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
+def others_move(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool | None:
     """
-    Whether some logit has a slope in another sample at these values.
+    Whether some logit has a slope in another sample at these values; None where slopes are NaN.
 
     Any two samples differ in some bit of their numbers: bit by bit, half of the logits are
     differentiated, and the samples of the other half looked at.
@@ -77,7 +77,11 @@ def others_move(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
                 logits, learned, pull.reshape(logits.shape), retain_graph=True, allow_unused=True
             )
             for grad in grads:
-                if grad is not None and not bool((grad.reshape(count, -1)[~asked] == 0).all()):
+                if grad is None:
+                    continue
+                if not bool(torch.isfinite(grad).all()):
+                    return None
+                if bool(grad.reshape(count, -1)[~asked].any()):
                     return True
     return False
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from spread_analysis import _messages
+from spread_analysis._messages import players
+from spread_analysis._messages.notes import noting
 
 
 class SiteValues(dict[str, torch.Tensor]):
@@ -89,9 +91,12 @@ class ConcatSites(nn.Module):
         :param kwargs: keyword arguments of the model.
         :raises ValueError: if a name is unknown or the net does not give one logit per datum.
         """
-        features = [site_features(values, name, kwargs) for name in self.names or values]
+        names = self.names or tuple(values)
+        features = [site_features(values, name, kwargs) for name in names]
         joined = features[0] if len(features) == 1 else torch.cat(features, -1)
-        logits = self.net(joined)
+        widths = {name: part.shape[-1] for name, part in zip(names, features, strict=True)}
+        with noting(lambda: players.net_failed(widths)):
+            logits = self.net(joined)
         batch = joined.shape[:-1]
         if logits.shape == (*batch, 1):
             return logits.squeeze(-1)

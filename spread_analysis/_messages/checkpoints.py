@@ -187,8 +187,8 @@ def unreached_modules(calls: Collection[tuple[str, Collection[str]]]) -> str:
     shown = [f"{module} ({_listed(names)})" for module, names in list(calls)[:2]]
     more = f" and {len(calls) - 2} more" if len(calls) > 2 else ""
     return (
-        f"a step calls {', '.join(shown)}{more}, to which model, guide and loss do not lead, so that "
-        "what it holds would be lost. Pass it to save_checkpoint and load_checkpoint, as in "
+        f"a step calls {', '.join(shown)}{more}, to which model, guide and loss do not lead, so "
+        "that what it holds would be lost. Pass it to save_checkpoint and load_checkpoint, as in "
         "modules={'net': net}"
     )
 

@@ -16,8 +16,8 @@ def unknown(name: str) -> str:
 def learned_inside(kind: str, name: str, is_scan: bool) -> str:
     where = "scan" if is_scan else "cond"
     return (
-        f"{kind} '{name}' is declared in the body of {where}, where NumPyro keeps its first value for "
-        f"ever. Declare it before the {where} and let the body use it, {_LOOP}."
+        f"{kind} '{name}' is declared in the body of {where}, where NumPyro keeps its first value "
+        f"for ever. Declare it before the {where} and let the body use it, {_LOOP}."
     )
 
 
@@ -27,20 +27,27 @@ def nested() -> str:
 
 def subsampled_inside(plate: str) -> str:
     return (
-        f"plate '{plate}' in the body of scan draws another subsample at every step, so that no series "
-        f"stays together. Hand over the series of a mini-batch, {_LOOP}."
+        f"plate '{plate}' in the body of scan draws another subsample at every step, so that no "
+        f"series stays together. Hand over the series of a mini-batch, {_LOOP}."
     )
 
 
 def transformed_inside(site: str) -> str:
     return (
-        f"site '{site}': scan loses the time dimension of a transformed ImplicitDistribution. Put the "
-        f"transform into its fn, {_LOOP}."
+        f"site '{site}': scan loses the time dimension of a transformed ImplicitDistribution. Put "
+        f"the transform into its fn, {_LOOP}."
     )
 
 
 def one_series(site: str) -> str:
     return (
-        f"site '{site}' in scan stands in no plate: one series is one datum, and there is nothing to "
-        "compare it with. Put the series into a plate inside of the body."
+        f"site '{site}' in scan stands in no plate: one series is one datum, and there is nothing "
+        "to compare it with. Put the series into a plate inside of the body."
+    )
+
+
+def enumerated() -> str:
+    return (
+        "discrete latents of a scan or cond cannot be enumerated under a loss. Use another stock "
+        f"ELBO than TraceEnum_ELBO, {_LOOP}."
     )

@@ -92,6 +92,13 @@ def label_out_of_range(num_classes: int, low: object, high: object) -> str:
     )
 
 
+def other_classes(num_classes: int, found: int) -> str:
+    return (
+        f"ChannelNoise: labels must lie in 0..{num_classes - 1}, but the Categorical has {found} "
+        "classes. Use a channel with as many rows as there are classes."
+    )
+
+
 def channel_shape(shape: Sequence[int]) -> str:
     return (
         "ChannelNoise: matrix must be square with P[i, j] = p(y=i | x=j), at least 2 x 2, got "

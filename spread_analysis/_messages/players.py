@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from spread_analysis._messages.general import shown
 
@@ -81,6 +81,47 @@ def net_output_shape(got: Sequence[int], batch: Sequence[int]) -> str:
     return (
         f"concat_sites: the net returned shape {tuple(got)} for features of batch shape "
         f"{tuple(batch)}, expected {tuple(batch)} or {(*batch, 1)}: one logit per datum."
+    )
+
+
+def critic_failed(shapes: Mapping[str, Sequence[int]], batch: Sequence[int]) -> str:
+    each = ", ".join(f"'{site}' of shape {tuple(shape)}" for site, shape in shapes.items())
+    return (
+        f"The discriminator failed on {each}, with the plates' batch shape {tuple(batch)}. Does "
+        "its first layer take values of that width?"
+    )
+
+
+def net_failed(widths: Mapping[str, int]) -> str:
+    each = " + ".join(f"{width} of '{name}'" for name, width in widths.items())
+    return (
+        f"concat_sites gave its net {sum(widths.values())} features per datum: {each}. The net's "
+        "first layer must take as many."
+    )
+
+
+def bounded_logits(layer: str) -> str:
+    return (
+        f"the discriminator ends in {layer}, whose values keep to a part of the real line, but a "
+        "logit may be any number: the loss takes the sigmoid of it by itself. Leave that layer "
+        "out."
+    )
+
+
+def logits_in_unit_interval() -> str:
+    return (
+        "for many steps all logits of the discriminator have been between 0 and 1, on both sides. "
+        "Does it end in a sigmoid? A logit may be any number, and the loss takes the sigmoid of it "
+        "by itself: leave that layer out. A discriminator without one has learned nothing yet."
+    )
+
+
+def clamped_estimate(value: float, upper: float) -> str:
+    return (
+        f"the estimate of the divergence has been outside of its range for many steps, now "
+        f"{value:.3g} nats, and is reported as the nearest value in [0, {upper:.3g}]: the critic "
+        "is worse than a constant one. Give it more steps (two_player(..., discriminator_steps=k)) "
+        "or another learning rate, and look at critic_report(...)."
     )
 
 
@@ -271,6 +312,22 @@ def unknown_player(name: str, names: Iterable[str]) -> str:
 
 def bad_player(role: str, value: object, wanted: str) -> str:
     return f"two_player: {role} must be {wanted}, got {shown(value)}."
+
+
+def foreign_player(role: str, value: object, wanted: str, example: str) -> str:
+    kind = value if isinstance(value, type) else type(value)
+    got = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, (int, float, str, type(None))) or got.startswith("builtins."):
+        got = repr(value)
+    return f"two_player: {role} must be {wanted}, got {got}. Use for example {example}."
+
+
+def greedy_player(role: str, asked: str) -> str:
+    return (
+        f"two_player: {role} asks for more than SVI gives an optimiser, which is gradients, params "
+        f"and the value of the loss ({asked}). A line search such as optax.lbfgs suits no loss "
+        "that is new at every step: use for example optax.adam(1e-3)."
+    )
 
 
 def other_optimiser(kind: str, missing: Iterable[str]) -> str:

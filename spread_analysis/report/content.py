@@ -25,6 +25,7 @@ from spread_analysis.metrics import (
     mmd2,
     precision_recall,
 )
+from spread_analysis.report.tiles import summary, summary_html
 from spread_analysis.report.words import CriticLogits, LossWords, shorten
 
 # The classifier of the benchmark has ten units per dimension: beyond this it takes minutes.
@@ -53,7 +54,7 @@ class MetricRow(NamedTuple):
     meaning: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """
     What a report shows, for further use.
@@ -74,6 +75,7 @@ class Report:
     :param reasons: why a section has no content, by section.
     :param metrics: the table.
     :param path: of the page.
+    :param num_data: how many data the value is of, scaled as it is; NaN if that is not known.
     """
 
     title: str
@@ -92,6 +94,13 @@ class Report:
     reasons: dict[str, str] = field(default_factory=dict)
     metrics: list[MetricRow] = field(default_factory=list)
     path: Path = Path()
+    num_data: float = math.nan
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        return summary_html(self)
 
     @property
     def image_site(self) -> str | None:

@@ -65,6 +65,13 @@ def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def _legend(ax: Axes, **options: Any) -> None:
+    """Names above the axes: a search for free room among the data may take long, and then warns."""
+    number = len(ax.get_legend_handles_labels()[1])
+    look: dict[str, Any] = {"frameon": False, "fontsize": 9, "borderaxespad": 0.2} | options
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=min(number, 2), **look)
+
+
 def loss_curve(losses: FloatArray, words: LossWords) -> str:
     """The loss at every step, with outliers of the start cut off."""
     figure, axes = _new(7.4, 3.4)
@@ -91,7 +98,7 @@ def history_curves(history: History, names: Sequence[str], ylabel: str) -> str:
         shown = np.where(np.isfinite(values), values, np.nan)
         ax.plot(steps, shown, color=colour, lw=1.6, marker="o", ms=2.5, label=label)
     _tidy(ax, "step", plain(ylabel, 80))
-    ax.legend(frameon=False, fontsize=9)
+    _legend(ax)
     return encode(figure)
 
 
@@ -126,7 +133,7 @@ def marginals(data: FloatArray, samples: FloatArray, columns: Sequence[str]) -> 
         _tidy(ax, plain(columns[index]))
         ax.set_yticks([])
         if not index:
-            ax.legend(frameon=False, fontsize=8)
+            _legend(ax, fontsize=8)
     return encode(figure)
 
 
@@ -134,7 +141,7 @@ def scatter(data: FloatArray, samples: FloatArray, columns: Sequence[str]) -> st
     """Both sets in the plane: of the two columns there are, or of the data's main directions."""
     sides = [side[np.isfinite(side).all(1)][:_MAX_POINTS] for side in (data, samples)]
     labels = [plain(column) for column in columns]
-    if len(columns) > 2:
+    if len(columns) > 2 and len(sides[0]) > 2:  # fewer data have no two directions
         centre = sides[0].mean(0)
         _, _, directions = np.linalg.svd(sides[0] - centre, full_matrices=False)
         sides = [(side - centre) @ directions[:2].T for side in sides]
@@ -148,8 +155,8 @@ def scatter(data: FloatArray, samples: FloatArray, columns: Sequence[str]) -> st
     margin = 0.15 * np.where(high > low, high - low, 1.0)
     ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
     ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
-    _tidy(ax, *labels)
-    ax.legend(frameon=False, fontsize=9, markerscale=1.6)
+    _tidy(ax, *labels[:2])
+    _legend(ax, markerscale=1.6)
     return encode(figure)
 
 
@@ -185,7 +192,7 @@ def overlap(logits: CriticLogits, words: LossWords) -> str:
         ax.axvline(0.0, color=_INK, lw=1, ls="--")
     xlabel = "log-ratio (nats)" if words.is_classifier else "critic's score"
     _tidy(ax, xlabel, "density")
-    ax.legend(frameon=False, fontsize=9)
+    _legend(ax)
     return encode(figure)
 
 

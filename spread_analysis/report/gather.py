@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from spread_analysis import _messages
 from spread_analysis._validation import FloatArray, check_count
@@ -43,6 +43,7 @@ class Draws:
     :param logits: the critics' logits by critic; the name of a single one is empty.
     :param troubles: what went wrong on the way.
     :param reasons: why a section has no content, by section.
+    :param num_data: how many data the value is of, scaled as it is; NaN if that is not known.
     """
 
     data: dict[str, FloatArray]
@@ -53,6 +54,7 @@ class Draws:
     logits: dict[str, CriticLogits] = field(default_factory=dict)
     troubles: list[Any] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
+    num_data: float = float("nan")
 
     def loss_refused(self, error: Exception) -> None:
         """The loss cannot say what it reports at these data; the page is written without."""
@@ -129,9 +131,24 @@ def assemble(
         warnings=as_warnings([*options.warnings, *monitor_warnings(monitors), *draws.troubles]),
         reasons=draws.reasons,
         path=options.path,  # type: ignore[arg-type]
+        num_data=draws.num_data,
     )
     check_image_shape(report)
     return report
+
+
+def count_data(sites: Iterable[tuple[NDArray[np.bool_], float]]) -> float:
+    """
+    How many data a loss sums over.
+
+    :param sites: of every observed site, which data have an element that counts, and what each is
+        scaled by.
+    :return: NaN where sites disagree.
+    """
+    seen, scales = zip(*((np.ravel(rows), scale) for rows, scale in sites), strict=True)
+    if len({len(rows) for rows in seen}) > 1 or len(set(scales)) > 1:
+        return float("nan")
+    return float(np.logical_or.reduce(seen).sum() * scales[0])
 
 
 def rows_of(value: Any, event_dim: int, mask: Any = None) -> FloatArray:

@@ -12,17 +12,22 @@ from html import escape
 
 import numpy as np
 
-from spread_analysis.critic import CriticReport, critic_report
+from spread_analysis.critic import CriticReport
 from spread_analysis.reference.divergences import class_entropy
 from spread_analysis.report import figures
 from spread_analysis.report.content import Report
 from spread_analysis.report.template import PAGE
-from spread_analysis.report.words import CriticLogits
+from spread_analysis.report.tiles import check, is_lost, number, orbiting, tiles
+
+_LOST = {
+    "precision": "samples lie where there are no data",
+    "recall": "the model leaves out part of the data, as one does that has dropped modes",
+}
 
 
 def render(report: Report) -> str:
     """The page as text."""
-    checked = {name: _check(report, logits) for name, logits in report.logits.items()}
+    checked = {name: check(report, logits) for name, logits in report.logits.items()}
     sections = [
         ("curves", "Loss and divergence", _curves(report)),
         ("samples", "Samples against data", _samples(report)),
@@ -38,7 +43,7 @@ def render(report: Report) -> str:
         title=escape(report.title),
         subtitle=escape(f"{words.name}: {words.label}"),
         links="".join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections),
-        cards=_cards(report, checked),
+        cards=_cards(report),
         sections="\n".join(
             f'<section id="{key}"><h2>{escape(name)}</h2>\n{body}</section>'
             for key, name, body in sections
@@ -47,32 +52,10 @@ def render(report: Report) -> str:
     )
 
 
-def number(value: float, digits: int = 4) -> str:
-    """A number as the page shows it; NaN and infinity are shown as such."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:.{digits}g}".replace("-", "−")
-
-
-def _check(report: Report, logits: CriticLogits) -> CriticReport | None:
-    if not report.words.is_classifier or logits.num_not_finite:
-        return None
-    return critic_report(
-        logits.data,
-        logits.model,
-        report.words.pi,
-        10,
-        logits.data_weights,
-        logits.model_weights,
-    )
-
-
-def _picture(png: str, alt: str, caption: str = "") -> str:
+def _picture(png: str, alt: str, caption: str = "", kind: str = "plot") -> str:
     caption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     source = f"data:image/png;base64,{png}"
-    return f'<figure><img src="{source}" alt="{escape(alt)}">{caption}</figure>\n'
+    return f'<figure class="{kind}"><img src="{source}" alt="{escape(alt)}">{caption}</figure>\n'
 
 
 def _row(pictures: Iterable[str], kind: str = "row") -> str:
@@ -95,10 +78,10 @@ def _alarm(text: str) -> str:
     return f'<p class="alarm">{escape(text)}</p>\n'
 
 
-def _draw(draw: Callable[[], str], alt: str, caption: str = "") -> str:
+def _draw(draw: Callable[[], str], alt: str, caption: str = "", kind: str = "plot") -> str:
     """A picture, or why there is none: what cannot be drawn does not end the report."""
     try:
-        return _picture(draw(), alt, caption)
+        return _picture(draw(), alt, caption, kind)
     except (ValueError, np.linalg.LinAlgError) as error:
         return f'<figure class="missing">{escape(f"{alt}: not drawn, {error}")}</figure>\n'
 
@@ -119,26 +102,12 @@ def _table(
     return f"<div><table>{''.join(lines)}</table></div>\n"
 
 
-def _cards(report: Report, checked: dict[str, CriticReport | None]) -> str:
-    def card(value: str, text: str, good: bool | None = None) -> str:
-        kind = "" if good is None else " good" if good else " bad"
-        return f'<div class="card{kind}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
-
-    finite = None if math.isfinite(report.value) else False
-    cards = [card(number(report.value), f"{report.words.label}, at these data", finite)]
-    for name, found in checked.items():
-        of = f" at {name}" if name else ""
-        if found is not None:
-            cards.append(card(f"{found.accuracy:.1%}", f"of samples the critic{of} is right about"))
-            overlap = "yes" if found.supports_overlap else "no"
-            cards.append(card(overlap, f"supports overlap{of}", found.supports_overlap))
-    for row in report.metrics[:1]:
-        text = f"{row.name} of samples against data"
-        if not math.isnan(row.perfect):
-            text += f"; other data score {number(row.perfect, 3)}"
-        cards.append(card(number(row.model, 3), text))
-    count = len(report.warnings)
-    cards.append(card(str(count), "warning" if count == 1 else "warnings", count == 0))
+def _cards(report: Report) -> str:
+    cards = []
+    for tile in tiles(report):
+        kind = "" if tile.good is None else " good" if tile.good else " bad"
+        value, text = escape(tile.value), escape(tile.text)
+        cards.append(f'<div class="card{kind}"><b>{value}</b><span>{text}</span></div>')
     return "".join(cards)
 
 
@@ -150,6 +119,16 @@ def _curves(report: Report) -> str:
                 f"What {words.name} reports is an {words.caution}: a critic that lags behind can "
                 "make it look better than any model is. Do not select models by it; "
                 "ais_log_likelihood and held_out_check do not trust this critic."
+            )
+        )
+    if orbiting(report):
+        parts.append(
+            _alarm(
+                "The divergence swings to and fro and does not settle: the players chase each "
+                "other, and the model at the last step is one of many. Cures are a regulariser "
+                "such as R1, smaller steps, more critic steps, or two_player(ema=...)."
+                if report.logits
+                else "The divergence swings to and fro and does not settle: take smaller steps."
             )
         )
     if report.losses is not None:
@@ -224,11 +203,14 @@ def _samples(report: Report) -> str:
         parts.append(
             _row(
                 [
-                    _draw(lambda: figures.image_grid(real, shape, limits), "data", "Data."),
+                    _draw(
+                        lambda: figures.image_grid(real, shape, limits), "data", "Data.", "photo"
+                    ),
                     _draw(
                         lambda: figures.image_grid(report.samples[site], shape, limits),
                         "samples of the model",
                         "Samples of the model, not selected.",
+                        "photo",
                     ),
                 ]
             )
@@ -269,7 +251,15 @@ def _metrics(report: Report) -> str:
     )
     if not any(name == "C2ST" for name, *_ in rows):
         note += " C2ST is left out: too many dimensions for its classifier, or too few samples."
-    return _table(header, rows, numbers=(1, 2, 3)) + _read(note)
+    lost = [
+        _alarm(
+            f"The model's {row.name} is {number(row.model, 3)}, where other data score "
+            f"{number(row.perfect, 3)}: {_LOST[row.name]}."
+        )
+        for row in report.metrics
+        if row.name in _LOST and is_lost(report, row) and not math.isnan(row.model)
+    ]
+    return "".join(lost) + _table(header, rows, numbers=(1, 2, 3)) + _read(note)
 
 
 def _perfect(value: float) -> str:

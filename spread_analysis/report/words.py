@@ -43,6 +43,7 @@ class LossWords:
     :param sides: whose samples the critic tells apart, those with label one first.
     :param is_classifier: whether the critic's outputs are logits of a classifier.
     :param pi: weight of the first side that the critic was trained with.
+    :param is_sum: whether the value is a sum over the data, in nats.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LossWords:
     sides: tuple[str, str] = ("data", "model")
     is_classifier: bool = True
     pi: float = 0.5
+    is_sum: bool = False
 
     @property
     def label(self) -> str:
@@ -78,7 +80,8 @@ def describe(loss: Any) -> LossWords:
         )
     if "PriorContrastELBO" in known:
         sides = ("guide", "contrast")
-        return LossWords(name, "minus the adversarial ELBO", caution=NOT_A_BOUND, sides=sides)
+        value = "minus the adversarial ELBO"
+        return LossWords(name, value, caution=NOT_A_BOUND, sides=sides, is_sum=True)
     if "JointContrastELBO" in known:
         if loss.discriminator is None:
             return LossWords(name, "minus the guide's log density at the model's latents")
@@ -96,10 +99,11 @@ def describe(loss: Any) -> LossWords:
         if other in known:
             return LossWords(name, value, unit, is_divergence=True)
     if "SpreadELBO" in known:
-        return LossWords(name, "minus the ELBO of the spread data")
+        return LossWords(name, "minus the ELBO of the spread data", is_sum=True)
     if "SemiImplicitELBO" in known:
-        return LossWords(name, "minus the semi-implicit bound")
-    return LossWords(name, f"loss of {name}")
+        return LossWords(name, "minus the semi-implicit bound", is_sum=True)
+    is_stock = type(loss).__module__.split(".")[0] in ("pyro", "numpyro")
+    return LossWords(name, f"loss of {name}", is_sum=is_stock)
 
 
 def _divergence(loss: Any) -> str:

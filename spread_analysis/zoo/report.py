@@ -184,7 +184,7 @@ def plot_summary(all_results: Sequence[Mapping[str, Any]]) -> Any:
     left.set_yticks(range(len(names)), [ROWS[name].title for name in names], fontsize=8)
     left.invert_yaxis()
     left.set(xscale="log", xlabel="Fréchet distance, smaller is better")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="upper right")
     right.set_xlabel("log p(x), nats per image; arrows are lower bounds")
     for axes in (left, right):
         axes.grid(axis="both", alpha=0.2)

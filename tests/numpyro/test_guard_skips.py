@@ -67,8 +67,11 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("validation", [True, False], ids=["validated", "not validated"])
-@pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize(
+    ("compiled", "validation"),
+    [(True, True), (False, True), (False, False)],
+    ids=["jit", "eager", "not validated"],
+)
 @pytest.mark.parametrize("what", NUMBERS)
 def test_numbers(what, compiled, validation):
     with numpyro.validation_enabled(validation):

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever stands in a well-sealed file: it is refused and nothing is changed, or the run goes on."""
+"""Whatever stands in a well-sealed file: a refusal changes nothing, or the run goes on."""
 
 import random
 import tempfile

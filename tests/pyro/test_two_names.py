@@ -15,12 +15,14 @@ from torch import nn
 from pyro_spread import (
     KL,
     AdversarialDivergence,
+    CheckpointError,
     GaussianNoise,
     ImplicitDistribution,
     JointContrastELBO,
     PriorContrastELBO,
     SemiImplicitELBO,
     SpreadELBO,
+    _checkpoint_state,
     concat_sites,
     diagnose,
     finite_guard,
@@ -120,6 +122,52 @@ def test_every_loss(name, guarded, tmp_path):
     svi = start()
     load_checkpoint(tmp_path, svi, X)
     assert (svi.step(X), True) == (wanted[0], torch.equal(pyro.param("enc$$$weight"), wanted[1]))
+
+
+def test_a_failed_load_declares_nothing(tmp_path):
+    def start(model):
+        pyro.clear_param_store()
+        loss = SpreadELBO({"x": GaussianNoise(0.3)})
+        return SVI(model, Guide(False), pyro.optim.Adam({"lr": 1e-2}), loss)
+
+    def longer(x, bad=False):
+        pyro.param("more", torch.zeros(()))
+        model(x, bad)
+
+    svi = start(model)
+    svi.step(X)
+    save_checkpoint(tmp_path, svi, 1)
+    svi = start(longer)
+    with pytest.raises(CheckpointError, match="more"):
+        load_checkpoint(tmp_path, svi, X)
+    assert not pyro.get_param_store()
+    assert not pyro.get_param_store()._param_to_name
+
+
+def test_a_load_that_is_interrupted_changes_nothing(tmp_path, monkeypatch):
+    loss = SpreadELBO({"x": GaussianNoise(0.3)})
+    svi = SVI(model, Guide(False), pyro.optim.Adam({"lr": 1e-2}), loss)
+    svi.step(X)
+    save_checkpoint(tmp_path, svi, 1)
+    svi.step(X)
+    store = pyro.get_param_store()
+    before = {name: value.detach().clone() for name, value in store.named_parameters()}
+    steps = [float(one.state[p]["step"]) for p, one in svi.optim.optim_objs.items()]
+
+    def stop(*args):
+        if args and isinstance(args[0], dict) and "torch" in args[0]:
+            calls.append(1)
+        if len(calls) == 3:  # tried out, put back, and now for good
+            raise KeyboardInterrupt
+        return put(*args)
+
+    calls, put = [], _checkpoint_state.set_random_state
+    monkeypatch.setattr(_checkpoint_state, "set_random_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        load_checkpoint(tmp_path, svi, X)
+    for name, value in store.named_parameters():
+        assert torch.equal(value, before[name])
+    assert steps == [float(one.state[p]["step"]) for p, one in svi.optim.optim_objs.items()]
 
 
 def test_as_a_module():
