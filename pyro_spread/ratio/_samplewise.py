@@ -119,12 +119,12 @@ def _is_known(module: nn.Module, layers: set[Any], is_root: bool = False) -> boo
     if "forward" in vars(module) and not is_root:
         return False
     kind: Any = type(module)
-    if parametrize.is_parametrized(module):  # type: ignore[no-untyped-call]
+    if parametrize.is_parametrized(module):
         own = parametrize.__name__, nn.utils.parametrizations.__name__
         each = [part for of in module.parametrizations.children() for part in of.modules()]  # type: ignore[union-attr]
         if any(type(part).__module__ not in own for part in each):
             return False
-        kind = parametrize.type_before_parametrizations(module)  # type: ignore[no-untyped-call]
+        kind = parametrize.type_before_parametrizations(module)
     if kind in (nn.LayerNorm, nn.RMSNorm):
         return len(module.normalized_shape) == 1  # type: ignore[arg-type]
     if kind not in layers:
