@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -138,5 +139,5 @@ class Invalid:
 
 def _rows_first(value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
     moved = value.movedim(tuple(axes), tuple(range(len(axes))))
-    size = moved.shape[: len(axes)].numel()
+    size = math.prod(moved.shape[: len(axes)])  # of Pyro's provenance tensors it is a tuple
     return moved.reshape(size, *moved.shape[len(axes) :])
