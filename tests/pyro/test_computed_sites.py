@@ -17,6 +17,8 @@ from pyro_spread import (
     GaussianKernel,
     JointContrastELBO,
     concat_sites,
+    importance_weighted_bound,
+    simulation_based_calibration,
 )
 from pyro_spread.ratio import MLPCritic
 
@@ -101,6 +103,37 @@ def test_pairs_of_reparametrised_latents(divergence):
     loss = contrast()
     assert torch.isfinite(torch.tensor(loss.loss_and_grads(model, guide, X)))
     assert pyro.get_param_store()._params["loc"].grad.abs() > 0
+
+
+def conjugate(x):
+    with pyro.plate("data", N):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def posterior(x):
+    with pyro.plate("data", N):
+        pyro.sample("z_decentered", dist.Normal(x / 2, 0.5**0.5))
+
+
+def test_calibration_of_reparametrised_latents():
+    model = poutine.reparam(conjugate, {"z": LocScaleReparam(0.0)})
+    ranks = simulation_based_calibration(model, posterior, X, num_simulations=24, num_draws=5)
+    assert set(ranks.ranks) == {"z_decentered"}
+
+
+def test_evidence_of_reparametrised_latents():
+    model = poutine.reparam(conjugate, {"z": LocScaleReparam(0.0)})
+    found = importance_weighted_bound(model, posterior, X, num_samples=2)
+    expected = dist.Normal(0.0, 2**0.5).log_prob(X).double().numpy()
+    assert found.values == pytest.approx(expected, rel=1e-4)
+
+    def unobserved(x):
+        pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    model = poutine.reparam(unobserved, {"z": LocScaleReparam(0.0)})
+    with pytest.raises(ValueError, match="observe"):
+        importance_weighted_bound(model, no_guide, X, num_samples=2)
 
 
 def test_a_masked_point_elsewhere_is_data_still():
