@@ -23,7 +23,7 @@ from torch.distributions import biject_to
 from pyro_spread._inputs import takes_arrays
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._sites import is_implicit
+from pyro_spread.infer._sites import is_computed, is_implicit
 from pyro_spread.infer._two_sides import _mask
 from spread_analysis import _messages
 from spread_analysis._arguments import (
@@ -414,8 +414,13 @@ def _sites(trace: Any) -> dict[str, Any]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and not isinstance(site["fn"], _Subsample)
-        and not site["infer"].get("_deterministic")
+        and not is_computed(site, _observation(site))
     }
+
+
+def _observation(site: Any) -> Any:
+    """What a site observes, also where it was drawn anew; None for a latent."""
+    return site["infer"].get("obs", site["value"] if site["is_observed"] else None)
 
 
 def _check_evidence(sites: Mapping[str, Any]) -> None:

@@ -25,7 +25,13 @@ from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._shared_latents import warn_of_shared_latents
-from pyro_spread.infer._sites import is_implicit, is_latent, lacks_gradient, plain_name
+from pyro_spread.infer._sites import (
+    is_computed,
+    is_implicit,
+    is_latent,
+    lacks_gradient,
+    plain_name,
+)
 from pyro_spread.infer._two_sides import Side, _mask, check_draws, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
@@ -173,7 +179,7 @@ def data_plates(
     with looking(), poutine.block(), torch.no_grad():
         nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
     data = [s for s in nodes.values() if s["type"] == "sample" and s["is_observed"]]
-    plates = [data_plate(s) for s in data if not s["infer"].get("_deterministic")]
+    plates = [data_plate(s) for s in data if not is_computed(s, s["value"])]
     found = frozenset(plate for plate in plates if plate is not None)
     if data:  # a call without data says nothing of the next
         _known_plates.keep(model, found)

@@ -50,7 +50,7 @@ def refuse_own_draws(
     suspects = {
         name
         for name, site in observed.items()
-        if name not in known and _storage(site["infer"]["obs"]) not in given
+        if name not in known and not _is_among(site["infer"]["obs"], given)
     }
     if not suspects:
         return
@@ -117,6 +117,13 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _constant(leaf: Any) -> Any:
     is_given = isinstance(leaf, torch.Tensor) and not isinstance(leaf, torch.nn.Parameter)
     return leaf.detach() if is_given and leaf.requires_grad else leaf
+
+
+def _is_among(value: Any, given: Collection[int | None]) -> bool:
+    # A param that begins at an argument may share its memory.
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        return False
+    return _storage(value) in given
 
 
 def _storage(value: Any) -> int | None:

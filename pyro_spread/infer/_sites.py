@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 
@@ -60,6 +61,27 @@ def is_latent(site: Mapping[str, Any]) -> bool:
     if site["type"] != "sample" or site["is_observed"]:
         return False
     return not isinstance(site["fn"], _Subsample) and not site["infer"].get("_deterministic")
+
+
+def is_computed(site: Mapping[str, Any], value: Any) -> bool:
+    """
+    Whether ``value`` was computed by the model, though it looks like an observation.
+
+    So do ``pyro.deterministic`` and what a reparametriser leaves where a latent was: a Delta that
+    is masked out and stands at the value.
+
+    :param site: of a trace.
+    :param value: what it observes.
+    """
+    if site["infer"].get("_deterministic"):
+        return True
+    fn, masked = site["fn"], False
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        masked = masked or getattr(fn, "_mask", None) is False
+        fn = fn.base_dist
+    if not masked or not isinstance(fn, Delta) or not isinstance(value, torch.Tensor):
+        return False
+    return fn.v is value or torch.equal(fn.v.broadcast_to(value.shape), value)
 
 
 def plain_name(fn: Any) -> str:

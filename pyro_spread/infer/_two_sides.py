@@ -21,7 +21,7 @@ from pyro_spread.infer._noise import draw_at
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._shared_latents import warn_of_shared_latents
-from pyro_spread.infer._sites import is_latent, is_learned, plain_name
+from pyro_spread.infer._sites import is_computed, is_latent, is_learned, plain_name
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import _messages
@@ -113,7 +113,7 @@ def is_compared(site: Mapping[str, Any]) -> bool:
     """Whether a site of an unconditioned model was an observation."""
     if site["type"] != "sample" or not site["infer"].get("was_observed"):
         return False
-    return not site["infer"].get("_deterministic", False)
+    return not is_computed(site, site["infer"]["obs"])
 
 
 def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> None:
