@@ -53,6 +53,7 @@ CHANGED = {
         lambda x: jax.lax.optimization_barrier((x, jnp.zeros(x.shape)))[1], K
     ),
     "an event turned": (lambda x: x[:, ::-1], VECTOR),
+    "an event repeated and cut": (lambda x: jnp.tile(x, (1, 2))[:, 1:5], VECTOR),
     "an event permuted": (lambda x: x[:, jnp.array([1, 0, 2, 3])], VECTOR),
     "rows under scales by datum": (
         lambda x: x[::-1], GaussianNoise(jnp.linspace(0.2, 0.5, 16)[:, None])
@@ -79,6 +80,8 @@ def test_changes_are_seen(name, jit):
         (lambda x: x[:, 1:3], K),
         (lambda x: x[:, ::-1].T.reshape(8, 8), K),
         (lambda x: jnp.concatenate([x[8:], x[:8]]), VECTOR),
+        (lambda x: jnp.tile(x, (2, 2)), K),
+        (lambda x: jnp.tile(x, (2, 1)), VECTOR),
         (lambda x: x[::-1], VECTOR),
         (lambda x: x[jnp.array([3, 1])], VECTOR),
     ],
