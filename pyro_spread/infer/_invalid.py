@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
-from pyro_spread.infer._guards import is_finite
+from pyro_spread.infer._guards import is_finite, what_is_wrong
 from spread_analysis._messages import simulations
 from spread_analysis._nonfinite import NonFiniteError
 
@@ -33,6 +34,8 @@ class Invalid:
         #: Which data are bad, by site: of those sites that have any.
         self.by_site: dict[str, torch.Tensor] = {}
         self.total = 1
+        #: NaN if that is among them, else inf.
+        self.what = "inf"
         for name, value in values.items():
             self.total = len(_rows_first(value, axes[name]))
             if is_finite(value):
@@ -43,6 +46,7 @@ class Invalid:
             rows = _rows_first(bad, axes[name]).reshape(self.total, -1).any(-1)
             if bool(rows.any()):
                 self.by_site[name] = rows
+                self.what = what_is_wrong(value) if self.what == "inf" else self.what
 
     @property
     def rows(self) -> torch.Tensor | None:
@@ -61,7 +65,7 @@ class Invalid:
         :param scored: which data it has not masked.
         """
         left = Invalid({}, {})
-        left.total = self.total
+        left.total, left.what = self.total, self.what
         for name, rows in self.by_site.items():
             here = rows & scored.to(rows.device)
             if bool(here.any()):
@@ -73,7 +77,8 @@ class Invalid:
         :raises NonFiniteError: if there are bad data, naming site and number.
         """
         if self.by_site:
-            raise NonFiniteError(simulations.failed(self.counts, self.total, may_exclude))
+            text = simulations.failed(self.counts, self.total, may_exclude, what=self.what)
+            raise NonFiniteError(text)
 
     @contextmanager
     def blamed(self, may_exclude: bool = False) -> Iterator[None]:
@@ -117,7 +122,7 @@ class Invalid:
         copied = _rows_first(value, axes)[source].reshape(moved.shape)
         return copied.movedim(front, tuple(axes))
 
-    def good(self, ndim: int, axes: Sequence[int], sizes: Sequence[int]) -> torch.Tensor | bool:
+    def good(self, ndim: int, axes: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
         """
         Which data are good, to be broadcast to a value.
 
@@ -127,12 +132,12 @@ class Invalid:
         """
         rows = self.rows
         if rows is None:
-            return True
+            return torch.tensor(True)
         shaped = (~rows).reshape(*sizes, *[1] * (ndim - len(axes)))
         return shaped.movedim(tuple(range(len(axes))), tuple(axes))
 
 
 def _rows_first(value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
     moved = value.movedim(tuple(axes), tuple(range(len(axes))))
-    size = moved.shape[: len(axes)].numel()
+    size = math.prod(moved.shape[: len(axes)])  # of Pyro's provenance tensors it is a tuple
     return moved.reshape(size, *moved.shape[len(axes) :])

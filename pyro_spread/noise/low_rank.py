@@ -95,7 +95,7 @@ class LowRankGaussianNoise(SpreadNoise):
     def _coupled_dims_of(self, x: torch.Tensor) -> int:
         size = self.factor.shape[0]
         for event_dim in range(1, x.dim() + 1):
-            if x.shape[-event_dim:].numel() == size:
+            if math.prod(x.shape[-event_dim:]) == size:
                 return event_dim
         raise ValueError(_messages.factor_misfit(self.factor.shape, x.shape[-1:]))
 

@@ -10,16 +10,20 @@ _NOTHING = "Nothing was changed."
 
 
 def failed(
-    counts: Mapping[str, int], total: int, may_exclude: bool = False, then: str = _NOTHING
+    counts: Mapping[str, int],
+    total: int,
+    may_exclude: bool = False,
+    then: str = _NOTHING,
+    what: str = "NaN or inf",
 ) -> str:
     site, count = next(iter(counts.items()))
     others = [other for other in counts if other != site]
-    also = f" (as are draws at {others})" if others else ""
+    also = f" (as do draws at {others})" if others else ""
     exclude = ", or leave them out with exclude_invalid_x=True" if may_exclude else ""
     return (
-        f"site '{site}': {count} of {total} of the model's draws are NaN or inf{also}. {then} "
-        "If it is a simulator that fails for part of its prior, narrow the prior, or let it return "
-        f"finite values there{exclude}; if it is a net, lower its learning rate."
+        f"site '{site}' of the generator: {count} of {total} of the model's draws contain {what}"
+        f"{also}. {then} If it is a simulator that fails for part of its prior, narrow the prior, "
+        f"or let it return finite values there{exclude}; if it is a net, lower its learning rate."
     )
 
 

@@ -83,9 +83,13 @@ def test_judge_divides_a_check_by_the_images_that_it_sums_over():
 
 def test_judge_compares_ais_on_the_images_that_have_both():
     annealed = LogEvidence(np.array([-1.2, -2.2]), np.full(2, 0.3), np.full(2, 4.0), 8)
-    result = study.judge(fit([-1.0, -2.0, -30.0], ais=annealed), None, 20)
+    values, error = np.array([-1.0, -2.0, -30.0]), np.full(3, 0.1)
+    even = LogEvidence(values, error, np.array([7.0, 6.0, 9.0]), 10)
+    result = study.judge(fit(values, evidence=even, ais=annealed), None, 20)
     assert result.ais_difference == pytest.approx(-0.2)
     assert result.ais_error == pytest.approx(np.hypot(0.1, 0.3) / 2**0.5)
+    # Two effective samples of ten make a lower bound, of which there is no error.
+    assert np.isnan(study.judge(fit(values, ais=annealed), None, 20).ais_error)
 
 
 def test_images_are_zeros_and_ones_and_every_run_has_the_same():

@@ -73,7 +73,7 @@ def finished(call):
     return result
 
 
-COUNTED = rf"site 'x': \d+ of {N} of the model's draws are NaN"
+COUNTED = rf"site 'x' of the generator: \d+ of {N} of the model's draws contain NaN"
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -107,7 +107,9 @@ def test_the_guard_names_them_in_compiled_code(num_particles):
     state = svi.init(random.key(0), X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(jax.errors.JaxRuntimeError, match=rf"'x': \d+ of {num_particles * N} "):
+        with pytest.raises(
+            jax.errors.JaxRuntimeError, match=rf"'x' of the generator: \d+ of {num_particles * N} "
+        ):
             jax.block_until_ready(jax.jit(svi.update)(state, X))
 
 
@@ -202,7 +204,9 @@ def test_calibration_names_them_and_leaves_them_out():
             numpyro.sample("x", dist.Delta(jnp.where(y > -0.5, y, jnp.nan)), obs=x)
 
     call = random.key(0), {}, partly, exact, jnp.zeros(500)
-    with pytest.raises(ps.NonFiniteError, match=r"'x': \d+ of 500 .*exclude_invalid_x=True"):
+    with pytest.raises(
+        ps.NonFiniteError, match=r"'x' of the generator: \d+ of 500 .*exclude_invalid_x=True"
+    ):
         ps.simulation_based_calibration(*call, num_draws=9)
     with pytest.warns(ps.InvalidSimulationsWarning):
         report = ps.simulation_based_calibration(

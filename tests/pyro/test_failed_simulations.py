@@ -71,13 +71,15 @@ LOSSES = {
 
 
 def count_of(text):
-    return int(text.split("site 'x': ")[1].split()[0])
+    return int(text.split("site 'x' of the generator: ")[1].split()[0])
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_site_and_the_number_are_named(name):
     make, guide = LOSSES[name]
-    with pytest.raises(ps.NonFiniteError, match=rf"'x': \d+ of {N} of the model's draws") as caught:
+    with pytest.raises(
+        ps.NonFiniteError, match=rf"'x' of the generator: \d+ of {N} of the model's draws"
+    ) as caught:
         step(make(), guide)
     text = str(caught.value)
     assert 10 < count_of(text) < 60
@@ -94,7 +96,7 @@ def test_the_number_is_that_of_data_and_not_of_elements():
             rows = (torch.arange(len(x)) < 7)[:, None]
             pyro.sample("x", dist.Delta(torch.where(rows, bad, theta), event_dim=1), obs=x)
 
-    with pytest.raises(ps.NonFiniteError, match=r"'x': 7 of 20 "):
+    with pytest.raises(ps.NonFiniteError, match=r"'x' of the generator: 7 of 20 "):
         SVI(wide, no_guide, pyro.optim.Adam({}), ps.EnergyDistance()).step(torch.zeros(20, 3))
 
 
@@ -187,7 +189,9 @@ def test_calibration_names_them_and_leaves_them_out():
             pyro.sample("x", dist.Delta(torch.where(y > -0.5, y, torch.nan)), obs=x)
 
     x = torch.zeros(500)
-    with pytest.raises(ps.NonFiniteError, match=r"'x': \d+ of 500 .*exclude_invalid_x=True"):
+    with pytest.raises(
+        ps.NonFiniteError, match=r"'x' of the generator: \d+ of 500 .*exclude_invalid_x=True"
+    ):
         ps.simulation_based_calibration(partly, exact, x, num_draws=9)
     with pytest.warns(ps.InvalidSimulationsWarning):
         report = ps.simulation_based_calibration(
@@ -205,5 +209,7 @@ def test_a_guide_may_mask_them_itself():
 
 
 def test_a_generator_under_noise_is_named():
-    with pytest.raises(ps.NonFiniteError, match=r"'x': \d+ of 200 of the model's draws"):
+    with pytest.raises(
+        ps.NonFiniteError, match=r"'x' of the generator: \d+ of 200 of the model's draws"
+    ):
         step(ps.SpreadELBO({"x": ps.GaussianNoise(0.3)}))

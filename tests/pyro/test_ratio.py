@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_spread import AdversarialDivergence
-from pyro_spread.infer._two_sides import TwoSides
+from pyro_spread.infer._critic import Judge, penalise
 from pyro_spread.ratio import (
     R1,
     GradientPenalty,
@@ -279,9 +278,8 @@ def test_lazy_penalties_are_right_on_average(make):
     data, _ = sides()  # the same on both sides: no randomness but that of the turns
     critic = concat_sites(Quadratic())
     expected = make().penalty(critic, data, data).item()
-    loss = AdversarialDivergence(critic, regularizer=make(every=4))
-    both = TwoSides(data, data, None, None, {})
-    values = [loss._add_penalty(torch.zeros(()), both, 1.0, (), {}).item() for _ in range(400)]
+    lazy, judged = make(every=4), Judge(critic, (), {})
+    values = [penalise(torch.zeros(()), lazy, judged, data, data, None).item() for _ in range(400)]
     taken = [value for value in values if value]
     assert len(taken) == pytest.approx(100, abs=4 * math.sqrt(400 * 3 / 16))
     assert taken == pytest.approx([4 * expected] * len(taken), rel=1e-5)
