@@ -104,6 +104,15 @@ def test_a_vector_scale_has_the_shape_of_the_site(jit):
     assert abs(value - entropy) < 5 * np.sqrt(5000 * 16 / 2)
 
 
+def test_a_dict_without_a_way_into_it_is_told_of_one():
+    def model(batch):
+        numpyro.sample("x", dist.Delta(jnp.zeros(3), event_dim=1), obs=batch["image"])
+
+    batch = {"image": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"type dict.*with a dot: data=\{'x': 'batch\.image'\}"):
+        SpreadELBO({"x": K}).loss(random.key(0), {}, model, no_guide, batch)
+
+
 def test_patterns_and_data_inside_of_a_batch():
     def series(batch):
         x = batch["x"]

@@ -111,6 +111,14 @@ class Counted(GaussianNoise):
         return super().draw(x)
 
 
+def test_a_dict_without_a_way_into_it_is_told_of_one():
+    def model(batch):
+        pyro.sample("x", dist.Delta(torch.zeros(3), event_dim=1), obs=batch["image"])
+
+    with pytest.raises(ValueError, match=r"type dict.*with a dot: data=\{'x': 'batch\.image'\}"):
+        SpreadELBO({"x": K}).loss(model, no_guide, {"image": torch.ones(3)})
+
+
 def test_noise_is_drawn_where_the_indices_point():
     x, seen = torch.randn(1000, 2), []
 
