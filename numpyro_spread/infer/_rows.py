@@ -48,8 +48,9 @@ class PlatesAt(Messenger):
         super().__init__(fn)
 
     def process_message(self, msg: Any) -> None:
-        """Give a plate its indices."""
-        if msg["type"] == "plate" and msg["value"] is None:
+        """Give a plate its indices, unless a handler inside decides them or seeds their draw."""
+        decided = msg["value"] is not None or msg["kwargs"].get("rng_key") is not None
+        if msg["type"] == "plate" and not decided:
             msg["value"] = self._indices.get(msg["name"])
 
 
