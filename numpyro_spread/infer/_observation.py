@@ -22,7 +22,7 @@ from spread_analysis._arguments import Key, replace_arguments
 _MOVES = frozenset(
     [
         *("reshape", "squeeze", "expand_dims", "broadcast_in_dim"),
-        *("slice", "dynamic_slice", "gather", "split", "transpose", "rev"),
+        *("slice", "dynamic_slice", "gather", "split", "transpose", "rev", "tile"),
         *(
             "copy",
             "copy_p",

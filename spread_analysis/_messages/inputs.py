@@ -13,9 +13,13 @@ from spread_analysis._messages.general import shortened
 
 def misplaced_argument(site: str, argument: str, value: Any, wanted: str) -> str:
     got, way_out = _described(value)
+    inside = ""
+    if isinstance(value, dict) and value:
+        way = f"{argument}.{shortened(str(next(iter(value))))}"
+        inside = f" A way into a dict is written with a dot: data={{'{site}': '{way}'}}."
     return (
         f"site '{site}': the model argument '{argument}' is {got}, not {wanted}. {way_out}, or "
-        f"name another argument with data={{'{site}': ...}}."
+        f"name another argument with data={{'{site}': ...}}.{inside}"
     )
 
 

@@ -53,6 +53,7 @@ CHANGED = {
         lambda x: jax.lax.optimization_barrier((x, jnp.zeros(x.shape)))[1], K
     ),
     "an event turned": (lambda x: x[:, ::-1], VECTOR),
+    "an event repeated and cut": (lambda x: jnp.tile(x, (1, 2))[:, 1:5], VECTOR),
     "an event permuted": (lambda x: x[:, jnp.array([1, 0, 2, 3])], VECTOR),
     "rows under scales by datum": (
         lambda x: x[::-1], GaussianNoise(jnp.linspace(0.2, 0.5, 16)[:, None])
@@ -79,6 +80,8 @@ def test_changes_are_seen(name, jit):
         (lambda x: x[:, 1:3], K),
         (lambda x: x[:, ::-1].T.reshape(8, 8), K),
         (lambda x: jnp.concatenate([x[8:], x[:8]]), VECTOR),
+        (lambda x: jnp.tile(x, (2, 2)), K),
+        (lambda x: jnp.tile(x, (2, 1)), VECTOR),
         (lambda x: x[::-1], VECTOR),
         (lambda x: x[jnp.array([3, 1])], VECTOR),
     ],
@@ -99,6 +102,15 @@ def test_a_vector_scale_has_the_shape_of_the_site(jit):
     value = run(lambda x: x.reshape(-1, 16), x, GaussianNoise(scale), jit=jit)
     entropy = 5000 * (0.5 * np.log(2 * np.pi) + 0.5 + np.log(scale)).sum()
     assert abs(value - entropy) < 5 * np.sqrt(5000 * 16 / 2)
+
+
+def test_a_dict_without_a_way_into_it_is_told_of_one():
+    def model(batch):
+        numpyro.sample("x", dist.Delta(jnp.zeros(3), event_dim=1), obs=batch["image"])
+
+    batch = {"image": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"type dict.*with a dot: data=\{'x': 'batch\.image'\}"):
+        SpreadELBO({"x": K}).loss(random.key(0), {}, model, no_guide, batch)
 
 
 def test_patterns_and_data_inside_of_a_batch():

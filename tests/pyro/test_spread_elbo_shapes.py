@@ -39,6 +39,16 @@ def test_a_vector_scale_has_the_shape_of_the_site(shape):
     torch.testing.assert_close(spread, scale, rtol=0.15, atol=0)
 
 
+def test_the_next_kernel_on_the_same_model_may_be_another_one():
+    def model(x):
+        with pyro.plate("data", 8):
+            value = x.reshape(-1, 16)
+            pyro.sample("x", dist.Delta(torch.zeros(16), event_dim=1), obs=value)
+
+    for scale in (0.3, torch.linspace(0.01, 3.0, 16), 0.5):
+        assert SpreadELBO({"x": GaussianNoise(scale)}).loss(model, no_guide, torch.zeros(8, 4, 4))
+
+
 def series(x):
     with pyro.plate("data", len(x)):
         for t in range(x.shape[1]):
@@ -99,6 +109,14 @@ class Counted(GaussianNoise):
     def draw(self, x):
         Counted.drawn += x.numel()
         return super().draw(x)
+
+
+def test_a_dict_without_a_way_into_it_is_told_of_one():
+    def model(batch):
+        pyro.sample("x", dist.Delta(torch.zeros(3), event_dim=1), obs=batch["image"])
+
+    with pytest.raises(ValueError, match=r"type dict.*with a dot: data=\{'x': 'batch\.image'\}"):
+        SpreadELBO({"x": K}).loss(model, no_guide, {"image": torch.ones(3)})
 
 
 def test_noise_is_drawn_where_the_indices_point():
