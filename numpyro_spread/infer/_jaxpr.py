@@ -56,11 +56,19 @@ def through_control_flow(
             joined = [join(*pair) for pair in zip(joined, branch, strict=True)]
         return [control(source, which) for source in joined]
     if kind == "scan":
-        start = params["num_consts"]
-        stop = start + params["num_carry"]
+        body = params["jaxpr"].jaxpr
+        # Told by shapes, since releases of JAX name the counts differently: only what is stacked
+        # has one dimension more outside of the body.
+        num_carry = sum(
+            not _is_stacked(*pair) for pair in zip(equation.outvars, body.outvars, strict=True)
+        )
+        stop = sum(
+            not _is_stacked(*pair) for pair in zip(equation.invars, body.invars, strict=True)
+        )
+        start = stop - num_carry
         consts, carry, xs = sources[:start], list(sources[start:stop]), sources[stop:]
         while True:
-            outputs = walk(params["jaxpr"].jaxpr, [*consts, *carry, *xs])
+            outputs = walk(body, [*consts, *carry, *xs])
             again = [join(*pair) for pair in zip(carry, outputs[: len(carry)], strict=True)]
             if again == carry:
                 return [*carry, *outputs[len(carry) :]]
@@ -75,6 +83,10 @@ def through_control_flow(
         if again == carry:
             return carry
         carry = again
+
+
+def _is_stacked(outside: Any, inside: Any) -> bool:
+    return len(outside.aval.shape) > len(inside.aval.shape)
 
 
 def _walk(jaxpr: Any, inputs: Sequence[Names]) -> list[Names]:
