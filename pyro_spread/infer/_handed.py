@@ -53,12 +53,7 @@ class Handed:
                 y[key] = self._draw(site, key, noise[str(key_of(noise, site))], x)
         #: The y by site or pattern.
         self.values = {site: y[key] for site, key in located.items()}
-        self._versions = {site: value._version for site, value in self.values.items()}
         self.args, self.kwargs = replace_arguments(y, args, kwargs)
-
-    def is_changed(self, site: str) -> bool:
-        """Whether somebody has written into the y of a site or pattern."""
-        return self.values[site]._version != self._versions[site]
 
     def _draw(self, site: str, key: Key, kernel: SpreadNoise, x: torch.Tensor) -> torch.Tensor:
         layout = self.use.layouts.get(key)

@@ -226,8 +226,6 @@ class _LossSpread(SpreadMessenger):
         if label is None:
             raise ValueError(spreading.no_handed_value(site, str(self._keys[site])))
         handed = self._handed.values[label]
-        if self._handed.is_changed(label):
-            return False
         if msg["value"] is handed:
             return True
         if value.numel() == 0 and handed.numel() > 0:
