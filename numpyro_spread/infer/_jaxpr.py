@@ -13,6 +13,9 @@ from jax.extend.core import Literal
 _S = TypeVar("_S")
 Names = frozenset[str]
 
+# Where a primitive that calls another jaxpr keeps it.
+_CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
 
 def sources_of(fn: Callable[..., Any], **inputs: Any) -> Any:
     """
@@ -85,6 +88,11 @@ def through_control_flow(
         carry = again
 
 
+def called_jaxpr(equation: Any) -> Any:
+    """The jaxpr that a primitive calls, closed over its constants or not; None if it calls none."""
+    return next((equation.params[key] for key in _CALLED if key in equation.params), None)
+
+
 def _is_stacked(outside: Any, inside: Any) -> bool:
     return len(outside.aval.shape) > len(inside.aval.shape)
 
@@ -104,7 +112,7 @@ def _walk(jaxpr: Any, inputs: Sequence[Names]) -> list[Names]:
 def _through(equation: Any, names: list[Names]) -> list[Names]:
     if equation.primitive.name in ("scan", "while", "cond"):
         return through_control_flow(equation, names, _walk, Names.union, Names.union)
-    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    inner = called_jaxpr(equation)
     inner = getattr(inner, "jaxpr", inner)
     if inner is not None and len(inner.invars) == len(names):
         outputs = _walk(inner, names)

@@ -15,7 +15,7 @@ from jax.extend.core import Literal
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_feasible
 
-from numpyro_spread.infer._jaxpr import through_control_flow
+from numpyro_spread.infer._jaxpr import called_jaxpr, through_control_flow
 from spread_analysis._arguments import Key, replace_arguments
 
 # Primitives whose first operand is the data and that only take, drop, repeat or reorder elements.
@@ -37,8 +37,6 @@ _MOVES = frozenset(
 _ONE_BY_ONE = frozenset(["optimization_barrier", "device_put", "copy", "copy_p"])
 # What is computed from the data: it may not even decide which elements are taken.
 _COMPUTED: Key = ("computed",)
-# Where a primitive that calls another jaxpr keeps it.
-_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def sites_of_other_values(
@@ -120,7 +118,7 @@ def _through(equation: Any, sources: list[Key | None], width: int) -> list[Key |
             lambda one, other: one if one == other else _COMPUTED,
             lambda source, decides: source if decides is None else _COMPUTED,
         )
-    inner = next((equation.params[key] for key in _INNER if key in equation.params), None)
+    inner = called_jaxpr(equation)
     if inner is not None:
         inner = getattr(inner, "jaxpr", inner)
         if len(inner.invars) != len(sources) or len(inner.outvars) != count:

@@ -14,11 +14,11 @@ from jax.extend.core import Literal
 from numpyro.primitives import Messenger, plate
 
 from numpyro_spread.infer._handed import draw_in
+from numpyro_spread.infer._jaxpr import called_jaxpr
 from numpyro_spread.noise import SpreadNoise
 from spread_analysis._use_of_data import Learned
 
 _R = TypeVar("_R")
-_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 # They leave the elements of an index as they are.
 _KEPT = frozenset(
     [
@@ -180,16 +180,12 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[
         elif equation.primitive.name == "copy":
             outputs = values
         else:
-            inner = _inner(equation)
+            inner = called_jaxpr(equation)
             outputs = _evaluate(
                 getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values
             )
         known.update(zip(equation.outvars, outputs, strict=True))
     return [value_of(variable) for variable in jaxpr.outvars]
-
-
-def _inner(equation: Any) -> Any:
-    return next((equation.params[key] for key in _INNER if key in equation.params), None)
 
 
 def _is_data(label: Label | None) -> bool:
@@ -216,7 +212,7 @@ def _labels(jaxpr: Any, inputs: Sequence[Label | None]) -> list[Label | None] | 
 def _through(equation: Any, labels: list[Label | None]) -> list[Label | None] | None:
     name, first = equation.primitive.name, labels[0]
     plain: list[Label | None] = [None] * len(equation.outvars)
-    inner = getattr(_inner(equation), "jaxpr", _inner(equation))
+    inner = getattr(called_jaxpr(equation), "jaxpr", called_jaxpr(equation))
     if inner is not None and name not in ("scan", "while", "cond"):
         if len(inner.invars) == len(labels) and len(inner.outvars) == len(plain):
             return _labels(inner, labels)
