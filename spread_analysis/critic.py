@@ -322,7 +322,8 @@ class FalseEvidenceMonitor(_PatientMonitor):
 class LogitRangeMonitor(_PatientMonitor):
     """Watch a critic during training and warn, once, when its logits look like probabilities.
 
-    A step is suspicious if the logits of both sides differ and all lie in [0, 1].
+    A step is suspicious if the logits of both sides differ, all lie in [0, 1], and one is above 0.1:
+    those of a critic that has learned little are near 0, its sigmoid is near 0.5.
 
     :param usual: The logit of a critic that cannot tell the sides apart. If that is a number
         between 0 and 1 itself, the logits must also be far from each other.
@@ -348,21 +349,22 @@ class LogitRangeMonitor(_PatientMonitor):
 
     def suspects(self, low: Any, high: Any) -> Any:
         """Whether a step is suspicious; of arrays too."""
-        return (low >= 0.0) & (high <= 1.0) & (high - low > self.least)
+        return (low >= 0.0) & (high > 0.1) & (high <= 1.0) & (high - low > self.least)
 
 
 class ClampMonitor(_PatientMonitor):
     """Watch an estimate that is reported within its range, and say, once, that it was outside.
 
     :param upper: The largest value of the divergence, in nats.
-    :param patience: Consecutive steps outside before the warning, at least 1.
+    :param patience: Consecutive steps outside before the warning, at least 1. A critic that starts
+        beside its model may need a hundred steps to get inside.
 
     >>> monitor = ClampMonitor(upper=0.7, patience=2)
     >>> monitor.observe(-0.1), monitor.observe(0.1)
     (False, False)
     """
 
-    def __init__(self, upper: float, patience: int = 20) -> None:
+    def __init__(self, upper: float, patience: int = 200) -> None:
         super().__init__(patience)
         self.upper = upper
 

@@ -197,6 +197,9 @@ def test_logits_between_zero_and_one_are_found_out():
 def test_the_monitors():
     assert not LogitRangeMonitor(usual=0.4, patience=1).observe(0.3, 0.5)
     assert not LogitRangeMonitor(patience=1).observe(0.3, 0.3)
+    assert not LogitRangeMonitor(patience=1).observe(0.001, 0.005)
+    with pytest.warns(UserWarning, match="between 0 and 1, on both sides"):
+        LogitRangeMonitor(patience=1).observe(0.001, 0.2)
     assert not LogitRangeMonitor(patience=1).observe(0.3, 1.1)
     with pytest.warns(UserWarning, match=r"outside of its range .* now -0\.1 nats"):
         ClampMonitor(upper=0.7, patience=1).observe(-0.1)
@@ -214,7 +217,7 @@ def test_a_clipped_estimate_is_told():
     loss = AdversarialDivergence(Wrong(), JSPi(0.5))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(60):
+        for _ in range(220):
             loss.loss_and_grads(lambda x: model(x.abs()), no_guide, X.abs() + 1)
     assert sum("reported as the nearest value in" in str(each.message) for each in caught) == 1
 
