@@ -322,8 +322,8 @@ class FalseEvidenceMonitor(_PatientMonitor):
 class LogitRangeMonitor(_PatientMonitor):
     """Watch a critic during training and warn, once, when its logits look like probabilities.
 
-    A step is suspicious if the logits of both sides differ, all lie in [0, 1], and one is above 0.1:
-    those of a critic that has learned little are near 0, its sigmoid is near 0.5.
+    A step is suspicious if the logits of both sides differ, all lie in [0, 1], and one is above
+    0.1: those of a critic that has learned little are near 0, its sigmoid is near 0.5.
 
     :param usual: The logit of a critic that cannot tell the sides apart. If that is a number
         between 0 and 1 itself, the logits must also be far from each other.
