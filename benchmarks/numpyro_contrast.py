@@ -22,7 +22,7 @@ from numpyro.infer import SVI
 from numpyro_gan import Scanned
 
 from numpyro_spread import ImplicitDistribution, PriorContrastELBO, concat_sites, two_player
-from spread_analysis._moments import predictive_regret
+from spread_core.moments import predictive_regret
 
 PAIRS = (Pair("i", "svi.update under scan", "ours", "hand", 1.05),)
 Sizes = tuple[int, int, int, int, int, int]  # batch, pixels, hidden, latents, noise, moment draws

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from pyro_spread import ImplicitDistribution, PriorContrastELBO, concat_sites, two_player
-from spread_analysis._moments import predictive_regret
+from spread_core.moments import predictive_regret
 
 LEARNING_RATE, BETAS = 2e-4, (0.5, 0.999)
 PAIRS = (

@@ -18,9 +18,7 @@ from typing import Any
 import harness
 import numpy as np
 from harness import Row
-
-from spread_analysis.metrics import c2st
-from spread_analysis.simulator_study import (
+from studies.simulator_study import (
     DENSITY,
     LIMITS,
     LOSSES,
@@ -29,7 +27,9 @@ from spread_analysis.simulator_study import (
     limit,
     parse_args,
 )
-from spread_analysis.simulator_tasks import TASKS, Table, Task, load_observations
+from studies.simulator_tasks import TASKS, Table, Task, load_observations
+
+from spread_analysis.metrics import c2st
 
 LIBRARY = "sbi"
 #: Our losses: the guide with a density, and the adversarial one that does best.

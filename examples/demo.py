@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from spread_analysis.comparison import comparison_table, describe, load_results
+from studies.comparison import comparison_table, describe, load_results
 
 BACKENDS = ("pyro", "numpyro")
 ROOT = Path(__file__).resolve().parents[1]

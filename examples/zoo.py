@@ -23,8 +23,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from spread_analysis.zoo import SYSTEMS, run_backend, write_report
-from spread_analysis.zoo.program import add_zoo_options, check_zoo_options
+from studies.zoo import SYSTEMS, run_backend, write_report
+from studies.zoo.program import add_zoo_options, check_zoo_options
 
 BACKENDS = ("pyro", "numpyro")
 ROOT = Path(__file__).resolve().parents[1]

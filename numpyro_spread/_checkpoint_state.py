@@ -17,11 +17,11 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread.guard import loss_of
-from spread_analysis._bounds import describe, same, text
-from spread_analysis._checkpoint import Codec, Reading
-from spread_analysis._checkpoint_tree import MalformedError
-from spread_analysis._messages import checkpoints as _messages
-from spread_analysis._stateful import Stateful
+from spread_core.bounds import describe, same, text
+from spread_core.checkpoint_file import Codec, Reading
+from spread_core.checkpoint_tree import MalformedError
+from spread_core.messages import checkpoints
+from spread_core.stateful import Stateful
 
 # By the names that safetensors gives them.
 _DTYPES = {
@@ -65,18 +65,18 @@ def _to_tensor(where: str, value: Any) -> tuple[str, np.ndarray] | None:
     if isinstance(value, jax.Array):
         kind = _WEAK if value.aval.weak_type else "jax"
         if value.is_deleted():
-            raise ValueError(_messages.deleted_array(where))
+            raise ValueError(checkpoints.deleted_array(where))
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             kind, value = f"{_KEY}{random.key_impl(value)}", random.key_data(value)
         if not value.is_fully_addressable and not value.is_fully_replicated:
-            raise ValueError(_messages.spread_array(where))
+            raise ValueError(checkpoints.spread_array(where))
     elif isinstance(value, np.generic):
         kind = "scalar"
     elif not isinstance(value, np.ndarray):
         return None
     array = np.array(value, order="C")
     if array.dtype.name not in _DTYPES.values():
-        raise TypeError(_messages.unsaved_dtype(where, array.dtype))
+        raise TypeError(checkpoints.unsaved_dtype(where, array.dtype))
     return kind, array
 
 
@@ -199,7 +199,7 @@ def check_bounds(reading: Reading, svi: SVI) -> None:
             saved = found[name] if isinstance(found[name], dict) else {}
             pairs = [(saved.get(key), each) for key, each in live[name].items()]
             one, other = next(pair for pair in pairs if not same(*pair))
-            raise reading.refuse(_messages.other_bounds(name, text(one), text(other)))
+            raise reading.refuse(checkpoints.other_bounds(name, text(one), text(other)))
 
 
 def loss_state(svi: SVI) -> Any:
@@ -218,7 +218,7 @@ def prepare_loss(reading: Reading, svi: SVI) -> Callable[[], None]:
         if isinstance(loss, Stateful):
             loss._check_state(saved)
     except ValueError as error:
-        raise reading.refuse(_messages.malformed(str(error))) from error
+        raise reading.refuse(checkpoints.malformed(str(error))) from error
     return lambda: loss.set_state(saved) if hasattr(loss, "set_state") else None
 
 
@@ -232,24 +232,24 @@ def restored(reading: Reading, like: SVIState) -> SVIState:
     missing = [name for name in live if name not in saved]
     unexpected = [name for name in saved if name not in live]
     if missing or unexpected:
-        way_out = _messages.other_state()
-        raise reading.refuse(_messages.other_names("leaves", missing, unexpected, way_out))
+        way_out = checkpoints.other_state()
+        raise reading.refuse(checkpoints.other_names("leaves", missing, unexpected, way_out))
     values = []
     for name, leaf in live.items():
         found, wanted = _describe(saved[name]), _describe(leaf)
         if found != wanted:
-            text = _messages.other_array("leaf", name, found, wanted)
-            hint = _messages.x64_hint() if _is_precision(saved[name], leaf) else ""
+            text = checkpoints.other_array("leaf", name, found, wanted)
+            hint = checkpoints.x64_hint() if _is_precision(saved[name], leaf) else ""
             raise reading.refuse(text + hint)
         values.append(saved[name].like(leaf) if isinstance(saved[name], _Array) else saved[name])
     # A state may also differ in what has no leaves, such as steps of an optimiser without state.
     found_nodes, live_nodes = reading.part("nodes", list), nodes(like)
     if not all(_is_node(node) for node in found_nodes):
-        raise reading.refuse(_messages.malformed("its 'nodes' are not pairs of names"))
+        raise reading.refuse(checkpoints.malformed("its 'nodes' are not pairs of names"))
     if found_nodes != live_nodes:
         pairs = zip([*found_nodes, None], [*live_nodes, None], strict=False)
         first, second = next(pair for pair in pairs if pair[0] != pair[1])
-        raise reading.refuse(_messages.other_class("structure", first, second))
+        raise reading.refuse(checkpoints.other_class("structure", first, second))
     return jax.tree.unflatten(jax.tree.structure(like), values)
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_spread.noise.base import is_concrete
-from spread_analysis._arguments import positional_names
-from spread_analysis._nonfinite import is_about_numbers, root_cause
-from spread_analysis._stateful import Stateful
+from spread_core.arguments import positional_names
+from spread_core.nonfinite import is_about_numbers, root_cause
+from spread_core.stateful import Stateful
 
 
 class Both(NamedTuple):

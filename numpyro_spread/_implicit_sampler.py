@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from numpyro.distributions import constraints
 
 from numpyro_spread.distributions import ImplicitDistribution
-from spread_analysis._latents import EMBEDDING_DIM, QUANTILES, LatentGroup
+from spread_core.latents import EMBEDDING_DIM, QUANTILES, LatentGroup
 
 
 def _push(

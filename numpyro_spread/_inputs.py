@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
-from spread_analysis._inputs import MisplacedError, is_foreign, is_misplaced, taking_arrays
-from spread_analysis._messages import inputs
+from spread_core.inputs import MisplacedError, is_foreign, is_misplaced, taking_arrays
+from spread_core.messages import inputs
 
 WANTED = "an array"
 

@@ -15,8 +15,8 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.util import helpful_support_errors
 
 from numpyro_spread.ratio.binding import Bound, bind
-from spread_analysis import _messages
-from spread_analysis._latents import Latent, LatentGroup, Plate
+from spread_core.latents import Latent, LatentGroup, Plate
+from spread_core.messages import autoguide
 
 
 def latent_of(name: str, site: Any, full_sizes: Mapping[str, int]) -> Latent:
@@ -78,7 +78,7 @@ def refuse_features(
     :raises ValueError: always, with the shape of the features and that of the plates.
     """
     batch, dict_form = group.batch_shape(sizes), isinstance(output, Mapping)
-    message = _messages.encoder_features_shape(group.key, features.shape, batch, dict_form)
+    message = autoguide.encoder_features_shape(group.key, features.shape, batch, dict_form)
     raise ValueError(message)
 
 
@@ -92,4 +92,4 @@ def bind_encoder(encoder: Any) -> Bound | None:
         if callable(encoder):
             return None
         wanted = "a module of flax linen, flax nnx or equinox, or a function"
-        raise TypeError(_messages.no_encoder(encoder, wanted)) from None
+        raise TypeError(autoguide.no_encoder(encoder, wanted)) from None

@@ -32,13 +32,13 @@ from numpyro_spread._latent_sites import (
 )
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.ratio.binding import _Linen, _takes
-from spread_analysis import _messages
-from spread_analysis._inputs import converted
-from spread_analysis._latents import (
+from spread_core.inputs import converted
+from spread_core.latents import (
     LatentGroup,
     check_sizes,
     group_latents,
 )
+from spread_core.messages import autoguide
 
 Encoder = Callable[..., jax.Array | Mapping[str, jax.Array]]
 Start = Callable[[jax.Array, str], tuple[jax.Array, jax.Array]]
@@ -127,7 +127,7 @@ class AutoImplicit(AutoGuide):
         :raises RuntimeError: before the guide has been called.
         """
         if self.prototype_trace is None:
-            raise RuntimeError(_messages.not_set_up())
+            raise RuntimeError(autoguide.not_set_up())
         return [self._site_name(group) for group in self._groups]
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
@@ -239,7 +239,7 @@ class AutoImplicit(AutoGuide):
 
         :raises NotImplementedError: always, naming what can be done instead.
         """
-        raise NotImplementedError(_messages.no_guide_density())
+        raise NotImplementedError(autoguide.no_guide_density())
 
     def _site_name(self, group: LatentGroup) -> str:
         return f"_{self.prefix}_{group.key}"
@@ -262,9 +262,9 @@ class AutoImplicit(AutoGuide):
         }
         discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
         if discrete:
-            raise ValueError(_messages.discrete_latents(discrete, "numpyro.handlers.block"))
+            raise ValueError(autoguide.discrete_latents(discrete, "numpyro.handlers.block"))
         if not sites:
-            raise ValueError(_messages.no_guide_latents())
+            raise ValueError(autoguide.no_guide_latents())
         full_sizes = {
             name: site["args"][0] for name, site in prototype.items() if site["type"] == "plate"
         }
@@ -273,7 +273,7 @@ class AutoImplicit(AutoGuide):
         )
         self._supports = {name: site["fn"].support for name, site in sites.items()}
         if self.encoder is not None and not self._groups[-1].plates:
-            raise ValueError(_messages.nothing_to_amortise(list(sites)))
+            raise ValueError(autoguide.nothing_to_amortise(list(sites)))
         frames = [frame for site in sites.values() for frame in site["cond_indep_stack"]]
         self._prototype_frames = {frame.name: frame for frame in frames}
         self._prototype_frame_full_sizes = {
@@ -341,7 +341,7 @@ class AutoImplicit(AutoGuide):
         kwargs: Any,
     ) -> dict[str, jax.Array]:
         def start(rng_key: jax.Array, key: str) -> Any:
-            raise KeyError(_messages.no_guide_params(f"{self.prefix}_{key}"))
+            raise KeyError(autoguide.no_guide_params(f"{self.prefix}_{key}"))
 
         draws: dict[str, jax.Array] = {}
         args, kwargs = converted((args, kwargs), as_array)
@@ -366,7 +366,7 @@ class AutoImplicit(AutoGuide):
                 continue
             mine = output.get(group.key) if isinstance(output, Mapping) else output
             if not isinstance(mine, jax.Array | np.ndarray):
-                raise TypeError(_messages.encoder_features_type(group.key, mine))
+                raise TypeError(autoguide.encoder_features_type(group.key, mine))
             mine = jnp.asarray(mine)
             if not group.features_fit(mine.shape, {}):
                 refuse_features(group, mine, {p.name: p.size for p in group.plates}, output)

@@ -13,9 +13,9 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread import _checkpoint_state as state
-from spread_analysis._bounds import same
-from spread_analysis._checkpoint import Checkpoint, Reading, write
-from spread_analysis._messages import checkpoints as _messages
+from spread_core.bounds import same
+from spread_core.checkpoint_file import Checkpoint, Reading, write
+from spread_core.messages import checkpoints
 
 
 def save_checkpoint(
@@ -110,7 +110,7 @@ def load_checkpoint(
     found, live = reading.part("classes", dict), state.classes(svi)
     for what in live:
         if not same(found.get(what), live[what]):
-            raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
+            raise reading.refuse(checkpoints.other_class(what, found.get(what), live[what]))
     commit_loss = state.prepare_loss(reading, svi)
     restored = state.restored(reading, svi_state)
     state.check_bounds(reading, svi)
@@ -121,6 +121,6 @@ def load_checkpoint(
 
 def _check(svi: Any, svi_state: Any) -> None:
     if not isinstance(svi, SVI):
-        raise TypeError(_messages.no_svi(svi, "numpyro.infer.SVI"))
+        raise TypeError(checkpoints.no_svi(svi, "numpyro.infer.SVI"))
     if not isinstance(svi_state, SVIState) or not jax.tree.leaves(svi_state):
-        raise TypeError(_messages.no_svi_state(svi_state))
+        raise TypeError(checkpoints.no_svi_state(svi_state))

@@ -18,9 +18,8 @@ from numpyro.distributions import Delta, Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_spread._pytree import widened
-from spread_analysis import _messages
-from spread_analysis._inspection import is_inspected
-from spread_analysis._messages import distributions
+from spread_core.inspection import is_inspected
+from spread_core.messages import distributions
 
 
 def _as_pytree(fn: Callable[..., Any]) -> Any:
@@ -117,7 +116,7 @@ class ImplicitDistribution(Distribution):
         value = widened(self.fn(self.base_dist.sample(key, sample_shape)))
         expected = self.shape(sample_shape)
         if jnp.shape(value) != expected:
-            raise ValueError(_messages.implicit_output_shape(jnp.shape(value), expected))
+            raise ValueError(distributions.implicit_output_shape(jnp.shape(value), expected))
         return value
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
@@ -128,7 +127,7 @@ class ImplicitDistribution(Distribution):
         """
         if is_inspected("numpyro.infer.inspect"):
             return _depends_on(value, self.sample(random.key(0)), self.event_dim)
-        raise NotImplementedError(_messages.implicit_has_no_density())
+        raise NotImplementedError(distributions.implicit_has_no_density())
 
 
 @promote_batch_shape.register
@@ -262,7 +261,7 @@ class DeterministicGenerator(Delta):
         """
         if is_inspected("numpyro.infer.inspect"):
             return _depends_on(value, self.v, self.event_dim)
-        raise NotImplementedError(_messages.generator_has_no_density())
+        raise NotImplementedError(distributions.generator_has_no_density())
 
 
 def _depends_on(value: ArrayLike, other: ArrayLike, event_dim: int) -> jax.Array:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spread_analysis import _messages
+from spread_core.messages import contrasts, samples
 
 # exp(80) leaves room in float32 (whose largest number is near exp(88)) for the linear part below.
 _EXP_LIMIT = 80.0
@@ -44,9 +44,9 @@ def _expm1(x: jax.Array) -> jax.Array:
 
 def _floating(name: str, value: object) -> jax.Array:
     if not isinstance(value, (jax.Array, np.ndarray)):
-        raise TypeError(_messages.not_floating(name, "jax.Array", type(value).__name__))
+        raise TypeError(samples.not_floating(name, "jax.Array", type(value).__name__))
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(_messages.not_floating(name, "jax.Array", str(value.dtype)))
+        raise TypeError(samples.not_floating(name, "jax.Array", str(value.dtype)))
     return jnp.asarray(value)
 
 
@@ -107,7 +107,7 @@ class Divergence(ABC):
 
         :raises NotImplementedError: if the class does not say.
         """
-        raise NotImplementedError(_messages.not_reversible(type(self).__name__))
+        raise NotImplementedError(contrasts.not_reversible(type(self).__name__))
 
     def estimate(
         self,
@@ -148,12 +148,12 @@ def _shares(
         return log_ratio, 1.0 / max(log_ratio.size, 1)
     if not isinstance(weights, (jax.Array, np.ndarray)):
         raise TypeError(
-            _messages.weights_type(f"weights_{side}", "jax.Array", type(weights).__name__)
+            samples.weights_type(f"weights_{side}", "jax.Array", type(weights).__name__)
         )
     try:
         full = jnp.broadcast_to(jnp.asarray(weights, log_ratio.dtype), log_ratio.shape)
     except ValueError:
-        raise ValueError(_messages.weights_misfit(side, weights.shape, log_ratio.shape)) from None
+        raise ValueError(samples.weights_misfit(side, weights.shape, log_ratio.shape)) from None
     unused = full == 0
     # Before the terms and not after: 0 times the slope at inf would still be NaN.
     safe = jnp.where(unused, 0.0, log_ratio)
@@ -244,9 +244,9 @@ class JSPi(Divergence):
 
     def __post_init__(self) -> None:
         if isinstance(self.pi, bool) or not isinstance(self.pi, (int, float)):
-            raise TypeError(_messages.prior_type(type(self.pi).__name__))
+            raise TypeError(samples.prior_type(type(self.pi).__name__))
         if not 0.0 < self.pi < 1.0:
-            raise ValueError(_messages.bad_prior(self.pi))
+            raise ValueError(samples.bad_prior(self.pi))
         data, model = self._factors
         entropy = -data * math.log(self.pi) - model * math.log1p(-self.pi)
         object.__setattr__(self, "upper", entropy)
@@ -417,7 +417,7 @@ class TotalVariation(Divergence):
 
         :raises NotImplementedError: always.
         """
-        raise NotImplementedError(_messages.no_generator_loss())
+        raise NotImplementedError(samples.no_generator_loss())
 
 
 def non_saturating_loss(logits: jax.Array) -> jax.Array:

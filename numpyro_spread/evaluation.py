@@ -31,17 +31,6 @@ from numpyro_spread.infer._invalid import Invalid, rows_first
 from numpyro_spread.infer._scan import Inside, Unconditioned
 from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import _mask
-from spread_analysis import _messages
-from spread_analysis._arguments import (
-    argument_name,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-from spread_analysis._messages import simulations
-from spread_analysis._messages.evaluation import masked_apart
-from spread_analysis._nonfinite import NonFiniteError, Told
-from spread_analysis._validation import as_count
 from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
     LogEvidence,
@@ -51,6 +40,16 @@ from spread_analysis.log_evidence import (
     any_of_datum,
     log_mean_exp,
 )
+from spread_core.arguments import (
+    argument_name,
+    get_argument,
+    locate_data,
+    replace_arguments,
+)
+from spread_core.messages import evaluation, players, simulations
+from spread_core.messages.evaluation import masked_apart
+from spread_core.nonfinite import NonFiniteError, Told
+from spread_core.validation import as_count
 
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
@@ -123,14 +122,14 @@ def ais_log_likelihood(
     _check_evidence(sites)
     latents = [name for name, site in sites.items() if not site["is_observed"]]
     if not latents:
-        raise ValueError(_messages.nothing_latent(sites))
+        raise ValueError(evaluation.nothing_latent(sites))
     dims = _shared_dims(sites.values())
     starts: dict[str, np.ndarray] = {}
     axes = {}
     for name in latents:
         support = sites[name]["fn"].support
         if support.is_discrete:
-            raise NotImplementedError(_messages.discrete_latent(name))
+            raise NotImplementedError(evaluation.discrete_latent(name))
         draws = [values[name] for values in prior_draws]
         starts[name] = np.stack([np.asarray(draw, np.float64) for draw in draws])
         axes[name] = [dim - biject_to(support).domain.event_dim for dim in dims]
@@ -322,13 +321,13 @@ def simulation_based_calibration(
     observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
     for name, site in observed.items():
         if isinstance(site["fn"], Unit):
-            raise ValueError(_messages.factor_site(name))
+            raise ValueError(players.factor_site(name))
     located = locate_data(model, observed, args, kwargs, data)
     for name, key in located.items():
         given, value = get_argument(key, args, kwargs), observed[name]["value"]
         if np.shape(given) != value.shape:
             argument, shapes = argument_name(key, model), (value.shape, np.shape(given))
-            raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
+            raise ValueError(evaluation.simulated_misfit(name, argument, *shapes))
 
     dims = _shared_dims(first.values())
 
@@ -354,7 +353,7 @@ def simulation_based_calibration(
     drawn = [name for name in guide_trace if name in first]
     wanted = drawn if sites is None else list(sites)
     if not wanted or not set(wanted) <= set(drawn):
-        raise ValueError(_messages.no_calibration_sites(wanted, drawn))
+        raise ValueError(evaluation.no_calibration_sites(wanted, drawn))
     predictive = Predictive(
         guide,
         params=dict(params),
@@ -505,10 +504,10 @@ def _sites(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_evidence(sites: Mapping[str, Any]) -> None:
     if not any(site["is_observed"] for site in sites.values()):
-        raise ValueError(_messages.no_evidence_sites())
+        raise ValueError(evaluation.no_evidence_sites())
     for name, site in sites.items():
         if site["scale"] is not None and np.any(np.asarray(site["scale"]) != 1):
-            raise ValueError(_messages.scaled_site(name))
+            raise ValueError(evaluation.scaled_site(name))
 
 
 def _check_densities(proposed: Mapping[str, Any]) -> None:
@@ -519,7 +518,7 @@ def _check_densities(proposed: Mapping[str, Any]) -> None:
         while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
             fn = fn.base_dist
         if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
-            raise ValueError(_messages.density_free_guide(name))
+            raise ValueError(evaluation.density_free_guide(name))
 
 
 def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:

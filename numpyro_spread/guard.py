@@ -24,9 +24,8 @@ from numpyro_spread._guarded_loss import (
     is_skippable,
 )
 from numpyro_spread.noise.base import is_concrete
-from spread_analysis import _messages
-from spread_analysis._messages import guard as guard_messages
-from spread_analysis._nonfinite import (
+from spread_core.messages import guard as guard_messages
+from spread_core.nonfinite import (
     GuardStatus,
     NonFiniteError,
     Told,
@@ -38,7 +37,11 @@ from spread_analysis._nonfinite import (
 # Lengths of a row of skipped steps that are warned of.
 _TOLD = [10**power for power in range(1, 9)]
 # What may be wrong with a param, in the order in which it is looked for.
-_KINDS = (_messages.nonfinite_param, _messages.nonfinite_gradient, _messages.nonfinite_update)
+_KINDS = (
+    guard_messages.nonfinite_param,
+    guard_messages.nonfinite_gradient,
+    guard_messages.nonfinite_update,
+)
 
 
 class GuardState(NamedTuple):
@@ -67,10 +70,10 @@ class FiniteGuard(_NumPyroOptim):
     ) -> None:
         check_guard(on_nonfinite, factor, recover_after)
         if isinstance(guarded, Minimize):
-            raise NotImplementedError(_messages.guard_minimize())
+            raise NotImplementedError(guard_messages.guard_minimize())
         if on_nonfinite == "reduce" and not guarded.update_with_value:
             name = type(guarded).__name__
-            raise NotImplementedError(_messages.reduce_needs_optax(f"numpyro.optim.{name}"))
+            raise NotImplementedError(guard_messages.reduce_needs_optax(f"numpyro.optim.{name}"))
         #: The optimiser that makes the steps.
         self.guarded = guarded
         self.on_nonfinite = on_nonfinite
@@ -160,7 +163,7 @@ class FiniteGuard(_NumPyroOptim):
                 said = _describe(bad, names, self.discriminator, float(value))
                 if np.any(bad_data) and not np.any(bad[: len(names)]):
                     culprits = [name for name, is_bad in zip(seen, bad_data, strict=True) if is_bad]
-                    said = _messages.nonfinite_argument("NaN or inf", culprits, said)
+                    said = guard_messages.nonfinite_argument("NaN or inf", culprits, said)
                 elif not np.any(bad[: len(names)]):
                     said = self._failed_simulations() or said
                 raise NonFiniteError(said)
@@ -220,7 +223,7 @@ class FiniteGuard(_NumPyroOptim):
 
     def _checked(self, state: Any) -> Any:
         if not isinstance(state, GuardState):
-            raise ValueError(_messages.unguarded_state())
+            raise ValueError(guard_messages.unguarded_state())
         return state
 
 
@@ -273,9 +276,9 @@ def finite_guard(
         optimiser that is not one of optax.
     """
     if not isinstance(svi, SVI):
-        raise TypeError(_messages.no_svi(svi, "a numpyro.infer.SVI"))
+        raise TypeError(guard_messages.no_svi(svi, "a numpyro.infer.SVI"))
     if isinstance(svi.optim, FiniteGuard):
-        raise ValueError(_messages.already_guarded())
+        raise ValueError(guard_messages.already_guarded())
     svi.optim = FiniteGuard(svi.optim, on_nonfinite, factor, recover_after, svi.loss)
     svi.loss = KeepsMutable(svi.optim._seen)
     return svi
@@ -291,7 +294,7 @@ def guard_status(svi: SVI, svi_state: SVIState) -> GuardStatus:
     :raises ValueError: if it has no guard.
     """
     if not isinstance(svi.optim, FiniteGuard):
-        raise ValueError(_messages.not_guarded())
+        raise ValueError(guard_messages.not_guarded())
     state = svi.optim._checked(svi_state.optim_state)
     names = _names(svi.optim.get_params(state))
     bad, text = np.asarray(state.last), ""
@@ -309,7 +312,7 @@ def _describe(bad: Any, names: list[str], discriminator: str, value: float) -> s
             for name, is_bad in zip(names, bad[count + 1 : 2 * count + 1], strict=True)
             if is_bad
         ]
-        return _messages.nonfinite_loss("inf" if np.isinf(value) else "NaN", gradients)
+        return guard_messages.nonfinite_loss("inf" if np.isinf(value) else "NaN", gradients)
     kind, place = (0, first) if first < count else divmod(first - 1, count)
     name = names[place]
     return _KINDS[kind]("NaN or inf", name, player_of(name, discriminator, "$"))

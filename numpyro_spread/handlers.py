@@ -20,8 +20,9 @@ from numpyro.distributions import (
 from numpyro.primitives import Messenger
 
 from numpyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
-from spread_analysis._patterns import key_of, resolved
+from spread_core.messages import general, spreading
+from spread_core.messages import noise as noise_messages
+from spread_core.patterns import key_of, resolved
 
 _MARK = "_spread"
 _FIRST_STEPS = "_PREV_"
@@ -34,12 +35,12 @@ def check_noise(noise: Any) -> dict[str, SpreadNoise]:
     :raises TypeError: if it is not.
     """
     if not isinstance(noise, Mapping) or not noise:
-        raise TypeError(_messages.bad_noise_argument(noise))
+        raise TypeError(spreading.bad_noise_argument(noise))
     for site, kernel in noise.items():
         if not isinstance(site, str):
-            raise TypeError(_messages.bad_noise_argument(noise))
+            raise TypeError(spreading.bad_noise_argument(noise))
         if not isinstance(kernel, SpreadNoise):
-            raise TypeError(_messages.at_site(site, _messages.not_a_kernel(kernel)))
+            raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
     return dict(noise)
 
 
@@ -119,7 +120,7 @@ class spread(Messenger):  # noqa: N801
     def _check_complete(self) -> None:
         for key in resolved(self.noise, self._seen, self._observed):
             if key not in self._seen:
-                raise ValueError(_messages.no_such_site(key, self._observed))
+                raise ValueError(spreading.no_such_site(key, self._observed))
 
     def _kernel_at(self, site: str) -> SpreadNoise | None:
         """The kernel of a site, under its own name or a pattern."""
@@ -144,15 +145,15 @@ class spread(Messenger):  # noqa: N801
     def _spread(self, msg: Any, kernel: SpreadNoise) -> None:
         site = site_of(msg)
         if msg["infer"].get(_MARK):
-            raise ValueError(_messages.already_spread(site))
+            raise ValueError(spreading.already_spread(site))
         try:
             kernel.check_value(msg["value"])
             msg["fn"] = kernel.spread(msg["fn"])
             event, value = msg["fn"].event_shape, jnp.shape(msg["value"])
             if value[len(value) - len(event) :] != event:
-                raise ValueError(_messages.value_misfit(value, event))
+                raise ValueError(spreading.value_misfit(value, event))
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise type(error)(_messages.at_site(site, error)) from error
+            raise type(error)(general.at_site(site, error)) from error
         # A copy: the dict belongs to the model, which may use it for several sites.
         msg["infer"] = {**msg["infer"], _MARK: True}
 
@@ -162,4 +163,4 @@ class spread(Messenger):  # noqa: N801
             return
         site = site_of(msg)
         if site not in self._observed and self._kernel_at(site) is not None:
-            raise ValueError(_messages.conditioned_outside(site))
+            raise ValueError(spreading.conditioned_outside(site))

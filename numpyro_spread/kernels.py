@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from numpyro_spread._pytree import FieldsAsPytree
 from numpyro_spread.noise.base import is_concrete, is_positive, positive_parameter, where_valid
-from spread_analysis import _messages
+from spread_core.messages import noise, samples
 
 #: A number, or several for a mixture of kernels.
 Numbers: TypeAlias = ArrayLike | Sequence[float]
@@ -42,13 +42,13 @@ def check_pair(x: ArrayLike, y: ArrayLike) -> None:
         known = isinstance(value, jax.Array | np.ndarray)
         if not known or not jnp.issubdtype(value.dtype, jnp.floating):  # type: ignore[union-attr]
             got = value.dtype if known else type(value).__name__  # type: ignore[union-attr]
-            raise TypeError(_messages.samples_type(name, got))
+            raise TypeError(samples.samples_type(name, got))
         if jnp.ndim(value) != 2:
-            raise ValueError(_messages.samples_shape(name, jnp.shape(value)))
+            raise ValueError(samples.samples_shape(name, jnp.shape(value)))
     if jnp.result_type(x) != jnp.result_type(y):
-        raise TypeError(_messages.samples_types_differ(jnp.result_type(x), jnp.result_type(y)))
+        raise TypeError(samples.samples_types_differ(jnp.result_type(x), jnp.result_type(y)))
     if jnp.shape(x)[1] != jnp.shape(y)[1]:
-        raise ValueError(_messages.samples_widths_differ(jnp.shape(x), jnp.shape(y)))
+        raise ValueError(samples.samples_widths_differ(jnp.shape(x), jnp.shape(y)))
 
 
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -97,9 +97,9 @@ def _as_numbers(kernel: str, name: str, value: Any) -> Any:
         shape = tuple(value.shape) if isinstance(value, jax.Array) else ()
         valid = is_positive(value)
     if not valid:
-        raise ValueError(_messages.bad_positive(kernel, name, value))
+        raise ValueError(noise.bad_positive(kernel, name, value))
     if len(shape) > 1 or 0 in shape:
-        raise ValueError(_messages.mixture_shape(kernel, name, shape))
+        raise ValueError(samples.mixture_shape(kernel, name, shape))
     return value if isinstance(value, tuple) else positive_parameter(value)
 
 
@@ -209,7 +209,7 @@ class ConvolvedGaussianKernel(_Kernel):
             # A list stays in double precision, and NumPy sees values inside a jit trace too.
             values = np.asarray(variance, dtype=float)
             if values.ndim > 1 or not np.all((values >= 0) & np.isfinite(values)):
-                raise ValueError(_messages.bad_variance(variance))
+                raise ValueError(samples.bad_variance(variance))
             variance = variance if isinstance(variance, jax.Array) else values
         else:
             variance = jnp.asarray(variance)
@@ -219,7 +219,7 @@ class ConvolvedGaussianKernel(_Kernel):
     def _matrix(self, x: jax.Array, y: jax.Array) -> jax.Array:
         variance = jnp.asarray(self.variance, x.dtype)
         if variance.size not in (1, x.shape[1]):
-            raise ValueError(_messages.variance_width(variance.shape, x.shape[1]))
+            raise ValueError(samples.variance_width(variance.shape, x.shape[1]))
         widths = _components(self.bandwidth, x)
         clean = squared_distances(x, y) if variance.size == 1 else None
         matrices = []
@@ -274,7 +274,7 @@ class RationalQuadraticKernel(_Kernel):
         super().__post_init__()
         lengths, alphas = _count(self.lengthscale), _count(self.alpha)
         if lengths != alphas and 1 not in (lengths, alphas):
-            raise ValueError(_messages.mixture_lengths(lengths, alphas))
+            raise ValueError(samples.mixture_lengths(lengths, alphas))
 
     def _matrix(self, x: jax.Array, y: jax.Array) -> jax.Array:
         squared = squared_distances(x, y)

@@ -12,9 +12,8 @@ import optax
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
-from spread_analysis import _messages
-from spread_analysis._messages import players as player_messages
-from spread_analysis._validation import check_count
+from spread_core.messages import players as player_messages
+from spread_core.validation import check_count
 
 _WANTED, _EXAMPLE = "an optax.GradientTransformation", "optax.adam(1e-3)"
 
@@ -85,7 +84,7 @@ def two_player(
             raise TypeError(player_messages.greedy_player(role, asked))
     check_count("two_player: discriminator_steps", discriminator_steps)
     if ema is not None and not 0 < ema < 1:
-        raise ValueError(_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
+        raise ValueError(player_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
     if ema is not None:
         generator = optax.chain(generator, _averaging(ema))
     k = int(discriminator_steps)
@@ -97,7 +96,7 @@ def two_player(
     def players(params: dict[str, Any]) -> dict[str, str]:
         mine = {site: site.split("$")[0] == name for site in params}
         if not any(mine.values()):
-            raise ValueError(_messages.unknown_player(name, params))
+            raise ValueError(player_messages.unknown_player(name, params))
         return {site: "discriminator" if is_mine else "generator" for site, is_mine in mine.items()}
 
     return optax.partition({"generator": generator, "discriminator": discriminator}, players)
@@ -146,7 +145,7 @@ def averaged_params(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
     last = svi.optim.get_params(svi_state.optim_state)
     averages = optax.tree.get_all_with_path(svi_state.optim_state, "generator_average")
     if not averages:
-        raise ValueError(_messages.no_average())
+        raise ValueError(player_messages.no_average())
     ((_, average),) = averages
     # The critic's params stand in it as masked nodes.
     kept = {

@@ -30,7 +30,6 @@ from numpyro_spread.infer._joint_sides import _data_plates, _plates_of, is_laten
 from numpyro_spread.infer._two_sides import _mask, is_compared, no_guide
 from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from numpyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
-from spread_analysis import _messages
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import CriticLogits, Report, describe, write_report
@@ -43,6 +42,8 @@ from spread_analysis.report.gather import (
     rows_of,
 )
 from spread_analysis.report.words import figures_of, shorten
+from spread_core.messages import players
+from spread_core.messages import report as report_messages
 
 __all__ = ["diagnose", "report"]
 
@@ -193,7 +194,7 @@ def report(
 def _loss_of(svi: SVI) -> Any:
     loss = loss_of(svi)
     if not isinstance(loss, ELBO):
-        raise ValueError(_messages.report_no_loss(loss))
+        raise ValueError(report_messages.report_no_loss(loss))
     return loss
 
 
@@ -207,7 +208,7 @@ def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], jax.Array]:
     if isinstance(svi_state, Mapping):
         return dict(svi_state), random.key(0)
     wanted = "an SVIState, what svi.run returned, or a dict of params"
-    raise TypeError(_messages.bad_range("svi_state", type(svi_state).__name__, wanted))
+    raise TypeError(players.bad_range("svi_state", type(svi_state).__name__, wanted))
 
 
 def _check_params(svi: SVI, params: Mapping[str, Any], args: Any, kwargs: Any) -> None:
@@ -223,7 +224,7 @@ def _check_params(svi: SVI, params: Mapping[str, Any], args: Any, kwargs: Any) -
     jax.eval_shape(look, random.key(0))
     if wanted - set(params):
         way_out = "Pass the state of this SVI, or what its run returned; they have all of them."
-        raise ValueError(_messages.report_unknown_params(wanted - set(params), way_out))
+        raise ValueError(report_messages.report_unknown_params(wanted - set(params), way_out))
 
 
 def _ask(
@@ -266,7 +267,7 @@ def _draw(
     sites = forward(first_key)
     observed = {n: s for n, s in sites.items() if is_compared(s) and not isinstance(s["fn"], Unit)}
     if not observed:
-        raise ValueError(_messages.report_no_data())
+        raise ValueError(report_messages.report_no_data())
     data, samples = {}, {}
     masks = {n: _mask(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
     for name, site in observed.items():

@@ -6,9 +6,9 @@ try:
     import pyro  # noqa: F401
     import torch  # noqa: F401
 except ImportError as error:
-    from spread_analysis import _messages
+    from spread_core.messages import general
 
-    raise ImportError(_messages.missing_extra("pyro_spread", "pyro", error)) from error
+    raise ImportError(general.missing_extra("pyro_spread", "pyro", error)) from error
 
 from pyro_spread.autoguide import AutoImplicit
 from pyro_spread.checkpoint import load_checkpoint, save_checkpoint
@@ -69,7 +69,7 @@ from spread_analysis import (
     NonFiniteError,
     SupportMismatchWarning,
 )
-from spread_analysis._checkpoint import Checkpoint, CheckpointError
+from spread_core.checkpoint_file import Checkpoint, CheckpointError
 
 __all__ = [
     "KL",

@@ -31,11 +31,11 @@ from pyro_spread._reachable_modules import (
 )
 from pyro_spread._transaction import StepSnapshot
 from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
-from spread_analysis._bounds import describe, same, text
-from spread_analysis._checkpoint import Codec, Reading
-from spread_analysis._checkpoint_tree import MalformedError
-from spread_analysis._messages import checkpoints as _messages
-from spread_analysis._stateful import Stateful
+from spread_core.bounds import describe, same, text
+from spread_core.checkpoint_file import Codec, Reading
+from spread_core.checkpoint_tree import MalformedError
+from spread_core.messages import checkpoints
+from spread_core.stateful import Stateful
 
 Commit = optimizers.Commit
 _UNSAVED = (torch.complex128, torch.complex32)
@@ -61,14 +61,14 @@ def _to_tensor(where: str, value: Any) -> tuple[str, torch.Tensor] | None:
         kind = "numpy" if isinstance(value, np.ndarray) else "scalar"
         array = np.array(value, order="C")
         if array.dtype.kind not in "biufc" or array.dtype.itemsize > 8:
-            raise TypeError(_messages.unsaved_dtype(where, array.dtype))
+            raise TypeError(checkpoints.unsaved_dtype(where, array.dtype))
         value = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     if not isinstance(value, torch.Tensor):
         return None
     usual = value.layout is torch.strided and not value.is_quantized
     if not usual or nn.parameter.is_lazy(value) or value.dtype in _UNSAVED:
         dtype = value.dtype if usual else f"{value.layout} of {value.dtype}"
-        raise TypeError(_messages.unsaved_dtype(where, dtype))
+        raise TypeError(checkpoints.unsaved_dtype(where, dtype))
     # A copy, since safetensors refuses tensors that share memory.
     return kind, value.detach().to("cpu", copy=True).contiguous()
 
@@ -162,14 +162,14 @@ def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
         with poutine.block(), Look() as look:
             svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     except Exception as error:
-        raise reading.refuse(_messages.undeclared(error)) from error
+        raise reading.refuse(checkpoints.undeclared(error)) from error
     note(svi, look.called)
 
 
 def prepare_params(reading: Reading) -> list[Commit]:
     """Check the params against those of the store; the functions put them in place."""
     saved, store = reading.part("params", dict), pyro.get_param_store()
-    _check_names(reading, "params", saved, store.keys(), _messages.late_params())
+    _check_names(reading, "params", saved, store.keys(), checkpoints.late_params())
     commits = []
     for name, param in store.named_parameters():
         state = saved[name] if isinstance(saved[name], dict) else {}
@@ -179,15 +179,15 @@ def prepare_params(reading: Reading) -> list[Commit]:
         constraint = _constraint(store._constraints[name])
         if not same(state.get("constraint"), constraint):
             found, live = str(state.get("constraint")), constraint
-            raise reading.refuse(_messages.other_array("constraint of", name, found, live))
+            raise reading.refuse(checkpoints.other_array("constraint of", name, found, live))
         bounds = describe(store._constraints[name], _array)
         # Files of earlier versions do not have them.
         if not same(found_bounds := state.get("bounds", bounds), bounds):
-            raise reading.refuse(_messages.other_bounds(name, text(found_bounds), text(bounds)))
+            raise reading.refuse(checkpoints.other_bounds(name, text(found_bounds), text(bounds)))
         if isinstance(grad, torch.Tensor):
             _check_array(reading, "gradient of", name, grad, param)
         elif not (grad is None or same(grad, "zeros")):
-            raise reading.refuse(_messages.malformed(f"the gradient of '{name}' is no array"))
+            raise reading.refuse(checkpoints.malformed(f"the gradient of '{name}' is no array"))
         commits.append(_put_param(param, value, grad))
     return commits
 
@@ -213,16 +213,16 @@ def prepare_modules(
     check_called(svi, found, reading.refuse)
     further = reading.state.get("further_modules", [])
     if not isinstance(further, list) or not all(type(name) is str for name in further):
-        raise reading.refuse(_messages.malformed("'further_modules' are no names"))
+        raise reading.refuse(checkpoints.malformed("'further_modules' are no names"))
     # What only a wider walk finds: earlier versions did not keep it.
     mine = set(further_names(svi, modules, live))
     if "further_modules" not in reading.state and (lost := sorted(mine - saved.keys())):
-        warnings.warn(_messages.unknown_then(lost), UserWarning, stacklevel=3)
+        warnings.warn(checkpoints.unknown_then(lost), UserWarning, stacklevel=3)
         live = {name: held for name, held in live.items() if name not in lost}
     if gone := sorted((set(further) & saved.keys()) - live.keys()):
-        warnings.warn(_messages.unknown_now(gone), UserWarning, stacklevel=3)
+        warnings.warn(checkpoints.unknown_now(gone), UserWarning, stacklevel=3)
     names = [name for name in saved if name not in gone]
-    way_out = _messages.other_state() + ", and give the same modules="
+    way_out = checkpoints.other_state() + ", and give the same modules="
     _check_names(reading, "buffers of nets", names, live, way_out)
     commits = []
     for key, held in live.items():
@@ -252,7 +252,7 @@ def check_called(
         forget_garbage()
     if calls := unreached(found, called_by(svi, loss_of(svi))):
         named = [(repr(module).partition("\n")[0][:80], names) for module, names in calls]
-        raise refuse(_messages.unreached_modules(named))
+        raise refuse(checkpoints.unreached_modules(named))
 
 
 def _put_held(held: Held, value: Any) -> Commit:
@@ -285,7 +285,7 @@ def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
     try:
         return optimizers.prepare(svi.optim, state, strict)
     except Exception as error:  # torch says anything of a state that is none
-        raise reading.refuse(_messages.malformed(f"optimizer: {error}")) from error
+        raise reading.refuse(checkpoints.malformed(f"optimizer: {error}")) from error
 
 
 def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
@@ -293,7 +293,8 @@ def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
     saved = reading.state.get("optimizer_attributes", {})  # earlier versions do not write it
     before = copy.deepcopy(attributes(svi.optim))
     if not fit(saved, before):
-        raise reading.refuse(_messages.malformed("attributes of the optimiser are of other types"))
+        what = "attributes of the optimiser are of other types"
+        raise reading.refuse(checkpoints.malformed(what))
     return lambda: set_attributes(svi.optim, saved)
 
 
@@ -304,7 +305,7 @@ def prepare_loss(reading: Reading, svi: SVI) -> Commit:
         if isinstance(loss, Stateful):
             loss._check_state(state)
     except ValueError as error:
-        raise reading.refuse(_messages.malformed(str(error))) from error
+        raise reading.refuse(checkpoints.malformed(str(error))) from error
     return lambda: loss.set_state(state) if hasattr(loss, "set_state") else None
 
 
@@ -314,12 +315,12 @@ def prepare_random(reading: Reading) -> Commit:
     try:
         set_random_state(state)
     except Exception as error:
-        raise reading.refuse(_messages.malformed(f"random state: {error}")) from error
+        raise reading.refuse(checkpoints.malformed(f"random state: {error}")) from error
     finally:
         set_random_state(before)
     live = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (found := len(state["cuda"] or [])) > live:
-        message = _messages.other_devices(reading.path, found, live)
+        message = checkpoints.other_devices(reading.path, found, live)
         warnings.warn(message, UserWarning, stacklevel=3)
     return lambda: set_random_state(state)
 
@@ -330,13 +331,13 @@ def _check_names(
     missing = [name for name in live if name not in saved]
     unexpected = [name for name in saved if name not in live]
     if missing or unexpected:
-        raise reading.refuse(_messages.other_names(what, missing, unexpected, way_out))
+        raise reading.refuse(checkpoints.other_names(what, missing, unexpected, way_out))
 
 
 def _check_array(reading: Reading, what: str, name: str, saved: Any, live: torch.Tensor) -> None:
     found, wanted = (_describe(value) for value in (saved, live))
     if found != wanted:
-        raise reading.refuse(_messages.other_array(what, name, found, wanted))
+        raise reading.refuse(checkpoints.other_array(what, name, found, wanted))
 
 
 def _describe(value: Any) -> str:

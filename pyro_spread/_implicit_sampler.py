@@ -16,7 +16,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_spread.distributions import ImplicitDistribution
-from spread_analysis._latents import EMBEDDING_DIM, QUANTILES, LatentGroup
+from spread_core.latents import EMBEDDING_DIM, QUANTILES, LatentGroup
 
 
 def _push(

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 
-from spread_analysis._inputs import (
+from spread_core.inputs import (
     MisplacedError,
     is_foreign,
     is_misplaced,
     is_plain_numeric,
     taking_arrays,
 )
-from spread_analysis._messages import inputs
+from spread_core.messages import inputs
 
 WANTED = "a torch.Tensor"
 

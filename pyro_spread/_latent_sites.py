@@ -13,8 +13,8 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.utils import helpful_support_errors
 from torch.distributions import biject_to
 
-from spread_analysis import _messages
-from spread_analysis._latents import Latent, LatentGroup, Plate
+from spread_core.latents import Latent, LatentGroup, Plate
+from spread_core.messages import autoguide
 
 
 def latent_of(name: str, site: Any) -> Latent:
@@ -78,5 +78,5 @@ def refuse_features(
     :raises ValueError: always, with the shape of the features and that of the plates.
     """
     batch, dict_form = group.batch_shape(sizes), isinstance(output, Mapping)
-    message = _messages.encoder_features_shape(group.key, features.shape, batch, dict_form)
+    message = autoguide.encoder_features_shape(group.key, features.shape, batch, dict_form)
     raise ValueError(message)

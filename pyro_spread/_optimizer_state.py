@@ -14,7 +14,7 @@ from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
 
 from pyro_spread._optimizer_trial import check_state
 from pyro_spread.optim import Composite
-from spread_analysis._messages import checkpoints as _messages
+from spread_core.messages import checkpoints
 
 Commit = Callable[[], None]
 
@@ -39,7 +39,7 @@ def state_of(optim: PyroOptim) -> dict[str, Any]:
         return parts | optim.own_state()
     state = optim.get_state()
     if None in state:
-        raise ValueError(_messages.unnamed_params())
+        raise ValueError(checkpoints.unnamed_params())
     return (
         state
         if keeps_own_state(optim)
@@ -113,15 +113,15 @@ def _rebuilt(optim: PyroOptim, name: str, state: Any, strict: bool) -> Any:
     param = pyro.get_param_store()._params[name]
     optimizer = optim._get_optim(param)
     if is_scheduler(optimizer) != ("scheduler" in state):
-        raise ValueError(_messages.not_taken_back(name))
+        raise ValueError(checkpoints.not_taken_back(name))
     own = state.get("scheduler", {})
     # A schedule's state is its attributes: none of them may take the place of a method.
     if any(callable(getattr(type(optimizer), str(key), None)) for key in own):
-        raise ValueError(_messages.not_taken_back(name))
+        raise ValueError(checkpoints.not_taken_back(name))
     check_state(name, param, lambda: optim._get_optim(param), state, strict)
     _load_state_dict(optimizer, state)
     if strict and not contains(_get_state_dict(optimizer), state):
-        raise ValueError(_messages.not_taken_back(name))
+        raise ValueError(checkpoints.not_taken_back(name))
     return optimizer
 
 

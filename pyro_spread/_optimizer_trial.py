@@ -14,7 +14,7 @@ import torch
 from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from spread_analysis._messages import checkpoints as _messages
+from spread_core.messages import checkpoints
 
 
 def check_state(
@@ -41,7 +41,7 @@ def check_state(
     if is_scheduler(fresh) and is_of_library(fresh):
         found, live = whole["scheduler"], fresh.state_dict()
         if (strict and found.keys() != live.keys()) or not _alike(found, live):
-            raise ValueError(_messages.unusable_state(name, "its schedule has another structure"))
+            raise ValueError(checkpoints.unusable_state(name, "its schedule has another structure"))
     grad = _grad_that_works(param, build)
     if grad is None:  # one cannot look at a step of this optimiser, which waits for something else
         return
@@ -59,7 +59,7 @@ def check_state(
         finite = all(bool(torch.isfinite(v).all()) for v in moments)
         trial.step(name, build, whole, len(whole) > 1)
         if known and finite and not bool(torch.isfinite(param.detach()).all()):
-            raise ValueError(_messages.unusable_state(name, "the next step would end in NaN"))
+            raise ValueError(checkpoints.unusable_state(name, "the next step would end in NaN"))
 
 
 def is_of_library(value: Any) -> bool:
@@ -95,7 +95,7 @@ class _Trial:
                 _advance(optimizer)
         except Exception as error:  # whatever torch says of it
             what = f"{type(error).__name__}: {error}"
-            raise ValueError(_messages.unusable_state(name, what)) from error
+            raise ValueError(checkpoints.unusable_state(name, what)) from error
         return optimizer
 
 
@@ -130,34 +130,34 @@ def _grad_that_works(param: torch.Tensor, build: Callable[[], Any]) -> torch.Ten
 
 def _check_settings(name: str, live: Any, found: Any, strict: bool) -> None:
     if not isinstance(found, dict) or not {"state", "param_groups"} <= found.keys():
-        raise ValueError(_messages.unusable_state(name, "it has neither state nor settings"))
+        raise ValueError(checkpoints.unusable_state(name, "it has neither state nor settings"))
     groups, states = found["param_groups"], found["state"]
     wanted = live["param_groups"]
     right = isinstance(groups, list) and isinstance(states, dict) and len(groups) == len(wanted)
     if not right or not all(isinstance(group, dict) for group in groups):
-        raise ValueError(_messages.unusable_state(name, "its settings have another structure"))
+        raise ValueError(checkpoints.unusable_state(name, "its settings have another structure"))
     for group, other in zip(groups, wanted, strict=True):
         if group.get("params") != other["params"] or not states.keys() <= set(other["params"]):
-            raise ValueError(_messages.unusable_state(name, "it is that of other params"))
+            raise ValueError(checkpoints.unusable_state(name, "it is that of other params"))
         if strict and group.keys() != other.keys():
             odd = sorted(map(str, group.keys() ^ other.keys()))
-            raise ValueError(_messages.unusable_state(name, f"it has other settings: {odd}"))
+            raise ValueError(checkpoints.unusable_state(name, f"it has other settings: {odd}"))
         for key in group.keys() & other.keys() if strict else ():
             if not _alike(group[key], other[key]):
-                raise ValueError(_messages.unusable_state(name, f"{key} is {group[key]!r}"[:80]))
+                raise ValueError(checkpoints.unusable_state(name, f"{key} is {group[key]!r}"[:80]))
 
 
 def _check_held(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found.keys() != wanted.keys():
         odd = sorted(map(str, found.keys() ^ wanted.keys()))
-        raise ValueError(_messages.unusable_state(name, f"it has, or lacks, {odd}"))
+        raise ValueError(checkpoints.unusable_state(name, f"it has, or lacks, {odd}"))
     for key, value in found.items():
         if not _alike(value, wanted[key]):
-            raise ValueError(_messages.unusable_state(name, f"'{key}' is {_kind(value)}"))
+            raise ValueError(checkpoints.unusable_state(name, f"'{key}' is {_kind(value)}"))
     if "step" in found:
         count = float(found["step"])
         if not (math.isfinite(count) and count >= 0 and count == int(count)):
-            raise ValueError(_messages.unusable_state(name, f"its number of steps is {count}"))
+            raise ValueError(checkpoints.unusable_state(name, f"its number of steps is {count}"))
 
 
 def _kind(value: Any) -> str:

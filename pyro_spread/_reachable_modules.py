@@ -15,8 +15,8 @@ from torch import nn
 
 # What these define leads to no net of the user, but to half of the interpreter.
 LIBRARIES = frozenset(
-    ("torch", "pyro", "numpy", "scipy", "builtins", "pyro_spread", "spread_analysis", "logging")
-)
+    ("torch", "pyro", "numpy", "scipy", "builtins", "logging", "pyro_spread", "spread_core")
+) | {"spread_analysis"}
 _FOLLOWED_LIBRARIES = frozenset(("pyro", "pyro_spread", "functools"))  # objects that wrap a model
 _MOST_ITEMS, _MOST_OBJECTS, _MOST_LEVELS = 1000, 20_000, 16
 OWN = frozenset(vars(nn.Module()))

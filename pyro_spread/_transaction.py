@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_spread._called_modules import Called, note
 from pyro_spread._optimiser_copy import OptimiserState
-from spread_analysis._stateful import Stateful
+from spread_core.stateful import Stateful
 
 _TABLES = ("_params", "_param_to_name", "_constraints")
 

@@ -19,7 +19,7 @@ from pyro.optim.optim import _get_state_dict, _load_state_dict
 from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._optimizer_trial import is_of_library
 from pyro_spread.optim import Composite
-from spread_analysis._messages import checkpoints as _messages
+from spread_core.messages import checkpoints
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 # Torch notes here that a step was made, to warn of one order of calls, and load_state_dict adds
@@ -60,20 +60,20 @@ def refuse_unsaved(optim: PyroOptim) -> None:
     for name, value in _attributes(optim):
         if not is_plain(value) and (found := holder(value)):
             where = f"its attribute {name!r} is or holds a {found}"
-            raise ValueError(_messages.unsaved_optimizer(type(optim).__name__, where))
+            raise ValueError(checkpoints.unsaved_optimizer(type(optim).__name__, where))
     params = pyro.get_param_store()
     for param, live in optim.optim_objs.items():
         if not is_of_library(optim):
             clip = optim._get_grad_clip(param)
             if found := _difference(optim.grad_clip.get(param), clip, "gradient clipping", {}):
-                raise ValueError(_messages.unsaved_optimizer(type(optim).__name__, found))
+                raise ValueError(checkpoints.unsaved_optimizer(type(optim).__name__, found))
         if _is_known(live):
             continue
         again = optim._get_optim(param)
         _load_state_dict(again, _get_state_dict(live))
         if found := _difference(live, again, "", {}):
             where = f"'{found}' of param '{params.param_name(param)}' is not in it"
-            raise ValueError(_messages.unsaved_optimizer(type(live).__name__, where))
+            raise ValueError(checkpoints.unsaved_optimizer(type(live).__name__, where))
 
 
 def attributes(optim: PyroOptim) -> dict[str, Any]:

@@ -31,13 +31,13 @@ from pyro_spread._latent_sites import (
 )
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.distributions import ImplicitDistribution
-from spread_analysis import _messages
-from spread_analysis._inputs import converted
-from spread_analysis._latents import (
+from spread_core.inputs import converted
+from spread_core.latents import (
     LatentGroup,
     check_sizes,
     group_latents,
 )
+from spread_core.messages import autoguide
 
 Encoder = Callable[..., torch.Tensor | Mapping[str, torch.Tensor]]
 
@@ -119,7 +119,7 @@ class AutoImplicit(AutoGuide):
         super().__init__(InitMessenger(_init_to_prior)(model), create_plates=create_plates)
         check_sizes(noise_dim, hidden, init_samples)
         if encoder is not None and not callable(encoder):
-            raise TypeError(_messages.no_encoder(encoder, "a torch.nn.Module or a function"))
+            raise TypeError(autoguide.no_encoder(encoder, "a torch.nn.Module or a function"))
         self.noise_dim, self.hidden, self.init_samples = noise_dim, tuple(hidden), init_samples
         self.prefix = prefix
         self.encoder = encoder
@@ -133,7 +133,7 @@ class AutoImplicit(AutoGuide):
         :raises RuntimeError: before the guide has been called.
         """
         if self.prototype_trace is None:
-            raise RuntimeError(_messages.not_set_up())
+            raise RuntimeError(autoguide.not_set_up())
         return [self._site_name(group) for group in self._groups]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
@@ -215,7 +215,7 @@ class AutoImplicit(AutoGuide):
 
         :raises NotImplementedError: always, naming what can be done instead.
         """
-        raise NotImplementedError(_messages.no_guide_density())
+        raise NotImplementedError(autoguide.no_guide_density())
 
     def _site_name(self, group: LatentGroup) -> str:
         return f"_{self.prefix}_{group.key}"
@@ -234,15 +234,15 @@ class AutoImplicit(AutoGuide):
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
         if discrete:
-            raise ValueError(_messages.discrete_latents(discrete, "pyro.poutine.block"))
+            raise ValueError(autoguide.discrete_latents(discrete, "pyro.poutine.block"))
         if not sites:
-            raise ValueError(_messages.no_guide_latents())
+            raise ValueError(autoguide.no_guide_latents())
         self._groups = group_latents(latent_of(name, site) for name, site in sites.items())
         self._supports = {name: site["fn"].support for name, site in sites.items()}
         # Not as an attribute, which would register lazy params before they have a shape.
         encoder: Any = self._modules.get("encoder", self.__dict__.get("encoder"))
         if encoder is not None and not self._groups[-1].plates:
-            raise ValueError(_messages.nothing_to_amortise(list(sites)))
+            raise ValueError(autoguide.nothing_to_amortise(list(sites)))
         features = self._features(encoder, args, kwargs)
         draws = self._prior_draws(args, kwargs)
         self.samplers = PyroModule()
@@ -301,7 +301,7 @@ class AutoImplicit(AutoGuide):
                 continue
             mine = output.get(group.key) if isinstance(output, Mapping) else output
             if not isinstance(mine, torch.Tensor):
-                raise TypeError(_messages.encoder_features_type(group.key, mine))
+                raise TypeError(autoguide.encoder_features_type(group.key, mine))
             if not group.features_fit(mine.shape, {}):
                 refuse_features(group, mine, {p.name: p.size for p in group.plates}, output)
             for plate in group.plates:

@@ -18,9 +18,9 @@ from pyro_spread import _optimizer_state as optimizers
 from pyro_spread._called_modules import watch
 from pyro_spread._reachable_modules import find_modules, held_beside_params, strangers
 from pyro_spread._unsaved_state import attributes
-from spread_analysis._bounds import same
-from spread_analysis._checkpoint import Checkpoint, Reading, write
-from spread_analysis._messages import checkpoints as _messages
+from spread_core.bounds import same
+from spread_core.checkpoint_file import Checkpoint, Reading, write
+from spread_core.messages import checkpoints
 
 
 def save_checkpoint(
@@ -72,11 +72,11 @@ def save_checkpoint(
     _check_svi(svi)
     store = pyro.get_param_store()
     if not store:
-        raise ValueError(_messages.nothing_declared())
+        raise ValueError(checkpoints.nothing_declared())
     state.check_optimizer(svi)
     found = find_modules(svi, modules)
     if hidden := strangers(found):
-        raise ValueError(_messages.hidden_modules(hidden))
+        raise ValueError(checkpoints.hidden_modules(hidden))
     state.check_called(svi, found)
     watch(svi)
     content = {
@@ -141,7 +141,7 @@ def load_checkpoint(
     found, live = reading.part("classes", dict), state.classes(svi)
     for what in live:
         if not same(found.get(what), live[what]):
-            raise reading.refuse(_messages.other_class(what, found.get(what), live[what]))
+            raise reading.refuse(checkpoints.other_class(what, found.get(what), live[what]))
     strict = reading.checkpoint.versions == state.versions()
     before = state.Snapshot(svi, modules)
     try:
@@ -169,4 +169,4 @@ def load_checkpoint(
 
 def _check_svi(svi: Any) -> None:
     if not isinstance(svi, SVI):
-        raise TypeError(_messages.no_svi(svi, "pyro.infer.SVI"))
+        raise TypeError(checkpoints.no_svi(svi, "pyro.infer.SVI"))

@@ -11,9 +11,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 
-from spread_analysis import _messages
-from spread_analysis._inspection import is_inspected
-from spread_analysis._messages import distributions
+from spread_core.inspection import is_inspected
+from spread_core.messages import distributions
 
 
 class ImplicitDistribution(TorchDistribution):
@@ -95,7 +94,7 @@ class ImplicitDistribution(TorchDistribution):
         value = self.fn(draw(sample_shape))
         expected = self._extended_shape(sample_shape)
         if value.shape != expected:
-            raise ValueError(_messages.implicit_output_shape(value.shape, expected))
+            raise ValueError(distributions.implicit_output_shape(value.shape, expected))
         return value
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
@@ -108,7 +107,7 @@ class ImplicitDistribution(TorchDistribution):
             with torch.random.fork_rng(devices=[]):
                 draw = self.sample()
             return _depends_on(value, draw, len(self.event_shape))
-        raise NotImplementedError(_messages.implicit_has_no_density())
+        raise NotImplementedError(distributions.implicit_has_no_density())
 
 
 class DeterministicGenerator(dist.Delta):
@@ -147,7 +146,7 @@ class DeterministicGenerator(dist.Delta):
         """
         if is_inspected("pyro.infer.inspect"):
             return _depends_on(x, self.v, self.event_dim)
-        raise NotImplementedError(_messages.generator_has_no_density())
+        raise NotImplementedError(distributions.generator_has_no_density())
 
 
 def _depends_on(value: torch.Tensor, other: torch.Tensor, event_dim: int) -> torch.Tensor:

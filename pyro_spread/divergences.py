@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from spread_analysis import _messages
+from spread_core.messages import contrasts, samples
 
 # exp(80) leaves room in float32 (whose largest number is near exp(88)) for the linear part below.
 _EXP_LIMIT = 80.0
@@ -45,9 +45,9 @@ def _expm1(x: torch.Tensor) -> torch.Tensor:
 
 def _floating(name: str, value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(_messages.not_floating(name, "torch.Tensor", type(value).__name__))
+        raise TypeError(samples.not_floating(name, "torch.Tensor", type(value).__name__))
     if not value.is_floating_point():
-        raise TypeError(_messages.not_floating(name, "torch.Tensor", str(value.dtype)))
+        raise TypeError(samples.not_floating(name, "torch.Tensor", str(value.dtype)))
     return value
 
 
@@ -108,7 +108,7 @@ class Divergence(ABC):
 
         :raises NotImplementedError: if the class does not say.
         """
-        raise NotImplementedError(_messages.not_reversible(type(self).__name__))
+        raise NotImplementedError(contrasts.not_reversible(type(self).__name__))
 
     def estimate(
         self,
@@ -149,13 +149,13 @@ def _shares(
         return log_ratio, 1.0 / max(log_ratio.numel(), 1)
     if not isinstance(weights, torch.Tensor):
         raise TypeError(
-            _messages.weights_type(f"weights_{side}", "torch.Tensor", type(weights).__name__)
+            samples.weights_type(f"weights_{side}", "torch.Tensor", type(weights).__name__)
         )
     try:
         full = weights.to(log_ratio).expand(log_ratio.shape)
     except RuntimeError:
         raise ValueError(
-            _messages.weights_misfit(side, tuple(weights.shape), tuple(log_ratio.shape))
+            samples.weights_misfit(side, tuple(weights.shape), tuple(log_ratio.shape))
         ) from None
     unused = full == 0
     # Before the terms and not after: 0 times the slope at inf would still be NaN.
@@ -247,9 +247,9 @@ class JSPi(Divergence):
 
     def __post_init__(self) -> None:
         if isinstance(self.pi, bool) or not isinstance(self.pi, (int, float)):
-            raise TypeError(_messages.prior_type(type(self.pi).__name__))
+            raise TypeError(samples.prior_type(type(self.pi).__name__))
         if not 0.0 < self.pi < 1.0:
-            raise ValueError(_messages.bad_prior(self.pi))
+            raise ValueError(samples.bad_prior(self.pi))
         data, model = self._factors
         entropy = -data * math.log(self.pi) - model * math.log1p(-self.pi)
         object.__setattr__(self, "upper", entropy)
@@ -421,7 +421,7 @@ class TotalVariation(Divergence):
 
         :raises NotImplementedError: always.
         """
-        raise NotImplementedError(_messages.no_generator_loss())
+        raise NotImplementedError(samples.no_generator_loss())
 
 
 def non_saturating_loss(logits: torch.Tensor) -> torch.Tensor:

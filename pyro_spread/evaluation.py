@@ -25,16 +25,6 @@ from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._sites import is_computed, is_implicit
 from pyro_spread.infer._two_sides import _mask
-from spread_analysis import _messages
-from spread_analysis._arguments import (
-    argument_name,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-from spread_analysis._messages.evaluation import masked_apart
-from spread_analysis._nonfinite import Told
-from spread_analysis._validation import as_count
 from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
     LogEvidence,
@@ -45,6 +35,16 @@ from spread_analysis.log_evidence import (
     data_first,
     log_mean_exp,
 )
+from spread_core.arguments import (
+    argument_name,
+    get_argument,
+    locate_data,
+    replace_arguments,
+)
+from spread_core.messages import evaluation, players
+from spread_core.messages.evaluation import masked_apart
+from spread_core.nonfinite import Told
+from spread_core.validation import as_count
 
 __all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
@@ -109,13 +109,13 @@ def ais_log_likelihood(
     _check_evidence(sites)
     latents = [name for name, site in sites.items() if not site["is_observed"]]
     if not latents:
-        raise ValueError(_messages.nothing_latent(sites))
+        raise ValueError(evaluation.nothing_latent(sites))
     dims = _shared_dims(sites.values())
     first: dict[str, torch.Tensor] = {}
     starts: dict[str, np.ndarray] = {}
     for name in latents:
         if sites[name]["fn"].support.is_discrete:
-            raise NotImplementedError(_messages.discrete_latent(name))
+            raise NotImplementedError(evaluation.discrete_latent(name))
         draws = [_unconstrained(trace.nodes[name]) for trace in traces]
         first[name] = draws[0]
         starts[name] = torch.stack(draws).double().cpu().numpy()
@@ -309,14 +309,14 @@ def simulation_based_calibration(
         observed = {n: s for n, s in simulated.items() if s["infer"].get("was_observed")}
         for name, site in observed.items():
             if isinstance(site["fn"], Unit):
-                raise ValueError(_messages.factor_site(name))
+                raise ValueError(players.factor_site(name))
         located = locate_data(model, observed, args, kwargs, data)
         for name, key in located.items():
             given, value = get_argument(key, args, kwargs), observed[name]["value"]
             if np.shape(given) != value.shape:
                 argument = argument_name(key, model)
                 shapes = value.shape, np.shape(given)
-                raise ValueError(_messages.simulated_misfit(name, argument, *shapes))
+                raise ValueError(evaluation.simulated_misfit(name, argument, *shapes))
         dims = _shared_dims(simulated.values())
         failed = _invalid(observed, dims)
         invalid = failed if exclude_invalid_x else Invalid({}, {})
@@ -337,7 +337,7 @@ def simulation_based_calibration(
             drawn = [name for name in proposed if name in simulated]
             wanted = drawn if sites is None else list(sites)
             if not wanted or not set(wanted) <= set(drawn):
-                raise ValueError(_messages.no_calibration_sites(wanted, drawn))
+                raise ValueError(evaluation.no_calibration_sites(wanted, drawn))
         predictive = Predictive(
             guide, num_samples=tally.num_draws, return_sites=tuple(wanted), parallel=parallel
         )
@@ -425,10 +425,10 @@ def _observation(site: Any) -> Any:
 
 def _check_evidence(sites: Mapping[str, Any]) -> None:
     if not any(site["is_observed"] for site in sites.values()):
-        raise ValueError(_messages.no_evidence_sites())
+        raise ValueError(evaluation.no_evidence_sites())
     for name, site in sites.items():
         if bool(torch.as_tensor(site["scale"]).ne(1).any()):
-            raise ValueError(_messages.scaled_site(name))
+            raise ValueError(evaluation.scaled_site(name))
 
 
 def _check_densities(proposed: Mapping[str, Any]) -> None:
@@ -439,7 +439,7 @@ def _check_densities(proposed: Mapping[str, Any]) -> None:
         while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
             fn = fn.base_dist
         if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
-            raise ValueError(_messages.density_free_guide(name))
+            raise ValueError(evaluation.density_free_guide(name))
 
 
 def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:

@@ -26,9 +26,8 @@ from pyro_spread.infer._guards import (
     what_is_wrong,
 )
 from pyro_spread.optim import Composite
-from spread_analysis import _messages
-from spread_analysis._messages import guard as guard_messages
-from spread_analysis._nonfinite import (
+from spread_core.messages import guard as guard_messages
+from spread_core.nonfinite import (
     GuardStatus,
     NonFiniteError,
     check_guard,
@@ -102,7 +101,7 @@ class FiniteGuard(Composite):
                 for param in params:
                     if not is_finite(param.detach()):
                         what, name = what_is_wrong(param.detach()), param_name(param)
-                        message = _messages.nonfinite_update(what, name, player(param))
+                        message = guard_messages.nonfinite_update(what, name, player(param))
                         raise NonFiniteError(message)
                 if scale < 1 and before is not None:
                     before.shorten(scale)
@@ -120,7 +119,7 @@ class FiniteGuard(Composite):
             value = float(value)
             if not math.isfinite(value):
                 check_params(params)
-                message = _messages.nonfinite_loss("NaN" if math.isnan(value) else str(value))
+                message = guard_messages.nonfinite_loss("NaN" if math.isnan(value) else str(value))
                 raise NonFiniteError(message)
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:
@@ -134,7 +133,7 @@ class FiniteGuard(Composite):
             if not is_finite(grad):
                 check_params(params)
                 what, name = what_is_wrong(grad), param_name(param)
-                raise NonFiniteError(_messages.nonfinite_gradient(what, name, player(param)))
+                raise NonFiniteError(guard_messages.nonfinite_gradient(what, name, player(param)))
 
     def _skip(self, error: Exception) -> None:
         """
@@ -230,9 +229,9 @@ def finite_guard(
     :raises ValueError: if it has a guard, or an argument is out of its range.
     """
     if not isinstance(svi, SVI):
-        raise TypeError(_messages.no_svi(svi, "a pyro.infer.SVI"))
+        raise TypeError(guard_messages.no_svi(svi, "a pyro.infer.SVI"))
     if isinstance(svi.optim, FiniteGuard):
-        raise ValueError(_messages.already_guarded())
+        raise ValueError(guard_messages.already_guarded())
     guard = FiniteGuard(svi.optim, svi.loss_and_grads, on_nonfinite, factor, recover_after)
     svi.optim, svi.loss_and_grads = guard, guard.loss_and_grads
     return svi
@@ -247,5 +246,5 @@ def guard_status(svi: SVI) -> GuardStatus:
     :raises ValueError: if it has no guard.
     """
     if not isinstance(svi.optim, FiniteGuard):
-        raise ValueError(_messages.not_guarded())
+        raise ValueError(guard_messages.not_guarded())
     return svi.optim.status

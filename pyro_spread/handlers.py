@@ -14,8 +14,9 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from pyro.poutine.messenger import Messenger
 
 from pyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
-from spread_analysis._patterns import key_of, resolved
+from spread_core.messages import general, spreading
+from spread_core.messages import noise as noise_messages
+from spread_core.patterns import key_of, resolved
 
 
 def check_noise(noise: Any) -> dict[str, SpreadNoise]:
@@ -25,12 +26,12 @@ def check_noise(noise: Any) -> dict[str, SpreadNoise]:
     :raises TypeError: if it is not.
     """
     if not isinstance(noise, Mapping) or not noise:
-        raise TypeError(_messages.bad_noise_argument(noise))
+        raise TypeError(spreading.bad_noise_argument(noise))
     for site, kernel in noise.items():
         if not isinstance(site, str):
-            raise TypeError(_messages.bad_noise_argument(noise))
+            raise TypeError(spreading.bad_noise_argument(noise))
         if not isinstance(kernel, SpreadNoise):
-            raise TypeError(_messages.at_site(site, _messages.not_a_kernel(kernel)))
+            raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
     return dict(noise)
 
 
@@ -81,7 +82,7 @@ class SpreadMessenger(Messenger):
     def _check_complete(self) -> None:
         for key in resolved(self.noise, self._seen, self._observed):
             if key not in self._seen:
-                raise ValueError(_messages.no_such_site(key, self._observed))
+                raise ValueError(spreading.no_such_site(key, self._observed))
 
     def _kernel_at(self, site: str) -> SpreadNoise | None:
         """The kernel of a site, under its own name or a pattern."""
@@ -102,23 +103,23 @@ class SpreadMessenger(Messenger):
 
     def _spread(self, msg: Any, kernel: SpreadNoise) -> None:
         if msg["infer"].get("_spread"):
-            raise ValueError(_messages.already_spread(msg["name"]))
+            raise ValueError(spreading.already_spread(msg["name"]))
         try:
             observed = torch.as_tensor(msg["value"])
             kernel.check_value(observed)
             msg["fn"] = kernel.spread(msg["fn"])
             event, value = msg["fn"].event_shape, observed.shape
             if value[len(value) - len(event) :] != event:
-                raise ValueError(_messages.value_misfit(value, event))
+                raise ValueError(spreading.value_misfit(value, event))
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise type(error)(_messages.at_site(msg["name"], error)) from error
+            raise type(error)(general.at_site(msg["name"], error)) from error
         msg["infer"]["_spread"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] in self._observed or not is_data(msg):
             return
         if self._kernel_at(msg["name"]) is not None:
-            raise ValueError(_messages.conditioned_outside(msg["name"]))
+            raise ValueError(spreading.conditioned_outside(msg["name"]))
 
 
 def spread(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pyro_spread.noise.base import as_parameter, is_positive, like
-from spread_analysis import _messages
+from spread_core.messages import noise, samples
 
 #: A number, or several for a mixture of kernels.
 Numbers: TypeAlias = float | Sequence[float] | torch.Tensor
@@ -38,13 +38,13 @@ def check_pair(x: torch.Tensor, y: torch.Tensor) -> None:
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-            raise TypeError(_messages.samples_type(name, got))
+            raise TypeError(samples.samples_type(name, got))
         if value.dim() != 2:
-            raise ValueError(_messages.samples_shape(name, value.shape))
+            raise ValueError(samples.samples_shape(name, value.shape))
     if x.dtype != y.dtype:
-        raise TypeError(_messages.samples_types_differ(x.dtype, y.dtype))
+        raise TypeError(samples.samples_types_differ(x.dtype, y.dtype))
     if x.shape[1] != y.shape[1]:
-        raise ValueError(_messages.samples_widths_differ(x.shape, y.shape))
+        raise ValueError(samples.samples_widths_differ(x.shape, y.shape))
 
 
 def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -80,9 +80,9 @@ def _as_numbers(kernel: str, name: str, value: Any) -> Any:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
         valid = is_positive(value)
     if not valid:
-        raise ValueError(_messages.bad_positive(kernel, name, value))
+        raise ValueError(noise.bad_positive(kernel, name, value))
     if len(shape) > 1 or 0 in shape:
-        raise ValueError(_messages.mixture_shape(kernel, name, shape))
+        raise ValueError(samples.mixture_shape(kernel, name, shape))
     return value if isinstance(value, tuple) else as_parameter(value)
 
 
@@ -191,13 +191,13 @@ class ConvolvedGaussianKernel(_Kernel):
             variance = torch.as_tensor(np.asarray(variance, dtype=float))
         values = torch.as_tensor(variance).detach()
         if values.dim() > 1 or not bool(((values >= 0) & torch.isfinite(values)).all()):
-            raise ValueError(_messages.bad_variance(variance))
+            raise ValueError(samples.bad_variance(variance))
         object.__setattr__(self, "variance", as_parameter(variance))
 
     def _matrix(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         variance = like(self.variance, x)  # type: ignore[arg-type]
         if variance.numel() not in (1, x.shape[1]):
-            raise ValueError(_messages.variance_width(variance.shape, x.shape[1]))
+            raise ValueError(samples.variance_width(variance.shape, x.shape[1]))
         widths = _components(self.bandwidth, x)
         same = variance.numel() == 1
         clean = squared_distances(x, y) if same else None
@@ -251,7 +251,7 @@ class RationalQuadraticKernel(_Kernel):
         super().__post_init__()
         lengths, alphas = _count(self.lengthscale), _count(self.alpha)
         if lengths != alphas and 1 not in (lengths, alphas):
-            raise ValueError(_messages.mixture_lengths(lengths, alphas))
+            raise ValueError(samples.mixture_lengths(lengths, alphas))
 
     def _matrix(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         squared = squared_distances(x, y)

@@ -15,9 +15,8 @@ from pyro.optim import PyroOptim
 
 from pyro_spread._transaction import optimiser_step
 from pyro_spread.infer._guards import critic_params, idle_critics
-from spread_analysis import _messages
-from spread_analysis._messages import players
-from spread_analysis._validation import check_count
+from spread_core.messages import players
+from spread_core.validation import check_count
 
 _STEPS = "discriminator_steps_done"
 _AVERAGES = "generator_averages"
@@ -66,7 +65,7 @@ class Composite(PyroOptim):
         """
         parts = self.parts()
         if missing := [name for name in {**parts, **self.own_state()} if name not in state_dict]:
-            raise ValueError(_messages.other_optimiser(type(self).__name__, missing))
+            raise ValueError(players.other_optimiser(type(self).__name__, missing))
         for name, part in parts.items():
             part.set_state(state_dict[name])
         self.set_own_state({key: value for key, value in state_dict.items() if key not in parts})
@@ -88,10 +87,10 @@ class TwoPlayer(Composite):
                 raise TypeError(players.foreign_player(role, optim, "a Pyro optimiser", _EXAMPLE))
         if generator is discriminator:
             wanted = "another object than the generator's, since each keeps state of its own"
-            raise ValueError(_messages.bad_player("discriminator", discriminator, wanted))
+            raise ValueError(players.bad_player("discriminator", discriminator, wanted))
         check_count("two_player: discriminator_steps", discriminator_steps)
         if ema is not None and not 0 < ema < 1:
-            raise ValueError(_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
+            raise ValueError(players.bad_range("two_player: ema", ema, "in (0, 1), or None"))
         self.generator = generator
         self.discriminator = discriminator
         self.ema = ema
@@ -114,7 +113,7 @@ class TwoPlayer(Composite):
         names = [critic_params.get(param) or store.param_name(param) for param in params]
         mine = [str(name).split("$$$")[0] == self.name for name in names]
         if not any(mine) and self.name not in idle_critics.values():
-            raise ValueError(_messages.unknown_player(self.name, map(str, names)))
+            raise ValueError(players.unknown_player(self.name, map(str, names)))
         with optimiser_step(self, params):
             self._move(params, mine, *args, **kwargs)
 
@@ -241,7 +240,7 @@ def averaged_params(svi: SVI) -> Iterator[None]:
     optim = getattr(svi.optim, "guarded", svi.optim)
     averages = optim.averages if isinstance(optim, TwoPlayer) else {}
     if not averages:
-        raise ValueError(_messages.no_average())
+        raise ValueError(players.no_average())
     store = pyro.get_param_store()
     kept = {}
     with torch.no_grad():

@@ -32,7 +32,6 @@ from pyro_spread.infer._two_sides import _mask, is_compared
 from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from pyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from pyro_spread.optim import TwoPlayer
-from spread_analysis import _messages
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import CriticLogits, Report, describe, write_report
@@ -45,6 +44,7 @@ from spread_analysis.report.gather import (
     rows_of,
 )
 from spread_analysis.report.words import figures_of, shorten
+from spread_core.messages import report as report_messages
 
 __all__ = ["diagnose", "report"]
 
@@ -179,7 +179,7 @@ def report(
 def _loss_of(svi: SVI) -> Any:
     loss = loss_of(svi)
     if not isinstance(loss, ELBO):
-        raise ValueError(_messages.report_no_loss(svi.loss))
+        raise ValueError(report_messages.report_no_loss(svi.loss))
     return loss
 
 
@@ -193,7 +193,8 @@ def _unchanged() -> Iterator[None]:
         yield
         new = set(store.keys()) - params
     if new:
-        raise ValueError(_messages.report_unknown_params(new, "Train first: svi.step makes them."))
+        way_out = "Train first: svi.step makes them."
+        raise ValueError(report_messages.report_unknown_params(new, way_out))
 
 
 def _ask(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[float, dict[str, CriticLogits]]:
@@ -229,7 +230,7 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
             n: s for n, s in sites.items() if is_compared(s) and not isinstance(s["fn"], Unit)
         }
         if not observed:
-            raise ValueError(_messages.report_no_data())
+            raise ValueError(report_messages.report_no_data())
         for name, site in observed.items():
             value = site["value"]
             mask = _mask(name, site, value)

@@ -4,18 +4,9 @@
 """Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
 
 from spread_analysis import reference
-from spread_analysis._nonfinite import GuardStatus, InvalidSimulationsWarning, NonFiniteError
 from spread_analysis.arviz_export import to_arviz
 from spread_analysis.calibration import CalibrationReport, plot_sbc
-from spread_analysis.critic import (
-    CriticReport,
-    EvidenceReport,
-    FalseEvidenceMonitor,
-    FalseEvidenceWarning,
-    SupportMismatchMonitor,
-    SupportMismatchWarning,
-    critic_report,
-)
+from spread_analysis.critic import CriticReport, EvidenceReport, critic_report
 from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import MeanAndError, SampleJudge, SampleQuality, mean_and_error
 from spread_analysis.features import FeatureExtractor, fit_features
@@ -48,6 +39,13 @@ from spread_analysis.reference import (
     student_t_characteristic_function,
 )
 from spread_analysis.report import Report
+from spread_core.monitors import (
+    FalseEvidenceMonitor,
+    FalseEvidenceWarning,
+    SupportMismatchMonitor,
+    SupportMismatchWarning,
+)
+from spread_core.nonfinite import GuardStatus, InvalidSimulationsWarning, NonFiniteError
 
 __all__ = [
     "CalibrationReport",

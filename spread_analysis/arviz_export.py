@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from spread_analysis._optional import import_extra
-from spread_analysis._validation import as_count
+from spread_core.optional import import_extra
+from spread_core.validation import as_count
 
 Sites = Mapping[str, Any]
 

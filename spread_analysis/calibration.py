@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from spread_analysis._messages import simulations
-from spread_analysis._validation import FloatArray, as_count, as_float, as_probability
 from spread_analysis.log_evidence import data_first
-from spread_analysis.plots import _COLOURS, _INK, _axes
+from spread_analysis.plots import COLOURS, INK, axes_for
+from spread_core.messages import simulations
+from spread_core.validation import FloatArray, as_count, as_float, as_probability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -376,17 +376,17 @@ def plot_sbc(
     total = int(counts.sum())
     band: Any = stats.binom.interval(probability, total, expected / total)
 
-    axes = _axes(ax, (5.2, 3.2), "plot_sbc")
+    axes = axes_for(ax, (5.2, 3.2), "plot_sbc")
     edges = np.arange(len(counts) + 1) / len(counts)
     low, high = (np.append(side, side[-1]) for side in band)
-    axes.fill_between(edges, low, high, step="post", color=_COLOURS[5], alpha=0.25, lw=0, zorder=1)
-    axes.step(edges, np.append(expected, expected[-1]), where="post", color=_COLOURS[5], lw=1)
-    axes.bar(edges[:-1], counts, 0.92 / len(counts), align="edge", color=_COLOURS[0], alpha=0.8)
+    axes.fill_between(edges, low, high, step="post", color=COLOURS[5], alpha=0.25, lw=0, zorder=1)
+    axes.step(edges, np.append(expected, expected[-1]), where="post", color=COLOURS[5], lw=1)
+    axes.bar(edges[:-1], counts, 0.92 / len(counts), align="edge", color=COLOURS[0], alpha=0.8)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("rank of the truth among the guide's draws", color=_INK)
-    axes.set_ylabel("simulations", color=_INK)
+    axes.set_xlabel("rank of the truth among the guide's draws", color=INK)
+    axes.set_ylabel("simulations", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     name = site + (f"[{', '.join(map(str, index))}]" if index else "")
     default = f"{name}: p = {report.p_values(num_bins)[site][index]:.2g}"
-    axes.set_title(default if title is None else title, fontsize=11, color=_INK)
+    axes.set_title(default if title is None else title, fontsize=11, color=INK)
     return axes

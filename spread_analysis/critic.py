@@ -11,40 +11,18 @@ memorises looks good.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from spread_analysis import _messages
-from spread_analysis._messages import players
-from spread_analysis._stateful import Stateful
-from spread_analysis._validation import FloatArray, as_count, as_finite, as_probability
-from spread_analysis._warning import warn_user
 from spread_analysis.reference.divergences import class_entropy
+from spread_core.monitors import SATURATED_LOGIT, is_suspicious
+from spread_core.validation import FloatArray, as_count, as_finite, as_probability
 
-# From here on sigmoid(-|logit|) is below 5e-5: the saturating generator loss has no gradient left.
-SATURATED_LOGIT = 10.0
-PERFECT_ACCURACY = 0.99
-PERFECT_SATURATION = 0.9
-# A critic that is right this often has seen nearly no draw whose logit it could get wrong: the
-# logit's size is extrapolated. In the conjugate case z ~ N(0, 1), x = 5 ~ N(z, s²) the critic of
-# the exact posterior, 14 nats from the prior at s = 0.1, is off by 5 nats.
-LAGGING_ACCURACY = 0.98
 #: Gap in nats up to which an :class:`EvidenceReport` calls a value right whatever its error.
 EVIDENCE_TOLERANCE = 0.1
-
-
-def _suspicious(
-    accuracy: float,
-    saturated: float,
-    accuracy_limit: float = PERFECT_ACCURACY,
-    saturated_limit: float = PERFECT_SATURATION,
-) -> bool:
-    return accuracy >= accuracy_limit and saturated >= saturated_limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +66,7 @@ class CriticReport:
         Then data and model have practically no common support, :math:`JS_\pi` is stuck at its
         maximum and the generator gets no gradient.
         """
-        return not _suspicious(self.accuracy, self.saturated)
+        return not is_suspicious(self.accuracy, self.saturated)
 
     def __str__(self) -> str:
         rows = [
@@ -198,188 +176,6 @@ def critic_report(
         bin_frequency=frequency,
         bin_weight=weight,
     )
-
-
-class SupportMismatchWarning(UserWarning):
-    """Data and model have practically no common support, so the generator gets no gradient."""
-
-
-class FalseEvidenceWarning(UserWarning):
-    """The adversarial ELBO estimate may lie far above the evidence, since its critic lags."""
-
-
-def _as_limit(value: float, name: str) -> float:
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"`{name}` must lie in (0, 1], got {value}.")
-    return float(value)
-
-
-class _PatientMonitor(Stateful):
-    """Counts suspicious steps in a row and warns, once, when there are ``patience`` of them."""
-
-    _remembers = ("warned", "streak")
-
-    def __init__(self, patience: int) -> None:
-        self.patience = as_count(patience, "patience")
-        self.warned = False
-        #: Suspicious steps in a row, up to now.
-        self.streak = 0
-
-    def _count(
-        self, suspicious: bool, message: str, category: type[UserWarning], stacklevel: int
-    ) -> bool:
-        self.streak = self.streak + 1 if suspicious else 0
-        if self.warned or self.streak < self.patience:
-            return False
-        # Set before warning: under an "error" filter warn() raises and would repeat every step.
-        self.warned = True
-        warnings.warn(message, category, stacklevel=stacklevel + 1)
-        return True
-
-    def _tell(self, suspicious: bool, message: str) -> bool:
-        """The same, with a warning that names the user's line."""
-        self.streak = self.streak + 1 if suspicious else 0
-        if self.warned or self.streak < self.patience:
-            return False
-        self.warned = True
-        warn_user(message)
-        return True
-
-
-class SupportMismatchMonitor(_PatientMonitor):
-    """Watch a critic during training and warn, once, when it has become perfect.
-
-    A step is suspicious if the critic is right about nearly every sample with nearly all logits
-    saturated. One such batch is chance; ``patience`` of them in a row are a support mismatch.
-
-    :param patience: Consecutive suspicious steps before the warning, at least 1.
-    :param accuracy_limit: Accuracy from which a step is suspicious.
-    :param saturated_limit: Share of saturated logits, in size at least 10, from which it is.
-    :raises ValueError: If ``patience`` is no positive integer or a limit is not in (0, 1].
-
-    >>> monitor = SupportMismatchMonitor(patience=2)
-    >>> monitor.observe(accuracy=1.0, saturated=1.0), monitor.observe(accuracy=0.7, saturated=0.0)
-    (False, False)
-    """
-
-    def __init__(
-        self,
-        patience: int = 20,
-        accuracy_limit: float = PERFECT_ACCURACY,
-        saturated_limit: float = PERFECT_SATURATION,
-    ) -> None:
-        super().__init__(patience)
-        self.accuracy_limit = _as_limit(accuracy_limit, "accuracy_limit")
-        self.saturated_limit = _as_limit(saturated_limit, "saturated_limit")
-
-    def observe(self, accuracy: float, saturated: float, stacklevel: int = 2) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
-
-        :param accuracy: Share of samples that the critic classifies correctly.
-        :param saturated: Share of samples with a saturated logit.
-        :param stacklevel: Frames up to the line that the warning names; 2 is the caller.
-        :return: Whether this call issued the warning.
-        """
-        # NaN compares false: a diverged step ends the streak instead of counting as perfect.
-        suspicious = _suspicious(accuracy, saturated, self.accuracy_limit, self.saturated_limit)
-        message = _messages.support_mismatch()
-        return self._count(suspicious, message, SupportMismatchWarning, stacklevel)
-
-
-class FalseEvidenceMonitor(_PatientMonitor):
-    """Watch the critic of a contrast ELBO and warn, once, when its logits have become guesses.
-
-    The critic's logit is the log-ratio of the guide to its contrast only where it sees draws of
-    both. A step is suspicious if the critic is right about nearly all of them; ``patience`` of such
-    steps in a row say that it sees no overlap, so that the size of its logit means little and the
-    reported value may lie above the evidence.
-
-    :param patience: Consecutive suspicious steps before the warning, at least 1.
-    :param accuracy_limit: Accuracy from which a step is suspicious.
-    :raises ValueError: If ``patience`` is no positive integer or the limit is not in (0, 1].
-
-    >>> monitor = FalseEvidenceMonitor(patience=2)
-    >>> monitor.observe(accuracy=0.99), monitor.observe(accuracy=0.7)
-    (False, False)
-    """
-
-    def __init__(self, patience: int = 50, accuracy_limit: float = LAGGING_ACCURACY) -> None:
-        super().__init__(patience)
-        self.accuracy_limit = _as_limit(accuracy_limit, "accuracy_limit")
-
-    def observe(self, accuracy: float, stacklevel: int = 2) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
-
-        :param accuracy: Share of the guide's and the contrast's draws that the critic classifies
-            correctly.
-        :param stacklevel: Frames up to the line that the warning names; 2 is the caller.
-        :return: Whether this call issued the warning.
-        """
-        suspicious = accuracy >= self.accuracy_limit
-        return self._count(suspicious, _messages.false_evidence(), FalseEvidenceWarning, stacklevel)
-
-
-class LogitRangeMonitor(_PatientMonitor):
-    """Watch a critic during training and warn, once, when its logits look like probabilities.
-
-    A step is suspicious if the logits of both sides differ, all lie in [0, 1], and one is above
-    0.1: those of a critic that has learned little are near 0, its sigmoid is near 0.5.
-
-    :param usual: The logit of a critic that cannot tell the sides apart. If that is a number
-        between 0 and 1 itself, the logits must also be far from each other.
-    :param patience: Consecutive suspicious steps before the warning, at least 1.
-
-    >>> monitor = LogitRangeMonitor(patience=2)
-    >>> monitor.observe(low=0.1, high=0.9), monitor.observe(low=-2.0, high=0.9)
-    (False, False)
-    """
-
-    def __init__(self, usual: float = 0.0, patience: int = 50) -> None:
-        super().__init__(patience)
-        self.least = 0.5 if 0.0 < usual < 1.0 else 0.0
-
-    def observe(self, low: float, high: float) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
-
-        :param low: The least logit of both sides.
-        :param high: The largest.
-        :return: Whether this call issued the warning.
-        """
-        return self._tell(bool(self.suspects(low, high)), players.logits_in_unit_interval())
-
-    def suspects(self, low: Any, high: Any) -> Any:
-        """Whether a step is suspicious; of arrays too."""
-        return (low >= 0.0) & (high > 0.1) & (high <= 1.0) & (high - low > self.least)
-
-
-class ClampMonitor(_PatientMonitor):
-    """Watch an estimate that is reported within its range, and say, once, that it was outside.
-
-    :param upper: The largest value of the divergence, in nats.
-    :param patience: Consecutive steps outside before the warning, at least 1. A critic that starts
-        beside its model may need a hundred steps to get inside.
-
-    >>> monitor = ClampMonitor(upper=0.7, patience=2)
-    >>> monitor.observe(-0.1), monitor.observe(0.1)
-    (False, False)
-    """
-
-    def __init__(self, upper: float, patience: int = 200) -> None:
-        super().__init__(patience)
-        self.upper = upper
-
-    def observe(self, value: float) -> bool:
-        """Take in one step; warn at the ``patience``-th one outside in a row.
-
-        :param value: The estimate as it is, in nats.
-        :return: Whether this call issued the warning.
-        """
-        message = players.clamped_estimate(value, self.upper)
-        return self._tell(bool(self.suspects(value)), message)
-
-    def suspects(self, value: Any) -> Any:
-        """Whether the range is left; of arrays too. Rounding does not count."""
-        return (value < -1e-6) | (value > self.upper + 1e-6)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from spread_analysis._optional import import_extra
-from spread_analysis._validation import as_count
+from spread_core.optional import import_extra
+from spread_core.validation import as_count
 
 ImageArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.int64]

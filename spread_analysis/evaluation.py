@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spread_analysis._validation import FloatArray, as_count, as_finite, as_samples
 from spread_analysis.datasets import Dataset
 from spread_analysis.features import fit_features
 from spread_analysis.metrics import frechet_distance, median_heuristic, mmd2, precision_recall
+from spread_core.validation import FloatArray, as_count, as_finite, as_samples
 
 
 class SampleQuality(NamedTuple):

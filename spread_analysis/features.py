@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spread_analysis._optional import import_extra
-from spread_analysis._validation import FloatArray, as_count, as_finite, as_samples
+from spread_core.optional import import_extra
+from spread_core.validation import FloatArray, as_count, as_finite, as_samples
 
 _BATCH_SIZE = 200
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from spread_analysis import _messages
-from spread_analysis._validation import FloatArray
+from spread_core.messages import report
+from spread_core.validation import FloatArray
 
 # What a progress bar shows unless told otherwise: the first two of these that there are.
 _IN_A_BAR = ("divergence", "loss")
@@ -48,10 +48,10 @@ class History:
             try:
                 numbers[str(name)] = float(value)
             except (TypeError, ValueError) as error:
-                raise ValueError(_messages.history_value(str(name), value)) from error
+                raise ValueError(report.history_value(str(name), value)) from error
             last = self._curves.get(str(name), ([], []))[0][-1:]
             if last and step < last[0]:
-                raise ValueError(_messages.history_order(str(name), step, last[0]))
+                raise ValueError(report.history_order(str(name), step, last[0]))
         for name, number in numbers.items():
             steps, curve = self._curves.setdefault(name, ([], []))
             steps.append(int(step))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from spread_analysis import _messages
-from spread_analysis._validation import FloatArray, as_count, as_float, as_positive
+from spread_core.messages import evaluation
+from spread_core.validation import FloatArray, as_count, as_float, as_positive
 
 # Acceptance rate of Hamiltonian Monte Carlo that is worth its cost in few dimensions and many
 # (Beskos et al. 2013, arXiv:1001.4460), and how fast log step sizes move towards it.
@@ -287,7 +287,7 @@ def annealed_importance(
     here = target(start)
     lost = ~np.isfinite(here.log_likelihood).any(0)
     if lost.any():
-        raise ValueError(_messages.no_finite_likelihood(int(lost.sum()), lost.size))
+        raise ValueError(evaluation.no_finite_likelihood(int(lost.sum()), lost.size))
     log_steps = np.full((len(betas) - 1, start.shape[1]), log_step)
     _anneal(target, pilot, target(pilot), betas, leapfrogs, log_steps, rng, adapt=True)
     return _anneal(target, start, here, betas, leapfrogs, log_steps, rng)

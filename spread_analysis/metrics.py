@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from scipy import linalg
 from scipy.spatial.distance import cdist, pdist
 
-from spread_analysis._optional import import_extra
-from spread_analysis._validation import (
+from spread_core.optional import import_extra
+from spread_core.validation import (
     FloatArray,
     as_count,
     as_covariance,

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spread_analysis._optional import import_extra
-from spread_analysis._validation import FloatArray, as_count, as_finite, as_float
+from spread_core.optional import import_extra
+from spread_core.validation import FloatArray, as_count, as_finite, as_float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from spread_analysis.critic import CriticReport
 
-_INK = "#2b2b2b"
-_COLOURS = ("#1f5fa8", "#d1662a", "#2f8f5b", "#8a4fa3", "#b8860b", "#5c5c5c")
+INK = "#2b2b2b"
+COLOURS = ("#1f5fa8", "#d1662a", "#2f8f5b", "#8a4fa3", "#b8860b", "#5c5c5c")
 
 
-def _axes(ax: Axes | None, figsize: tuple[float, float], caller: str) -> Axes:
+def axes_for(ax: Axes | None, figsize: tuple[float, float], caller: str) -> Axes:
+    """The axes handed in, or those of a new figure."""
     if ax is not None:
         return ax
     figure = import_extra("matplotlib.figure", caller).Figure(figsize=figsize, layout="constrained")
@@ -59,7 +60,7 @@ def _as_images(value: ArrayLike, name: str) -> FloatArray:
     return images
 
 
-def _mosaic(
+def mosaic(
     images: FloatArray, num_rows: int, num_columns: int, value_range: tuple[float, float] | None
 ) -> FloatArray:
     """Tile images row by row into one picture with a one-pixel frame of NaN, scaled to [0, 1]."""
@@ -80,7 +81,8 @@ def _mosaic(
     return canvas
 
 
-def _show(ax: Axes, canvas: FloatArray, cmap: str) -> None:
+def show_image(ax: Axes, canvas: FloatArray, cmap: str) -> None:
+    """Draw an array of pixels, one square each, without axes."""
     if canvas.shape[-1] == 3:
         ax.imshow(np.nan_to_num(canvas, nan=1.0), interpolation="nearest")
     else:
@@ -119,12 +121,12 @@ def plot_sample_grid(
     default = int(np.ceil(np.sqrt(len(batch))))
     columns = default if num_columns is None else as_count(num_columns, "num_columns")
     rows = -(-len(batch) // columns)
-    canvas = _mosaic(batch, rows, columns, value_range)
+    canvas = mosaic(batch, rows, columns, value_range)
     height = min(12.0, 0.6 * rows + 0.4)
-    axes = _axes(ax, (height * canvas.shape[1] / canvas.shape[0], height), "plot_sample_grid")
-    _show(axes, canvas, cmap)
+    axes = axes_for(ax, (height * canvas.shape[1] / canvas.shape[0], height), "plot_sample_grid")
+    show_image(axes, canvas, cmap)
     if title is not None:
-        axes.set_title(title, fontsize=11, color=_INK)
+        axes.set_title(title, fontsize=11, color=INK)
     return axes
 
 
@@ -165,23 +167,23 @@ def plot_reconstructions(
                 f"got {batches[0].shape} and {batch.shape}."
             )
     columns = min(limit, len(batches[0]))
-    canvas = _mosaic(
+    canvas = mosaic(
         np.concatenate([batch[:columns] for batch in batches]), len(batches), columns, value_range
     )
     width = min(14.0, 0.75 * columns + 1.2)
     height = (width - 1.2) * canvas.shape[0] / canvas.shape[1] + (0.4 if title else 0.1)
-    axes = _axes(ax, (width, height), "plot_reconstructions")
-    _show(axes, canvas, cmap)
+    axes = axes_for(ax, (width, height), "plot_reconstructions")
+    show_image(axes, canvas, cmap)
     step = canvas.shape[0] / len(batches)
     axes.set_yticks(
         [step * (row + 0.5) - 0.5 for row in range(len(batches))],
         [label for _, label, _ in named],
         fontsize=9,
-        color=_INK,
+        color=INK,
     )
     axes.tick_params(length=0)
     if title is not None:
-        axes.set_title(title, fontsize=11, color=_INK)
+        axes.set_title(title, fontsize=11, color=INK)
     return axes
 
 
@@ -223,9 +225,9 @@ def plot_loss_curve(
             )
         checked[label] = values
 
-    axes = _axes(ax, (6.0, 3.6), "plot_loss_curve")
+    axes = axes_for(ax, (6.0, 3.6), "plot_loss_curve")
     for index, (label, values) in enumerate(checked.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         finite = np.isfinite(values)
         missing = len(values) - int(finite.sum())
         if missing:
@@ -235,15 +237,15 @@ def plot_loss_curve(
         if width > 1:
             axes.plot(steps, np.where(finite, values, np.nan), color=colour, alpha=0.25, lw=0.8)
         axes.plot(steps, _running_mean(values, width), color=colour, lw=1.8, label=label or None)
-    axes.set_xlabel(xlabel, color=_INK)
-    axes.set_ylabel(ylabel, color=_INK)
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
     axes.grid(True, color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=9, loc="upper right")
     if title is not None:
-        axes.set_title(title, fontsize=11, color=_INK)
+        axes.set_title(title, fontsize=11, color=INK)
     return axes
 
 
@@ -300,7 +302,7 @@ def plot_density_with_samples(
         low, high = bounds[:, 0], bounds[:, 1]
     size = as_count(resolution, "resolution", 2)
 
-    axes = _axes(ax, (4.6, 4.4), "plot_density_with_samples")
+    axes = axes_for(ax, (4.6, 4.4), "plot_density_with_samples")
     if log_density is not None:
         grid_x, grid_y = np.linspace(low[0], high[0], size), np.linspace(low[1], high[1], size)
         grid = np.stack(np.meshgrid(grid_x, grid_y), axis=-1).reshape(-1, 2)
@@ -325,17 +327,17 @@ def plot_density_with_samples(
         points[:, 0],
         points[:, 1],
         s=14 * crowd,
-        color=_COLOURS[1],
+        color=COLOURS[1],
         alpha=float(0.3 + 0.6 * crowd),
         linewidths=0,
     )
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
-    axes.set_xlabel(labels[0], color=_INK)
-    axes.set_ylabel(labels[1], color=_INK)
+    axes.set_xlabel(labels[0], color=INK)
+    axes.set_ylabel(labels[1], color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     if title is not None:
-        axes.set_title(title, fontsize=11, color=_INK)
+        axes.set_title(title, fontsize=11, color=INK)
     return axes
 
 
@@ -353,19 +355,19 @@ def plot_calibration(
     :return: The axes.
     :raises ImportError: If matplotlib is missing.
     """
-    axes = _axes(ax, (4.4, 4.2), "plot_calibration")
+    axes = axes_for(ax, (4.4, 4.2), "plot_calibration")
     filled = report.bin_weight > 0
     confidence, frequency = report.bin_confidence[filled], report.bin_frequency[filled]
-    axes.plot([0, 1], [0, 1], color=_COLOURS[5], linewidth=1, linestyle="--", zorder=1)
-    axes.plot(confidence, frequency, color=_COLOURS[0], linewidth=1.5, zorder=2)
+    axes.plot([0, 1], [0, 1], color=COLOURS[5], linewidth=1, linestyle="--", zorder=1)
+    axes.plot(confidence, frequency, color=COLOURS[0], linewidth=1.5, zorder=2)
     area = 20 + 180 * report.bin_weight[filled]
-    axes.scatter(confidence, frequency, s=area, color=_COLOURS[0], zorder=3, clip_on=False)
+    axes.scatter(confidence, frequency, s=area, color=COLOURS[0], zorder=3, clip_on=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
-    axes.set_xlabel("critic's probability of data", color=_INK)
-    axes.set_ylabel("share of data", color=_INK)
+    axes.set_xlabel("critic's probability of data", color=INK)
+    axes.set_ylabel("share of data", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     default = f"calibration error {report.expected_calibration_error:.3f}"
-    axes.set_title(default if title is None else title, fontsize=11, color=_INK)
+    axes.set_title(default if title is None else title, fontsize=11, color=INK)
     return axes

@@ -21,6 +21,8 @@ from sphinx.pycode import ModuleAnalyzer
 
 BACKENDS = {"pyro_spread": "Pyro", "numpyro_spread": "NumPyro"}
 OWN = (*BACKENDS, "spread_analysis")
+# Private: what it defines is documented where it is exported.
+CORE = "spread_core"
 
 # One list each; the names of submodules that their package does not export come with the package.
 LISTS = (*OWN, "spread_analysis.reference")
@@ -43,11 +45,12 @@ GROUPS = {
     "history": "Watching a run, and reporting it",
     "report": "Watching a run, and reporting it",
     "checkpoint": "Checkpoints",
-    "_checkpoint": "Checkpoints",
+    "checkpoint_file": "Checkpoints",
     "guard": "A guard against NaN and inf",
-    "_nonfinite": "A guard against NaN and inf",
+    "nonfinite": "A guard against NaN and inf",
     "evaluation": "Evaluation",
     "critic": "Judging a critic",
+    "monitors": "Judging a critic",
     "metrics": "Metrics of samples",
     "log_evidence": "Log evidence",
     "calibration": "Calibration",
@@ -94,7 +97,7 @@ def public_names(package: str) -> dict[str, Any]:
 def _home(full: str, obj: Any, package: str) -> str:
     """The last part of the module, below the package, that the object is grouped by."""
     module = getattr(obj, "__module__", None)
-    if not isinstance(module, str) or not module.startswith(OWN):  # a constant
+    if not isinstance(module, str) or not module.startswith((*OWN, CORE)):  # a constant
         owner = importlib.import_module(package)
         name = full.rpartition(".")[2]
         for info in pkgutil.iter_modules(owner.__path__):
@@ -142,7 +145,8 @@ def _page(package: str) -> str:
 def _words(full: str, obj: Any, package: str) -> str:
     """What is said about an object whose page autodoc cannot make."""
     if isinstance(obj, type):  # documented by another package, under the name it has there
-        home = f"{obj.__module__.partition('.')[0]}.{obj.__name__}"
+        owner = obj.__module__.partition(".")[0].replace(CORE, "spread_analysis")
+        home = f"{owner}.{obj.__name__}"
         return f"The same class as :py:obj:`{home}`.\n\n{inspect.getdoc(obj)}"
     module = f"{package}.{_home(full, obj, package)}"
     docs = ModuleAnalyzer.for_module(module).find_attr_docs()
@@ -161,7 +165,9 @@ def context() -> dict[str, Any]:
         for full, obj in public_names(package).items():
             everything.add(full)
             module = getattr(obj, "__module__", None)
-            foreign = isinstance(obj, type) and not module.startswith(package.partition(".")[0])
+            home = package.partition(".")[0]
+            own = (home, CORE) if home == "spread_analysis" else home
+            foreign = isinstance(obj, type) and not module.startswith(own)
             constant = not isinstance(module, str) and not isinstance(obj, types.ModuleType)
             if foreign or constant:
                 words[full] = _words(full, obj, package)
@@ -190,7 +196,7 @@ def skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: 
     """Whether a member of a class is left out: yes, if torch, Pyro, JAX or NumPyro define it."""
     inner = obj.fget if isinstance(obj, property) else getattr(obj, "__func__", obj)
     module = getattr(inner, "__module__", None) or ""
-    if what == "class" and callable(inner) and not module.startswith(OWN):
+    if what == "class" and callable(inner) and not module.startswith((*OWN, CORE)):
         return True
     return None
 

@@ -31,6 +31,8 @@ from numpyro import handlers
 from numpyro.contrib.module import flax_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
+from studies.avb_toy_study import Fit, batch, compare, latent_grid, parse_args
+from studies.comparison import learning_rate_factor
 
 from numpyro_spread import (
     GaussianNoise,
@@ -41,8 +43,6 @@ from numpyro_spread import (
     two_player,
 )
 from numpyro_spread.ratio import MLPCritic
-from spread_analysis.avb_toy_study import Fit, batch, compare, latent_grid, parse_args
-from spread_analysis.comparison import learning_rate_factor
 
 
 class MLP(nn.Module):

@@ -36,6 +36,14 @@ from numpyro import handlers
 from numpyro.contrib.module import flax_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
+from studies.avb_vae_study import (
+    NUM_SHOWN,
+    Fit,
+    batches,
+    compare,
+    load_images,
+    parse_args,
+)
 
 from numpyro_spread import (
     GaussianNoise,
@@ -48,14 +56,6 @@ from numpyro_spread import (
     two_player,
 )
 from numpyro_spread.ratio import MLPCritic
-from spread_analysis.avb_vae_study import (
-    NUM_SHOWN,
-    Fit,
-    batches,
-    compare,
-    load_images,
-    parse_args,
-)
 
 # PyTorch's default, so that both backends start alike.
 Dense = functools.partial(

@@ -25,6 +25,8 @@ from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Predictive, Trace_ELBO
+from studies.bimodal_study import OBSERVED, Fit, compare, parse_args
+from studies.comparison import learning_rate_factor
 
 from numpyro_spread import (
     GaussianNoise,
@@ -35,8 +37,6 @@ from numpyro_spread import (
     two_player,
 )
 from numpyro_spread.ratio import MLPCritic
-from spread_analysis.bimodal_study import OBSERVED, Fit, compare, parse_args
-from spread_analysis.comparison import learning_rate_factor
 
 
 class Sampler(nn.Module):

@@ -28,11 +28,11 @@ from flax import linen as nn
 from jax import lax, random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive
+from studies.conditional_study import compare_conditional
+from studies.gan_study import Fit, as_images, as_signed, batches, parse_args
 from tqdm import tqdm
 
 from numpyro_spread import R1, AdversarialDivergence, GaussianNoise, JSPi, concat_sites, two_player
-from spread_analysis.conditional_study import compare_conditional
-from spread_analysis.gan_study import Fit, as_images, as_signed, batches, parse_args
 
 
 class MLP(nn.Module):

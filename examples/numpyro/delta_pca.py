@@ -22,10 +22,10 @@ import numpyro.distributions as dist
 import optax
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
+from studies.pca_study import PCARun, compare, parse_args
 from tqdm import tqdm
 
 from numpyro_spread import GaussianNoise, SpreadELBO
-from spread_analysis.pca_study import PCARun, compare, parse_args
 
 CHUNK = 20
 

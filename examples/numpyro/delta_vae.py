@@ -30,10 +30,7 @@ from jax import lax, random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.optim import Adam
-from tqdm import trange
-
-from numpyro_spread import GaussianNoise, SpreadELBO
-from spread_analysis.comparison import (
+from studies.comparison import (
     Fit,
     compare,
     learning_rate_factor,
@@ -41,6 +38,9 @@ from spread_analysis.comparison import (
     num_batches,
     parse_args,
 )
+from tqdm import trange
+
+from numpyro_spread import GaussianNoise, SpreadELBO
 from spread_analysis.datasets import Dataset
 
 

@@ -25,11 +25,11 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.infer import SVI
+from studies.comparison import learning_rate_factor
+from studies.supports_study import Run, compare, parse_args
 
 from numpyro_spread import AdversarialDivergence, GaussianNoise, JSPi, concat_sites, two_player
 from numpyro_spread.ratio import MLPCritic
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.supports_study import Run, compare, parse_args
 
 
 def main(args):

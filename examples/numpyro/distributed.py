@@ -33,6 +33,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI
+from studies.distributed_study import digits, parse_args, write_summary
 
 from numpyro_spread import (
     MMD,
@@ -43,7 +44,6 @@ from numpyro_spread import (
     concat_sites,
     two_player,
 )
-from spread_analysis.distributed_study import digits, parse_args, write_summary
 
 
 class Net(nn.Module):

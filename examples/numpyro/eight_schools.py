@@ -28,6 +28,8 @@ from numpyro import handlers
 from numpyro.contrib.module import flax_module
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal
+from studies.comparison import learning_rate_factor
+from studies.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, parse_args
 
 from numpyro_spread import (
     AutoImplicit,
@@ -39,9 +41,7 @@ from numpyro_spread import (
     two_player,
 )
 from numpyro_spread.ratio import MLPCritic
-from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.reference import EIGHT_SCHOOLS_EFFECTS, EIGHT_SCHOOLS_ERRORS
-from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, parse_args
 
 
 class Effects(nn.Module):

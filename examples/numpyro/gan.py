@@ -29,6 +29,15 @@ from flax import linen as nn
 from jax import lax, random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive
+from studies.gan_study import (
+    Fit,
+    as_images,
+    as_signed,
+    bandwidths,
+    batches,
+    compare,
+    parse_args,
+)
 from tqdm import tqdm
 
 from numpyro_spread import (
@@ -45,15 +54,6 @@ from numpyro_spread import (
     WassersteinCritic,
     concat_sites,
     two_player,
-)
-from spread_analysis.gan_study import (
-    Fit,
-    as_images,
-    as_signed,
-    bandwidths,
-    batches,
-    compare,
-    parse_args,
 )
 
 

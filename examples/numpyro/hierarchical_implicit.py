@@ -30,6 +30,15 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive
+from studies.comparison import learning_rate_factor
+from studies.hierarchy_study import (
+    LOG_TAU_PRIOR,
+    MU_PRIOR,
+    Fit,
+    compare,
+    g_and_k,
+    parse_args,
+)
 
 from numpyro_spread import (
     ImplicitDistribution,
@@ -38,15 +47,6 @@ from numpyro_spread import (
     averaged_params,
     concat_sites,
     two_player,
-)
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.hierarchy_study import (
-    LOG_TAU_PRIOR,
-    MU_PRIOR,
-    Fit,
-    compare,
-    g_and_k,
-    parse_args,
 )
 
 

@@ -25,10 +25,10 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.infer import SVI
+from studies.ica_study import compare, parse_args
 from tqdm import tqdm
 
 from numpyro_spread import GaussianNoise, SpreadELBO
-from spread_analysis.ica_study import compare, parse_args
 
 CHUNK = 20
 

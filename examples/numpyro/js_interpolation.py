@@ -21,11 +21,8 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.infer import SVI
-
-from numpyro_spread import AdversarialDivergence, JSPi, concat_sites, two_player
-from numpyro_spread.ratio import MLPCritic, QuadraticCritic
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.interpolation_study import (
+from studies.comparison import learning_rate_factor
+from studies.interpolation_study import (
     CRITICS,
     MIXTURE_START,
     MODE,
@@ -35,6 +32,9 @@ from spread_analysis.interpolation_study import (
     gaussian_covariance,
     parse_args,
 )
+
+from numpyro_spread import AdversarialDivergence, JSPi, concat_sites, two_player
+from numpyro_spread.ratio import MLPCritic, QuadraticCritic
 
 
 def main(args):

@@ -35,6 +35,14 @@ from jax import lax, random
 from numpyro import handlers
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI
+from studies.comparison import learning_rate_factor
+from studies.simulator_study import (
+    CHECK_EVERY,
+    DENSITY,
+    Fit,
+    compare,
+    parse_args,
+)
 
 from numpyro_spread import (
     KL,
@@ -45,14 +53,6 @@ from numpyro_spread import (
     averaged_params,
     concat_sites,
     two_player,
-)
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.simulator_study import (
-    CHECK_EVERY,
-    DENSITY,
-    Fit,
-    compare,
-    parse_args,
 )
 
 DIVERGENCES = {"reverse-kl": ReverseKL(), "js": JSPi(0.5), "kl": KL()}

@@ -29,6 +29,7 @@ from flax import linen as nn
 from jax import lax, random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive
+from studies.tensorboard_study import parse_args
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -45,7 +46,6 @@ from numpyro_spread import (
 )
 from numpyro_spread.ratio import log_ratio
 from spread_analysis import load_dataset
-from spread_analysis.tensorboard_study import parse_args
 
 
 class MLP(nn.Module):

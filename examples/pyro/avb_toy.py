@@ -22,6 +22,8 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import LambdaLR
+from studies.avb_toy_study import Fit, batch, compare, latent_grid, parse_args
+from studies.comparison import learning_rate_factor
 from torch import nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
@@ -35,8 +37,6 @@ from pyro_spread import (
     two_player,
 )
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.avb_toy_study import Fit, batch, compare, latent_grid, parse_args
-from spread_analysis.comparison import learning_rate_factor
 
 
 def mlp(num_inputs, hidden_dim, num_outputs):

@@ -30,6 +30,14 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import LambdaLR
+from studies.avb_vae_study import (
+    NUM_SHOWN,
+    Fit,
+    batches,
+    compare,
+    load_images,
+    parse_args,
+)
 from torch import nn
 from torch.distributions import constraints
 
@@ -44,14 +52,6 @@ from pyro_spread import (
     two_player,
 )
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.avb_vae_study import (
-    NUM_SHOWN,
-    Fit,
-    batches,
-    compare,
-    load_images,
-    parse_args,
-)
 
 
 def mlp(num_inputs, hidden_dim, num_outputs):

@@ -19,6 +19,8 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.optim import LambdaLR
+from studies.bimodal_study import OBSERVED, Fit, compare, parse_args
+from studies.comparison import learning_rate_factor
 from torch import nn
 from torch.distributions import constraints
 
@@ -31,8 +33,6 @@ from pyro_spread import (
     two_player,
 )
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.bimodal_study import OBSERVED, Fit, compare, parse_args
-from spread_analysis.comparison import learning_rate_factor
 
 
 def scaled(net):

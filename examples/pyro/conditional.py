@@ -21,13 +21,13 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Predictive
 from pyro.optim import Adam
+from studies.conditional_study import compare_conditional
+from studies.gan_study import Fit, as_images, as_signed, batches, parse_args
 from torch import nn
 from tqdm import tqdm
 
 from pyro_spread import R1, AdversarialDivergence, GaussianNoise, JSPi, concat_sites, two_player
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.conditional_study import compare_conditional
-from spread_analysis.gan_study import Fit, as_images, as_signed, batches, parse_args
 
 
 def main(args):

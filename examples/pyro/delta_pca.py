@@ -21,10 +21,10 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
+from studies.pca_study import PCARun, compare, parse_args
 from tqdm import trange
 
 from pyro_spread import GaussianNoise, SpreadELBO
-from spread_analysis.pca_study import PCARun, compare, parse_args
 
 
 def main(args):

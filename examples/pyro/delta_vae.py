@@ -25,17 +25,17 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam, LambdaLR
-from torch import nn
-from tqdm import trange
-
-from pyro_spread import GaussianNoise, SpreadELBO
-from spread_analysis.comparison import (
+from studies.comparison import (
     Fit,
     compare,
     learning_rate_factor,
     minibatches,
     parse_args,
 )
+from torch import nn
+from tqdm import trange
+
+from pyro_spread import GaussianNoise, SpreadELBO
 from spread_analysis.datasets import Dataset
 
 

@@ -24,11 +24,11 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
 from pyro.optim import LambdaLR
+from studies.comparison import learning_rate_factor
+from studies.supports_study import Run, compare, parse_args
 
 from pyro_spread import AdversarialDivergence, GaussianNoise, JSPi, concat_sites, two_player
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.supports_study import Run, compare, parse_args
 
 
 def main(args):

@@ -31,6 +31,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
+from studies.distributed_study import digits, parse_args, write_summary
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -44,7 +45,6 @@ from pyro_spread import (
     concat_sites,
 )
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.distributed_study import digits, parse_args, write_summary
 
 
 class Model(PyroModule):

@@ -18,10 +18,9 @@ import argparse
 import pyro
 import torch
 from distributed import build, make_optimizer
+from studies.distributed_study import digits, parse_args, write_summary
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from spread_analysis.distributed_study import digits, parse_args, write_summary
 
 try:
     import lightning as L

@@ -26,6 +26,8 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.optim import LambdaLR
+from studies.comparison import learning_rate_factor
+from studies.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, parse_args
 from torch import nn
 from tqdm import trange
 
@@ -39,9 +41,7 @@ from pyro_spread import (
     two_player,
 )
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.comparison import learning_rate_factor
 from spread_analysis.reference import EIGHT_SCHOOLS_EFFECTS, EIGHT_SCHOOLS_ERRORS
-from spread_analysis.schools_study import MU_SCALE, TAU_SCALE, Fit, compare, parse_args
 
 
 class Effects(nn.Module):

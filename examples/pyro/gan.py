@@ -22,6 +22,15 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Predictive
 from pyro.optim import Adam
+from studies.gan_study import (
+    Fit,
+    as_images,
+    as_signed,
+    bandwidths,
+    batches,
+    compare,
+    parse_args,
+)
 from torch import nn
 from tqdm import tqdm
 
@@ -41,15 +50,6 @@ from pyro_spread import (
     two_player,
 )
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.gan_study import (
-    Fit,
-    as_images,
-    as_signed,
-    bandwidths,
-    batches,
-    compare,
-    parse_args,
-)
 
 
 def adversarial(args, critic, divergence, generator="divergence", regularised=True):

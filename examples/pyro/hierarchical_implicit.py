@@ -27,6 +27,15 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
 from pyro.optim import LambdaLR
+from studies.comparison import learning_rate_factor
+from studies.hierarchy_study import (
+    LOG_TAU_PRIOR,
+    MU_PRIOR,
+    Fit,
+    compare,
+    g_and_k,
+    parse_args,
+)
 from torch import nn
 
 from pyro_spread import (
@@ -36,15 +45,6 @@ from pyro_spread import (
     averaged_params,
     concat_sites,
     two_player,
-)
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.hierarchy_study import (
-    LOG_TAU_PRIOR,
-    MU_PRIOR,
-    Fit,
-    compare,
-    g_and_k,
-    parse_args,
 )
 
 

@@ -23,11 +23,11 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
 from pyro.optim import ClippedAdam
+from studies.ica_study import compare, parse_args
 from torch import nn
 from tqdm import trange
 
 from pyro_spread import GaussianNoise, SpreadELBO
-from spread_analysis.ica_study import compare, parse_args
 
 
 class Encoder(nn.Module):

@@ -20,11 +20,8 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
 from pyro.optim import LambdaLR
-
-from pyro_spread import AdversarialDivergence, JSPi, concat_sites, two_player
-from pyro_spread.ratio import MLPCritic, QuadraticCritic
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.interpolation_study import (
+from studies.comparison import learning_rate_factor
+from studies.interpolation_study import (
     CRITICS,
     MIXTURE_START,
     MODE,
@@ -34,6 +31,9 @@ from spread_analysis.interpolation_study import (
     gaussian_covariance,
     parse_args,
 )
+
+from pyro_spread import AdversarialDivergence, JSPi, concat_sites, two_player
+from pyro_spread.ratio import MLPCritic, QuadraticCritic
 
 
 def main(args):

@@ -28,6 +28,8 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
 from pyro.optim import LambdaLR
+from studies.comparison import learning_rate_factor
+from studies.simulator_study import CHECK_EVERY, DENSITY, Fit, compare, parse_args
 from torch import nn
 
 from pyro_spread import (
@@ -40,8 +42,6 @@ from pyro_spread import (
     concat_sites,
     two_player,
 )
-from spread_analysis.comparison import learning_rate_factor
-from spread_analysis.simulator_study import CHECK_EVERY, DENSITY, Fit, compare, parse_args
 
 DIVERGENCES = {"reverse-kl": ReverseKL(), "js": JSPi(0.5), "kl": KL()}
 

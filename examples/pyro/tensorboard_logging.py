@@ -21,6 +21,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Predictive
 from pyro.optim import Adam
+from studies.tensorboard_study import parse_args
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import trange
@@ -38,7 +39,6 @@ from pyro_spread import (
 )
 from pyro_spread.ratio import MLPCritic, log_ratio
 from spread_analysis import load_dataset
-from spread_analysis.tensorboard_study import parse_args
 
 
 class TensorBoardCallback:

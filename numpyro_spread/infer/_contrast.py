@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import Distribution
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, seed
 
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gradients import refuse_gradient
-from numpyro_spread.infer._implicit_group import Group, frozen
+from numpyro_spread.infer._guide_run import ContrastOptions, GuideRun
+from numpyro_spread.infer._implicit_group import Group
 from numpyro_spread.infer._registration import example_of
 from numpyro_spread.infer._scan import Inside, is_scanned
 from numpyro_spread.infer._series import Series, time_last
@@ -29,45 +29,8 @@ from numpyro_spread.infer._sites import (
     plain_name,
 )
 from numpyro_spread.ratio.adapters import SiteValues
-from numpyro_spread.ratio.binding import Bound
 from numpyro_spread.ratio.losses import weighted_mean
-from numpyro_spread.ratio.regularizers import Regularizer
-from spread_analysis import _messages
-
-
-@dataclass(frozen=True)
-class ContrastOptions:
-    """
-    What a contrast loss was told.
-
-    :param critics: one critic for all implicit sites, or a dict from site to critic.
-    :param head: the Gaussian head, or None.
-    :param adaptive: whether guide draws are contrasted with a Gaussian, or with the prior.
-    :param regularizer: penalty on the critics, or None.
-    :param num_moment_draws: guide draws per datum for the moments; None chooses.
-    :param num_critic_draws: guide draws per datum for the critic; None chooses.
-    :param name: of the discriminator among the params.
-    :param num_particles: how often all of this happens at once.
-    """
-
-    critics: Bound | Mapping[str, Bound]
-    head: Bound | None
-    adaptive: bool
-    regularizer: Regularizer | None
-    num_moment_draws: int | None
-    num_critic_draws: int | None
-    name: str
-    num_particles: int = 1
-
-    @property
-    def params_site(self) -> str:
-        """The param site of the critics."""
-        return f"{self.name}$params"
-
-    @property
-    def head_site(self) -> str:
-        """The param site of the head."""
-        return f"{self.name}$head"
+from spread_core.messages import contrasts, players
 
 
 class Contrasted(Distribution):
@@ -101,35 +64,16 @@ class Contrasted(Distribution):
         return self._log_density()
 
 
-class ContrastRun:
+class ContrastRun(GuideRun):
     """
     One run of guide and model: what the guide's implicit sites are, and what critics learn there.
 
-    :param options: of the loss.
-    :param rng_key: random key for all draws that the stock ELBO does not make.
-    :param params: values of param sites; None while they are being initialised.
-    :param model: the model, unspread.
-    :param args: positional arguments of model and guide, after the noise.
-    :param kwargs: keyword arguments of both.
+    :param args: those of :class:`GuideRun`.
     """
 
-    def __init__(
-        self,
-        options: ContrastOptions,
-        rng_key: jax.Array,
-        params: Mapping[str, Any] | None,
-        model: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.options, self.params, self.model = options, params, model
-        self.args, self.kwargs = args, kwargs
-        self._rng_key = rng_key
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.has_bare_delta = False
-        #: All latent sites and plates of the guide.
-        self.trace: dict[str, Any] = {}
-        #: Dict from implicit site to distribution and mask.
-        self.implicit: dict[str, tuple[Distribution, Any]] = {}
         #: Latents of the model whose prior is part of the critic's log-ratio.
         self.unscored: set[str] = set()
         self._ignored: set[str] = set()
@@ -159,7 +103,7 @@ class ContrastRun:
             return fn
         noise = innermost(fn).base_dist
         if not noise.has_rsample:
-            message = _messages.latent_without_gradient(name, plain_name(noise))
+            message = players.latent_without_gradient(name, plain_name(noise))
             refuse_gradient(noise, NotImplementedError(message))
         whole = Series(fn) if is_scanned(site) else fn
         if mask is not None and whole is not fn:
@@ -179,15 +123,15 @@ class ContrastRun:
         if isinstance(critics, Mapping):
             for site in critics:
                 if site not in self.implicit and site not in self._ignored:
-                    raise ValueError(_messages.critic_for_unknown_site(site, self.implicit))
+                    raise ValueError(contrasts.critic_for_unknown_site(site, self.implicit))
             for site in self.implicit:
                 if site not in critics:
-                    raise ValueError(_messages.missing_critic(site, critics))
+                    raise ValueError(contrasts.missing_critic(site, critics))
         if self.params is None or not self.implicit:
             return
         sites = [self.options.params_site] + [self.options.head_site] * bool(self.options.head)
         if any(site not in self.params for site in sites):
-            raise ValueError(_messages.not_registered(self.options.name))
+            raise ValueError(players.not_registered(self.options.name))
 
     @property
     def groups(self) -> dict[str | None, Group]:
@@ -238,31 +182,6 @@ class ContrastRun:
                 total = total - jnp.sum(scale * log_prob)
         return total
 
-    def prior_trace(self, drawn: set[str], rng_key: jax.Array) -> dict[str, Any]:
-        """
-        A run of the model at the guide's values, all of which are constants.
-
-        :param drawn: latents that are drawn from the model instead.
-        :param rng_key: random key.
-        """
-        fixed = {n: lax.stop_gradient(s["value"]) for n, s in self.trace.items() if n not in drawn}
-        # Containers are copied, since a model may write to those of mutable sites.
-        params = jax.tree.map(lambda leaf: leaf, dict(self.params or {}))
-        seeded = seed(substitute(substitute(self.model, data=params), data=fixed), rng_key)
-        sites: dict[str, Any] = trace(_Detached(seeded)).get_trace(
-            *frozen(self.args), **frozen(self.kwargs)
-        )
-        return sites
-
-    def prior_draw(self, name: str, rng_key: jax.Array) -> Callable[[jax.Array], Any]:
-        """From a key to a draw of the model at one site, given the guide's values at all others."""
-        site = self.prior_trace(set(), rng_key)[name]
-        fn = site["fn"]
-        batch_shape = self.implicit[name][0].batch_shape
-        if fn.batch_shape != batch_shape:
-            fn = fn.expand(batch_shape)
-        return lambda key: _detach(name, fn, fn.sample(key))
-
     def example(self) -> dict[str | None, tuple[SiteValues, tuple[Any, ...], dict[str, Any]]]:
         """What critics and head will see, of the right shapes, by critic."""
         return {key: group.example() for key, group in self.groups.items()}
@@ -310,7 +229,7 @@ class _ModelSide(Inside):
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
             for site in sorted(self._run.unscored - self._seen):
-                raise ValueError(_messages.no_prior_site(site))
+                raise ValueError(contrasts.no_prior_site(site))
 
     def process_message(self, msg: Any) -> None:
         super().process_message(msg)
@@ -326,27 +245,7 @@ class _ModelSide(Inside):
         if name in self._run.unscored:
             msg["fn"] = _worth_nothing(fn)
         elif self._run.options.adaptive and is_implicit(fn):
-            raise NotImplementedError(_messages.implicit_prior(name))
-
-
-class _Detached(Inside):
-    """Draws of a model of which nothing is learned."""
-
-    def postprocess_message(self, msg: Any) -> None:
-        super().postprocess_message(msg)
-        if msg["type"] == "sample":
-            self.leave(msg)
-
-    def leave(self, msg: Any) -> None:
-        if not msg["is_observed"]:
-            msg["value"] = _detach(msg["name"], msg["fn"], msg["value"])
-
-
-def _detach(name: str, fn: Any, value: Any) -> Any:
-    if is_implicit(fn):
-        # What is learned elsewhere has a density through which it gets a gradient.
-        value = refuse_gradient(value, NotImplementedError(_messages.learned_implicit_prior(name)))
-    return lax.stop_gradient(value)
+            raise NotImplementedError(contrasts.implicit_prior(name))
 
 
 def _worth_nothing(fn: Distribution) -> Contrasted:

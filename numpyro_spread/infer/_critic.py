@@ -16,8 +16,8 @@ from numpyro_spread.ratio._slopes import are_apart, others_move
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import Bound
 from numpyro_spread.ratio.regularizers import Regularizer
-from spread_analysis._messages import players
-from spread_analysis._warning import warn_user
+from spread_core.caller_warning import warn_user
+from spread_core.messages import players
 
 # Critics that a gradient penalty has met already.
 _looked_at: WeakSet[Bound] = WeakSet()

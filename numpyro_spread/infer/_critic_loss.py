@@ -25,8 +25,8 @@ from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
-from spread_analysis import _messages
-from spread_analysis._validation import check_count
+from spread_core.messages import players, spreading
+from spread_core.validation import check_count
 
 _UPDATES = ("one_pass", "two_pass")
 # Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
@@ -76,7 +76,7 @@ class CriticLoss(Loss):
         check_count("num_particles", num_particles)
         super().__init__(num_particles)
         if update is not None and update not in _UPDATES:
-            raise ValueError(_messages.bad_choice("update", update, _UPDATES))
+            raise ValueError(players.bad_choice("update", update, _UPDATES))
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self._critic = bind(discriminator)
@@ -156,14 +156,14 @@ class CriticLoss(Loss):
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         if f"{self.name}$params" not in param_map:
-            raise ValueError(_messages.not_registered(self.name))
+            raise ValueError(players.not_registered(self.name))
         losses = []
         mutable: dict[str, Any] = {}
         for key in random.split(rng_key, self.num_particles):
             loss, mutable = self._play_once(key, param_map, model, guide, args, kwargs)
             losses.append(loss)
         if mutable and self.num_particles > 1:
-            raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+            raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         loss = losses[0] if len(losses) == 1 else jnp.mean(jnp.stack(losses))
         return {"loss": loss, "mutable_state": mutable or None}
 
@@ -184,7 +184,7 @@ class CriticLoss(Loss):
             every datum; weights may be None.
         """
         if f"{self.name}$params" not in param_map:
-            raise ValueError(_messages.not_registered(self.name))
+            raise ValueError(players.not_registered(self.name))
         kernels = kernels_of(self.noise, args, kwargs)
         sides = draw_sides(rng_key, param_map, model, guide, kernels, args, kwargs)
         critic = param_map[f"{self.name}$params"]
@@ -272,7 +272,7 @@ class CriticLoss(Loss):
         if self.update == "one_pass" and (
             self._critic.coupled or others_move(self._critic.apply, params, values, args, kwargs)
         ):
-            raise ValueError(_messages.coupled_critic())
+            raise ValueError(players.coupled_critic())
         return self.update == "one_pass"
 
     def _slopes(self, logits: Logits) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_spread.infer._scan import is_scanned
-from spread_analysis import _datum
+from spread_core import datum
 
 
 def frames_of(site: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -38,7 +38,7 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
         name: tuple(site["fn"].batch_shape)[1 if is_scanned(site) else 0 :]
         for name, site in sites.items()
     }
-    return _datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)
+    return datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)
 
 
 def are_whole(sites: Mapping[str, Any]) -> bool:
@@ -47,7 +47,7 @@ def are_whole(sites: Mapping[str, Any]) -> bool:
 
     :param sites: dict from name to site of a trace.
     """
-    return _datum.are_whole({name: frames_of(site) for name, site in sites.items()})
+    return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
 
 
 def in_batch(value: Any, site: Mapping[str, Any], dim: int | None) -> Any:
@@ -60,7 +60,7 @@ def in_batch(value: Any, site: Mapping[str, Any], dim: int | None) -> Any:
     """
     batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
     own = jnp.shape(value)
-    shape = _datum.full_shape(own, batch, event, dim)
+    shape = datum.full_shape(own, batch, event, dim)
     if shape is None or shape == own:
         return None if shape is None else value
     kind = _kind(value)
@@ -112,7 +112,7 @@ def weight_of_data(
     scale, batch = 1.0 if site["scale"] is None else site["scale"], list(site["fn"].batch_shape)
     if dim is not None:
         batch[dim] = batch_shape[0]
-    _datum.check_scale(name, jnp.shape(scale), jnp.shape(site["value"]), tuple(batch), dim)
+    datum.check_scale(name, jnp.shape(scale), jnp.shape(site["value"]), tuple(batch), dim)
     kind = _kind(scale)
     return kind.broadcast_to(kind.reshape(scale, (-1,)), batch_shape or (1,)).reshape(batch_shape)
 

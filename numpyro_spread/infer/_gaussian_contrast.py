@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from spread_analysis._moments import predictive_regret
+from spread_core.moments import predictive_regret
 
 _LOG_2PI = math.log(2 * math.pi)
 

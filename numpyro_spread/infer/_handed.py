@@ -14,11 +14,10 @@ from numpyro.primitives import Messenger
 
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
-from spread_analysis._arguments import Key, get_argument, replace_arguments
-from spread_analysis._messages import spreading
-from spread_analysis._patterns import key_of
-from spread_analysis._use_of_data import UseOfData, layout
+from spread_core.arguments import Key, get_argument, replace_arguments
+from spread_core.messages import general, spreading
+from spread_core.patterns import key_of
+from spread_core.use_of_data import UseOfData, layout
 
 
 class Handed:
@@ -188,6 +187,6 @@ class Watch(Messenger):
         try:
             kernel.spread(msg["fn"])  # its own refusal says more
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise type(error)(_messages.at_site(msg["name"], error)) from error
+            raise type(error)(general.at_site(msg["name"], error)) from error
         kind = type(kernel).__name__
         raise ValueError(spreading.layout_misfit(msg["name"], kind, handed.shapes[key], value))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,15 @@ from jax import lax, random
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
+from numpyro_spread.infer._guide_run import GuideRun, stop_gradient_tree
 from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
 from numpyro_spread.infer._scan import is_scanned
 from numpyro_spread.infer._series import time_last, whole
 from numpyro_spread.noise.base import is_concrete, where_valid
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
-from spread_analysis import _messages
-from spread_analysis._moments import default_critic_draws, default_moment_draws
-
-if TYPE_CHECKING:
-    from numpyro_spread.infer._contrast import ContrastRun
-
-
-def frozen(tree: Any) -> Any:
-    """``tree`` without gradients; what is no array of JAX, as NumPy's constants, stays."""
-    return jax.tree.map(
-        lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree
-    )
+from spread_core.messages import contrasts, players
+from spread_core.moments import default_critic_draws, default_moment_draws
 
 
 class Group:
@@ -49,7 +40,7 @@ class Group:
     """
 
     def __init__(
-        self, run: ContrastRun, key: str | None, names: list[str], rng_key: jax.Array
+        self, run: GuideRun, key: str | None, names: list[str], rng_key: jax.Array
     ) -> None:
         self._run, self._key, self._names = run, key, names
         self._draw_key, self._contrast_key, self._penalty_key = random.split(rng_key, 3)
@@ -71,7 +62,7 @@ class Group:
         if name in self._contrasts:
             log_density = self._contrasts[name].log_prob(self._values[name])
         if name == self._names[0]:
-            critic = frozen(self._params)
+            critic = stop_gradient_tree(self._params)
             values = SiteValues(self._shown, self._batch_shape, self._arguments)
             log_density = log_density + self._critic.apply(
                 critic, values, self._run.args, self._run.kwargs
@@ -91,8 +82,12 @@ class Group:
             weights = jnp.where(counts, weights, 1.0)  # zero divided by zero has no gradient
         loss = logistic_loss(logits.data, logits.model, 0.5, weights, weights)
         if options.regularizer is not None:
-            shown = SiteValues(frozen(self._shown), self._batch_shape, frozen(self._arguments))
-            called = frozen((self._run.args, self._run.kwargs))
+            shown = SiteValues(
+                stop_gradient_tree(self._shown),
+                self._batch_shape,
+                stop_gradient_tree(self._arguments),
+            )
+            called = stop_gradient_tree((self._run.args, self._run.kwargs))
             warn_of_coupling(self._critic, self._params, shown, *called)
         loss = loss + penalty_in_turn(
             self._penalty_key, options.regularizer, self._judge, self._params, data, model, weights
@@ -101,12 +96,14 @@ class Group:
             loss = loss + self._head_loss(weights)
         if weights is not None:  # nobody learns from a batch of which nothing counts
             loss = jnp.where(counts, loss, 0.0)
-        return loss, frozen(logits)
+        return loss, stop_gradient_tree(logits)
 
     def logits(self) -> Logits:
         """Logits at guide draws and at the contrast's; several draws lead the batch shape."""
         sides = self._both_sides()
-        logits: Logits = frozen(self._judge_both(frozen(self._params), *sides))
+        logits: Logits = stop_gradient_tree(
+            self._judge_both(stop_gradient_tree(self._params), *sides)
+        )
         return logits
 
     def example(self) -> tuple[SiteValues, tuple[Any, ...], dict[str, Any]]:
@@ -128,12 +125,12 @@ class Group:
             here = {(frame.name, frame.dim) for frame in site["cond_indep_stack"]}
             plates = {(frame.name, frame.dim) for frame in self._frames}
             if here != plates or tuple(site["fn"].batch_shape) != self._batch_shape:
-                raise ValueError(_messages.contrast_mismatch("plates", first, name))
+                raise ValueError(contrasts.contrast_mismatch("plates", first, name))
             scales = site["scale"], self._run.trace[first]["scale"]
             for what, pair in (("masks", (mask, self._mask)), ("scales", scales)):
                 same = _same(*pair)
                 if is_concrete(same) and not same:
-                    raise ValueError(_messages.contrast_mismatch(what, first, name))
+                    raise ValueError(contrasts.contrast_mismatch(what, first, name))
                 self._alike = self._alike & same
 
     def _weigh(self, name: str) -> jax.Array | None:
@@ -147,7 +144,7 @@ class Group:
                 scale = jnp.broadcast_to(scale, self._batch_shape).astype(value.dtype)
             except ValueError as error:
                 shapes = jnp.shape(scale), jnp.shape(value)
-                raise ValueError(_messages.mask_misfit(name, *shapes)) from error
+                raise ValueError(players.mask_misfit(name, *shapes)) from error
             weights = scale if weights is None else weights * scale
         return None if weights is None else lax.stop_gradient(weights)
 
@@ -233,7 +230,9 @@ class Group:
                 contrast = GaussianContrast.from_draws(draws[:num_moments], fn.event_dim)
                 self._contrasts[name] = self._valid(name, contrast)
             elif options.adaptive:
-                self._contrasts[name] = frozen_contrast(self._head(name, frozen(self._head_params)))
+                self._contrasts[name] = frozen_contrast(
+                    self._head(name, stop_gradient_tree(self._head_params))
+                )
         self._shown = self._standardised(self._values)
 
     def _count_moment_draws(self) -> int:
@@ -251,7 +250,7 @@ class Group:
         if not is_concrete(valid):
             loc = where_valid(loc, valid)
         elif not np.asarray(valid).all():
-            raise ValueError(_messages.collapsed_guide(name))
+            raise ValueError(contrasts.collapsed_guide(name))
         return self._contrast(name, loc, scale, contrast.num_draws)
 
     def _contrast(
@@ -286,7 +285,7 @@ class Group:
     def _both_sides(self) -> tuple[SiteValues, SiteValues]:
         """What the critic learns from: guide draws and contrast draws, none with a gradient."""
         self._prepare()
-        data = frozen(self._standardised(self._fresh) if self._fresh else self._shown)
+        data = stop_gradient_tree(self._standardised(self._fresh) if self._fresh else self._shown)
         leading = (self._num_draws,) if self._fresh else ()
         if self._run.options.adaptive:
             keys = random.split(self._contrast_key, len(self._names))
@@ -296,7 +295,7 @@ class Group:
             }
         else:
             model = self._prior_draws()
-        arguments, shape = frozen(self._arguments), (*leading, *self._batch_shape)
+        arguments, shape = stop_gradient_tree(self._arguments), (*leading, *self._batch_shape)
         if self._mask is not None:
             model = {name: self._counted(name, value) for name, value in model.items()}
         return SiteValues(data, shape, arguments), SiteValues(model, shape, arguments)
@@ -326,7 +325,7 @@ class Group:
                     else:
                         value = whole(sites[name])["value"]
                     values[name] = jnp.broadcast_to(value, jnp.shape(self._values[name]))
-                return frozen(values)
+                return stop_gradient_tree(values)
 
         if self._fresh:
             return jax.vmap(draw)(random.split(draw_key, self._num_draws))
@@ -336,7 +335,9 @@ class Group:
 
     def _judge(self, critic: Any, values: Mapping[str, jax.Array]) -> jax.Array:
         """Logits; draws beyond one per datum are judged one by one."""
-        args, kwargs, arguments = frozen((self._run.args, self._run.kwargs, self._arguments))
+        args, kwargs, arguments = stop_gradient_tree(
+            (self._run.args, self._run.kwargs, self._arguments)
+        )
 
         def judge(values: dict[str, jax.Array]) -> jax.Array:
             shown = SiteValues(values, self._batch_shape, arguments)
@@ -357,19 +358,19 @@ class Group:
 
     def _head(self, name: str, params: Any) -> GaussianContrast:
         """The Gaussian that the head gives to a site."""
-        args, kwargs = frozen(self._own_arguments())
+        args, kwargs = stop_gradient_tree(self._own_arguments())
         head: Any = self._run.options.head
         output, shape = head.call(params, *args, **kwargs), jnp.shape(self._values[name])
         if isinstance(output, Mapping):
             output = output.get(name)
         elif len(self._run.implicit) > 1:
             got = f"one pair for the sites {sorted(self._run.implicit)}"
-            raise ValueError(_messages.head_output(name, got, shape))
+            raise ValueError(contrasts.head_output(name, got, shape))
         try:
             loc, scale = (jnp.broadcast_to(part, shape) for part in output)
         except (TypeError, ValueError) as error:
             got = jax.tree.map(jnp.shape, output)
-            raise ValueError(_messages.head_output(name, got, shape)) from error
+            raise ValueError(contrasts.head_output(name, got, shape)) from error
         if self._mask is not None:
             kept = self._on_event(name)
             loc, scale = jnp.where(kept, loc, 0.0), jnp.where(kept, scale, 1.0)
@@ -386,7 +387,7 @@ class Group:
 
 def frozen_contrast(contrast: GaussianContrast) -> GaussianContrast:
     """The same as a constant."""
-    loc, scale = frozen((contrast.loc, contrast.scale))
+    loc, scale = stop_gradient_tree((contrast.loc, contrast.scale))
     return dataclasses.replace(contrast, loc=loc, scale=scale)
 
 

@@ -17,8 +17,8 @@ from jax import lax, random
 
 from numpyro_spread.infer._watch import report
 from numpyro_spread.noise.base import is_concrete
-from spread_analysis._messages import simulations
-from spread_analysis._nonfinite import NonFiniteError, Told
+from spread_core.messages import simulations
+from spread_core.nonfinite import NonFiniteError, Told
 
 # Folded into the key, beside what splitting it amounts to.
 _WATCH = 0x5EED0003

@@ -39,9 +39,9 @@ from numpyro_spread.infer._two_sides import (
 )
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues
-from spread_analysis import _messages
-from spread_analysis._arguments import positional_names
-from spread_analysis._patterns import resolved
+from spread_core.arguments import positional_names
+from spread_core.messages import contrasts, players
+from spread_core.patterns import resolved
 
 
 class JointSides(NamedTuple):
@@ -101,10 +101,10 @@ def draw_joint(
         sites = run_forward(model, model_key, params, lax.stop_gradient(fixed), args, kwargs)
     observed = {name: site for name, site in sites.items() if is_compared(site)}
     if not observed:
-        raise ValueError(_messages.nothing_observed())
+        raise ValueError(players.nothing_observed())
     for name, site in observed.items():
         if isinstance(site["fn"], Unit):
-            raise ValueError(_messages.factor_site(name))
+            raise ValueError(players.factor_site(name))
     refuse_own_draws(params, model, observed, args, kwargs)
     noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
@@ -114,7 +114,7 @@ def draw_joint(
         if name not in shared and is_latent(sites.get(name, {"type": None}))
     }
     if not local:
-        raise ValueError(_messages.joint_no_latent(drawn))
+        raise ValueError(contrasts.joint_no_latent(drawn))
     compared = observed | local
     dims = data_dims(compared)
     warn_of_shared_latents(model, sites, compared, dims, drawn)
@@ -255,7 +255,7 @@ def _log_globals(
         return total
     for name, site in shared.items():
         if is_implicit(site["fn"]):
-            raise ValueError(_messages.joint_global_implicit(name))
+            raise ValueError(contrasts.joint_global_implicit(name))
         total = total - _log_prob(site)
     sites = run_forward(model, rng_key, params, fixed, args, kwargs)
     for name in shared:

@@ -26,8 +26,8 @@ from numpyro_spread.infer._sites import is_implicit, mask_of_implicit, plain_nam
 from numpyro_spread.infer._supports import Supports
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete, where_valid
-from spread_analysis import _messages
-from spread_analysis._patterns import key_of, resolved
+from spread_core.messages import contrasts, distributions, general, players, semi_implicit
+from spread_core.patterns import key_of, resolved
 
 
 class Spread(Inside):
@@ -56,7 +56,7 @@ class Spread(Inside):
         if exc_type is None:
             for site in resolved(self.kernels, self._implicit):
                 if site not in self._seen:
-                    raise ValueError(_messages.semi_no_such_site(site, self._implicit))
+                    raise ValueError(semi_implicit.semi_no_such_site(site, self._implicit))
 
     def _kernel_at(self, site: str, implicit: bool) -> SpreadNoise | None:
         """The kernel of a site; patterns stand for implicit sites only."""
@@ -73,12 +73,12 @@ class Spread(Inside):
         kernel = self._kernel_at(site, implicit)
         if kernel is None:
             if implicit:
-                raise ValueError(_messages.semi_missing_kernel(site, self.kernels))
+                raise ValueError(semi_implicit.semi_missing_kernel(site, self.kernels))
             return
         if msg["is_observed"] or msg["value"] is not None:
-            raise ValueError(_messages.semi_fixed_site(site))
+            raise ValueError(semi_implicit.semi_fixed_site(site))
         if not implicit:
-            raise ValueError(_messages.semi_not_implicit(site, plain_name(fn)))
+            raise ValueError(semi_implicit.semi_not_implicit(site, plain_name(fn)))
         noise = SiteNoise(site, fn, kernel, self.supports.get(site))
         msg["fn"] = Mixture(noise, _guarded(site, fn), self.num_mixture)
 
@@ -95,7 +95,7 @@ class SiteNoise:
             try:
                 self.transform = biject_to(support)
             except NotImplementedError as error:
-                message = _messages.semi_no_bijection(site, support)
+                message = semi_implicit.semi_no_bijection(site, support)
                 raise NotImplementedError(message) from error
             self.event_dim += self.transform.domain.event_dim - self.transform.codomain.event_dim
 
@@ -121,7 +121,7 @@ class SiteNoise:
         if not is_concrete(inside):
             return where_valid(u, inside)
         if not inside:
-            raise ValueError(_messages.semi_outside_support(self.site, self.support))
+            raise ValueError(semi_implicit.semi_outside_support(self.site, self.support))
         return u
 
     def to_support(self, u: jax.Array) -> jax.Array:
@@ -133,10 +133,10 @@ class SiteNoise:
         try:
             conditional = self.kernel(psi, self.event_dim)
         except (TypeError, ValueError) as error:
-            raise type(error)(_messages.at_site(self.site, error)) from error
+            raise type(error)(general.at_site(self.site, error)) from error
         if conditional.shape() != psi.shape:
             shapes = (conditional.shape(), psi.shape)
-            raise ValueError(_messages.semi_kernel_shape(self.site, *shapes))
+            raise ValueError(semi_implicit.semi_kernel_shape(self.site, *shapes))
         return conditional
 
     def log_jacobian(self, u: jax.Array, z: jax.Array) -> ArrayLike:
@@ -206,7 +206,7 @@ class Mixture(Distribution):
         :raises NotImplementedError: without the psi that ``value`` came from.
         """
         if not intermediates:
-            raise NotImplementedError(_messages.implicit_has_no_density())
+            raise NotImplementedError(distributions.implicit_has_no_density())
         psi, u = intermediates
         terms = self._noise.around(psi).log_prob(u)
         log_prob = logsumexp(terms, axis=0) - math.log(len(terms))
@@ -260,7 +260,7 @@ def _draws(site: str, fn: Distribution, rng_key: jax.Array, shape: tuple[int, ..
         return jnp.asarray(fn.sample(rng_key, shape))
     except (TypeError, ValueError) as error:
         fn.sample(rng_key)  # what fails for one draw too has nothing to do with their number
-        raise ValueError(_messages.not_broadcasting(site, shape, error)) from error
+        raise ValueError(contrasts.not_broadcasting(site, shape, error)) from error
 
 
 def _guarded(site: str, fn: Any) -> Any:
@@ -268,7 +268,7 @@ def _guarded(site: str, fn: Any) -> Any:
     if isinstance(fn, ImplicitDistribution):
         if fn.has_rsample:
             return fn
-        message = _messages.latent_without_gradient(site, plain_name(fn.base_dist))
+        message = players.latent_without_gradient(site, plain_name(fn.base_dist))
         base_dist = refuse_gradient(fn.base_dist, NotImplementedError(message))
         return ImplicitDistribution(fn.fn, base_dist, fn.event_shape)
     guarded = copy.copy(fn)

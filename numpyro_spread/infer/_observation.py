@@ -16,7 +16,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import init_to_feasible
 
 from numpyro_spread.infer._jaxpr import called_jaxpr, through_control_flow
-from spread_analysis._arguments import Key, replace_arguments
+from spread_core.arguments import Key, replace_arguments
 
 # Primitives whose first operand is the data and that only take, drop, repeat or reorder elements.
 _MOVES = frozenset(

@@ -15,8 +15,8 @@ from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._jaxpr import sources_of
 from numpyro_spread.infer._scan import Inside, Unconditioned
-from spread_analysis._messages import players
-from spread_analysis._remembered import Remembered
+from spread_core.messages import players
+from spread_core.remembered import Remembered
 
 # The observed sites of a model that were found to hold data.
 _innocent: Remembered[frozenset[str]] = Remembered()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_spread.infer._datum import frames_of
-from spread_analysis._arguments import positional_names
+from spread_core.arguments import positional_names
 
 _K = TypeVar("_K")
 

@@ -15,8 +15,8 @@ from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._jaxpr import sources_of
 from numpyro_spread.infer._sites import inside_wrappers, is_bare_delta
-from spread_analysis import _messages
-from spread_analysis._remembered import Remembered
+from spread_core.messages import contrasts
+from spread_core.remembered import Remembered
 
 # The sites of a guide that were looked at; None stands for all.
 _accepted: Remembered[set[frozenset[str] | None]] = Remembered()
@@ -49,7 +49,7 @@ def refuse_random_deltas(
         return
     for site in sorted(_random_deltas(params, guide, args, kwargs)):
         if among is None or site in among:
-            raise ValueError(_messages.random_delta(site))
+            raise ValueError(contrasts.random_delta(site))
     _accepted.keep(guide, looked | {key})
 
 

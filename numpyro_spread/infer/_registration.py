@@ -16,7 +16,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._invalid import tells_of_failures
-from spread_analysis._messages import autoguide
+from spread_core.messages import autoguide
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
 

@@ -16,7 +16,7 @@ from numpyro.primitives import Messenger, plate
 from numpyro_spread.infer._handed import draw_in
 from numpyro_spread.infer._jaxpr import called_jaxpr
 from numpyro_spread.noise import SpreadNoise
-from spread_analysis._use_of_data import Learned
+from spread_core.use_of_data import Learned
 
 _R = TypeVar("_R")
 # They leave the elements of an index as they are.

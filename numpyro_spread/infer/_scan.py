@@ -19,7 +19,7 @@ from numpyro.primitives import Messenger, apply_stack
 
 from numpyro_spread.distributions import ImplicitDistribution
 from numpyro_spread.infer._sites import is_implicit
-from spread_analysis._messages import control_flow as messages
+from spread_core.messages import control_flow
 
 # Ends the name under which an observed value leaves a body.
 _OBSERVED = "$observed"
@@ -49,7 +49,7 @@ class Inside(Messenger):
         """Visit the site, or have those in a body visited."""
         if msg["type"] == "control_flow":
             if msg["fn"] not in (scan_wrapper, cond_wrapper):
-                raise NotImplementedError(messages.unknown(msg["fn"].__name__))
+                raise NotImplementedError(control_flow.unknown(msg["fn"].__name__))
             bodies = slice(0, 1) if msg["fn"] is scan_wrapper else slice(1, 3)
             args = list(msg["args"])
             is_scan = msg["fn"] is scan_wrapper
@@ -64,7 +64,7 @@ class Inside(Messenger):
         """See to it that what comes out of a body is what the sites outside are."""
         if msg["type"] == "control_flow":
             if msg["kwargs"].get("enum"):
-                raise NotImplementedError(messages.enumerated())
+                raise NotImplementedError(control_flow.enumerated())
             is_scan = msg["fn"] is scan_wrapper
             traced = msg["value"][1][0] if is_scan else msg["value"][1]
             _settle(traced.trace, is_scan)
@@ -96,13 +96,13 @@ class _Body(Messenger):
     def process_message(self, msg: Any) -> None:
         kind = msg["type"]
         if kind in ("param", "mutable"):
-            raise ValueError(messages.learned_inside(kind, msg["name"], self._is_scan))
+            raise ValueError(control_flow.learned_inside(kind, msg["name"], self._is_scan))
         if kind == "control_flow" and self._is_scan and msg["fn"] is scan_wrapper:
-            raise NotImplementedError(messages.nested())
+            raise NotImplementedError(control_flow.nested())
         if kind == "plate":
             size, taken = msg["args"]
             if self._is_scan and taken is not None and taken < size:
-                raise ValueError(messages.subsampled_inside(msg["name"]))
+                raise ValueError(control_flow.subsampled_inside(msg["name"]))
             # NumPyro does not tell of these plates outside.
             self._outside._plates[msg["name"]] = {**msg, "cond_indep_stack": []}
 
@@ -146,7 +146,7 @@ def _settled(name: str, fn: Any) -> Any:
     """``fn`` with its batch shape, which NumPyro gets wrong in ``to_event`` of events."""
     if not isinstance(fn, Independent | MaskedDistribution):
         if is_implicit(fn) and not isinstance(fn, ImplicitDistribution):
-            raise NotImplementedError(messages.transformed_inside(name))
+            raise NotImplementedError(control_flow.transformed_inside(name))
         return fn
     result = copy.copy(fn)
     result.base_dist = _settled(name, fn.base_dist)

@@ -11,8 +11,8 @@ from typing import Any
 from numpyro_spread.infer._datum import data_plate, frames_of
 from numpyro_spread.infer._scan import is_scanned
 from numpyro_spread.infer._sites import plain_name
-from spread_analysis._messages import players
-from spread_analysis._remembered import Remembered
+from spread_core.messages import players
+from spread_core.remembered import Remembered
 
 _warned: Remembered[bool] = Remembered()
 

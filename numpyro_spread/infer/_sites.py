@@ -12,7 +12,7 @@ from numpyro.distributions import Delta, Distribution, MaskedDistribution
 
 from numpyro_spread.distributions import ImplicitDistribution
 from numpyro_spread.noise.base import is_concrete
-from spread_analysis import _messages
+from spread_core.messages import contrasts
 
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
 
@@ -46,7 +46,7 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
             if fn._mask is False:
                 return False
             if fn.event_dim != outer.event_dim:
-                raise ValueError(_messages.masked_event(site))
+                raise ValueError(contrasts.masked_event(site))
             here = np.broadcast_to if is_concrete(fn._mask) else jnp.broadcast_to
             whole = here(fn._mask, outer.batch_shape)
             mask = whole if mask is None else mask & whole

@@ -23,20 +23,19 @@ from numpyro_spread.infer._rows import PlatesAt, draw_indices, is_drawn_by_rows,
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
-from spread_analysis import _messages
-from spread_analysis._arguments import (
+from spread_core.arguments import (
     Key,
     argument_name,
     check_data_sites,
     get_argument,
     locate_data,
 )
-from spread_analysis._inputs import is_misplaced
-from spread_analysis._messages import inputs, spreading
-from spread_analysis._nonfinite import NonFiniteError
-from spread_analysis._paths import Where
-from spread_analysis._patterns import key_of, resolved
-from spread_analysis._use_of_data import Learned, use_of
+from spread_core.inputs import is_misplaced
+from spread_core.messages import general, inputs, spreading
+from spread_core.nonfinite import NonFiniteError
+from spread_core.paths import Where
+from spread_core.patterns import key_of, resolved
+from spread_core.use_of_data import Learned, use_of
 
 _R = TypeVar("_R")
 
@@ -177,7 +176,7 @@ class Spreading:
             noise = check_noise(self.noise(*args, **kwargs))
         unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
         if unknown:
-            raise ValueError(_messages.unregistered_params(unknown))
+            raise ValueError(spreading.unregistered_params(unknown))
         return noise
 
 
@@ -302,7 +301,7 @@ class SpreadStep:
             self._kwargs,
         )
         if others:
-            raise ValueError(_messages.observed_other_value(others[0]))
+            raise ValueError(spreading.observed_other_value(others[0]))
 
 
 class _LossSpread(spread):
@@ -327,7 +326,7 @@ class _LossSpread(spread):
         kernel = self._kernel_at(site)
         if kernel is None:
             if is_delta(msg["fn"]):
-                raise ValueError(_messages.unspread_delta(site, self.noise))
+                raise ValueError(spreading.unspread_delta(site, self.noise))
             return
         label = key_of(self._names, site)
         if label is None:
@@ -345,7 +344,7 @@ class _LossSpread(spread):
         super()._check_complete()
         for site in resolved(self.noise, self._observed):
             if site not in self._observed:
-                raise ValueError(_messages.site_not_observed(site, self._observed))
+                raise ValueError(spreading.site_not_observed(site, self._observed))
 
 
 def _is_same(value: Any, handed: jax.Array) -> bool:
@@ -362,7 +361,7 @@ def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(site, error)) from error
+        raise type(error)(general.at_site(site, error)) from error
     # NumPy sees through jit where the data are captured, as svi.run captures them.
     if is_concrete(x) and not np.all(np.isfinite(np.asarray(x))):
-        raise NonFiniteError(_messages.nonfinite_data(site, argument))
+        raise NonFiniteError(spreading.nonfinite_data(site, argument))

@@ -17,8 +17,8 @@ from numpyro.handlers import block, replay, seed, substitute, trace
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
-from spread_analysis import _messages
-from spread_analysis._patterns import key_of
+from spread_core.messages import semi_implicit
+from spread_core.patterns import key_of
 
 #: Constraints by site; all reals, as at sites that the model does not have, are left out.
 Supports = Mapping[str, Any]
@@ -50,7 +50,7 @@ def find_supports(
                 seed(substitute(guide, data=params), guide_key)(*args, **kwargs)
             for site in kernels:
                 if site in guide_sites and guide_sites[site].get("is_observed"):
-                    raise ValueError(_messages.semi_fixed_site(site))  # replay would fail on it
+                    raise ValueError(semi_implicit.semi_fixed_site(site))  # replay would fail on it
             with _Found(kernels, found):
                 fixed = replay(substitute(model, data=params), guide_sites)
                 seed(fixed, model_key)(*args, **kwargs)
@@ -86,10 +86,10 @@ def _fixed(site: str, support: Any, event_dim: int) -> Any:
     for name, bound in vars(support).items():
         if isinstance(bound, jax.Array | np.ndarray):
             if not is_concrete(bound):
-                raise ValueError(_messages.semi_moving_support(site))
+                raise ValueError(semi_implicit.semi_moving_support(site))
             bound = np.asarray(bound)
             rows = bound.reshape(-1, *bound.shape[max(bound.ndim - event_dim, 0) :])
             if not np.all(rows == rows[:1]):
-                raise ValueError(_messages.semi_moving_support(site))
+                raise ValueError(semi_implicit.semi_moving_support(site))
             setattr(fixed, name, rows[0])
     return fixed

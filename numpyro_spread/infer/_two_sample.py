@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from numpyro_spread.kernels import check_pair, squared_distances
 from numpyro_spread.noise.base import is_concrete
-from spread_analysis import _messages
+from spread_core.messages import samples as sample_messages
 
 _Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -69,7 +69,7 @@ def mmd2_unbiased(
     :raises ValueError: if there are fewer than two samples, or shapes or weights are wrong.
     """
     if block_size is not None and (type(block_size) is not int or block_size < 1):
-        raise ValueError(_messages.bad_block_size(block_size))
+        raise ValueError(sample_messages.bad_block_size(block_size))
     check_pair(x, y)
     x, wx = _weigh("x", x, weights_x)
     y, wy = _weigh("y", y, weights_y)
@@ -110,7 +110,7 @@ def energy_distance(
         weights are wrong.
     """
     if not 0 < beta < 2:
-        raise ValueError(_messages.bad_energy_power(beta))
+        raise ValueError(sample_messages.bad_energy_power(beta))
     kernel = partial(_negative_power, beta)
     return mmd2_unbiased(kernel, x, y, weights_x, weights_y, block_size)
 
@@ -148,11 +148,11 @@ def sliced_wasserstein(
         wrong.
     """
     if not 1 <= p < float("inf"):
-        raise ValueError(_messages.bad_order(p))
+        raise ValueError(sample_messages.bad_order(p))
     check_pair(x, y)
     shape, width = jnp.shape(directions), jnp.shape(x)[1]
     if len(shape) != 2 or shape[0] == 0 or shape[1] != width:
-        raise ValueError(_messages.bad_directions(shape, width))
+        raise ValueError(sample_messages.bad_directions(shape, width))
     weighted = weights_x is not None or weights_y is not None
     x, wx = _weigh("x", x, weights_x)
     y, wy = _weigh("y", y, weights_y)
@@ -176,17 +176,17 @@ def _weigh(name: str, samples: ArrayLike, weights: ArrayLike | None) -> tuple[ja
     """Samples without the values of those that do not count, and weights of at most one."""
     samples = jnp.asarray(samples)
     if len(samples) < 2:
-        raise ValueError(_messages.too_few_samples(name, len(samples)))
+        raise ValueError(sample_messages.too_few_samples(name, len(samples)))
     if weights is None:
         return samples, jnp.ones(len(samples), samples.dtype)
     if jnp.shape(weights) != samples.shape[:1]:
         shape = jnp.shape(weights)
-        raise ValueError(_messages.weights_shape(f"weights_{name}", shape, len(samples)))
+        raise ValueError(sample_messages.weights_shape(f"weights_{name}", shape, len(samples)))
     if is_concrete(weights):
         # NumPy, not jax.numpy: inside a jit trace even constants become tracers there.
         known = np.asarray(weights, dtype=float)
         if not (np.all((known >= 0) & np.isfinite(known)) and np.sum(known > 0) > 1):
-            raise ValueError(_messages.bad_weights(f"weights_{name}"))
+            raise ValueError(sample_messages.bad_weights(f"weights_{name}"))
     weights = jnp.asarray(weights, samples.dtype)
     # Zero times a kernel value that overflowed would be NaN, and an outlier would move the centre.
     counted = lax.stop_gradient(samples[weights.argmax()])

@@ -29,11 +29,10 @@ from numpyro_spread.infer._sites import plain_name
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
-from spread_analysis import _messages
-from spread_analysis._arguments import positional_names
-from spread_analysis._messages import control_flow
-from spread_analysis._nonfinite import NonFiniteError
-from spread_analysis._patterns import resolved
+from spread_core.arguments import positional_names
+from spread_core.messages import control_flow, general, players, spreading
+from spread_core.nonfinite import NonFiniteError
+from spread_core.patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -61,7 +60,7 @@ class Guarded(Inside):
         fn = msg["fn"]
         if isinstance(fn, Distribution) and not fn.has_rsample:
             is_data = msg["infer"].get("was_observed")
-            say = _messages.discrete_draw if is_data else _messages.latent_without_gradient
+            say = players.discrete_draw if is_data else players.latent_without_gradient
             message = say(msg["name"], plain_name(fn))
             msg["fn"] = refuse_gradient(fn, NotImplementedError(message))
 
@@ -103,7 +102,7 @@ def draw_sides(
         seed(fixed, model_key)(*args, **kwargs)
     observed = {n: s for n, s in sites.items() if is_compared(s)}
     if not observed:
-        raise ValueError(_messages.nothing_observed())
+        raise ValueError(players.nothing_observed())
     _check_sites(guide_trace, observed)
     dims = data_dims(observed)
     for name, site in observed.items():
@@ -114,7 +113,7 @@ def draw_sides(
     noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     noise = {
-        name: refuse_gradient(kernel, ValueError(_messages.learned_noise(name)))
+        name: refuse_gradient(kernel, ValueError(players.learned_noise(name)))
         for name, kernel in noise.items()
     }
     left = {
@@ -161,14 +160,14 @@ def _check_sites(guide_trace: Mapping[str, Any], observed: Mapping[str, Any]) ->
         if site["type"] == "sample" and not site["infer"].get("is_auxiliary"):
             shared = {frame.name for frame in site["cond_indep_stack"]} & plates
             if shared:
-                raise ValueError(_messages.local_guide_site(name, shared))
+                raise ValueError(players.local_guide_site(name, shared))
     for name, site in observed.items():
         fn = site["fn"]
         if isinstance(fn, dist.Unit):
-            raise ValueError(_messages.factor_site(name))
+            raise ValueError(players.factor_site(name))
         floating = jnp.issubdtype(jnp.result_type(site["value"]), jnp.floating)
         if not fn.has_rsample or not floating:
-            raise NotImplementedError(_messages.discrete_draw(name, plain_name(fn)))
+            raise NotImplementedError(players.discrete_draw(name, plain_name(fn)))
 
 
 def check_noise_sites(
@@ -176,9 +175,9 @@ def check_noise_sites(
 ) -> None:
     for name in noise:
         if name not in sites or sites[name]["type"] != "sample":
-            raise ValueError(_messages.no_such_site(name, observed))
+            raise ValueError(spreading.no_such_site(name, observed))
         if name not in observed:
-            raise ValueError(_messages.site_not_observed(name, observed))
+            raise ValueError(spreading.site_not_observed(name, observed))
 
 
 class Side:
@@ -202,8 +201,8 @@ class Side:
             given, dim = observed_array(name, take(site)), dims[name]
             event_dim, value = site["fn"].event_dim, in_batch(given, site, dim)
             if value is None:
-                misfit = _messages.value_misfit(jnp.shape(given), site["fn"].event_shape)
-                raise ValueError(_messages.at_site(name, misfit))
+                misfit = spreading.value_misfit(jnp.shape(given), site["fn"].event_shape)
+                raise ValueError(general.at_site(name, misfit))
             # NumPy's arrays stay: they are concrete under jit too, where svi.run captures them.
             dtype = jnp.result_type(widened(site["value"]))
             value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
@@ -228,7 +227,7 @@ class Side:
             self.weights = weights if self.weights is None else self.weights * weights
         known = self.weights is not None and is_concrete(self.weights)
         if known and not np.any(np.asarray(self.weights) > 0):
-            raise ValueError(_messages.everything_masked())
+            raise ValueError(players.everything_masked())
 
     def _weigh(self, name: str, site: Mapping[str, Any], dim: int | None) -> None:
         # A number is the same for all data and cancels in the mean: plates that subsample.
@@ -246,7 +245,7 @@ def refuse_nonfinite(site: str, value: Any) -> None:
     :raises NonFiniteError: naming the site.
     """
     if is_concrete(value) and not np.all(np.isfinite(np.asarray(value))):
-        raise NonFiniteError(_messages.nonfinite_value(site))
+        raise NonFiniteError(players.nonfinite_value(site))
 
 
 def check_draws(side: Side) -> None:
@@ -273,7 +272,7 @@ def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Arr
                 event = [1] * fn.event_dim
                 full = jnp.broadcast_to(mask.reshape(*mask.shape, *event), shape)
             except ValueError as error:
-                raise ValueError(_messages.mask_misfit(name, mask.shape, shape)) from error
+                raise ValueError(players.mask_misfit(name, mask.shape, shape)) from error
             result = full if result is None else result & full
         fn = getattr(fn, "base_dist", None)
     return result

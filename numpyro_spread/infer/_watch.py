@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from jax import lax, random
 
-from spread_analysis.critic import LAGGING_ACCURACY, FalseEvidenceMonitor, LogitRangeMonitor
+from spread_core.monitors import LAGGING_ACCURACY, FalseEvidenceMonitor, LogitRangeMonitor
 
 _WATCH_EVERY = 16
 

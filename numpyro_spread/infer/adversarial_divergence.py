@@ -17,15 +17,16 @@ from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
-from spread_analysis import SupportMismatchMonitor, _messages
-from spread_analysis._stateful import Stateful
-from spread_analysis.critic import (
+from spread_core.messages import players
+from spread_core.monitors import (
     PERFECT_ACCURACY,
     PERFECT_SATURATION,
     SATURATED_LOGIT,
     ClampMonitor,
     LogitRangeMonitor,
+    SupportMismatchMonitor,
 )
+from spread_core.stateful import Stateful
 
 _GENERATORS = ("divergence", "non_saturating")
 
@@ -128,11 +129,11 @@ class AdversarialDivergence(Stateful, CriticLoss):
         super().__init__(discriminator, noise, regularizer, update, num_particles, name)
         divergence = JSPi(0.5) if divergence is None else divergence
         if not isinstance(divergence, Divergence):
-            raise TypeError(_messages.no_divergence(divergence))
+            raise TypeError(players.no_divergence(divergence))
         if generator not in _GENERATORS:
-            raise ValueError(_messages.bad_choice("generator", generator, _GENERATORS))
+            raise ValueError(players.bad_choice("generator", generator, _GENERATORS))
         if not 0 <= label_smoothing < 1:
-            raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
+            raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
         refuse_bounded_logits(discriminator)

@@ -18,8 +18,9 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import mutable as numpyro_mutable
 
-from numpyro_spread.infer._contrast import ContrastOptions, ContrastRun, accuracy, init_params
+from numpyro_spread.infer._contrast import ContrastRun, accuracy, init_params
 from numpyro_spread.infer._critic_loss import Logits
+from numpyro_spread.infer._guide_run import ContrastOptions
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._random_delta import refuse_random_deltas
@@ -29,16 +30,12 @@ from numpyro_spread.infer._watch import watch_lag
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
-from spread_analysis import _messages
-from spread_analysis._paths import Where
-from spread_analysis._stateful import Stateful
-from spread_analysis._validation import check_count
-from spread_analysis.critic import (
-    EvidenceReport,
-    FalseEvidenceMonitor,
-    FalseEvidenceWarning,
-    LogitRangeMonitor,
-)
+from spread_analysis.critic import EvidenceReport
+from spread_core.messages import contrasts, players, spreading
+from spread_core.monitors import FalseEvidenceMonitor, FalseEvidenceWarning, LogitRangeMonitor
+from spread_core.paths import Where
+from spread_core.stateful import Stateful
+from spread_core.validation import check_count
 
 Annealing = int | Callable[..., Any]
 
@@ -166,12 +163,12 @@ class PriorContrastELBO(Stateful, Loss):
                 check_count(argument, value, least)
         super().__init__(num_particles, vectorize_particles)
         if head is not None and not adaptive:
-            raise ValueError(_messages.head_without_adaptive())
+            raise ValueError(contrasts.head_without_adaptive())
         check_regularizer(regularizer)
         try:
             bound_head = None if head is None else bind(head)
         except TypeError as error:
-            raise TypeError(_messages.bad_range("head", head, _HEAD)) from error
+            raise TypeError(players.bad_range("head", head, _HEAD)) from error
         refuse_bounded_logits(discriminator)
         several = isinstance(discriminator, Mapping)
         self.discriminator = discriminator
@@ -285,7 +282,7 @@ class PriorContrastELBO(Stateful, Loss):
             loss, mutable, seen = self.vectorize_particles_fn(particle, keys)
             loss = loss.mean(0)
             if mutable.keys() - {self._steps_site}:
-                raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+                raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         step.check_observed()
         if any(run.has_bare_delta for run in runs):
             refuse_random_deltas(param_map, guide, args, kwargs)
@@ -419,7 +416,7 @@ class PriorContrastELBO(Stateful, Loss):
 
         checked = compare_estimates(judge, random.split(draw_key, num_draws))
         if checked.is_false():
-            message = _messages.false_evidence_gap(checked.gap, checked.standard_error)
+            message = contrasts.false_evidence_gap(checked.gap, checked.standard_error)
             warnings.warn(message, FalseEvidenceWarning, stacklevel=2)
         return checked
 

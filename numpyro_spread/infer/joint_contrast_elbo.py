@@ -21,8 +21,8 @@ from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._guide_run import stop_gradient_tree
 from numpyro_spread.infer._handed import Watch
-from numpyro_spread.infer._implicit_group import frozen
 from numpyro_spread.infer._invalid import note, noting
 from numpyro_spread.infer._joint_sides import (
     JointSides,
@@ -45,14 +45,13 @@ from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
-from spread_analysis import FalseEvidenceMonitor, _messages
-from spread_analysis._arguments import get_argument, locate_data, replace_arguments
-from spread_analysis._messages import simulations
-from spread_analysis._paths import Where
-from spread_analysis._patterns import resolved
-from spread_analysis._stateful import Stateful
-from spread_analysis._validation import check_count
-from spread_analysis.critic import LogitRangeMonitor
+from spread_core.arguments import get_argument, locate_data, replace_arguments
+from spread_core.messages import contrasts, players, simulations, spreading
+from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
+from spread_core.paths import Where
+from spread_core.patterns import resolved
+from spread_core.stateful import Stateful
+from spread_core.validation import check_count
 
 # Folded into the key, beside what splitting it amounts to.
 _WATCH = 0x5EED0002
@@ -172,10 +171,10 @@ class JointContrastELBO(Stateful, Loss):
         super().__init__(num_particles)
         divergence = ReverseKL() if divergence is None else divergence
         if not isinstance(divergence, Divergence):
-            raise TypeError(_messages.no_divergence(divergence))
+            raise TypeError(players.no_divergence(divergence))
         divergence.generator_loss(jnp.zeros(1))  # refuses here what has no gradient
         if discriminator is None and not isinstance(divergence, KL):
-            raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
+            raise ValueError(contrasts.joint_nothing_implicit(type(divergence).__name__))
         if exclude_invalid_x and (discriminator is not None or not isinstance(divergence, KL)):
             raise ValueError(simulations.exclude_without_forward())
         if discriminator is not None:
@@ -277,7 +276,7 @@ class JointContrastELBO(Stateful, Loss):
             found, counts = self.vectorize_particles_fn(particle, keys)
             loss, mutable, seen, is_left = found
             if mutable:
-                raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+                raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         # A particle may have come to nothing; if all have, so has the step.
         loss = jnp.where(is_left, loss, 0).sum() / is_left.sum()
         counts = {name: jnp.sum(count) for name, count in counts.items()}
@@ -305,7 +304,7 @@ class JointContrastELBO(Stateful, Loss):
         :raises ValueError: if there is no discriminator.
         """
         if self._critic is None:
-            raise ValueError(_messages.joint_nothing_implicit("logits()"))
+            raise ValueError(contrasts.joint_nothing_implicit("logits()"))
 
         def run(step: SpreadStep) -> Logits:
             sides, *own = self._draw(rng_key, step, step.params, model, guide)
@@ -317,23 +316,23 @@ class JointContrastELBO(Stateful, Loss):
         self, rng_key: jax.Array, step: SpreadStep, params: Any, model: Any, guide: Any
     ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
         if self._site not in params:
-            raise ValueError(_messages.not_registered(self.name))
+            raise ValueError(players.not_registered(self.name))
         handed, rng_key = step.hand(rng_key)
         args, kwargs = handed.args, handed.kwargs
         watch = Watch(None, handed)
         sides = draw_joint(rng_key, params, model, guide, step.noise, args, kwargs, watch)
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
-            raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
+            raise ValueError(contrasts.joint_global_divergence(sides.global_sites[0], name))
         if sides.global_sites:  # of the local ones no density is asked for
             refuse_random_deltas(params, guide, args, kwargs, sides.global_sites)
         return sides, args, kwargs
 
     def _logits(self, critic: Any, sides: JointSides, args: Any, kwargs: Any) -> Logits:
         """Of constant pairs: what the critic is trained on."""
-        args, kwargs = frozen((args, kwargs))
+        args, kwargs = stop_gradient_tree((args, kwargs))
         guide, model = (
-            self._critic.apply(critic, frozen(side), args, kwargs)
+            self._critic.apply(critic, stop_gradient_tree(side), args, kwargs)
             for side in (sides.guide, sides.model)
         )
         return Logits(guide, model, sides.guide_weights, sides.model_weights)
@@ -351,17 +350,21 @@ class JointContrastELBO(Stateful, Loss):
         draw_key, penalty_key = random.split(rng_key)
         sides, args, kwargs = self._draw(draw_key, step, params, model, guide)
         share = 1 - self.divergence.pi  # of the guide's pairs, whose label is one
-        value = self._players_loss(frozen(params[self._site]), sides, share, args, kwargs)
+        value = self._players_loss(
+            stop_gradient_tree(params[self._site]), sides, share, args, kwargs
+        )
         logits = self._logits(params[self._site], sides, args, kwargs)
         weights = logits.data_weights, logits.model_weights
         critic_loss = logistic_loss(logits.data, logits.model, share, *weights)
 
         def judge(critic: Any, values: SiteValues) -> jax.Array:
-            return self._critic.apply(critic, values, *frozen((args, kwargs)))
+            return self._critic.apply(critic, values, *stop_gradient_tree((args, kwargs)))
 
-        pairs = frozen(sides.guide), frozen(sides.model)
+        pairs = stop_gradient_tree(sides.guide), stop_gradient_tree(sides.model)
         if self.regularizer is not None:
-            warn_of_coupling(self._critic, params[self._site], pairs[0], *frozen((args, kwargs)))
+            warn_of_coupling(
+                self._critic, params[self._site], pairs[0], *stop_gradient_tree((args, kwargs))
+            )
         critic_loss += penalty_in_turn(
             penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
         )
@@ -410,11 +413,11 @@ class JointContrastELBO(Stateful, Loss):
     ) -> _Particle:
         """Minus the log density of the guide at the model's latents, given their data."""
         model_key, noise_key, guide_key = random.split(rng_key, 3)
-        simulated = run_forward(model, model_key, frozen(params), {}, args, kwargs)
+        simulated = run_forward(model, model_key, stop_gradient_tree(params), {}, args, kwargs)
         observed = {name: site for name, site in simulated.items() if is_compared(site)}
         if not observed:
-            raise ValueError(_messages.nothing_observed())
-        refuse_own_draws(frozen(params), model, observed, args, kwargs)
+            raise ValueError(players.nothing_observed())
+        refuse_own_draws(stop_gradient_tree(params), model, observed, args, kwargs)
         exclude, kernels, values = self.exclude_invalid_x, resolved(step.noise, observed), {}
         invalid, axes = failed_simulations(simulated, observed)
         located = locate_data(model, observed, args, kwargs, self.data)
@@ -422,7 +425,7 @@ class JointContrastELBO(Stateful, Loss):
         for (site, key), site_key in zip(located.items(), keys, strict=True):
             value, given = observed[site]["value"], get_argument(key, args, kwargs)
             if jnp.shape(given) != jnp.shape(value):
-                message = _messages.joint_simulated_shape(site, value.shape, jnp.shape(given))
+                message = contrasts.joint_simulated_shape(site, value.shape, jnp.shape(given))
                 raise ValueError(message)
             if exclude:
                 value = invalid.replaced(value, axes[site], given)
@@ -438,7 +441,7 @@ class JointContrastELBO(Stateful, Loss):
             scored = run(guide, guide_key, params, latents, args, kwargs)
         sites = {n: s for n, s in scored.items() if n in latents and s["type"] == "sample"}
         if not sites:
-            raise ValueError(_messages.joint_no_latent(scored))
+            raise ValueError(contrasts.joint_no_latent(scored))
         drawn_with = observed | {name: simulated[name] for name in sites}
         one = not are_whole(drawn_with)
         dims = dict.fromkeys(drawn_with) if one else data_dims(drawn_with)
@@ -446,7 +449,7 @@ class JointContrastELBO(Stateful, Loss):
         for name, site in sites.items():
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
-                raise ValueError(_messages.joint_needs_density(name))
+                raise ValueError(contrasts.joint_needs_density(name))
             log_prob = site["fn"].log_prob(site["value"])
             scale = 1.0 if site["scale"] is None else site["scale"]
             weights = scale * mask_of_batch(site["fn"]) * jnp.ones(jnp.shape(log_prob))

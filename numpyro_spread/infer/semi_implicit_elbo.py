@@ -20,7 +20,7 @@ from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._supports import find_supports
 from numpyro_spread.noise import ChannelNoise, SpreadNoise, TransformedNoise
-from spread_analysis import _messages
+from spread_core.messages import general, semi_implicit, spreading
 
 _ACCEPTED = (
     infer.RenyiELBO,
@@ -112,7 +112,7 @@ class SemiImplicitELBO(Loss):
         super().__init__(elbo.num_particles, elbo.vectorize_particles)
         is_integer = isinstance(num_mixture, Integral) and not isinstance(num_mixture, bool)
         if not is_integer or num_mixture < 0:
-            raise ValueError(_messages.semi_bad_num_mixture(num_mixture))
+            raise ValueError(semi_implicit.semi_bad_num_mixture(num_mixture))
         self.noise: Noise = _check_noise(noise)
         self.num_mixture = int(num_mixture)
         self.elbo = elbo
@@ -181,7 +181,7 @@ class SemiImplicitELBO(Loss):
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         if self.num_particles > 1:
-            raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+            raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         method = "loss_with_mutable_state"
         return self._run(method, rng_key, param_map, model, guide, args, kwargs)
 
@@ -199,7 +199,7 @@ class SemiImplicitELBO(Loss):
             kernels = _kernels(self.noise, args, kwargs)
         unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
         if unknown:
-            raise ValueError(_messages.unregistered_params(unknown))
+            raise ValueError(spreading.unregistered_params(unknown))
         supports = find_supports(model, guide, kernels, params, args, kwargs)
         mixed = Spread(guide, kernels, supports, self.num_mixture)
         return getattr(self.elbo, method)(rng_key, params, Inside(model), mixed, *args, **kwargs)
@@ -207,20 +207,20 @@ class SemiImplicitELBO(Loss):
 
 def _check_elbo(elbo: Any) -> None:
     if not isinstance(elbo, ELBO):
-        raise TypeError(_messages.semi_no_elbo(elbo, "numpyro.infer.elbo.ELBO"))
+        raise TypeError(semi_implicit.semi_no_elbo(elbo, "numpyro.infer.elbo.ELBO"))
     if not isinstance(elbo, _ACCEPTED):
         reason = "whether it is a lower bound is not known. Subclass one of the stock ELBOs."
-        raise NotImplementedError(_messages.semi_elbo_refused(type(elbo).__name__, reason))
+        raise NotImplementedError(semi_implicit.semi_elbo_refused(type(elbo).__name__, reason))
     if getattr(elbo, "multi_sample_guide", False):
         reason = "the guide's own samples would be taken for a batch. Use num_particles."
         name = f"{type(elbo).__name__}(multi_sample_guide=True)"
-        raise NotImplementedError(_messages.semi_elbo_refused(name, reason))
+        raise NotImplementedError(semi_implicit.semi_elbo_refused(name, reason))
 
 
 def _check_noise(noise: Any) -> Noise:
     by_call = callable(noise) and not isinstance(noise, SpreadNoise)
     if not by_call and (not isinstance(noise, Mapping) or not noise):
-        raise TypeError(_messages.semi_bad_noise(noise))
+        raise TypeError(semi_implicit.semi_bad_noise(noise))
     checked = as_noise(noise)
     if isinstance(checked, Mapping):
         _refuse_discrete(checked)
@@ -239,4 +239,4 @@ def _refuse_discrete(kernels: Mapping[str, SpreadNoise]) -> None:
             kernel = kernel.noise
         if isinstance(kernel, ChannelNoise):
             name = type(kernel).__name__
-            raise ValueError(_messages.at_site(site, _messages.semi_discrete_kernel(name)))
+            raise ValueError(general.at_site(site, semi_implicit.semi_discrete_kernel(name)))

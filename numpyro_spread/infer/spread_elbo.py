@@ -19,8 +19,8 @@ from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
-from spread_analysis import _messages
-from spread_analysis._paths import Where
+from spread_core.messages import spreading
+from spread_core.paths import Where
 
 _AVERAGING = (
     infer.Trace_ELBO,
@@ -106,7 +106,7 @@ class SpreadELBO(Loss):
         _check_elbo(elbo)
         super().__init__(elbo.num_particles, elbo.vectorize_particles)
         if noise is None:
-            raise TypeError(_messages.bad_noise_argument(noise))
+            raise TypeError(spreading.bad_noise_argument(noise))
         self._spreading = Spreading(noise, data)
         self.noise, self.data = self._spreading.noise, self._spreading.data
         self.elbo = elbo
@@ -155,7 +155,7 @@ class SpreadELBO(Loss):
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         if self.num_particles > 1:
-            raise NotImplementedError(_messages.mutable_particles(self.num_particles))
+            raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         method = "loss_with_mutable_state"
         return self._run(method, rng_key, param_map, model, guide, args, kwargs)
 
@@ -199,7 +199,7 @@ class SpreadELBO(Loss):
 
 def _check_elbo(elbo: Any) -> None:
     if not isinstance(elbo, ELBO):
-        raise TypeError(_messages.no_elbo(elbo, "numpyro.infer.elbo.ELBO"))
+        raise TypeError(spreading.no_elbo(elbo, "numpyro.infer.elbo.ELBO"))
     if not isinstance(elbo, _AVERAGING + _SHARING):
         reason = "how its particles share noise is not known. Subclass one of the stock ELBOs."
-        raise NotImplementedError(_messages.elbo_refused(type(elbo).__name__, reason))
+        raise NotImplementedError(spreading.elbo_refused(type(elbo).__name__, reason))

@@ -21,7 +21,7 @@ from numpyro.distributions import (
 )
 
 from numpyro_spread._pytree import FieldsAsPytree, widened
-from spread_analysis import _messages
+from spread_core.messages import noise
 
 
 def is_concrete(*values: Any) -> bool:
@@ -115,10 +115,10 @@ class SpreadNoise(FieldsAsPytree):
         """
         self.check_value(x)
         if not 0 <= event_dim <= jnp.ndim(x):
-            raise ValueError(_messages.event_dim_too_large(repr(self), event_dim, jnp.ndim(x)))
+            raise ValueError(noise.event_dim_too_large(repr(self), event_dim, jnp.ndim(x)))
         if event_dim < self.coupled_dims:
             raise ValueError(
-                _messages.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
+                noise.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
             )
         return self._conditional(jnp.asarray(widened(x)), event_dim)
 
@@ -134,7 +134,7 @@ class SpreadNoise(FieldsAsPytree):
         """
         if not isinstance(distribution, Distribution):
             name = type(distribution).__name__
-            raise NotImplementedError(_messages.no_spread_rule(type(self).__name__, name))
+            raise NotImplementedError(noise.no_spread_rule(type(self).__name__, name))
         self._check_site(distribution.shape(), distribution.event_dim)
         return self._spread(distribution, 0)
 
@@ -161,7 +161,7 @@ class SpreadNoise(FieldsAsPytree):
         :param omega: frequencies, in radians per unit of x.
         :raises NotImplementedError: for kernels that are not stationary.
         """
-        raise NotImplementedError(_messages.no_characteristic_function(type(self).__name__))
+        raise NotImplementedError(noise.no_characteristic_function(type(self).__name__))
 
     def check_value(self, x: ArrayLike) -> None:
         """
@@ -171,7 +171,7 @@ class SpreadNoise(FieldsAsPytree):
         """
         dtype = jnp.result_type(x)
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(_messages.integer_under_continuous(type(self).__name__, dtype))
+            raise TypeError(noise.integer_under_continuous(type(self).__name__, dtype))
 
     def conditional(self, x: jax.Array, event_dim: int) -> Distribution:
         """
@@ -187,7 +187,7 @@ class SpreadNoise(FieldsAsPytree):
         """
         # The kernels of the package implement the method below instead.
         if type(self)._conditional is SpreadNoise._conditional:
-            raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+            raise NotImplementedError(noise.no_conditional(type(self).__name__))
         return self._conditional(x, event_dim)
 
     def _conditional(self, x: jax.Array, event_dim: int) -> Distribution:
@@ -252,7 +252,7 @@ class SpreadNoise(FieldsAsPytree):
                 return mixture.to_event(extra)
         name = type(fn).__name__
         raise NotImplementedError(
-            _messages.no_spread_rule(
+            noise.no_spread_rule(
                 type(self).__name__, name if separable else f"Independent({name}, {extra})"
             )
         )
@@ -264,7 +264,7 @@ class SpreadNoise(FieldsAsPytree):
             floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
             value = where_valid(value, zero) if floating else jnp.where(zero, value, -1)
         elif np.any(np.asarray(density) != 0):
-            raise NotImplementedError(_messages.delta_with_density(type(self).__name__))
+            raise NotImplementedError(noise.delta_with_density(type(self).__name__))
         return self(value, fn.event_dim + extra)
 
     def _spread_mixture(self, fn: Distribution) -> Distribution | None:

@@ -16,8 +16,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from numpyro_spread.noise.base import SpreadNoise, as_parameter, is_concrete, where_valid
-from spread_analysis import _messages
-from spread_analysis._messages import noise as messages
+from spread_core.messages import noise
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
 # cannot be told from 0 in the single precision that most models run in.
@@ -53,7 +52,7 @@ class ChannelNoise(SpreadNoise):
         object.__setattr__(self, "matrix", as_parameter(self.matrix))
         shape = jnp.shape(self.matrix)
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2:
-            raise ValueError(_messages.channel_shape(shape))
+            raise ValueError(noise.channel_shape(shape))
         if is_concrete(self.matrix):
             _check_channel(np.asarray(self.matrix, float))
         else:
@@ -74,12 +73,12 @@ class ChannelNoise(SpreadNoise):
         :raises ValueError: if num_classes < 2 or flip is outside [0, 1).
         """
         if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
-            raise ValueError(_messages.bad_num_classes(num_classes))
+            raise ValueError(noise.bad_num_classes(num_classes))
         if not is_concrete(flip):
             return cls(flip / num_classes + (1 - flip) * jnp.eye(num_classes))
         chance = np.asarray(flip)
         if chance.ndim != 0 or not 0 <= chance < 1:
-            raise ValueError(_messages.bad_flip(flip))
+            raise ValueError(noise.bad_flip(flip))
         return cls(chance / num_classes + (1 - chance) * np.eye(num_classes))
 
     @property
@@ -96,11 +95,11 @@ class ChannelNoise(SpreadNoise):
         """
         dtype = jnp.result_type(x)
         if not jnp.issubdtype(dtype, jnp.integer):
-            raise TypeError(_messages.float_under_channel(dtype))
+            raise TypeError(noise.float_under_channel(dtype))
         if is_concrete(x) and np.size(x):
             low, high = np.min(np.asarray(x)), np.max(np.asarray(x))
             if low < 0 or high >= self.num_classes:
-                raise ValueError(_messages.label_out_of_range(self.num_classes, low, high))
+                raise ValueError(noise.label_out_of_range(self.num_classes, low, high))
 
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
         """One draw of y given x; where jit hid that x or the channel is wrong, no label at all."""
@@ -121,7 +120,7 @@ class ChannelNoise(SpreadNoise):
         if not isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits):
             return None
         if jnp.shape(fn.probs)[-1] != self.num_classes:
-            raise ValueError(messages.other_classes(self.num_classes, jnp.shape(fn.probs)[-1]))
+            raise ValueError(noise.other_classes(self.num_classes, jnp.shape(fn.probs)[-1]))
         probs = fn.probs @ jnp.asarray(self.matrix, jnp.result_type(fn.probs)).T
         return dist.Categorical(probs).to_event(extra)
 
@@ -133,13 +132,13 @@ def _is_regular(matrix: jax.Array) -> jax.Array:
 
 def _check_channel(matrix: np.ndarray) -> None:
     if not np.all(np.isfinite(matrix)):
-        raise ValueError(_messages.channel_not_stochastic("it contains NaN or inf"))
+        raise ValueError(noise.channel_not_stochastic("it contains NaN or inf"))
     if np.any(matrix < 0):
-        raise ValueError(_messages.channel_not_stochastic("it has a negative entry"))
+        raise ValueError(noise.channel_not_stochastic("it has a negative entry"))
     sums = matrix.sum(0)
     if np.any(np.abs(sums - 1) > _SUM_TOLERANCE):
         reason = f"its columns sum to {sums.round(6).tolist()}"
-        raise ValueError(_messages.channel_not_stochastic(reason))
+        raise ValueError(noise.channel_not_stochastic(reason))
     singular_values = np.linalg.svd(matrix, compute_uv=False)
     if singular_values[-1] <= _SINGULAR_TOLERANCE * singular_values[0]:
-        raise ValueError(_messages.channel_singular(f"{singular_values[-1]:.1e}"))
+        raise ValueError(noise.channel_singular(f"{singular_values[-1]:.1e}"))

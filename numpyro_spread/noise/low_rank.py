@@ -25,7 +25,7 @@ from numpyro_spread.noise.base import (
     is_positive,
     positive_parameter,
 )
-from spread_analysis import _messages
+from spread_core.messages import noise
 
 
 class _LowRankNormal(dist.LowRankMultivariateNormal):
@@ -81,16 +81,16 @@ class LowRankGaussianNoise(SpreadNoise):
 
     def __post_init__(self) -> None:
         if not is_positive(self.scale):
-            raise ValueError(_messages.bad_positive("LowRankGaussianNoise", "scale", self.scale))
+            raise ValueError(noise.bad_positive("LowRankGaussianNoise", "scale", self.scale))
         object.__setattr__(self, "scale", positive_parameter(self.scale))
         object.__setattr__(self, "factor", as_parameter(self.factor))
         shape, scale_shape = jnp.shape(self.factor), jnp.shape(self.scale)
         if len(shape) != 2 or 0 in shape:
-            raise ValueError(_messages.factor_shape(shape))
+            raise ValueError(noise.factor_shape(shape))
         if is_concrete(self.factor) and not np.all(np.isfinite(np.asarray(self.factor))):
-            raise ValueError(_messages.bad_factor())
+            raise ValueError(noise.bad_factor())
         if scale_shape not in ((), (1,), shape[:1]):
-            raise ValueError(_messages.low_rank_scale_shape(scale_shape, shape))
+            raise ValueError(noise.low_rank_scale_shape(scale_shape, shape))
 
     def characteristic_function(self, omega: ArrayLike) -> jax.Array:
         r"""
@@ -108,7 +108,7 @@ class LowRankGaussianNoise(SpreadNoise):
         for event_dim in range(1, x.ndim + 1):
             if math.prod(x.shape[-event_dim:]) == size:
                 return event_dim
-        raise ValueError(_messages.factor_misfit(jnp.shape(self.factor), x.shape[-1:]))
+        raise ValueError(noise.factor_misfit(jnp.shape(self.factor), x.shape[-1:]))
 
     def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
         return True  # events of every form are flattened
@@ -122,7 +122,7 @@ class LowRankGaussianNoise(SpreadNoise):
         batch_shape, event_shape = loc.shape[:cut], loc.shape[cut:]
         shape = jnp.shape(self.factor)
         if math.prod(event_shape) != shape[0]:
-            raise ValueError(_messages.factor_misfit(shape, event_shape))
+            raise ValueError(noise.factor_misfit(shape, event_shape))
         flat = loc.reshape((*batch_shape, shape[0]))
         factor = jnp.asarray(self.factor, flat.dtype)
         y = _LowRankNormal(flat, factor, variance)
@@ -140,14 +140,14 @@ class LowRankGaussianNoise(SpreadNoise):
             cut = loc.ndim - extra
             added = jnp.square(scale).reshape((*loc.shape[:cut], -1))
             if added.shape[-1] != jnp.shape(self.factor)[0]:
-                raise ValueError(_messages.factor_misfit(jnp.shape(self.factor), loc.shape[cut:]))
+                raise ValueError(noise.factor_misfit(jnp.shape(self.factor), loc.shape[cut:]))
             return self._around(loc, extra, self._variance(loc) + added)
         if extra > 0:
             return None
         low_rank = isinstance(fn, dist.LowRankMultivariateNormal)
         joint = low_rank or type(fn) is dist.MultivariateNormal
         if joint and fn.event_shape != jnp.shape(self.factor)[:1]:
-            raise ValueError(_messages.factor_misfit(jnp.shape(self.factor), fn.event_shape))
+            raise ValueError(noise.factor_misfit(jnp.shape(self.factor), fn.event_shape))
         if low_rank:
             own = jnp.broadcast_to(
                 jnp.asarray(self.factor, fn.loc.dtype),

@@ -18,7 +18,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, is_positive, positive_parameter
-from spread_analysis import _messages, student_t_characteristic_function
+from spread_analysis import student_t_characteristic_function
+from spread_core.messages import noise
 
 
 class _ElementwiseNoise(SpreadNoise, ABC):
@@ -30,7 +31,7 @@ class _ElementwiseNoise(SpreadNoise, ABC):
         for name in self._fields():
             value = getattr(self, name)
             if not is_positive(value):
-                raise ValueError(_messages.bad_positive(type(self).__name__, name, value))
+                raise ValueError(noise.bad_positive(type(self).__name__, name, value))
             object.__setattr__(self, name, positive_parameter(value))
 
     @abstractmethod
@@ -54,7 +55,7 @@ class _ElementwiseNoise(SpreadNoise, ABC):
                 (low <= np.asarray(value)) & (np.asarray(value) <= high)
             ):
                 got = f"{value}, which {limits.dtype} cannot hold"
-                raise ValueError(_messages.bad_positive(type(self).__name__, name, got))
+                raise ValueError(noise.bad_positive(type(self).__name__, name, got))
 
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:
         self._check_site(jnp.shape(x), 0)
@@ -87,15 +88,11 @@ class _ElementwiseNoise(SpreadNoise, ABC):
         full = self._broadcast(shape)
         event_shape = shape[len(shape) - event_dim :]
         if full is None or full[len(full) - event_dim :] != event_shape:
-            raise ValueError(
-                _messages.scale_misfit(type(self).__name__, self._shape, shape, event_dim)
-            )
+            raise ValueError(noise.scale_misfit(type(self).__name__, self._shape, shape, event_dim))
 
     def _check_site(self, shape: tuple[int, ...], event_dim: int) -> None:
         if self._broadcast(shape) != shape:
-            raise ValueError(
-                _messages.scale_misfit(type(self).__name__, self._shape, shape, event_dim)
-            )
+            raise ValueError(noise.scale_misfit(type(self).__name__, self._shape, shape, event_dim))
 
     def _broadcast(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         try:

@@ -16,8 +16,7 @@ from numpyro.distributions import Distribution, constraints, transforms
 from numpyro.distributions.transforms import Transform
 
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
-from spread_analysis import _messages
-from spread_analysis._messages import noise as noise_messages
+from spread_core.messages import noise as noise_messages
 
 
 def _parts(transform: Transform) -> Sequence[Transform]:
@@ -141,14 +140,14 @@ class TransformedNoise(SpreadNoise):
     def __post_init__(self) -> None:
         if not isinstance(self.transform, Transform):
             base = "numpyro.distributions.transforms.Transform"
-            raise TypeError(_messages.not_a_transform(self.transform, base))
+            raise TypeError(noise_messages.not_a_transform(self.transform, base))
         if not isinstance(self.noise, SpreadNoise):
-            raise TypeError("TransformedNoise: " + _messages.not_a_kernel(self.noise))
+            raise TypeError("TransformedNoise: " + noise_messages.not_a_kernel(self.noise))
         reason = _why_not_injective(self.transform)
         if reason is not None:
-            raise ValueError(_messages.not_injective(_name(self.transform), reason))
+            raise ValueError(noise_messages.not_injective(_name(self.transform), reason))
         if not _is_real_array(self.transform):
-            raise ValueError(_messages.not_a_real_array(_name(self.transform)))
+            raise ValueError(noise_messages.not_a_real_array(_name(self.transform)))
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
@@ -188,7 +187,7 @@ class TransformedNoise(SpreadNoise):
         with jax.ensure_compile_time_eval():
             inside = transform.domain(x)
         if is_concrete(inside) and not np.all(np.asarray(inside)):
-            raise ValueError(_messages.outside_domain(_name(transform), transform.domain))
+            raise ValueError(noise_messages.outside_domain(_name(transform), transform.domain))
         # Under x64 a transform's own numbers would widen float32 data.
         y = jnp.asarray(transform(x)).astype(x.dtype)
         if not is_concrete(inside):

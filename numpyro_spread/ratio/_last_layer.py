@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from numpyro_spread.ratio.adapters import ConcatSites
-from spread_analysis._messages import players
+from spread_core.messages import players
 
 _BOUNDED = {
     "sigmoid", "expit", "logistic", "hard_sigmoid", "log_sigmoid", "softmax", "log_softmax", "tanh",

@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spread_analysis import _messages
-from spread_analysis._messages import players
-from spread_analysis._messages.notes import noting
+from spread_core.messages import players
+from spread_core.messages.notes import noting
 
 
 @jax.tree_util.register_pytree_node_class
@@ -73,14 +72,14 @@ def site_features(
     arguments = {**(kwargs or {}), **getattr(values, "arguments", {})}
     value = values[name] if name in values else arguments.get(name)
     if value is None:
-        raise ValueError(_messages.no_such_value(name, values, arguments))
+        raise ValueError(players.no_such_value(name, values, arguments))
     # As JAX will hold it: a NumPy array of doubles may stay outside.
     dtypes = map(jnp.result_type, values.values())
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     value = jnp.asarray(value).astype(floating[0] if floating else float)
     batch = getattr(values, "batch_shape", value.shape[:1])
     if value.shape[: len(batch)] != batch:
-        raise ValueError(_messages.feature_shape(name, value.shape, batch))
+        raise ValueError(players.feature_shape(name, value.shape, batch))
     return value.reshape(*batch, -1)
 
 
@@ -110,7 +109,7 @@ class ConcatSites:
         if output.shape == (*batch, 1):
             return output.squeeze(-1)
         if output.shape != batch:
-            raise ValueError(_messages.net_output_shape(output.shape, batch))
+            raise ValueError(players.net_output_shape(output.shape, batch))
         return output
 
     def __call__(self, values: Mapping[str, jax.Array], *args: Any, **kwargs: Any) -> jax.Array:
@@ -146,8 +145,8 @@ def concat_sites(net: Callable[..., Any], *names: str) -> ConcatSites:
     :raises TypeError: if net is not callable or a name is not a string.
     """
     if not callable(net):
-        raise TypeError(_messages.no_critic(net, "callable"))
+        raise TypeError(players.no_critic(net, "callable"))
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(_messages.bad_range("concat_sites: names", name, "strings"))
+            raise TypeError(players.bad_range("concat_sites: names", name, "strings"))
     return ConcatSites(net, names)

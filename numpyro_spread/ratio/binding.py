@@ -13,9 +13,8 @@ import jax.numpy as jnp
 
 from numpyro_spread._pytree import widened
 from numpyro_spread.ratio.adapters import ConcatSites, SiteValues
-from spread_analysis import _messages
-from spread_analysis._messages import players
-from spread_analysis._messages.notes import noting
+from spread_core.messages import players
+from spread_core.messages.notes import noting
 
 _CALLED = "a module that takes the dict of sites and the arguments of the model"
 _WANTED = "a module of flax linen, flax nnx or equinox, or concat_sites(...) of one"
@@ -37,7 +36,7 @@ def bind(discriminator: Any) -> Bound:
         return _Nnx(discriminator, net)
     if equinox is not None and isinstance(net, equinox.Module):
         return _Equinox(discriminator, net)
-    raise TypeError(_messages.no_critic(net, _WANTED))
+    raise TypeError(players.no_critic(net, _WANTED))
 
 
 def _loaded(name: str) -> Any:
@@ -96,7 +95,7 @@ class Bound:
             except TypeError as error:
                 if _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
                     raise
-                raise TypeError(_messages.no_critic(self.net, _CALLED)) from error
+                raise TypeError(players.no_critic(self.net, _CALLED)) from error
         else:
             features = self._adapter.features(values, kwargs)
             widths = self._adapter.widths(values, kwargs)
@@ -104,7 +103,7 @@ class Bound:
                 output = self._call_net(params, features)
             logits = self._adapter.logits(output, features.shape[:-1])
         if jnp.shape(logits) != values.batch_shape:
-            raise ValueError(_messages.logit_shape(jnp.shape(logits), values.batch_shape))
+            raise ValueError(players.logit_shape(jnp.shape(logits), values.batch_shape))
         return widened(logits)
 
     def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +132,7 @@ class _Linen(Bound):
     def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
         if self._adapter is None:
             if not _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
-                raise TypeError(_messages.no_critic(self.net, _CALLED))
+                raise TypeError(players.no_critic(self.net, _CALLED))
             return self.init_call(rng_key, values, *args, **kwargs)
         return self.init_call(rng_key, self._adapter.features(values, kwargs))
 
@@ -162,7 +161,7 @@ class _Nnx(Bound):
         for _, module in nnx.iter_graph(net):
             random = isinstance(module, nnx.Dropout) and module.rate > 0
             if isinstance(module, power_iterated) or (random and not module.deterministic):
-                raise NotImplementedError(_messages.stateful_critic(type(module).__name__))
+                raise NotImplementedError(players.stateful_critic(type(module).__name__))
         self._nnx = nnx
         self._graph, self._params, self._rest = nnx.split(net, nnx.Param, ...)
         self.coupled = any(

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from spread_analysis import _messages
+from spread_core.messages import general, players
 
 try:
     import flax.linen as nn
 except ImportError as error:
-    raise ImportError(_messages.missing_extra("numpyro_spread", "flax", error)) from error
+    raise ImportError(general.missing_extra("numpyro_spread", "flax", error)) from error
 
 from numpyro_spread.ratio.adapters import site_features
 
@@ -234,7 +234,7 @@ class ConvCritic(nn.Module):
         """
         batch_shape = jnp.shape(x)[:-1]
         if jnp.shape(x)[-1:] != (math.prod(self.image_shape),):
-            raise ValueError(_messages.critic_image_misfit(jnp.shape(x), self.image_shape))
+            raise ValueError(players.critic_image_misfit(jnp.shape(x), self.image_shape))
         # Channels come first in the features, as in PyTorch, and last in flax's convolutions.
         x = jnp.moveaxis(x.reshape(-1, *self.image_shape), 1, -1)
         convolution = _normalised_convolution if self.spectral_norm else None
@@ -312,12 +312,12 @@ def _is_size(value: object) -> bool:
 
 def _check_size(critic: str, argument: str, size: int) -> None:
     if not _is_size(size):
-        raise ValueError(_messages.critic_size(critic, argument, size))
+        raise ValueError(players.critic_size(critic, argument, size))
 
 
 def _check_sizes(critic: str, argument: str, sizes: Sequence[int]) -> None:
     if not isinstance(sizes, Sequence) or not all(_is_size(size) for size in sizes):
-        raise ValueError(_messages.critic_sizes(critic, argument, sizes))
+        raise ValueError(players.critic_sizes(critic, argument, sizes))
 
 
 def _check_input_dim(critic: str, input_dim: int | None) -> None:
@@ -327,20 +327,20 @@ def _check_input_dim(critic: str, input_dim: int | None) -> None:
 
 def _check_activation(critic: str, activation: object) -> None:
     if isinstance(activation, type) or not callable(activation):
-        raise TypeError(_messages.critic_activation(critic, activation, "flax.linen.relu"))
+        raise TypeError(players.critic_activation(critic, activation, "flax.linen.relu"))
 
 
 def _check_features(critic: str, x: jax.Array, input_dim: int | None) -> None:
     if input_dim is not None and jnp.shape(x)[-1:] != (input_dim,):
-        raise ValueError(_messages.critic_features(critic, jnp.shape(x), input_dim))
+        raise ValueError(players.critic_features(critic, jnp.shape(x), input_dim))
 
 
 def _check_image(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
     """``image_shape`` as (C, H, W), after a check that the convolutions fit into it."""
     _check_sizes("ConvCritic", "image_shape", image_shape)
     if len(image_shape) not in (2, 3):
-        raise ValueError(_messages.critic_sizes("ConvCritic", "image_shape", image_shape))
+        raise ValueError(players.critic_sizes("ConvCritic", "image_shape", image_shape))
     height, width = image_shape[-2:]
     if min(height, width) < 2 ** len(channels):
-        raise ValueError(_messages.critic_image_too_small(image_shape, channels))
+        raise ValueError(players.critic_image_too_small(image_shape, channels))
     return (image_shape[0] if len(image_shape) == 3 else 1), height, width

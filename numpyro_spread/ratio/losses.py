@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.nn import softplus
 from jax.typing import ArrayLike
 
-from spread_analysis import _messages
+from spread_core.messages import players
 
 
 def prior_log_odds(pi: float) -> float:
@@ -22,7 +22,7 @@ def prior_log_odds(pi: float) -> float:
     :raises ValueError: if pi is not inside (0, 1).
     """
     if not 0.0 < pi < 1.0:
-        raise ValueError(_messages.bad_pi(pi))
+        raise ValueError(players.bad_pi(pi))
     return math.log(pi) - math.log1p(-pi)
 
 
@@ -90,7 +90,7 @@ def logistic_loss(
     """
     prior_log_odds(pi)
     if not 0 <= label_smoothing < 1:
-        raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
+        raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
     logits_p, logits_q = _counted(logits_p, weights_p), _counted(logits_q, weights_q)
     data = softplus(-logits_p)
     if label_smoothing:

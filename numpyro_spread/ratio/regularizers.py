@@ -13,8 +13,8 @@ from jax import lax, random
 
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import weighted_mean
-from spread_analysis import _messages
-from spread_analysis._validation import check_count
+from spread_core.messages import players
+from spread_core.validation import check_count
 
 Critic = Callable[[SiteValues], jax.Array]
 
@@ -70,7 +70,7 @@ def check_regularizer(regularizer: object) -> None:
     """
     if regularizer is not None and not isinstance(regularizer, Regularizer):
         wanted = "a Regularizer such as R1(), or None"
-        raise TypeError(_messages.bad_range("regularizer", regularizer, wanted))
+        raise TypeError(players.bad_range("regularizer", regularizer, wanted))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class R1(Regularizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.gamma > 0:
-            raise ValueError(_messages.bad_range("R1: gamma", self.gamma, "positive"))
+            raise ValueError(players.bad_range("R1: gamma", self.gamma, "positive"))
 
     def penalty(
         self,
@@ -143,9 +143,7 @@ class GradientPenalty(Regularizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.weight > 0:
-            raise ValueError(
-                _messages.bad_range("GradientPenalty: weight", self.weight, "positive")
-            )
+            raise ValueError(players.bad_range("GradientPenalty: weight", self.weight, "positive"))
 
     def penalty(
         self,
@@ -161,7 +159,7 @@ class GradientPenalty(Regularizer):
         for site, real in data.items():
             fake = model[site]
             if fake.shape != real.shape:
-                raise ValueError(_messages.unequal_for_penalty(site, real.shape, fake.shape))
+                raise ValueError(players.unequal_for_penalty(site, real.shape, fake.shape))
             mixing = share.reshape(*share.shape, *[1] * (real.ndim - share.ndim))
             mixing = mixing.astype(real.dtype)
             between[site] = mixing * real + (1 - mixing) * fake

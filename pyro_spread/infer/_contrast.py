@@ -29,7 +29,7 @@ from pyro_spread.infer._sites import (
     plain_name,
 )
 from pyro_spread.ratio.adapters import SiteValues
-from spread_analysis import _messages
+from spread_core.messages import contrasts, players
 
 Score = Callable[[], torch.Tensor]
 _PARTICLES = "num_particles_vectorized"
@@ -109,7 +109,7 @@ class ImplicitSite:
             try:
                 return self.fn.sample((count,))
             except (RuntimeError, ValueError, IndexError) as error:
-                message = _messages.not_broadcasting(self.name, (count,), error)
+                message = contrasts.not_broadcasting(self.name, (count,), error)
                 raise ValueError(message) from error
 
 
@@ -245,7 +245,7 @@ class ContrastRun:
             elif name in nodes:
                 draws[name] = nodes[name]["value"].expand(shape)
             else:
-                raise ValueError(_messages.no_prior_site(name))
+                raise ValueError(contrasts.no_prior_site(name))
         return draws
 
     def prior_gradient(self, name: str) -> torch.Tensor:
@@ -257,7 +257,7 @@ class ContrastRun:
         node = self.cache["priors"][name]
         if is_implicit(node["fn"]):
             if torch.is_grad_enabled() and node["fn"].rsample().requires_grad:
-                raise NotImplementedError(_messages.learned_implicit_prior(name))
+                raise NotImplementedError(contrasts.learned_implicit_prior(name))
             return torch.zeros(())
         log_prob = node["fn"].log_prob(node["value"])
         return log_prob - log_prob.detach()
@@ -300,7 +300,7 @@ class _InGuide(Messenger):
         if is_implicit(fn):
             if lacks_gradient(fn):
                 raise NotImplementedError(
-                    _messages.latent_without_gradient(name, plain_name(fn.base_dist))
+                    players.latent_without_gradient(name, plain_name(fn.base_dist))
                 )
             mask = mask_of_implicit(name, fn)
             run.implicit.add(name)
@@ -350,7 +350,7 @@ class _InModel(Messenger):
             run.priors[name] = fn
         if not run.prior_cancels:
             if is_implicit(fn):
-                raise NotImplementedError(_messages.implicit_prior(name))
+                raise NotImplementedError(contrasts.implicit_prior(name))
             return
         # Of an implicit prior one cannot tell before another run.
         learned = is_implicit(fn) or is_learned(fn)
@@ -382,5 +382,5 @@ def _weights(
             weights = scale if weights is None else weights * scale
     except RuntimeError as error:
         shape = torch.as_tensor(mask if weights is None else scale).shape
-        raise ValueError(_messages.mask_misfit(name, shape, fn.batch_shape)) from error
+        raise ValueError(players.mask_misfit(name, shape, fn.batch_shape)) from error
     return weights

@@ -23,10 +23,10 @@ from pyro_spread.ratio._samplewise import couples
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
-from spread_analysis import _messages
-from spread_analysis._moments import default_critic_draws, default_moment_draws
-from spread_analysis._nonfinite import NonFiniteError
-from spread_analysis._stateful import Stateful
+from spread_core.messages import contrasts
+from spread_core.moments import default_critic_draws, default_moment_draws
+from spread_core.nonfinite import NonFiniteError
+from spread_core.stateful import Stateful
 
 
 class CollapsedGuideError(NonFiniteError):
@@ -79,7 +79,7 @@ class ContrastCritic(Stateful):
         if not isinstance(self.discriminator, nn.ModuleDict):
             return self.discriminator
         if names[0] not in self.discriminator:
-            raise ValueError(_messages.missing_critic(names[0], self.discriminator))
+            raise ValueError(contrasts.missing_critic(names[0], self.discriminator))
         return self.discriminator[names[0]]
 
     def log_q(self, run: ContrastRun, name: str) -> torch.Tensor:
@@ -133,7 +133,7 @@ class ContrastCritic(Stateful):
                 if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
                     is_point = bool(contrast.scale.isfinite().all())
                     error = CollapsedGuideError if is_point else NonFiniteError
-                    raise error(_messages.collapsed_guide(name))
+                    raise error(contrasts.collapsed_guide(name))
                 run.cache[key] = contrast
         return run.cache[key]
 
@@ -155,7 +155,7 @@ class ContrastCritic(Stateful):
             loc, scale = output
             return loc.expand(shape), scale.expand(shape)
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(_messages.head_output(name, _describe(output), shape)) from error
+            raise ValueError(contrasts.head_output(name, _describe(output), shape)) from error
 
     def _lead(self, run: ContrastRun, names: tuple[str, ...]) -> tuple[int, ...]:
         """Number of fresh draws per datum for the critic; empty if it takes the ELBO's own."""
@@ -275,4 +275,4 @@ def _check_together(run: ContrastRun) -> None:
                     else one == other
                 )
             if not same:
-                raise ValueError(_messages.contrast_mismatch(what, first.name, site.name))
+                raise ValueError(contrasts.contrast_mismatch(what, first.name, site.name))

@@ -23,11 +23,10 @@ from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.regularizers import Regularizer
-from spread_analysis import _messages
-from spread_analysis._messages import players
-from spread_analysis._messages import ranks as rank_messages
-from spread_analysis._messages.notes import noting
-from spread_analysis._warning import warn_user
+from spread_core.caller_warning import warn_user
+from spread_core.messages import players
+from spread_core.messages import ranks as rank_messages
+from spread_core.messages.notes import noting
 
 # Critics of which it was said that a gradient penalty does not suit them.
 _warned: WeakSet[nn.Module] = WeakSet()
@@ -42,11 +41,11 @@ def check_critic(discriminator: Any) -> None:
     :raises TypeError: saying what it must be.
     """
     if not isinstance(discriminator, nn.Module):
-        raise TypeError(_messages.no_critic(discriminator, "a torch.nn.Module"))
+        raise TypeError(players.no_critic(discriminator, "a torch.nn.Module"))
     if isinstance(discriminator, (ConvCritic, MLPCritic, QuadraticCritic)):
-        raise TypeError(_messages.no_critic(discriminator, _CALLED))
+        raise TypeError(players.no_critic(discriminator, _CALLED))
     if any(isinstance(module, PyroModule) for module in discriminator.modules()):
-        raise TypeError(_messages.pyro_module_critic())
+        raise TypeError(players.pyro_module_critic())
 
 
 def is_lazy(module: nn.Module) -> bool:
@@ -71,7 +70,7 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
         if stored is None or stored is param:
             continue
         if stored in critic_params or stored.shape != param.shape:
-            raise ValueError(_messages.stale_critic(name))
+            raise ValueError(players.stale_critic(name))
         # Loaded from a file, so no other critic's: the module takes its value. The module's
         # own tensor stays, since pyro.module would leave the two side by side.
         with torch.no_grad():
@@ -115,10 +114,10 @@ def judge(
     except TypeError as error:
         if _takes(discriminator.forward, values, *args, **kwargs):
             raise
-        raise TypeError(_messages.no_critic(discriminator, _CALLED)) from error
+        raise TypeError(players.no_critic(discriminator, _CALLED)) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
         got = logits.shape if isinstance(logits, torch.Tensor) else ()
-        raise ValueError(_messages.logit_shape(got, values.batch_shape))
+        raise ValueError(players.logit_shape(got, values.batch_shape))
     check_logits(discriminator, logits, values)
     return logits
 

@@ -28,8 +28,8 @@ from pyro_spread.ratio._samplewise import couples, is_samplewise_here
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
-from spread_analysis import _messages
-from spread_analysis._validation import check_count
+from spread_core.messages import players
+from spread_core.validation import check_count
 
 _UPDATES = ("one_pass", "two_pass")
 
@@ -86,7 +86,7 @@ class CriticLoss(Loss):
         super().__init__(num_particles=num_particles)
         check_critic(discriminator)
         if update is not None and update not in _UPDATES:
-            raise ValueError(_messages.bad_choice("update", update, _UPDATES))
+            raise ValueError(players.bad_choice("update", update, _UPDATES))
         check_count("num_particles", num_particles)
         check_regularizer(regularizer)
         self.discriminator = discriminator
@@ -204,7 +204,7 @@ class CriticLoss(Loss):
             return self.update == "one_pass" or not learns_others(values, kwargs)
         # What nothing proves may still be so, on the user's word and after a look.
         if self.update == "one_pass" and couples(self.discriminator, logits, values):
-            raise ValueError(_messages.coupled_critic())
+            raise ValueError(players.coupled_critic())
         return self.update == "one_pass"
 
     def _play(

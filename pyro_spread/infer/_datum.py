@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from spread_analysis import _datum
+from spread_core import datum
 
 
 def frames_of(site: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -31,7 +31,7 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     :raises ValueError: if that cannot be decided, naming site and way out.
     """
     shapes = {name: tuple(site["fn"].batch_shape) for name, site in sites.items()}
-    return _datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)
+    return datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)
 
 
 def are_whole(sites: Mapping[str, Any]) -> bool:
@@ -40,7 +40,7 @@ def are_whole(sites: Mapping[str, Any]) -> bool:
 
     :param sites: dict from name to site of a trace.
     """
-    return _datum.are_whole({name: frames_of(site) for name, site in sites.items()})
+    return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
 
 
 def in_batch(value: torch.Tensor, site: Mapping[str, Any], dim: int | None) -> torch.Tensor | None:
@@ -52,7 +52,7 @@ def in_batch(value: torch.Tensor, site: Mapping[str, Any], dim: int | None) -> t
     :param dim: of the data, from :func:`data_dims`.
     """
     batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
-    shape = _datum.full_shape(tuple(value.shape), batch, event, dim)
+    shape = datum.full_shape(tuple(value.shape), batch, event, dim)
     if shape is None:
         return None
     return value.reshape(value.shape[max(0, value.dim() - len(shape)) :]).expand(shape)
@@ -100,7 +100,7 @@ def weight_of_data(
     scale, batch = torch.as_tensor(site["scale"]), list(site["fn"].batch_shape)
     if dim is not None:
         batch[dim] = batch_shape[0]
-    _datum.check_scale(name, tuple(scale.shape), tuple(site["value"].shape), tuple(batch), dim)
+    datum.check_scale(name, tuple(scale.shape), tuple(site["value"].shape), tuple(batch), dim)
     return scale.reshape(-1).expand(batch_shape or (1,)).reshape(batch_shape)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from spread_analysis._moments import predictive_regret
+from spread_core.moments import predictive_regret
 
 _LOG_2PI = math.log(2 * math.pi)
 

@@ -18,10 +18,9 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_spread._transaction import StepSnapshot, arm, is_running, transaction
-from spread_analysis import _messages
-from spread_analysis._arguments import positional_names
-from spread_analysis._messages import guard as guard_messages
-from spread_analysis._nonfinite import (
+from spread_core.arguments import positional_names
+from spread_core.messages import guard as guard_messages
+from spread_core.nonfinite import (
     NonFiniteError,
     find_nonfinite,
     is_about_numbers,
@@ -134,7 +133,7 @@ def check_params(params: Iterable[torch.Tensor]) -> None:
     for param in params:
         if not is_finite(param.detach()):
             name, what = param_name(param), what_is_wrong(param.detach())
-            raise NonFiniteError(_messages.nonfinite_param(what, name, player(param)))
+            raise NonFiniteError(guard_messages.nonfinite_param(what, name, player(param)))
 
 
 def param_name(param: torch.Tensor) -> str:
@@ -155,13 +154,13 @@ def check_logits(
     for site, value in values.items():
         if not is_finite(value.detach()):
             what = what_is_wrong(value.detach())
-            raise NonFiniteError(_messages.nonfinite_seen(what, site, "generator"))
+            raise NonFiniteError(guard_messages.nonfinite_seen(what, site, "generator"))
     for name, param in discriminator.named_parameters():
         if not is_finite(param.detach()):
             what = what_is_wrong(param.detach())
-            raise NonFiniteError(_messages.nonfinite_param(what, name, "discriminator"))
+            raise NonFiniteError(guard_messages.nonfinite_param(what, name, "discriminator"))
     what = what_is_wrong(logits.detach())
-    raise NonFiniteError(_messages.nonfinite_logits(what, f"its values of {sorted(values)}"))
+    raise NonFiniteError(guard_messages.nonfinite_logits(what, f"its values of {sorted(values)}"))
 
 
 def as_nonfinite(error: Exception) -> NonFiniteError | None:
@@ -208,7 +207,7 @@ def _explain(
     bad = {n: a for n, a in named.items() if isinstance(a, torch.Tensor) and not is_finite(a)}
     if bad and not text.startswith("site"):  # that one is named already
         what = what_is_wrong(next(iter(bad.values())))
-        return NonFiniteError(_messages.nonfinite_argument(what, sorted(bad), found or error))
+        return NonFiniteError(guard_messages.nonfinite_argument(what, sorted(bad), found or error))
     if found is None and "nan" in shown:
-        return NonFiniteError(_messages.nonfinite_inside("model or guide", error))
+        return NonFiniteError(guard_messages.nonfinite_inside("model or guide", error))
     return found

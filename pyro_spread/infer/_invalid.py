@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from pyro_spread.infer._guards import is_finite, what_is_wrong
-from spread_analysis._messages import simulations
-from spread_analysis._nonfinite import NonFiniteError
+from spread_core.messages import simulations
+from spread_core.nonfinite import NonFiniteError
 
 
 class Invalid:

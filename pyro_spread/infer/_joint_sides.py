@@ -35,11 +35,11 @@ from pyro_spread.infer._sites import (
 from pyro_spread.infer._two_sides import Side, _mask, check_draws, check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
-from spread_analysis import _messages
-from spread_analysis._arguments import positional_names
-from spread_analysis._nonfinite import NonFiniteError
-from spread_analysis._patterns import resolved
-from spread_analysis._remembered import Remembered
+from spread_core.arguments import positional_names
+from spread_core.messages import contrasts, players
+from spread_core.nonfinite import NonFiniteError
+from spread_core.patterns import resolved
+from spread_core.remembered import Remembered
 
 # A look at the model, which need not be taken at every step.
 _known_plates: Remembered[frozenset[str]] = Remembered()
@@ -96,7 +96,7 @@ def draw_joint(
         trace = _run_forward(model, guide_trace, leaves, args, kwargs)
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
-        raise ValueError(_messages.nothing_observed())
+        raise ValueError(players.nothing_observed())
     refuse_own_draws(model, observed, args, kwargs)
     noise = resolved(noise, observed)
     check_noise_sites(trace, observed, noise)
@@ -108,7 +108,7 @@ def draw_joint(
         if n not in shared and n in trace.nodes and is_latent(trace.nodes[n])
     }
     if not local:
-        raise ValueError(_messages.joint_no_latent(drawn))
+        raise ValueError(contrasts.joint_no_latent(drawn))
     compared = observed | local
     dims = data_dims(compared)
     warn_of_shared_latents(model, trace.nodes, compared, dims, drawn)
@@ -120,7 +120,7 @@ def draw_joint(
     model_side = Side(compared, noise, dims, lambda site: site["value"])
     for name in observed:
         if not is_finite(guide_side.values[name]):
-            raise NonFiniteError(_messages.nonfinite_value(name))
+            raise NonFiniteError(players.nonfinite_value(name))
     check_draws(model_side)
     indices = {
         n: s["value"] for t in (guide_trace, trace) for n, s in t.nodes.items() if _is_index(s)
@@ -216,9 +216,9 @@ def _check_learned(trace: Any, shared: set[str]) -> None:
         if name in shared or not (is_latent(site) or is_compared(site)):
             continue
         if lacks_gradient(site["fn"]):
-            say = _messages.latent_without_gradient
+            say = players.latent_without_gradient
             if is_compared(site):
-                say = _messages.discrete_draw
+                say = players.discrete_draw
             raise NotImplementedError(say(name, plain_name(site["fn"])))
 
 
@@ -229,11 +229,9 @@ def _log_globals(
     total = torch.zeros(())
     for name, site in shared.items():
         if is_implicit(site["fn"]):
-            raise ValueError(_messages.joint_global_implicit(name))
+            raise ValueError(contrasts.joint_global_implicit(name))
         if not site["fn"].has_rsample:
-            raise NotImplementedError(
-                _messages.latent_without_gradient(name, plain_name(site["fn"]))
-            )
+            raise NotImplementedError(players.latent_without_gradient(name, plain_name(site["fn"])))
     if not shared:
         return total
     guide_trace.compute_log_prob(lambda name, site: name in shared)

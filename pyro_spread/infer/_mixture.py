@@ -20,8 +20,8 @@ from pyro_spread.distributions import ImplicitDistribution
 from pyro_spread.infer._sites import is_implicit, is_learned, mask_of_implicit, plain_name
 from pyro_spread.infer._supports import Supports
 from pyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
-from spread_analysis._patterns import key_of, resolved
+from spread_core.messages import contrasts, general, players, semi_implicit
+from spread_core.patterns import key_of, resolved
 
 
 class Spread(Messenger):
@@ -39,7 +39,7 @@ class Spread(Messenger):
         if exc_type is None:
             for site in resolved(self.kernels, self._implicit):
                 if site not in self._seen:
-                    raise ValueError(_messages.semi_no_such_site(site, self._implicit))
+                    raise ValueError(semi_implicit.semi_no_such_site(site, self._implicit))
 
     def _kernel_at(self, site: str, implicit: bool) -> SpreadNoise | None:
         """The kernel of a site; patterns stand for implicit sites only."""
@@ -55,12 +55,12 @@ class Spread(Messenger):
         kernel = self._kernel_at(site, implicit)
         if kernel is None:
             if implicit:
-                raise ValueError(_messages.semi_missing_kernel(site, self.kernels))
+                raise ValueError(semi_implicit.semi_missing_kernel(site, self.kernels))
             return
         if msg["is_observed"] or msg["value"] is not None:
-            raise ValueError(_messages.semi_fixed_site(site))
+            raise ValueError(semi_implicit.semi_fixed_site(site))
         if not implicit:
-            raise ValueError(_messages.semi_not_implicit(site, plain_name(fn)))
+            raise ValueError(semi_implicit.semi_not_implicit(site, plain_name(fn)))
         msg["fn"] = self._replace(site, fn, kernel)
 
     def _replace(self, site: str, fn: Any, kernel: SpreadNoise) -> TorchDistribution:
@@ -101,7 +101,7 @@ class SiteNoise:
             try:
                 self.transform = biject_to(support).with_cache(1)
             except NotImplementedError as error:
-                message = _messages.semi_no_bijection(site, support)
+                message = semi_implicit.semi_no_bijection(site, support)
                 raise NotImplementedError(message) from error
             self.event_dim += self.transform.domain.event_dim - self.transform.codomain.event_dim
 
@@ -115,7 +115,7 @@ class SiteNoise:
             return torch.where(inside, u, torch.full_like(u, float("nan")))
         checked = is_validation_enabled()
         if checked and not bool(self.support.check(psi).all() & torch.isfinite(u).all()):
-            raise ValueError(_messages.semi_outside_support(self.site, self.support))
+            raise ValueError(semi_implicit.semi_outside_support(self.site, self.support))
         return u
 
     def to_support(self, u: torch.Tensor) -> torch.Tensor:
@@ -127,10 +127,10 @@ class SiteNoise:
         try:
             conditional = self.kernel(psi, self.event_dim)
         except (TypeError, ValueError) as error:
-            raise type(error)(_messages.at_site(self.site, error)) from error
+            raise type(error)(general.at_site(self.site, error)) from error
         got = conditional.batch_shape + conditional.event_shape
         if got != psi.shape:
-            raise ValueError(_messages.semi_kernel_shape(self.site, got, psi.shape))
+            raise ValueError(semi_implicit.semi_kernel_shape(self.site, got, psi.shape))
         return conditional
 
     def log_jacobian(self, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor | float:
@@ -191,7 +191,7 @@ def _draws(site: str, fn: Any, count: int) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         with torch.no_grad():
             fn.rsample()  # what fails for one draw too has nothing to do with their number
-        raise ValueError(_messages.not_broadcasting(site, (count,), error)) from error
+        raise ValueError(contrasts.not_broadcasting(site, (count,), error)) from error
 
 
 def _check_gradient(site: str, fn: Any) -> None:
@@ -199,4 +199,4 @@ def _check_gradient(site: str, fn: Any) -> None:
     while not isinstance(fn, ImplicitDistribution):
         fn = fn.base_dist
     if not fn.has_rsample and is_learned(fn.base_dist):
-        raise NotImplementedError(_messages.latent_without_gradient(site, plain_name(fn.base_dist)))
+        raise NotImplementedError(players.latent_without_gradient(site, plain_name(fn.base_dist)))

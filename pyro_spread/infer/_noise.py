@@ -11,7 +11,7 @@ import torch
 
 from pyro_spread.handlers import check_noise
 from pyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
+from spread_core.messages import general
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
@@ -34,4 +34,4 @@ def draw_at(site: str, kernel: SpreadNoise, value: torch.Tensor) -> torch.Tensor
     try:
         return kernel.draw(value)
     except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(site, error)) from error
+        raise type(error)(general.at_site(site, error)) from error

@@ -18,8 +18,8 @@ from pyro.util import get_rng_state, set_rng_state
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_spread._transaction import looking
-from spread_analysis._messages import players
-from spread_analysis._remembered import Remembered
+from spread_core.messages import players
+from spread_core.remembered import Remembered
 
 # The observed sites of a model that were found to hold data.
 _innocent: Remembered[frozenset[str]] = Remembered()

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pyro_spread.noise.base import widened
-from spread_analysis import _messages
+from spread_core.messages import guard
 
 # A torch that knows no autocast for a device raises where it is asked about it.
 _DEVICES = tuple(
@@ -124,4 +124,4 @@ class _NoSites(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if self._is_inside() and not site_is_subsample(msg):
-            raise ValueError(_messages.half_site(msg["name"]))
+            raise ValueError(guard.half_site(msg["name"]))

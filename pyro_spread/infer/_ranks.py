@@ -24,7 +24,7 @@ from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
-from spread_analysis import _messages
+from spread_core.messages import ranks as rank_messages
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _check_batch_norm(net: str, module: nn.Module | None) -> None:
         if isinstance(layer, nn.SyncBatchNorm) or not layer.training:
             continue
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(_messages.local_batch_norm(name, type(layer).__name__))
+            raise ValueError(rank_messages.local_batch_norm(name, type(layer).__name__))
 
 
 def _compare_noise(current: Ranks, device: torch.device) -> None:
@@ -229,7 +229,7 @@ def _compare_noise(current: Ranks, device: torch.device) -> None:
     told = [int(other) for other in current.each(own)]
     if len(set(told)) < len(told):
         same = [rank for rank, other in enumerate(told) if told.count(other) > 1]
-        warnings.warn(_messages.equal_noise(same), UserWarning, stacklevel=2)
+        warnings.warn(rank_messages.equal_noise(same), UserWarning, stacklevel=2)
 
 
 def check_separable(elbo: ELBO) -> None:
@@ -239,7 +239,7 @@ def check_separable(elbo: ELBO) -> None:
     :raises NotImplementedError: saying why.
     """
     if ranks() is not None and isinstance(elbo, TraceTailAdaptive_ELBO):
-        raise NotImplementedError(_messages.coupled_elbo(type(elbo).__name__))
+        raise NotImplementedError(rank_messages.coupled_elbo(type(elbo).__name__))
 
 
 def check_traces(traces: Iterable[Any]) -> None:
@@ -256,4 +256,4 @@ def check_traces(traces: Iterable[Any]) -> None:
             if site["type"] != "sample" or site["infer"].get("_enumerate_dim") is None:
                 continue
             if not any(frame.vectorized for frame in site["cond_indep_stack"]):
-                raise NotImplementedError(_messages.enumerated_globally(name))
+                raise NotImplementedError(rank_messages.enumerated_globally(name))

@@ -14,7 +14,7 @@ from pyro_spread._inputs import takes_arrays
 from pyro_spread.infer._guards import as_one
 from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
-from spread_analysis._stateful import Stateful
+from spread_core.stateful import Stateful
 
 _METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
 # More of those that take a model, a guide and their arguments.

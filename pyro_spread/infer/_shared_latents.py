@@ -10,8 +10,8 @@ from typing import Any
 
 from pyro_spread.infer._datum import data_plate, frames_of
 from pyro_spread.infer._sites import is_latent, plain_name
-from spread_analysis._messages import players
-from spread_analysis._remembered import Remembered
+from spread_core.messages import players
+from spread_core.remembered import Remembered
 
 _warned: Remembered[bool] = Remembered()
 

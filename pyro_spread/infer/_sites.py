@@ -14,7 +14,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread.distributions import ImplicitDistribution
 from pyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
+from spread_core.messages import contrasts
 
 
 def is_implicit(fn: Any) -> bool:
@@ -37,7 +37,7 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
     while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
         if isinstance(fn, MaskedDistribution):
             if fn.event_dim != outer.event_dim and not isinstance(fn._mask, bool):
-                raise ValueError(_messages.masked_event(site))
+                raise ValueError(contrasts.masked_event(site))
             mask = both(mask, fn._mask)
         if isinstance(fn, ImplicitDistribution):
             break

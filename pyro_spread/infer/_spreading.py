@@ -25,19 +25,18 @@ from pyro_spread.infer._observation import Places
 from pyro_spread.infer._plate_arguments import is_index
 from pyro_spread.infer._rows import NoisyRows
 from pyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
-from spread_analysis._arguments import (
+from spread_core.arguments import (
     Key,
     argument_name,
     check_data_sites,
     get_argument,
     locate_data,
 )
-from spread_analysis._messages import inputs, spreading
-from spread_analysis._nonfinite import NonFiniteError
-from spread_analysis._paths import Where
-from spread_analysis._patterns import key_of, resolved
-from spread_analysis._use_of_data import Learned, UseOfData, use_of
+from spread_core.messages import general, inputs, spreading
+from spread_core.nonfinite import NonFiniteError
+from spread_core.paths import Where
+from spread_core.patterns import key_of, resolved
+from spread_core.use_of_data import Learned, UseOfData, use_of
 
 _R = TypeVar("_R")
 
@@ -216,9 +215,9 @@ class _LossSpread(SpreadMessenger):
         kernel = self._kernel_at(site)
         if kernel is None:
             if msg["mask"] is not False and is_delta(msg["fn"], msg["value"]):
-                raise ValueError(_messages.unspread_delta(site, self.noise))
+                raise ValueError(spreading.unspread_delta(site, self.noise))
         elif not self._observes_handed(msg, kernel):
-            raise ValueError(_messages.observed_other_value(site))
+            raise ValueError(spreading.observed_other_value(site))
 
     def _observes_handed(self, msg: Any, kernel: SpreadNoise) -> bool:
         site, value = msg["name"], torch.as_tensor(msg["value"])
@@ -253,7 +252,7 @@ class _LossSpread(SpreadMessenger):
         super()._check_complete()
         for site in resolved(self.noise, self._observed):
             if site not in self._observed:
-                raise ValueError(_messages.site_not_observed(site, self._observed))
+                raise ValueError(spreading.site_not_observed(site, self._observed))
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -280,6 +279,6 @@ def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
     try:
         kernel.check_value(x)
     except (TypeError, ValueError) as error:
-        raise type(error)(_messages.at_site(site, error)) from error
+        raise type(error)(general.at_site(site, error)) from error
     if not is_finite(x):
-        raise NonFiniteError(_messages.nonfinite_data(site, argument))
+        raise NonFiniteError(spreading.nonfinite_data(site, argument))

@@ -15,9 +15,9 @@ from pyro.distributions import constraints
 
 from pyro_spread._transaction import looking
 from pyro_spread.noise import SpreadNoise
-from spread_analysis import _messages
-from spread_analysis._patterns import is_pattern, key_of, matches
-from spread_analysis._remembered import Remembered
+from spread_core.messages import semi_implicit
+from spread_core.patterns import is_pattern, key_of, matches
+from spread_core.remembered import Remembered
 
 #: Constraints by site; None stands for all reals, as at sites that the model does not have.
 Supports = Mapping[str, Any]
@@ -82,7 +82,7 @@ def _fixed(site: str, support: Any, event_dim: int) -> Any:
         if isinstance(bound, torch.Tensor):
             rows = bound.reshape(-1, *bound.shape[max(bound.dim() - event_dim, 0) :])
             if bound.requires_grad or not bool((rows == rows[:1]).all()):
-                raise ValueError(_messages.semi_moving_support(site))
+                raise ValueError(semi_implicit.semi_moving_support(site))
             setattr(fixed, name, rows[0])
     return fixed
 

@@ -13,8 +13,8 @@ from pyro.distributions import Delta
 
 from pyro_spread._transaction import NotSettledError, is_settled, looking
 from pyro_spread.infer._sites import is_latent
-from spread_analysis import _messages
-from spread_analysis._remembered import Remembered
+from spread_core.messages import contrasts
+from spread_core.remembered import Remembered
 
 # The sites of a guide that were looked at; None stands for all.
 _innocent: Remembered[set[frozenset[str] | None]] = Remembered()
@@ -92,7 +92,7 @@ def _check(
             continue
         random = moves or bool(noise & reached)
         if random and reached - set(leaves.values()):
-            raise ValueError(_messages.random_delta(name))
+            raise ValueError(contrasts.random_delta(name))
 
 
 def _is_bare_delta(site: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from pyro_spread.kernels import check_pair, squared_distances
-from spread_analysis import _messages
+from spread_core.messages import samples as sample_messages
 
 _Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -65,7 +65,7 @@ def mmd2_unbiased(
     :raises ValueError: if there are fewer than two samples, or shapes or weights are wrong.
     """
     if block_size is not None and (type(block_size) is not int or block_size < 1):
-        raise ValueError(_messages.bad_block_size(block_size))
+        raise ValueError(sample_messages.bad_block_size(block_size))
     check_pair(x, y)
     x, wx = _weigh("x", x, weights_x)
     y, wy = _weigh("y", y, weights_y)
@@ -106,7 +106,7 @@ def energy_distance(
         weights are wrong.
     """
     if not 0 < beta < 2:
-        raise ValueError(_messages.bad_energy_power(beta))
+        raise ValueError(sample_messages.bad_energy_power(beta))
     kernel = partial(_negative_power, beta)
     return mmd2_unbiased(kernel, x, y, weights_x, weights_y, block_size)
 
@@ -143,10 +143,10 @@ def sliced_wasserstein(
         wrong.
     """
     if not 1 <= p < float("inf"):
-        raise ValueError(_messages.bad_order(p))
+        raise ValueError(sample_messages.bad_order(p))
     check_pair(x, y)
     if directions.dim() != 2 or len(directions) == 0 or directions.shape[1] != x.shape[1]:
-        raise ValueError(_messages.bad_directions(directions.shape, x.shape[1]))
+        raise ValueError(sample_messages.bad_directions(directions.shape, x.shape[1]))
     weighted = weights_x is not None or weights_y is not None
     x, wx = _weigh("x", x, weights_x)
     y, wy = _weigh("y", y, weights_y)
@@ -169,16 +169,17 @@ def _weigh(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples without the values of those that do not count, and weights of at most one."""
     if len(samples) < 2:
-        raise ValueError(_messages.too_few_samples(name, len(samples)))
+        raise ValueError(sample_messages.too_few_samples(name, len(samples)))
     if weights is None:
         return samples, samples.new_ones(len(samples))
     weights = torch.as_tensor(weights, dtype=samples.dtype, device=samples.device)
     if weights.shape != samples.shape[:1]:
-        raise ValueError(_messages.weights_shape(f"weights_{name}", weights.shape, len(samples)))
+        message = sample_messages.weights_shape(f"weights_{name}", weights.shape, len(samples))
+        raise ValueError(message)
     if not torch._C._get_tracing_state():
         valid = ((weights >= 0) & torch.isfinite(weights)).all() & ((weights > 0).sum() > 1)
         if not bool(valid):
-            raise ValueError(_messages.bad_weights(f"weights_{name}"))
+            raise ValueError(sample_messages.bad_weights(f"weights_{name}"))
     # Zero times a kernel value that overflowed would be NaN, and an outlier would move the centre.
     counted = samples[weights.argmax()].detach()
     samples = torch.where((weights > 0)[:, None], samples, counted)

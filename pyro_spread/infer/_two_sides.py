@@ -24,10 +24,10 @@ from pyro_spread.infer._shared_latents import warn_of_shared_latents
 from pyro_spread.infer._sites import is_computed, is_latent, is_learned, plain_name
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
-from spread_analysis import _messages
-from spread_analysis._arguments import positional_names
-from spread_analysis._nonfinite import NonFiniteError
-from spread_analysis._patterns import resolved
+from spread_core.arguments import positional_names
+from spread_core.messages import general, players, spreading
+from spread_core.nonfinite import NonFiniteError
+from spread_core.patterns import resolved
 
 
 class TwoSides(NamedTuple):
@@ -72,7 +72,7 @@ def draw_sides(
     trace = poutine.trace(poutine.uncondition(replayed)).get_trace(*args, **kwargs)
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
-        raise ValueError(_messages.nothing_observed())
+        raise ValueError(players.nothing_observed())
     _check_sites(trace, guide_trace, observed)
     noise = resolved(noise, observed)
     dims = data_dims(observed)
@@ -91,7 +91,7 @@ def draw_sides(
     model_side = Side(observed, noise, dims, lambda site: site["value"])
     for name, value in data.values.items():
         if not is_finite(value):
-            raise NonFiniteError(_messages.nonfinite_value(name))
+            raise NonFiniteError(players.nonfinite_value(name))
     check_draws(model_side)
     indices = {n: s["value"] for n, s in trace.nodes.items() if isinstance(s.get("fn"), _Subsample)}
     named = dict(zip(positional_names(model), args, strict=False)) | kwargs
@@ -123,20 +123,20 @@ def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> N
         if is_latent(site) and not site["infer"].get("is_auxiliary"):
             shared = {frame.name for frame in site["cond_indep_stack"]} & plates
             if shared:
-                raise ValueError(_messages.local_guide_site(name, shared))
+                raise ValueError(players.local_guide_site(name, shared))
     for name, site in [*guide_trace.nodes.items(), *trace.nodes.items()]:
         if site["type"] != "sample":
             continue
         fn = site["fn"]
         if name in observed:
             if isinstance(fn, Unit):
-                raise ValueError(_messages.factor_site(name))
+                raise ValueError(players.factor_site(name))
             if not fn.has_rsample or not site["value"].is_floating_point():
-                raise NotImplementedError(_messages.discrete_draw(name, plain_name(fn)))
+                raise NotImplementedError(players.discrete_draw(name, plain_name(fn)))
         elif is_latent(site) and not fn.has_rsample and is_learned(fn):
             if site is trace.nodes.get(name) and name in guide_trace.nodes:
                 continue  # not drawn here, but taken from the guide
-            raise NotImplementedError(_messages.latent_without_gradient(name, plain_name(fn)))
+            raise NotImplementedError(players.latent_without_gradient(name, plain_name(fn)))
 
 
 def check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[str, Any]) -> None:
@@ -147,11 +147,11 @@ def check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[st
     """
     for name, kernel in noise.items():
         if name not in trace.nodes or trace.nodes[name]["type"] != "sample":
-            raise ValueError(_messages.no_such_site(name, observed))
+            raise ValueError(spreading.no_such_site(name, observed))
         if name not in observed:
-            raise ValueError(_messages.site_not_observed(name, observed))
+            raise ValueError(spreading.site_not_observed(name, observed))
         if is_learned(kernel):
-            raise ValueError(_messages.learned_noise(name))
+            raise ValueError(players.learned_noise(name))
 
 
 class Side:
@@ -174,8 +174,8 @@ class Side:
             value = in_batch(given, site, dim)
             if value is None:
                 raise ValueError(
-                    _messages.at_site(
-                        name, _messages.value_misfit(given.shape, site["fn"].event_shape)
+                    general.at_site(
+                        name, spreading.value_misfit(given.shape, site["fn"].event_shape)
                     )
                 )
             value, event_dim = value.to(site["value"].dtype), site["fn"].event_dim
@@ -196,7 +196,7 @@ class Side:
             weights = kept.to(next(iter(self.values.values())).dtype)
             self.weights = weights if self.weights is None else self.weights * weights
         if self.weights is not None and not bool((self.weights > 0).any()):
-            raise ValueError(_messages.everything_masked())
+            raise ValueError(players.everything_masked())
 
     def _weigh(self, name: str, site: Mapping[str, Any], dim: int | None) -> None:
         # A number is the same for all data and cancels in the mean: plates that subsample.
@@ -233,6 +233,6 @@ def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tens
         try:
             full = mask.reshape([*mask.shape, *[1] * event_dim]).expand(value.shape)
         except RuntimeError as error:
-            raise ValueError(_messages.mask_misfit(name, mask.shape, value.shape)) from error
+            raise ValueError(players.mask_misfit(name, mask.shape, value.shape)) from error
         result = full if result is None else result & full
     return result

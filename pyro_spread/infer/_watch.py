@@ -8,9 +8,8 @@ import torch
 
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.ratio.losses import weighted_mean
-from spread_analysis import FalseEvidenceMonitor
-from spread_analysis._stateful import Stateful
-from spread_analysis.critic import LogitRangeMonitor
+from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
+from spread_core.stateful import Stateful
 
 _EVERY = 4
 

@@ -15,8 +15,13 @@ from pyro_spread.infer._noise import Noise
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
-from spread_analysis import SupportMismatchMonitor, _messages
-from spread_analysis.critic import SATURATED_LOGIT, ClampMonitor, LogitRangeMonitor
+from spread_core.messages import players
+from spread_core.monitors import (
+    SATURATED_LOGIT,
+    ClampMonitor,
+    LogitRangeMonitor,
+    SupportMismatchMonitor,
+)
 
 _GENERATORS = ("divergence", "non_saturating")
 _WATCH_EVERY = 4
@@ -121,11 +126,11 @@ class AdversarialDivergence(CriticLoss):
         super().__init__(discriminator, noise, regularizer, update, num_particles, name)
         divergence = JSPi(0.5) if divergence is None else divergence
         if not isinstance(divergence, Divergence):
-            raise TypeError(_messages.no_divergence(divergence))
+            raise TypeError(players.no_divergence(divergence))
         if generator not in _GENERATORS:
-            raise ValueError(_messages.bad_choice("generator", generator, _GENERATORS))
+            raise ValueError(players.bad_choice("generator", generator, _GENERATORS))
         if not 0 <= label_smoothing < 1:
-            raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
+            raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(torch.zeros(1))  # refuses here what has no gradient
         self.divergence = divergence

@@ -35,11 +35,13 @@ from pyro_spread.infer._spreading import Spreading, started
 from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
-from spread_analysis import EvidenceReport, FalseEvidenceWarning, _messages
-from spread_analysis._arguments import positional_names
-from spread_analysis._paths import Where
-from spread_analysis._use_of_data import UseOfData
-from spread_analysis._validation import check_count
+from spread_analysis import EvidenceReport
+from spread_core.arguments import positional_names
+from spread_core.messages import contrasts, players
+from spread_core.monitors import FalseEvidenceWarning
+from spread_core.paths import Where
+from spread_core.use_of_data import UseOfData
+from spread_core.validation import check_count
 
 Critic = nn.Module | Mapping[str, nn.Module]
 Annealing = int | Callable[..., float | torch.Tensor]
@@ -173,14 +175,14 @@ class PriorContrastELBO(Loss):
                 check_critic(critic)
             for site in discriminator:
                 if "." in site or hasattr(nn.ModuleDict(), site):
-                    raise ValueError(_messages.critic_site_name(site))
+                    raise ValueError(contrasts.critic_site_name(site))
             discriminator = nn.ModuleDict(discriminator)
         check_critic(discriminator)
         refuse_bounded_logits(discriminator)
         if head is not None and not isinstance(head, nn.Module):
-            raise TypeError(_messages.bad_range("head", head, "a torch.nn.Module, or None"))
+            raise TypeError(players.bad_range("head", head, "a torch.nn.Module, or None"))
         if head is not None and not adaptive:
-            raise ValueError(_messages.head_without_adaptive())
+            raise ValueError(contrasts.head_without_adaptive())
         check_regularizer(regularizer)
         self.discriminator = discriminator
         self.adaptive = adaptive
@@ -337,7 +339,7 @@ class PriorContrastELBO(Loss):
                 value = estimate(reported)
             report = EvidenceReport(value, math.nan, math.nan, math.nan, num_draws)
         if report.is_false():
-            message = _messages.false_evidence_gap(report.gap, report.standard_error)
+            message = contrasts.false_evidence_gap(report.gap, report.standard_error)
             warnings.warn(message, FalseEvidenceWarning, stacklevel=2)
         return report
 
@@ -359,7 +361,7 @@ class PriorContrastELBO(Loss):
         if isinstance(self.discriminator, nn.ModuleDict) and runs:
             for site in self.discriminator:
                 if site not in runs[0].implicit:
-                    raise ValueError(_messages.critic_for_unknown_site(site, runs[0].implicit))
+                    raise ValueError(contrasts.critic_for_unknown_site(site, runs[0].implicit))
         return loss, runs
 
     def _get_traces(

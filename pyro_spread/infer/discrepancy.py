@@ -18,8 +18,8 @@ from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.noise import GaussianNoise, SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues, site_features
-from spread_analysis import _messages
-from spread_analysis._validation import check_count
+from spread_core.messages import players, samples
+from spread_core.validation import check_count
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -33,7 +33,7 @@ class _Discrepancy(Loss):
     def __init__(self, noise: Noise | None, given: Sequence[str], num_particles: int) -> None:
         check_count("num_particles", num_particles)
         if isinstance(given, str) or not all(isinstance(name, str) for name in given):
-            raise TypeError(_messages.bad_range("given", given, "a sequence of argument names"))
+            raise TypeError(players.bad_range("given", given, "a sequence of argument names"))
         super().__init__(num_particles=num_particles)
         self.noise = as_noise(noise)
         self.given = tuple(given)
@@ -147,7 +147,7 @@ class MMD(_Discrepancy):
     ) -> None:
         super().__init__(noise, given, num_particles)
         if not callable(kernel):
-            raise TypeError(_messages.bad_range("MMD: kernel", kernel, "callable"))
+            raise TypeError(players.bad_range("MMD: kernel", kernel, "callable"))
         self.kernel = kernel
         self.block_size = block_size
 
@@ -239,7 +239,7 @@ class EnergyDistance(_Discrepancy):
     ) -> None:
         super().__init__(noise, given, num_particles)
         if not 0 < beta < 2:
-            raise ValueError(_messages.bad_energy_power(beta))
+            raise ValueError(samples.bad_energy_power(beta))
         self.beta = beta
         self.block_size = block_size
 
@@ -301,7 +301,7 @@ class SlicedWasserstein(_Discrepancy):
         super().__init__(noise, given, num_particles)
         check_count("num_projections", num_projections)
         if not 1 <= p < float("inf"):
-            raise ValueError(_messages.bad_order(p))
+            raise ValueError(samples.bad_order(p))
         self.num_projections = num_projections
         self.p = p
 

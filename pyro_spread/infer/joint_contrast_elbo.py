@@ -42,14 +42,13 @@ from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
-from spread_analysis import _messages
-from spread_analysis._arguments import get_argument, locate_data, replace_arguments
-from spread_analysis._messages import simulations
-from spread_analysis._nonfinite import NonFiniteError, Told
-from spread_analysis._paths import Where
-from spread_analysis._patterns import resolved
-from spread_analysis._use_of_data import UseOfData
-from spread_analysis._validation import check_count
+from spread_core.arguments import get_argument, locate_data, replace_arguments
+from spread_core.messages import contrasts, players, simulations
+from spread_core.nonfinite import NonFiniteError, Told
+from spread_core.paths import Where
+from spread_core.patterns import resolved
+from spread_core.use_of_data import UseOfData
+from spread_core.validation import check_count
 
 
 class JointContrastELBO(Loss):
@@ -163,10 +162,10 @@ class JointContrastELBO(Loss):
         super().__init__(num_particles=num_particles)
         divergence = ReverseKL() if divergence is None else divergence
         if not isinstance(divergence, Divergence):
-            raise TypeError(_messages.no_divergence(divergence))
+            raise TypeError(players.no_divergence(divergence))
         divergence.generator_loss(torch.zeros(1))  # refuses here what has no gradient
         if discriminator is None and not isinstance(divergence, KL):
-            raise ValueError(_messages.joint_nothing_implicit(type(divergence).__name__))
+            raise ValueError(contrasts.joint_nothing_implicit(type(divergence).__name__))
         if exclude_invalid_x and (discriminator is not None or not isinstance(divergence, KL)):
             raise ValueError(simulations.exclude_without_forward())
         if discriminator is not None:
@@ -237,7 +236,7 @@ class JointContrastELBO(Loss):
         :raises ValueError: if there is no discriminator.
         """
         if self.discriminator is None:
-            raise ValueError(_messages.joint_nothing_implicit("logits()"))
+            raise ValueError(contrasts.joint_nothing_implicit("logits()"))
         with torch.no_grad():
             sides, args, kwargs = self._draw(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
@@ -259,7 +258,7 @@ class JointContrastELBO(Loss):
         args, kwargs = handed.args, handed.kwargs
         if sides.global_sites and not isinstance(self.divergence, ReverseKL):
             name = type(self.divergence).__name__
-            raise ValueError(_messages.joint_global_divergence(sides.global_sites[0], name))
+            raise ValueError(contrasts.joint_global_divergence(sides.global_sites[0], name))
         if sides.global_sites:  # of the local ones no density is asked for
             check_deltas(guide, args, kwargs, sides.global_sites)
         return sides, args, kwargs
@@ -336,7 +335,7 @@ class JointContrastELBO(Loss):
             trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
         if not observed:
-            raise ValueError(_messages.nothing_observed())
+            raise ValueError(players.nothing_observed())
         refuse_own_draws(model, observed, args, kwargs)
         noise, values = resolved(noise, observed), {}
         failed, axes = failed_simulations(trace.nodes, observed)
@@ -348,7 +347,7 @@ class JointContrastELBO(Loss):
         for site, key in locate_data(model, observed, args, kwargs, self.data).items():
             value, given = observed[site]["value"], get_argument(key, args, kwargs)
             if given is not None and np.shape(given) != value.shape:
-                message = _messages.joint_simulated_shape(site, value.shape, np.shape(given))
+                message = contrasts.joint_simulated_shape(site, value.shape, np.shape(given))
                 raise ValueError(message)
             value = invalid.replaced(value, axes[site])
             values[key] = draw_at(site, noise[site], value) if site in noise else value
@@ -361,11 +360,11 @@ class JointContrastELBO(Loss):
         sites = {n: s for n, s in scored.nodes.items() if n in latents and s["type"] == "sample"}
         if not sites:
             drawn = [n for n, s in scored.nodes.items() if is_latent(s)]
-            raise ValueError(_messages.joint_no_latent(drawn))
+            raise ValueError(contrasts.joint_no_latent(drawn))
         for name, site in sites.items():
             # At the model's latents a Delta is worth minus infinity.
             if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
-                raise ValueError(_messages.joint_needs_density(name))
+                raise ValueError(contrasts.joint_needs_density(name))
         with failed.blamed(may_exclude=True):
             scored.compute_log_prob(lambda name, site: name in sites)
         drawn_with = observed | {name: trace.nodes[name] for name in sites}

@@ -29,7 +29,7 @@ from pyro_spread.infer._supports import (
     support_in,
 )
 from pyro_spread.noise import ChannelNoise, SpreadNoise, TransformedNoise
-from spread_analysis import _messages
+from spread_core.messages import general, semi_implicit
 
 _REFUSED = {
     "Trace_MMD": "it compares latent samples with the prior and is no bound on log p(x).",
@@ -130,7 +130,7 @@ class SemiImplicitELBO(Loss):
         )
         is_integer = isinstance(num_mixture, Integral) and not isinstance(num_mixture, bool)
         if not is_integer or num_mixture < 0:
-            raise ValueError(_messages.semi_bad_num_mixture(num_mixture))
+            raise ValueError(semi_implicit.semi_bad_num_mixture(num_mixture))
         self.noise: Noise = _check_noise(noise)
         self.num_mixture = int(num_mixture)
         self.elbo = elbo
@@ -194,12 +194,12 @@ class SemiImplicitELBO(Loss):
         if not hasattr(self.elbo, "differentiable_loss"):
             name = type(self.elbo).__name__
             reason = "it has no differentiable_loss. Use it through SVI, or another ELBO here."
-            raise NotImplementedError(_messages.semi_elbo_refused(name, reason))
+            raise NotImplementedError(semi_implicit.semi_elbo_refused(name, reason))
         return self._run("differentiable_loss", model, guide, args, kwargs)
 
     def _run(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(poutine.unwrap(guide), Messenger):
-            raise NotImplementedError(_messages.semi_messenger_guide())
+            raise NotImplementedError(semi_implicit.semi_messenger_guide())
         check_separable(self.elbo)
         kernels = _kernels(self.noise, args, kwargs)
         self._supports = find_supports(model, guide, kernels, args, kwargs)
@@ -216,7 +216,7 @@ class SemiImplicitELBO(Loss):
         if not torch._C._get_tracing_state():
             for site, support in self._supports.items():
                 if not same_support(support, support_in(traces[0], site)):
-                    raise MovedSupportError(_messages.semi_moving_support(site))
+                    raise MovedSupportError(semi_implicit.semi_moving_support(site))
         return traces
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
@@ -237,18 +237,18 @@ def _check_elbo(elbo: Any) -> None:
     for name, why in _REFUSED.items():
         refused = getattr(infer, name, None)
         if refused is not None and isinstance(elbo, refused):
-            raise NotImplementedError(_messages.semi_elbo_refused(name, why))
+            raise NotImplementedError(semi_implicit.semi_elbo_refused(name, why))
     if not isinstance(elbo, ELBO):
-        raise TypeError(_messages.semi_no_elbo(elbo, "pyro.infer.ELBO"))
+        raise TypeError(semi_implicit.semi_no_elbo(elbo, "pyro.infer.ELBO"))
     if not isinstance(elbo, _ACCEPTED):
         reason = "whether it is a lower bound is not known. Subclass one of the stock ELBOs."
-        raise NotImplementedError(_messages.semi_elbo_refused(type(elbo).__name__, reason))
+        raise NotImplementedError(semi_implicit.semi_elbo_refused(type(elbo).__name__, reason))
 
 
 def _check_noise(noise: Any) -> Noise:
     by_call = callable(noise) and not isinstance(noise, SpreadNoise)
     if not by_call and (not isinstance(noise, Mapping) or not noise):
-        raise TypeError(_messages.semi_bad_noise(noise))
+        raise TypeError(semi_implicit.semi_bad_noise(noise))
     checked = as_noise(noise)
     if isinstance(checked, Mapping):
         _refuse_discrete(checked)
@@ -267,4 +267,4 @@ def _refuse_discrete(kernels: Mapping[str, SpreadNoise]) -> None:
             kernel = kernel.noise
         if isinstance(kernel, ChannelNoise):
             name = type(kernel).__name__
-            raise ValueError(_messages.at_site(site, _messages.semi_discrete_kernel(name)))
+            raise ValueError(general.at_site(site, semi_implicit.semi_discrete_kernel(name)))

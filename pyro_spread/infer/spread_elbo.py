@@ -16,10 +16,10 @@ from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading, started
-from spread_analysis import _messages
-from spread_analysis._arguments import Key
-from spread_analysis._paths import Where
-from spread_analysis._use_of_data import UseOfData
+from spread_core.arguments import Key
+from spread_core.messages import spreading
+from spread_core.paths import Where
+from spread_core.use_of_data import UseOfData
 
 # All particles of these enter one log-mean-exp: they must bound the same log p(y).
 _SHARING = (infer.RenyiELBO, infer.TraceTailAdaptive_ELBO, infer.TraceTMC_ELBO)
@@ -118,7 +118,7 @@ class SpreadELBO(Loss):
         _check_elbo(elbo)
         super().__init__(num_particles=elbo.num_particles)
         if noise is None:
-            raise TypeError(_messages.bad_noise_argument(noise))
+            raise TypeError(spreading.bad_noise_argument(noise))
         self._spreading = Spreading(noise, data)
         self.noise, self.data = self._spreading.noise, self._spreading.data
         self.elbo = elbo
@@ -163,12 +163,12 @@ class SpreadELBO(Loss):
         if not hasattr(self.elbo, "differentiable_loss"):
             name = type(self.elbo).__name__
             reason = "it has no differentiable_loss. Use it through SVI, or another ELBO here."
-            raise NotImplementedError(_messages.elbo_refused(name, reason))
+            raise NotImplementedError(spreading.elbo_refused(name, reason))
         return self._run("differentiable_loss", model, guide, args, kwargs)
 
     def _run(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
-            raise NotImplementedError(_messages.messenger_guide())
+            raise NotImplementedError(spreading.messenger_guide())
         check_separable(self.elbo)
         if isinstance(self.elbo, _JIT):
             # A compiled graph runs no checks: make them before it.
@@ -197,16 +197,16 @@ def _check_elbo(elbo: Any) -> None:
     for name, why in _REFUSED.items():
         refused = getattr(infer, name, None)
         if refused is not None and isinstance(elbo, refused):
-            raise NotImplementedError(_messages.elbo_refused(name, why))
+            raise NotImplementedError(spreading.elbo_refused(name, why))
     if not isinstance(elbo, ELBO):
-        raise TypeError(_messages.no_elbo(elbo, "pyro.infer.ELBO"))
+        raise TypeError(spreading.no_elbo(elbo, "pyro.infer.ELBO"))
     if not isinstance(elbo, _AVERAGING + _SHARING):
         reason = "how its particles share noise is not known. Subclass one of the stock ELBOs."
-        raise NotImplementedError(_messages.elbo_refused(type(elbo).__name__, reason))
+        raise NotImplementedError(spreading.elbo_refused(type(elbo).__name__, reason))
 
 
 def _check_positional(located: Mapping[str, Key], elbo: str) -> None:
     for site, key in located.items():
         top = key[0] if isinstance(key, tuple) else key
         if isinstance(top, str):
-            raise ValueError(_messages.jit_keyword_data(site, top, elbo))
+            raise ValueError(spreading.jit_keyword_data(site, top, elbo))

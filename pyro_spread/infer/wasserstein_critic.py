@@ -11,7 +11,7 @@ from pyro_spread.infer._critic_loss import CriticLoss, Logits
 from pyro_spread.infer._noise import Noise
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import GradientPenalty
-from spread_analysis import _messages
+from spread_core.messages import players
 
 
 class WassersteinCritic(CriticLoss):
@@ -79,7 +79,7 @@ class WassersteinCritic(CriticLoss):
     ) -> None:
         if not gradient_penalty >= 0:
             wanted = "zero or positive"
-            raise ValueError(_messages.bad_range("gradient_penalty", gradient_penalty, wanted))
+            raise ValueError(players.bad_range("gradient_penalty", gradient_penalty, wanted))
         penalty = GradientPenalty(gradient_penalty) if gradient_penalty else None
         super().__init__(critic, noise, penalty, update, num_particles, name)
 

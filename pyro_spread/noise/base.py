@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 
-from spread_analysis import _messages
+from spread_core.messages import noise
 
 
 def as_parameter(value: float | torch.Tensor) -> float | torch.Tensor:
@@ -93,10 +93,10 @@ class SpreadNoise:
         """
         self.check_value(x)
         if not 0 <= event_dim <= x.dim():
-            raise ValueError(_messages.event_dim_too_large(repr(self), event_dim, x.dim()))
+            raise ValueError(noise.event_dim_too_large(repr(self), event_dim, x.dim()))
         if event_dim < self.coupled_dims:
             raise ValueError(
-                _messages.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
+                noise.event_dim_too_small(type(self).__name__, self.coupled_dims, event_dim)
             )
         return self._conditional(widened(x), event_dim)
 
@@ -112,7 +112,7 @@ class SpreadNoise:
         """
         if not isinstance(distribution, torch.distributions.Distribution):
             name = type(distribution).__name__
-            raise NotImplementedError(_messages.no_spread_rule(type(self).__name__, name))
+            raise NotImplementedError(noise.no_spread_rule(type(self).__name__, name))
         shape = distribution.batch_shape + distribution.event_shape
         self._check_site(shape, len(distribution.event_shape))
         return self._spread(distribution, 0)
@@ -135,7 +135,7 @@ class SpreadNoise:
         :param omega: frequencies, in radians per unit of x.
         :raises NotImplementedError: for kernels that are not stationary.
         """
-        raise NotImplementedError(_messages.no_characteristic_function(type(self).__name__))
+        raise NotImplementedError(noise.no_characteristic_function(type(self).__name__))
 
     def check_value(self, x: torch.Tensor) -> None:
         """
@@ -144,7 +144,7 @@ class SpreadNoise:
         :raises TypeError: if x is not of a floating type.
         """
         if not x.dtype.is_floating_point:
-            raise TypeError(_messages.integer_under_continuous(type(self).__name__, x.dtype))
+            raise TypeError(noise.integer_under_continuous(type(self).__name__, x.dtype))
 
     def conditional(self, x: torch.Tensor, event_dim: int) -> TorchDistribution:
         """
@@ -160,7 +160,7 @@ class SpreadNoise:
         """
         # The kernels of the package implement the method below instead.
         if type(self)._conditional is SpreadNoise._conditional:
-            raise NotImplementedError(_messages.no_conditional(type(self).__name__))
+            raise NotImplementedError(noise.no_conditional(type(self).__name__))
         return self._conditional(x, event_dim)
 
     def _conditional(
@@ -227,7 +227,7 @@ class SpreadNoise:
                 return mixture.to_event(extra)
         name = type(fn).__name__
         raise NotImplementedError(
-            _messages.no_spread_rule(
+            noise.no_spread_rule(
                 type(self).__name__, name if separable else f"Independent({name}, {extra})"
             )
         )
@@ -240,7 +240,7 @@ class SpreadNoise:
             wrong = float("nan") if value.is_floating_point() else -1
             value = torch.where(zero, value, torch.full_like(value, wrong))
         elif bool((fn.log_density != 0).any()):
-            raise NotImplementedError(_messages.delta_with_density(type(self).__name__))
+            raise NotImplementedError(noise.delta_with_density(type(self).__name__))
         return self(value, fn.event_dim + extra)
 
     def _spread_mixture(self, fn: Any) -> TorchDistribution | None:

@@ -13,8 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 
 from pyro_spread.noise.base import SpreadNoise, as_parameter
-from spread_analysis import _messages
-from spread_analysis._messages import noise as messages
+from spread_core.messages import noise
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
 # cannot be told from 0 in the single precision that most models run in.
@@ -49,19 +48,17 @@ class ChannelNoise(SpreadNoise):
         object.__setattr__(self, "matrix", torch.as_tensor(as_parameter(self.matrix)))
         matrix = self.matrix.detach()
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 2:
-            raise ValueError(_messages.channel_shape(matrix.shape))
+            raise ValueError(noise.channel_shape(matrix.shape))
         if not bool(torch.isfinite(matrix).all()):
-            raise ValueError(_messages.channel_not_stochastic("it contains NaN or inf"))
+            raise ValueError(noise.channel_not_stochastic("it contains NaN or inf"))
         if bool((matrix < 0).any()):
-            raise ValueError(_messages.channel_not_stochastic("it has a negative entry"))
+            raise ValueError(noise.channel_not_stochastic("it has a negative entry"))
         sums = matrix.sum(0)
         if bool(((sums - 1).abs() > _SUM_TOLERANCE).any()):
-            raise ValueError(
-                _messages.channel_not_stochastic(f"its columns sum to {sums.tolist()}")
-            )
+            raise ValueError(noise.channel_not_stochastic(f"its columns sum to {sums.tolist()}"))
         singular_values = torch.linalg.svdvals(matrix.double())
         if bool(singular_values[-1] <= _SINGULAR_TOLERANCE * singular_values[0]):
-            raise ValueError(_messages.channel_singular(f"{float(singular_values[-1]):.1e}"))
+            raise ValueError(noise.channel_singular(f"{float(singular_values[-1]):.1e}"))
 
     @classmethod
     def symmetric(cls, num_classes: int, flip: float) -> ChannelNoise:
@@ -74,9 +71,9 @@ class ChannelNoise(SpreadNoise):
         :raises ValueError: if num_classes < 2 or flip is outside [0, 1).
         """
         if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
-            raise ValueError(_messages.bad_num_classes(num_classes))
+            raise ValueError(noise.bad_num_classes(num_classes))
         if not 0 <= flip < 1:
-            raise ValueError(_messages.bad_flip(flip))
+            raise ValueError(noise.bad_flip(flip))
         uniform = torch.full((num_classes, num_classes), flip / num_classes)
         return cls(uniform + (1 - flip) * torch.eye(num_classes))
 
@@ -93,11 +90,11 @@ class ChannelNoise(SpreadNoise):
         :raises ValueError: if a label is outside 0..K-1.
         """
         if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype is torch.bool:
-            raise TypeError(_messages.float_under_channel(x.dtype))
+            raise TypeError(noise.float_under_channel(x.dtype))
         if x.numel() and not torch._C._get_tracing_state():
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.num_classes:
-                raise ValueError(_messages.label_out_of_range(self.num_classes, low, high))
+                raise ValueError(noise.label_out_of_range(self.num_classes, low, high))
 
     def _moves_with_data(self) -> bool:
         return True
@@ -112,5 +109,5 @@ class ChannelNoise(SpreadNoise):
         if not isinstance(fn, torch.distributions.Categorical):
             return None
         if fn.probs.shape[-1] != self.num_classes:
-            raise ValueError(messages.other_classes(self.num_classes, fn.probs.shape[-1]))
+            raise ValueError(noise.other_classes(self.num_classes, fn.probs.shape[-1]))
         return dist.Categorical(fn.probs @ self.matrix.T.to(fn.probs)).to_event(extra)

@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from torch.distributions.transforms import ReshapeTransform
 
 from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive, like
-from spread_analysis import _messages
+from spread_core.messages import noise
 
 
 class _LowRankNormal(dist.LowRankMultivariateNormal):
@@ -70,16 +70,16 @@ class LowRankGaussianNoise(SpreadNoise):
 
     def __post_init__(self) -> None:
         if not is_positive(self.scale):
-            raise ValueError(_messages.bad_positive("LowRankGaussianNoise", "scale", self.scale))
+            raise ValueError(noise.bad_positive("LowRankGaussianNoise", "scale", self.scale))
         object.__setattr__(self, "scale", as_parameter(self.scale))
         object.__setattr__(self, "factor", torch.as_tensor(as_parameter(self.factor)))
         if self.factor.dim() != 2 or 0 in self.factor.shape:
-            raise ValueError(_messages.factor_shape(self.factor.shape))
+            raise ValueError(noise.factor_shape(self.factor.shape))
         if not bool(torch.isfinite(self.factor.detach()).all()):
-            raise ValueError(_messages.bad_factor())
+            raise ValueError(noise.bad_factor())
         scale_shape = torch.as_tensor(self.scale).shape
         if scale_shape not in (torch.Size(), torch.Size([1]), self.factor.shape[:1]):
-            raise ValueError(_messages.low_rank_scale_shape(scale_shape, self.factor.shape))
+            raise ValueError(noise.low_rank_scale_shape(scale_shape, self.factor.shape))
 
     def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
         r"""
@@ -97,7 +97,7 @@ class LowRankGaussianNoise(SpreadNoise):
         for event_dim in range(1, x.dim() + 1):
             if math.prod(x.shape[-event_dim:]) == size:
                 return event_dim
-        raise ValueError(_messages.factor_misfit(self.factor.shape, x.shape[-1:]))
+        raise ValueError(noise.factor_misfit(self.factor.shape, x.shape[-1:]))
 
     def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
         return True  # events of every form are flattened
@@ -115,7 +115,7 @@ class LowRankGaussianNoise(SpreadNoise):
     def _flatten(self, x: torch.Tensor, event_dim: int) -> tuple[torch.Tensor, torch.Size]:
         event_shape = x.shape[x.dim() - event_dim :]
         if math.prod(event_shape) != self.factor.shape[0]:
-            raise ValueError(_messages.factor_misfit(self.factor.shape, event_shape))
+            raise ValueError(noise.factor_misfit(self.factor.shape, event_shape))
         return x.reshape(x.shape[: x.dim() - event_dim] + self.factor.shape[:1]), event_shape
 
     def _around(

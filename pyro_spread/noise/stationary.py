@@ -17,7 +17,8 @@ import torch
 from pyro.distributions import TorchDistribution
 
 from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive, like
-from spread_analysis import _messages, student_t_characteristic_function
+from spread_analysis import student_t_characteristic_function
+from spread_core.messages import noise
 
 
 class _ElementwiseNoise(SpreadNoise, ABC):
@@ -29,7 +30,7 @@ class _ElementwiseNoise(SpreadNoise, ABC):
         for name in self._fields():
             value = getattr(self, name)
             if not is_positive(value):
-                raise ValueError(_messages.bad_positive(type(self).__name__, name, value))
+                raise ValueError(noise.bad_positive(type(self).__name__, name, value))
             object.__setattr__(self, name, as_parameter(value))
 
     @classmethod
@@ -84,15 +85,11 @@ class _ElementwiseNoise(SpreadNoise, ABC):
         """A scale may broadcast like any parameter, but never widen the event of x."""
         full = self._broadcast(shape)
         if full is None or full[len(full) - event_dim :] != shape[len(shape) - event_dim :]:
-            raise ValueError(
-                _messages.scale_misfit(type(self).__name__, self._shape, shape, event_dim)
-            )
+            raise ValueError(noise.scale_misfit(type(self).__name__, self._shape, shape, event_dim))
 
     def _check_site(self, shape: torch.Size, event_dim: int) -> None:
         if self._broadcast(shape) != shape:
-            raise ValueError(
-                _messages.scale_misfit(type(self).__name__, self._shape, shape, event_dim)
-            )
+            raise ValueError(noise.scale_misfit(type(self).__name__, self._shape, shape, event_dim))
 
     def _broadcast(self, shape: torch.Size) -> torch.Size | None:
         if not self._shape:

@@ -15,8 +15,7 @@ from torch.distributions import constraints, transforms
 from torch.distributions.transforms import Transform
 
 from pyro_spread.noise.base import SpreadNoise
-from spread_analysis import _messages
-from spread_analysis._messages import noise as noise_messages
+from spread_core.messages import noise as noise_messages
 
 
 def _why_not_injective(transform: Any) -> str | None:
@@ -105,12 +104,12 @@ class TransformedNoise(SpreadNoise):
     def __post_init__(self) -> None:
         if not isinstance(self.transform, Transform):
             base = "torch.distributions.transforms.Transform"
-            raise TypeError(_messages.not_a_transform(self.transform, base))
+            raise TypeError(noise_messages.not_a_transform(self.transform, base))
         if not isinstance(self.noise, SpreadNoise):
-            raise TypeError("TransformedNoise: " + _messages.not_a_kernel(self.noise))
+            raise TypeError("TransformedNoise: " + noise_messages.not_a_kernel(self.noise))
         reason = _why_not_injective(self.transform)
         if reason is not None:
-            raise ValueError(_messages.not_injective(_name(self.transform), reason))
+            raise ValueError(noise_messages.not_injective(_name(self.transform), reason))
 
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
@@ -169,7 +168,7 @@ class TransformedNoise(SpreadNoise):
         checked = everywhere or bool(torch._C._get_tracing_state())
         if not checked and not bool(domain.check(x).all()):
             name = _name(self.transform)
-            raise ValueError(_messages.outside_domain(name, domain))
+            raise ValueError(noise_messages.outside_domain(name, domain))
         # A view: Pyro's transforms remember f(x) of the last x they saw, whatever it holds by now.
         return self.transform(x.view_as(x))
 

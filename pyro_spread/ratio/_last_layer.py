@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pyro_spread.ratio.adapters import ConcatSites
-from spread_analysis._messages import players
+from spread_core.messages import players
 
 _BOUNDED = (
     nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin,

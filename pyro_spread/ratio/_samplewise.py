@@ -20,7 +20,7 @@ from pyro_spread.ratio.critics import (
     SeparableCritic,
     leaky_relu,
 )
-from spread_analysis._remembered import Remembered
+from spread_core.remembered import Remembered
 
 # Layers of which one knows that they treat samples one by one, whatever the number of batch dims.
 _LAYERS: set[Any] = {

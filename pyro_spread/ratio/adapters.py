@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spread_analysis import _messages
-from spread_analysis._messages import players
-from spread_analysis._messages.notes import noting
+from spread_core.messages import players
+from spread_core.messages.notes import noting
 
 
 class SiteValues(dict[str, torch.Tensor]):
@@ -62,13 +61,13 @@ def site_features(
     arguments = {**(kwargs or {}), **getattr(values, "arguments", {})}
     value = values[name] if name in values else arguments.get(name)
     if value is None:
-        raise ValueError(_messages.no_such_value(name, values, arguments))
+        raise ValueError(players.no_such_value(name, values, arguments))
     like = next((v for v in values.values() if v.is_floating_point()), None)
     dtype = torch.get_default_dtype() if like is None else like.dtype
     value = torch.as_tensor(value, device=None if like is None else like.device)
     batch = getattr(values, "batch_shape", value.shape[:1])
     if value.shape[: len(batch)] != batch:
-        raise ValueError(_messages.feature_shape(name, value.shape, batch))
+        raise ValueError(players.feature_shape(name, value.shape, batch))
     return value.to(dtype).reshape(*batch, -1)
 
 
@@ -101,7 +100,7 @@ class ConcatSites(nn.Module):
         if logits.shape == (*batch, 1):
             return logits.squeeze(-1)
         if logits.shape != batch:
-            raise ValueError(_messages.net_output_shape(logits.shape, batch))
+            raise ValueError(players.net_output_shape(logits.shape, batch))
         return logits
 
 
@@ -122,8 +121,8 @@ def concat_sites(net: Callable[[torch.Tensor], torch.Tensor], *names: str) -> Co
     :raises TypeError: if net is not callable or a name is not a string.
     """
     if not callable(net):
-        raise TypeError(_messages.no_critic(net, "callable"))
+        raise TypeError(players.no_critic(net, "callable"))
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(_messages.bad_range("concat_sites: names", name, "strings"))
+            raise TypeError(players.bad_range("concat_sites: names", name, "strings"))
     return ConcatSites(net, names)

@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrizations
 
 from pyro_spread.ratio.adapters import site_features
-from spread_analysis import _messages
+from spread_core.messages import players
 
 
 def leaky_relu(x: torch.Tensor) -> torch.Tensor:
@@ -223,7 +223,7 @@ class ConvCritic(nn.Module):
         :raises ValueError: if the features are not as many as the image has.
         """
         if x.shape[-1:] != (math.prod(self.image_shape),):
-            raise ValueError(_messages.critic_image_misfit(x.shape, self.image_shape))
+            raise ValueError(players.critic_image_misfit(x.shape, self.image_shape))
         logits = self.layers(x.reshape(-1, *self.image_shape))
         return logits.reshape(*x.shape[:-1], 1)
 
@@ -297,12 +297,12 @@ def _is_size(value: object) -> bool:
 
 def _check_size(critic: str, argument: str, size: int) -> None:
     if not _is_size(size):
-        raise ValueError(_messages.critic_size(critic, argument, size))
+        raise ValueError(players.critic_size(critic, argument, size))
 
 
 def _check_sizes(critic: str, argument: str, sizes: Sequence[int]) -> None:
     if not isinstance(sizes, Sequence) or not all(_is_size(size) for size in sizes):
-        raise ValueError(_messages.critic_sizes(critic, argument, sizes))
+        raise ValueError(players.critic_sizes(critic, argument, sizes))
 
 
 def _check_input_dim(critic: str, input_dim: int | None) -> None:
@@ -312,20 +312,20 @@ def _check_input_dim(critic: str, input_dim: int | None) -> None:
 
 def _check_activation(critic: str, activation: object) -> None:
     if isinstance(activation, type) or not callable(activation):
-        raise TypeError(_messages.critic_activation(critic, activation, "torch.nn.ReLU()"))
+        raise TypeError(players.critic_activation(critic, activation, "torch.nn.ReLU()"))
 
 
 def _check_features(critic: str, x: torch.Tensor, input_dim: int | None) -> None:
     if input_dim is not None and x.shape[-1:] != (input_dim,):
-        raise ValueError(_messages.critic_features(critic, x.shape, input_dim))
+        raise ValueError(players.critic_features(critic, x.shape, input_dim))
 
 
 def _check_image(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
     """``image_shape`` as (C, H, W), after a check that the convolutions fit into it."""
     _check_sizes("ConvCritic", "image_shape", image_shape)
     if len(image_shape) not in (2, 3):
-        raise ValueError(_messages.critic_sizes("ConvCritic", "image_shape", image_shape))
+        raise ValueError(players.critic_sizes("ConvCritic", "image_shape", image_shape))
     height, width = image_shape[-2:]
     if min(height, width) < 2 ** len(channels):
-        raise ValueError(_messages.critic_image_too_small(image_shape, channels))
+        raise ValueError(players.critic_image_too_small(image_shape, channels))
     return (image_shape[0] if len(image_shape) == 3 else 1), height, width

@@ -9,7 +9,7 @@ import math
 import torch
 from torch.nn.functional import softplus
 
-from spread_analysis import _messages
+from spread_core.messages import players
 
 
 def prior_log_odds(pi: float) -> float:
@@ -20,7 +20,7 @@ def prior_log_odds(pi: float) -> float:
     :raises ValueError: if pi is not inside (0, 1).
     """
     if not 0.0 < pi < 1.0:
-        raise ValueError(_messages.bad_pi(pi))
+        raise ValueError(players.bad_pi(pi))
     return math.log(pi) - math.log1p(-pi)
 
 
@@ -88,7 +88,7 @@ def logistic_loss(
     """
     prior_log_odds(pi)
     if not 0 <= label_smoothing < 1:
-        raise ValueError(_messages.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
+        raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
     logits_p, logits_q = _counted(logits_p, weights_p), _counted(logits_q, weights_q)
     data = _softplus(-logits_p)
     if label_smoothing:

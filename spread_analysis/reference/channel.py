@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from spread_analysis._validation import FloatArray, as_count, as_finite, as_probability, as_weights
+from spread_core.validation import FloatArray, as_count, as_finite, as_probability, as_weights
 
 
 def symmetric_channel(num_classes: int, flip: float) -> FloatArray:

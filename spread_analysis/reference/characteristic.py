@@ -18,7 +18,7 @@ from numpy.polynomial import Polynomial
 from numpy.typing import ArrayLike
 from scipy import special
 
-from spread_analysis._validation import FloatArray, as_finite, as_positive
+from spread_core.validation import FloatArray, as_finite, as_positive
 
 # Above this order the uniform expansion of K_nu is exact to rounding, and K_nu itself overflows.
 _LARGE_ORDER = 40.0

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import integrate, special
 
-from spread_analysis._validation import FloatArray, as_finite, as_positive, as_probability
+from spread_core.validation import FloatArray, as_finite, as_positive, as_probability
 
 NoiseName = Literal["gaussian", "laplace", "cauchy", "logistic"]
 _Elementwise = Callable[[FloatArray], FloatArray]

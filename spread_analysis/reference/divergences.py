@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from spread_analysis._validation import FloatArray, as_finite, as_positive, as_probability
+from spread_core.validation import FloatArray, as_finite, as_positive, as_probability
 
 GeneratorLossName = Literal["saturating", "non_saturating", "reverse_kl", "kl"]
 DivergenceName = Literal["js", "reverse_kl", "kl"]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import integrate, linalg, special
 from scipy.spatial.distance import cdist
 
-from spread_analysis._validation import (
+from spread_core.validation import (
     FloatArray,
     as_covariance,
     as_finite,

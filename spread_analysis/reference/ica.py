@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy.spatial.distance import cdist
 
-from spread_analysis._validation import FloatArray, as_finite
+from spread_core.validation import FloatArray, as_finite
 
 
 def match_columns(estimate: ArrayLike, truth: ArrayLike) -> FloatArray:

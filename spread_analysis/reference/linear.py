@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 
-from spread_analysis._validation import (
+from spread_core.validation import (
     FloatArray,
     as_count,
     as_covariance,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from spread_analysis._validation import FloatArray, as_finite, as_positive, as_weights
+from spread_core.validation import FloatArray, as_finite, as_positive, as_weights
 
 
 def _kl_slope(ratio: FloatArray, noise: str) -> FloatArray:

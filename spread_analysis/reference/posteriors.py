@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-from spread_analysis._validation import FloatArray, as_finite, as_positive
+from spread_core.validation import FloatArray, as_finite, as_positive
 
 
 def _constant(values: ArrayLike) -> FloatArray:

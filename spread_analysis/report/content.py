@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spread_analysis import _messages
-from spread_analysis._validation import FloatArray, as_float
 from spread_analysis.history import History
 from spread_analysis.metrics import (
     c2st,
@@ -27,6 +25,9 @@ from spread_analysis.metrics import (
 )
 from spread_analysis.report.tiles import summary, summary_html
 from spread_analysis.report.words import CriticLogits, LossWords, shorten
+from spread_core.messages import contrasts, players
+from spread_core.messages import report as report_messages
+from spread_core.validation import FloatArray, as_float
 
 # The classifier of the benchmark has ten units per dimension: beyond this it takes minutes.
 _C2ST_FEATURES = 10
@@ -150,18 +151,18 @@ def check_arguments(
     """
     target = Path(path)
     if not target.parent.is_dir():
-        raise FileNotFoundError(_messages.report_folder(target))
+        raise FileNotFoundError(report_messages.report_folder(target))
     if target.is_dir():
-        raise IsADirectoryError(_messages.report_is_folder(target))
+        raise IsADirectoryError(report_messages.report_is_folder(target))
     if history is not None and not isinstance(history, History):
-        raise TypeError(_messages.report_history(history))
+        raise TypeError(report_messages.report_history(history))
     if losses is None:
         return target, None
     if hasattr(losses, "detach"):
         losses = losses.detach().cpu()
     curve = as_float(losses, "losses")
     if curve.ndim != 1 or not curve.size:
-        raise ValueError(_messages.report_losses(curve.shape))
+        raise ValueError(report_messages.report_losses(curve.shape))
     return target, curve
 
 
@@ -173,7 +174,7 @@ def check_image_shape(report: Report) -> None:
     """
     if report.image_shape is not None and report.image_site is None:
         sizes = {name: _event_size(value) for name, value in report.data.items()}
-        raise ValueError(_messages.report_image_shape(report.image_shape, sizes))
+        raise ValueError(report_messages.report_image_shape(report.image_shape, sizes))
 
 
 def pick(values: FloatArray, number: int, seed: int) -> FloatArray:
@@ -268,7 +269,7 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise OSError(_messages.report_unwritable(path, error.strerror or error)) from error
+        raise OSError(report_messages.report_unwritable(path, error.strerror or error)) from error
 
 
 def as_warnings(caught: Iterable[Any]) -> list[str]:
@@ -286,8 +287,8 @@ def as_warnings(caught: Iterable[Any]) -> list[str]:
 def monitor_warnings(monitors: Sequence[Any]) -> list[str]:
     """What monitors of a loss have warned of during training."""
     texts = {
-        "SupportMismatchMonitor": ("SupportMismatchWarning", _messages.support_mismatch),
-        "FalseEvidenceMonitor": ("FalseEvidenceWarning", _messages.false_evidence),
+        "SupportMismatchMonitor": ("SupportMismatchWarning", players.support_mismatch),
+        "FalseEvidenceMonitor": ("FalseEvidenceWarning", contrasts.false_evidence),
     }
     said = []
     for monitor in monitors:

@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spread_analysis._optional import import_extra
-from spread_analysis._validation import FloatArray
 from spread_analysis.arviz_export import is_new, to_arviz
-from spread_analysis.critic import SATURATED_LOGIT, CriticReport
+from spread_analysis.critic import CriticReport
 from spread_analysis.history import History
 from spread_analysis.plots import (
-    _COLOURS,
-    _INK,
+    COLOURS,
+    INK,
     plot_calibration,
     plot_loss_curve,
     plot_sample_grid,
 )
 from spread_analysis.report.words import CriticLogits, LossWords
+from spread_core.monitors import SATURATED_LOGIT
+from spread_core.optional import import_extra
+from spread_core.validation import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DATA, MODEL = _COLOURS[0], _COLOURS[1]
+DATA, MODEL = COLOURS[0], COLOURS[1]
 _DPI = 130
 #: Columns of data of which marginals are drawn, and of latents in the pair plot.
 MAX_MARGINALS, MAX_LATENTS = 6, 5
@@ -58,8 +59,8 @@ def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[
 
 
 def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
-    ax.set_xlabel(xlabel, color=_INK)
-    ax.set_ylabel(ylabel, color=_INK)
+    ax.set_xlabel(xlabel, color=INK)
+    ax.set_ylabel(ylabel, color=INK)
     ax.grid(True, color="#e4e4e4", lw=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -92,7 +93,7 @@ def history_curves(history: History, names: Sequence[str], ylabel: str) -> str:
     ax = axes[0, 0]
     for index, name in enumerate(names):
         steps, values = history[name]
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         missing = int((~np.isfinite(values)).sum())
         label = plain(name) + (f" (not finite {missing} times)" if missing else "")
         shown = np.where(np.isfinite(values), values, np.nan)
@@ -164,8 +165,8 @@ def calibration(report: CriticReport, sides: tuple[str, str]) -> str:
     """The calibration curve of a critic."""
     figure, axes = _new(4.4, 4.2)
     ax = plot_calibration(report, ax=axes[0, 0])
-    ax.set_xlabel(f"critic's probability of “{plain(sides[0])}”", color=_INK)
-    ax.set_ylabel(f"share of “{plain(sides[0])}”", color=_INK)
+    ax.set_xlabel(f"critic's probability of “{plain(sides[0])}”", color=INK)
+    ax.set_ylabel(f"share of “{plain(sides[0])}”", color=INK)
     return encode(figure)
 
 
@@ -188,8 +189,8 @@ def overlap(logits: CriticLogits, words: LossWords) -> str:
     if words.is_classifier:
         for limit in (-SATURATED_LOGIT - offset, SATURATED_LOGIT - offset):
             if edges[0] <= limit <= edges[-1]:
-                ax.axvline(limit, color=_INK, lw=1, ls=":")
-        ax.axvline(0.0, color=_INK, lw=1, ls="--")
+                ax.axvline(limit, color=INK, lw=1, ls=":")
+        ax.axvline(0.0, color=INK, lw=1, ls="--")
     xlabel = "log-ratio (nats)" if words.is_classifier else "critic's score"
     _tidy(ax, xlabel, "density")
     _legend(ax)

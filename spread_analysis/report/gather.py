@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spread_analysis import _messages
-from spread_analysis._validation import FloatArray, check_count
 from spread_analysis.history import History
 from spread_analysis.report.content import (
     Report,
@@ -26,6 +24,8 @@ from spread_analysis.report.content import (
     versions,
 )
 from spread_analysis.report.words import CriticLogits, as_array, describe, describe_settings
+from spread_core.messages import report as report_messages
+from spread_core.validation import FloatArray, check_count
 
 _PACKAGES = ("pyro-spread", "numpy", "scipy", "matplotlib", "arviz", "scikit-learn")
 
@@ -184,7 +184,7 @@ def pool_latents(
     shared = set(shared)
     local = [name for run in runs[:1] for name in run if name not in shared]
     if datum is not None and not local:
-        raise ValueError(_messages.report_no_local(datum))
+        raise ValueError(report_messages.report_no_local(datum))
     if not runs or not runs[0]:
         return {}, ""
     rows = {n: np.stack([rows_of(*run[n]) for run in runs]) for n in local}
@@ -198,6 +198,6 @@ def pool_latents(
         return pooled, "one draw or more for every datum, all data together"
     index = 0 if datum is None else datum
     if not 0 <= index < count:
-        raise ValueError(_messages.report_datum(index, count))
+        raise ValueError(report_messages.report_datum(index, count))
     chosen = {n: value[:, index] for n, value in alike.items()}
     return latents | chosen, f"{len(runs)} draws for datum {index}"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spread_analysis._validation import FloatArray
 from spread_analysis.critic import CriticReport, critic_report
 from spread_analysis.report.words import CriticLogits
+from spread_core.validation import FloatArray
 
 if TYPE_CHECKING:
     from spread_analysis.report.content import MetricRow, Report

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from spread_analysis._validation import FloatArray
 from spread_analysis.critic import critic_report
+from spread_core.validation import FloatArray
 
 NOT_A_BOUND = "estimate, not a bound"
 # Attributes of losses that are no settings of theirs, or are shown elsewhere.

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from spread_analysis._arguments import (
+from spread_core.arguments import (
     argument_name,
     get_argument,
     locate_data,

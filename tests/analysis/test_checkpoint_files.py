@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spread_analysis import _checkpoint
-from spread_analysis._checkpoint import CheckpointError, Codec, Reading, checkpoints, write
+from spread_core import checkpoint_file
+from spread_core.checkpoint_file import CheckpointError, Codec, Reading, checkpoints, write
 
 VERSIONS = {"library": "1.0"}
 STATE = {"weights": {"w": np.arange(3.0), "n": np.int64(7)}, "count": 3}
@@ -146,7 +146,7 @@ def test_a_write_that_fails_leaves_the_earlier_ones(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_checkpoint.os, "replace", full)
+    monkeypatch.setattr(checkpoint_file.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         put(tmp_path, 2, keep=1)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
@@ -158,7 +158,7 @@ def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(
-            _checkpoint.os, name, lambda *a, r=real, n=name: (calls.append(n), r(*a))[1]
+            checkpoint_file.os, name, lambda *a, r=real, n=name: (calls.append(n), r(*a))[1]
         )
     put(tmp_path)
     assert calls == ["fsync", "replace", "fsync"]

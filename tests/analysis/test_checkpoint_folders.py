@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spread_analysis import _checkpoint
-from spread_analysis._checkpoint import CheckpointError, Codec, Reading, checkpoints, write
+from spread_core import checkpoint_file
+from spread_core.checkpoint_file import CheckpointError, Codec, Reading, checkpoints, write
 
 CODEC = Codec(
     "some",
@@ -83,11 +83,11 @@ def test_a_reader_takes_the_newest_also_while_older_ones_go(tmp_path, monkeypatc
         found = listing(directory)
         if (step := next(saves, None)) is not None:
             with monkeypatch.context() as inner:
-                inner.setattr(_checkpoint, "checkpoints", listing)
+                inner.setattr(checkpoint_file, "checkpoints", listing)
                 put(tmp_path, step, keep=1)
         return found
 
-    monkeypatch.setattr(_checkpoint, "checkpoints", slow)
+    monkeypatch.setattr(checkpoint_file, "checkpoints", slow)
     assert get(tmp_path).checkpoint.step == 4
 
 
@@ -99,7 +99,7 @@ def test_a_reader_whose_folder_is_emptied_finds_none(tmp_path, monkeypatch):
         path.unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr(_checkpoint, "checkpoints", slow)
+    monkeypatch.setattr(checkpoint_file, "checkpoints", slow)
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         get(tmp_path)
 
@@ -119,7 +119,7 @@ def _other(tmp_path, event):
 @pytest.mark.parametrize("event", ["removes leftovers", "takes the name"])
 def test_two_savers_at_one_moment(tmp_path, monkeypatch, event):
     put(tmp_path, 1)
-    monkeypatch.setattr(_checkpoint.os, "fsync", lambda descriptor: _other(tmp_path, event))
+    monkeypatch.setattr(checkpoint_file.os, "fsync", lambda descriptor: _other(tmp_path, event))
     with pytest.raises(RuntimeError, match=SENTENCE):
         put(tmp_path, 2)
     monkeypatch.undo()
@@ -136,7 +136,7 @@ def test_a_file_that_the_other_is_writing(tmp_path, monkeypatch):
         busy.write_bytes(b"half of it")
         return listing(directory)
 
-    monkeypatch.setattr(_checkpoint, "checkpoints", begin)
+    monkeypatch.setattr(checkpoint_file, "checkpoints", begin)
     with pytest.raises(RuntimeError, match=SENTENCE):
         put(tmp_path, 1)
     assert busy.read_bytes() == b"half of it"
@@ -145,7 +145,7 @@ def test_a_file_that_the_other_is_writing(tmp_path, monkeypatch):
 def test_two_savers_one_after_the_other(tmp_path, monkeypatch):
     put(tmp_path, 1)
     with monkeypatch.context() as another_process:
-        another_process.setattr(_checkpoint.os, "getpid", lambda: -1)
+        another_process.setattr(checkpoint_file.os, "getpid", lambda: -1)
         put(tmp_path, 100)
     with pytest.warns(UserWarning, match=SENTENCE):
         put(tmp_path, 2)
@@ -153,7 +153,7 @@ def test_two_savers_one_after_the_other(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         put(tmp_path, 3)
         with monkeypatch.context() as another_process:
-            another_process.setattr(_checkpoint.os, "getpid", lambda: -1)
+            another_process.setattr(checkpoint_file.os, "getpid", lambda: -1)
             assert get(tmp_path).checkpoint.step == 3  # it goes on from there
             put(tmp_path, 4)
 
@@ -165,6 +165,6 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path, monkeypatch):
         run.rmdir()
         return []
 
-    monkeypatch.setattr(_checkpoint, "checkpoints", remove)
+    monkeypatch.setattr(checkpoint_file, "checkpoints", remove)
     with pytest.raises(FileNotFoundError, match="00000001-step-1"):
         put(run, 1)

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 import spread_analysis as sa
-from spread_analysis.critic import LAGGING_ACCURACY
+from spread_core.monitors import LAGGING_ACCURACY
 
 
 def test_the_monitor_warns_once_after_patience_steps_in_a_row():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import spread_analysis as sa
-from spread_analysis import _messages
 
 FORBIDDEN = ("torch", "pyro", "jax", "jaxlib", "numpyro", "sklearn", "matplotlib", "arviz", "ot")
 
@@ -81,9 +80,3 @@ def test_all_is_complete_and_sorted():
             value = getattr(module, name)
             assert value.__doc__, name
             assert not name.startswith("_")
-
-
-def test_every_message_exists():
-    assert list(_messages.__all__) == sorted(_messages.__all__)
-    for name in _messages.__all__:
-        assert callable(getattr(_messages, name))

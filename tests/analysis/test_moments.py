@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from spread_analysis._moments import (
+from spread_core.moments import (
     default_critic_draws,
     default_moment_draws,
     predictive_regret,

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 from example_runs import run_example
-
-from spread_analysis.conditional_study import compare_conditional, conditional_table
-from spread_analysis.gan_study import Fit, parse_args
+from studies.conditional_study import compare_conditional, conditional_table
+from studies.gan_study import Fit, parse_args
 
 
 def run(backend, output, *options):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from spread_analysis.pca_study import draw_data
+from studies.pca_study import draw_data
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from spread_analysis.comparison import (
+from studies.comparison import (
     PRESETS,
     comparison_table,
     describe,

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from spread_analysis.datasets import load_dataset
-from spread_analysis.gan_study import (
+from studies.gan_study import (
     LOSSES,
     PRESETS,
     Fit,
@@ -27,6 +25,8 @@ from spread_analysis.gan_study import (
     gan_table,
     parse_args,
 )
+
+from spread_analysis.datasets import load_dataset
 
 ROOT = Path(__file__).parents[2]
 

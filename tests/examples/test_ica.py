@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from studies.ica import laplace_ica, laplace_ica_em, laplace_source_moments, spread_scale
 
-from spread_analysis.ica import laplace_ica, laplace_ica_em, laplace_source_moments, spread_scale
 from spread_analysis.reference import mean_relative_error
 
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from numpyro_spread import (
     save_checkpoint,
 )
 from numpyro_spread._checkpoint_state import codec
-from spread_analysis._checkpoint import write
+from spread_core.checkpoint_file import write
 
 X = jnp.linspace(-1.0, 2.0, 8)
 

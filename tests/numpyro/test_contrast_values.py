@@ -39,7 +39,7 @@ from scipy import stats
 
 from numpyro_spread import GaussianNoise, PriorContrastELBO, SpreadELBO
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
-from spread_analysis._moments import predictive_regret
+from spread_core.moments import predictive_regret
 
 
 def assert_equal(ours, stock, rtol=2e-5):

@@ -47,7 +47,7 @@ def modules_after(statement):
         ("pyro_spread", TORCH, JAX | HEAVY),
         ("numpyro_spread", {"jax", "numpyro"}, TORCH | {"flax"} | HEAVY),
         ("spread_analysis", {"numpy", "scipy"}, TORCH | JAX | HEAVY),
-        ("spread_analysis._messages", set(), TORCH | JAX | HEAVY),
+        ("spread_core.messages", set(), TORCH | JAX | HEAVY),
     ],
 )
 def test_isolation(package, wanted, unwanted):
@@ -93,6 +93,8 @@ assert pyro_spread.__all__ == numpyro_spread.__all__
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", ["pyro_spread", "numpyro_spread", "spread_analysis"])
+@pytest.mark.parametrize(
+    "package", ["pyro_spread", "numpyro_spread", "spread_core", "spread_analysis"]
+)
 def test_typed_marker_ships(package):
     assert (ROOT / package / "py.typed").is_file()

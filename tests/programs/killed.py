@@ -30,7 +30,7 @@ def die():
 
 def kill_at_line(number):
     """Die when the ``number``-th line of the function that writes files is reached."""
-    from spread_analysis import _checkpoint
+    from spread_core import checkpoint_file
 
     left = [number]
 
@@ -41,12 +41,13 @@ def kill_at_line(number):
                 die()
         return lines
 
-    sys.settrace(lambda frame, *_: lines if frame.f_code is _checkpoint.write.__code__ else None)
+    write = checkpoint_file.write.__code__
+    sys.settrace(lambda frame, *_: lines if frame.f_code is write else None)
 
 
 def kill_in_the_middle(number):
     """Die when some of the bytes of the ``number``-th file are on the disk and others not."""
-    from spread_analysis import _checkpoint
+    from spread_core import checkpoint_file
 
     left = [number]
 
@@ -75,7 +76,7 @@ def kill_in_the_middle(number):
         file = builtins.open(path, mode)  # noqa: SIM115
         return HalfWritten(file) if "w" in mode else file
 
-    _checkpoint.open = open_file
+    checkpoint_file.open = open_file
 
 
 def life(train, kind, directory, fault, pipe):

@@ -32,7 +32,7 @@ from pyro_spread import (
 )
 from pyro_spread._checkpoint_state import codec
 from pyro_spread._reachable_modules import find_modules
-from spread_analysis._checkpoint import checkpoints, write
+from spread_core.checkpoint_file import checkpoints, write
 
 X = torch.linspace(-1.0, 2.0, 8)
 

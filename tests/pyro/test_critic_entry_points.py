@@ -24,7 +24,7 @@ from pyro_spread import (
     two_player,
 )
 from pyro_spread.ratio import MLPCritic
-from spread_analysis.critic import ClampMonitor, LogitRangeMonitor
+from spread_core.monitors import ClampMonitor, LogitRangeMonitor
 
 X = torch.linspace(-1, 2, 6)
 

@@ -12,7 +12,7 @@ from pyro.infer import SVI
 import pyro_spread as ps
 from pyro_spread._inputs import as_tensor
 from pyro_spread.ratio import MLPCritic
-from spread_analysis._messages.general import shortened, shown
+from spread_core.messages.general import shortened, shown
 
 pd = pytest.importorskip("pandas")
 jnp = pytest.importorskip("jax.numpy")

@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("pyro_spread", "numpyro_spread", "spread_analysis")
+PACKAGES = ("pyro_spread", "numpyro_spread", "spread_core", "spread_analysis")
 TORCH, JAX = ("torch", "pyro"), ("jax", "jaxlib", "numpyro", "optax")
 ANALYSIS = ("matplotlib", "arviz", "sklearn")
 

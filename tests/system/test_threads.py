@@ -17,7 +17,7 @@ from torch import nn
 
 from pyro_spread import AdversarialDivergence, concat_sites, finite_guard, two_player
 from pyro_spread._transaction import Buffers
-from spread_analysis._remembered import Remembered
+from spread_core.remembered import Remembered
 
 X = torch.linspace(-1.0, 2.0, 16)
 

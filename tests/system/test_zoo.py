@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from scipy.stats import binom
-
-from spread_analysis.zoo import MAX_COUNT, ROWS, load_zoo_data
+from studies.zoo import MAX_COUNT, ROWS, load_zoo_data
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("pyro", "numpyro")

@@ -24,8 +24,7 @@ from jax.example_libraries import stax
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.nn import AutoregressiveNN, MaskedDense
 from parts import adam, fit, mean_bound, no_guide
-
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 
 def belief_net(num_pixels):

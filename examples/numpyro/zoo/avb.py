@@ -35,9 +35,9 @@ from parts import (
     standard_normal,
     weighted_bound,
 )
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 from numpyro_spread import ImplicitDistribution, PriorContrastELBO, concat_sites, two_player
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 CRITIC_STEPS = 2
 # Of the row's rate. A guide that moves as fast as its critic is reported better than it is, and the

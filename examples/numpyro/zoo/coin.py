@@ -19,8 +19,7 @@ import numpyro.distributions as dist
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO
 from parts import adam, draw_counts, fit, mean_bound, no_guide
-
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 
 def model(x, num_images=0):

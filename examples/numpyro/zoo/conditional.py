@@ -19,8 +19,7 @@ import numpyro.distributions as dist
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO
 from parts import adam, draw_counts, fit, no_guide
-
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -22,8 +22,7 @@ from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Trace_ELBO
 from parts import MLP, adam, draw_counts, fit, standard_normal, weighted_bound
-
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
 
 NUM_DRAWS = 10
 

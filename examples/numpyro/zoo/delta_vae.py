@@ -24,6 +24,7 @@ from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI
 from parts import MLP, adam, draw, fit, mean_bound, standard_normal, weighted_bound
+from studies.zoo import Settings, Trained, ZooData, main
 
 from numpyro_spread import (
     GaussianNoise,
@@ -33,7 +34,6 @@ from numpyro_spread import (
     SpreadNoise,
     spread,
 )
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 NUM_DIRECTIONS = 8
 

@@ -21,9 +21,9 @@ from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI
 from parts import MLP, Dense, adam, draw, fit, mean_bound, weighted_bound
+from studies.zoo import Settings, Trained, ZooData, main
 
 from numpyro_spread import GaussianNoise, SpreadELBO, spread
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -40,9 +40,9 @@ from jax import lax, random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from parts import MLP, adam, fit, mean_bound
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 from numpyro_spread import GaussianNoise
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 # From less than half the step between two levels of grey, to much more than the range of pixels.
 SMALLEST_SCALE, LARGEST_SCALE = 0.02, 5.0

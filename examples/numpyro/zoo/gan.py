@@ -14,9 +14,9 @@ is stronger where the critic wins. In the third row the critic moves three times
 from __future__ import annotations
 
 from parts import train_generator
+from studies.zoo import Settings, Trained, ZooData, main
 
 from numpyro_spread import AdversarialDivergence, JSPi, concat_sites
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -23,6 +23,8 @@ from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI
 from parts import MLP, adversaries, critic_net, draw, fit, standard_normal
+from studies.gan_study import as_images, as_signed
+from studies.zoo import Settings, Trained, ZooData, main
 
 from numpyro_spread import (
     R1,
@@ -32,8 +34,6 @@ from numpyro_spread import (
     ReverseKL,
     concat_sites,
 )
-from spread_analysis.gan_study import as_images, as_signed
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 CRITIC_STEPS = 2
 

@@ -13,10 +13,10 @@ Dziugaite, Roy, Ghahramani 2015), with four bandwidths up to the median distance
 from __future__ import annotations
 
 from parts import train_generator
+from studies.gan_study import bandwidths
+from studies.zoo import Settings, Trained, ZooData, main
 
 from numpyro_spread import MMD, GaussianKernel
-from spread_analysis.gan_study import bandwidths
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

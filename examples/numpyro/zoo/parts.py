@@ -21,11 +21,8 @@ from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
-
-from numpyro_spread import importance_weighted_bound, two_player
-from numpyro_spread.ratio import MLPCritic
-from spread_analysis.gan_study import as_images, as_signed
-from spread_analysis.zoo import (
+from studies.gan_study import as_images, as_signed
+from studies.zoo import (
     MAX_COUNT,
     Settings,
     Trained,
@@ -33,6 +30,9 @@ from spread_analysis.zoo import (
     batches,
     learning_rate_factor,
 )
+
+from numpyro_spread import importance_weighted_bound, two_player
+from numpyro_spread.ratio import MLPCritic
 
 # PyTorch's default, so that both backends start alike.
 Dense = functools.partial(

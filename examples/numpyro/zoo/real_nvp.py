@@ -32,8 +32,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions import transforms as T
 from numpyro.infer import SVI, Trace_ELBO
 from parts import Dense, adam, draw, fit, mean_bound, no_guide, standard_normal
-
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 NUM_COUPLINGS = 6
 

@@ -23,8 +23,7 @@ from jax import lax, random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Trace_ELBO
 from parts import Dense, adam, fit, mean_bound, no_guide
-
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 
 class PixelGRU(nn.Module):

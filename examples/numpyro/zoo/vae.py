@@ -20,8 +20,7 @@ from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Trace_ELBO
 from parts import MLP, adam, draw_counts, fit, mean_bound, standard_normal, weighted_bound
-
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

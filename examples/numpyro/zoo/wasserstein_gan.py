@@ -13,9 +13,9 @@ The critic is held to slope one by a penalty on its gradient (Arjovsky et al. 20
 from __future__ import annotations
 
 from parts import train_generator
+from studies.zoo import Settings, Trained, ZooData, main
 
 from numpyro_spread import WassersteinCritic, concat_sites
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -17,11 +17,11 @@ import pyro
 import pyro.distributions as dist
 from parts import adversaries, critic_net, draw, fit, mlp, standard_normal, start
 from pyro.infer import SVI
+from studies.gan_study import as_images, as_signed
+from studies.zoo import Settings, Trained, ZooData, main
 from torch import nn
 
 from pyro_spread import R1, GaussianNoise, JointContrastELBO, JSPi, concat_sites
-from spread_analysis.gan_study import as_images, as_signed
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 CRITIC_STEPS = 2
 

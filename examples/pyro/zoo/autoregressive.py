@@ -20,9 +20,8 @@ import torch
 from parts import adam, fit, mean_bound, no_guide, start
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import AutoRegressiveNN, MaskedLinear
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 from torch import nn
-
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 
 class BeliefNet(nn.Module):

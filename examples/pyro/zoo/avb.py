@@ -28,6 +28,7 @@ from parts import (
     start,
 )
 from pyro.infer import SVI, Trace_ELBO
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 from torch import nn
 
 from pyro_spread import (
@@ -37,7 +38,6 @@ from pyro_spread import (
     importance_weighted_bound,
     two_player,
 )
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 CRITIC_STEPS = 2
 # Of the row's rate. A guide that moves as fast as its critic is reported better than it is, and the

@@ -18,8 +18,7 @@ import pyro.distributions as dist
 import torch
 from parts import adam, draw_counts, fit, mean_bound, no_guide, start
 from pyro.infer import SVI, Trace_ELBO
-
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -18,8 +18,7 @@ import pyro.distributions as dist
 import torch
 from parts import adam, draw_counts, fit, no_guide, start
 from pyro.infer import SVI, Trace_ELBO
-
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

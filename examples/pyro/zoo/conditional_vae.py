@@ -20,9 +20,9 @@ import pyro.distributions as dist
 import torch
 from parts import adam, draw_counts, fit, mlp, standard_normal, start
 from pyro.infer import SVI, Trace_ELBO
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
 
 from pyro_spread import importance_weighted_bound
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -21,6 +21,7 @@ import pyro.distributions as dist
 import torch
 from parts import adam, draw, fit, mean_bound, mlp, standard_normal, start
 from pyro.infer import SVI
+from studies.zoo import Settings, Trained, ZooData, main
 from torch import nn
 
 from pyro_spread import (
@@ -32,7 +33,6 @@ from pyro_spread import (
     importance_weighted_bound,
     spread,
 )
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 NUM_DIRECTIONS = 8
 

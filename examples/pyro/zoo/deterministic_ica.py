@@ -19,10 +19,10 @@ import pyro.distributions as dist
 import torch
 from parts import adam, draw, fit, mean_bound, mlp, start
 from pyro.infer import SVI
+from studies.zoo import Settings, Trained, ZooData, main
 from torch import nn
 
 from pyro_spread import GaussianNoise, SpreadELBO, importance_weighted_bound, spread
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -39,10 +39,10 @@ import pyro.distributions as dist
 import torch
 from parts import adam, fit, mlp, start
 from pyro.infer import SVI, TraceMeanField_ELBO
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 from torch import nn
 
 from pyro_spread import GaussianNoise
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 # From less than half the step between two levels of grey, to much more than the range of pixels.
 SMALLEST_SCALE, LARGEST_SCALE = 0.02, 5.0

@@ -13,9 +13,9 @@ seeking modes at large pi. Unlike the rows of ``gan.py`` these have noise on bot
 from __future__ import annotations
 
 from parts import train_generator
+from studies.zoo import Settings, Trained, ZooData, main
 
 from pyro_spread import R1, AdversarialDivergence, GaussianNoise, JSPi, concat_sites
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

@@ -18,6 +18,8 @@ import pyro
 import torch
 from parts import adversaries, critic_net, draw, fit, mlp, standard_normal, start
 from pyro.infer import SVI
+from studies.gan_study import as_images, as_signed
+from studies.zoo import Settings, Trained, ZooData, main
 from torch import nn
 
 from pyro_spread import (
@@ -28,8 +30,6 @@ from pyro_spread import (
     ReverseKL,
     concat_sites,
 )
-from spread_analysis.gan_study import as_images, as_signed
-from spread_analysis.zoo import Settings, Trained, ZooData, main
 
 CRITIC_STEPS = 2
 

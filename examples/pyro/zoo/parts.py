@@ -14,12 +14,8 @@ import torch
 from pyro.infer import SVI, Predictive
 from pyro.infer.elbo import ELBO
 from pyro.optim import Adam, LambdaLR, PyroLRScheduler, PyroOptim
-from torch import nn
-
-from pyro_spread import two_player
-from pyro_spread.ratio import MLPCritic
-from spread_analysis.gan_study import as_images, as_signed
-from spread_analysis.zoo import (
+from studies.gan_study import as_images, as_signed
+from studies.zoo import (
     MAX_COUNT,
     Settings,
     Trained,
@@ -27,6 +23,10 @@ from spread_analysis.zoo import (
     batches,
     learning_rate_factor,
 )
+from torch import nn
+
+from pyro_spread import two_player
+from pyro_spread.ratio import MLPCritic
 
 
 def mlp(num_inputs: int, hidden_dim: int, num_outputs: int) -> nn.Sequential:

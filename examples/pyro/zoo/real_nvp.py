@@ -27,9 +27,8 @@ import torch
 from parts import adam, draw, fit, mean_bound, no_guide, standard_normal, start
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import DenseNN
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 from torch import nn
-
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 NUM_COUPLINGS = 6
 

@@ -18,9 +18,8 @@ import pyro.distributions as dist
 import torch
 from parts import adam, fit, mean_bound, no_guide, start
 from pyro.infer import SVI, Trace_ELBO
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 from torch import nn
-
-from spread_analysis.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 
 
 class PixelGRU(nn.Module):

@@ -17,9 +17,9 @@ import pyro.distributions as dist
 import torch
 from parts import adam, draw_counts, fit, mean_bound, mlp, standard_normal, start
 from pyro.infer import SVI, Trace_ELBO
+from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 from pyro_spread import importance_weighted_bound
-from spread_analysis.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:

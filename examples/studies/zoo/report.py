@@ -1,0 +1,190 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The table of the zoo, in Markdown, and what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from spread_analysis.evaluation import SampleQuality, mean_and_error
+from studies.zoo import messages
+from studies.zoo.rows import ROWS, Row
+
+#: Stands for what a system does not have.
+NONE = "-"
+#: Stands for a run that has failed, or was not made.
+MISSING = "missing"
+RESULTS_FILE = "results.json"
+TABLE_FILE = "table.md"
+SAMPLES_FILE = "samples.png"
+SUMMARY_FILE = "summary.png"
+#: The documentation's page includes this file, which is no page of its own.
+DOCS_FILE = "zoo_results.inc"
+COLOURS = ("#1f5fa8", "#d1662a")
+_HEADER = (
+    "log p(x)",
+    "importance-weighted",
+    "MMD² x 1000",
+    "Fréchet",
+    "precision",
+    "recall",
+    "seconds",
+)
+_DIGITS = {"log_likelihood": 1, "importance_weighted": 1, "mmd2": 2, "frechet": 2, "seconds": 0}
+
+
+def describe(results: Mapping[str, Any]) -> str:
+    """
+    What was compared with what, in words.
+
+    :param results: from :func:`studies.zoo.run_rows`.
+    """
+    text = f"""
+        {results["num_train"]} training images, {results["num_held_out"]} held out. log p(x) is the
+        mean over held-out images in nats, of whole-number pixels: exact, or a lower bound (≥).
+        [In brackets]: a lower bound on images with spread noise, which compares with no other row.
+        {results["num_samples"]} samples against held-out images: MMD² of the pixels; Fréchet
+        distance, precision and recall in {results["features"]}. Mean ± standard error of
+        {results["num_seeds"]} seed(s).
+    """
+    return " ".join(text.split())
+
+
+def zoo_table(all_results: Sequence[Mapping[str, Any]], rows: Sequence[str] | None = None) -> str:
+    """
+    One Markdown table of all rows, those of the backends under each other, and of real images.
+
+    :param all_results: results of :func:`studies.zoo.run_rows`, one per backend.
+    :param rows: names of the rows that must be there: one that is not says so. None takes those
+        that any of the results has.
+    """
+    present = {name for results in all_results for name in results["rows"]}
+    wanted = [name for name in ROWS if name in (present if rows is None else rows)]
+    lines: list[tuple[str, ...]] = [("system", "backend", *_HEADER)]
+    for name in wanted:
+        for results in all_results:
+            cells = row_cells(ROWS[name], results["rows"].get(name, []))
+            lines.append((ROWS[name].title, results["backend"], *cells))
+    real = all_results[0]["real"]
+    quality = [_cell([real[key]], key) for key in ("mmd2", "frechet", "precision", "recall")]
+    lines.append(("real images (training)", "", "", "", *quality, ""))
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    text.insert(1, "|" + "---|" * 2 + "---:|" * len(_HEADER))
+    return "\n".join(text)
+
+
+def row_cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """
+    The cells of a row, from its log-likelihood to its seconds.
+
+    :param row: the row.
+    :param runs: its runs, one per seed; none if it was not trained.
+    """
+    if not runs:
+        return [MISSING] * len(_HEADER)
+    values = {key: [run[key] for run in runs] for key in (*SampleQuality._fields, *_DIGITS)}
+    likelihood, weighted = NONE, NONE
+    if row.measure is not None:
+        likelihood = _marked(row, _cell(values["log_likelihood"], "log_likelihood"))
+        if any(value is not None for value in values["importance_weighted"]):
+            weighted = _marked(row, _cell(values["importance_weighted"], "importance_weighted"))
+    rest = ("mmd2", "frechet", "precision", "recall", "seconds")
+    return [likelihood, weighted, *(_cell(values[key], key) for key in rest)]
+
+
+def _marked(row: Row, cell: str) -> str:
+    if cell == MISSING:
+        return cell
+    return {"exact": cell, "bound": f"≥ {cell}", "spread": f"[{cell}]"}[str(row.measure)]
+
+
+def _cell(values: Sequence[float | None], key: str) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return MISSING
+    factor = 1000.0 if key == "mmd2" else 1.0
+    return mean_and_error(factor * value for value in known).format(_DIGITS.get(key, 2))
+
+
+def write_report(
+    output: Path,
+    folders: Mapping[str, Path],
+    systems: Collection[str],
+    docs: str | Path | None = None,
+) -> str:
+    """
+    One table and one picture of all backends, from the numbers that each has written.
+
+    :param output: folder to write to.
+    :param folders: of each backend, the folder of its numbers.
+    :param systems: those whose rows must be there.
+    :param docs: the documentation's folder, to write its results too; None leaves them.
+    :return: the text that was written.
+    :raises SystemExit: if a backend has left no numbers.
+    """
+    all_results = []
+    for folder in folders.values():
+        path = folder / RESULTS_FILE
+        if not path.is_file():
+            raise SystemExit(messages.no_results(path))
+        all_results.append(json.loads(path.read_text()))
+    rows = [name for name, row in ROWS.items() if row.system in systems]
+    text = f"{describe(all_results[0])}\n\n{zoo_table(all_results, rows)}"
+    (output / TABLE_FILE).write_text(text + "\n")
+    (output / RESULTS_FILE).write_text(json.dumps(all_results, indent=1))
+    plot_summary(all_results).figure.savefig(output / SUMMARY_FILE, dpi=150)
+    if docs is not None:
+        _write_docs(text, output, folders, Path(docs))
+    return text
+
+
+def _write_docs(text: str, output: Path, folders: Mapping[str, Path], docs: Path) -> None:
+    images = docs / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(output / SUMMARY_FILE, images / "zoo_summary.png")
+    pictures = ["![Fréchet distance and log-likelihood of all systems](images/zoo_summary.png)"]
+    for backend, folder in folders.items():
+        name = f"zoo_samples_{backend}.png"
+        shutil.copyfile(folder / SAMPLES_FILE, images / name)
+        pictures.append(f"![Samples of all systems, {backend}](images/{name})")
+    comment = "<!-- Written by examples/zoo.py --report --docs docs: do not edit. -->"
+    (docs / DOCS_FILE).write_text("\n\n".join([comment, text, *pictures]) + "\n")
+
+
+def plot_summary(all_results: Sequence[Mapping[str, Any]]) -> Any:
+    """
+    Fréchet distance and log-likelihood of every row, a colour for each backend.
+
+    :param all_results: results of :func:`studies.zoo.run_rows`, one per backend.
+    :return: the axes of the Fréchet distance; ``.figure`` has both.
+    """
+    present = {name for results in all_results for name in results["rows"]}
+    names = [name for name in ROWS if name in present]
+    figure = Figure(figsize=(10, 1.2 + 0.26 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for results, colour in zip(all_results, COLOURS, strict=False):
+        for place, name in enumerate(names):
+            runs = results["rows"].get(name, [])
+            # A spread bound has another scale: it would say something that is not so.
+            plots = [(left, "frechet"), (right, "log_likelihood")]
+            for axes, key in plots[: 1 if ROWS[name].measure in (None, "spread") else 2]:
+                values = [run[key] for run in runs if run[key] is not None]
+                marker = "o" if key == "frechet" or ROWS[name].measure == "exact" else ">"
+                axes.plot(values, [place] * len(values), marker, color=colour, alpha=0.8)
+        left.plot([], [], "o", color=colour, label=results["backend"])
+    real = all_results[0]["real"]["frechet"]
+    left.axvline(real, color="#5c5c5c", linestyle=":", label="real images (training)")
+    left.set_yticks(range(len(names)), [ROWS[name].title for name in names], fontsize=8)
+    left.invert_yaxis()
+    left.set(xscale="log", xlabel="Fréchet distance, smaller is better")
+    left.legend(fontsize=8, loc="upper right")
+    right.set_xlabel("log p(x), nats per image; arrows are lower bounds")
+    for axes in (left, right):
+        axes.grid(axis="both", alpha=0.2)
+    return left

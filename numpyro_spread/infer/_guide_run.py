@@ -1,0 +1,138 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of a contrast know of one run of the guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import lax
+from numpyro.distributions import Distribution
+from numpyro.handlers import seed, substitute, trace
+
+from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread.infer._scan import Inside
+from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.ratio.binding import Bound
+from numpyro_spread.ratio.regularizers import Regularizer
+from spread_core.messages import contrasts
+
+
+@dataclass(frozen=True)
+class ContrastOptions:
+    """
+    What a contrast loss was told.
+
+    :param critics: one critic for all implicit sites, or a dict from site to critic.
+    :param head: the Gaussian head, or None.
+    :param adaptive: whether guide draws are contrasted with a Gaussian, or with the prior.
+    :param regularizer: penalty on the critics, or None.
+    :param num_moment_draws: guide draws per datum for the moments; None chooses.
+    :param num_critic_draws: guide draws per datum for the critic; None chooses.
+    :param name: of the discriminator among the params.
+    :param num_particles: how often all of this happens at once.
+    """
+
+    critics: Bound | Mapping[str, Bound]
+    head: Bound | None
+    adaptive: bool
+    regularizer: Regularizer | None
+    num_moment_draws: int | None
+    num_critic_draws: int | None
+    name: str
+    num_particles: int = 1
+
+    @property
+    def params_site(self) -> str:
+        """The param site of the critics."""
+        return f"{self.name}$params"
+
+    @property
+    def head_site(self) -> str:
+        """The param site of the head."""
+        return f"{self.name}$head"
+
+
+class GuideRun:
+    """
+    One run of the guide, and runs of the model at its values.
+
+    :param options: of the loss.
+    :param rng_key: random key for all draws that the stock ELBO does not make.
+    :param params: values of param sites; None while they are being initialised.
+    :param model: the model, unspread.
+    :param args: positional arguments of model and guide, after the noise.
+    :param kwargs: keyword arguments of both.
+    """
+
+    def __init__(
+        self,
+        options: ContrastOptions,
+        rng_key: jax.Array,
+        params: Mapping[str, Any] | None,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.options, self.params, self.model = options, params, model
+        self.args, self.kwargs = args, kwargs
+        self._rng_key = rng_key
+        #: All latent sites and plates of the guide.
+        self.trace: dict[str, Any] = {}
+        #: Dict from implicit site to distribution and mask.
+        self.implicit: dict[str, tuple[Distribution, Any]] = {}
+
+    def prior_trace(self, drawn: set[str], rng_key: jax.Array) -> dict[str, Any]:
+        """
+        A run of the model at the guide's values, all of which are constants.
+
+        :param drawn: latents that are drawn from the model instead.
+        :param rng_key: random key.
+        """
+        fixed = {n: lax.stop_gradient(s["value"]) for n, s in self.trace.items() if n not in drawn}
+        # Containers are copied, since a model may write to those of mutable sites.
+        params = jax.tree.map(lambda leaf: leaf, dict(self.params or {}))
+        seeded = seed(substitute(substitute(self.model, data=params), data=fixed), rng_key)
+        sites: dict[str, Any] = trace(_Detached(seeded)).get_trace(
+            *stop_gradient_tree(self.args), **stop_gradient_tree(self.kwargs)
+        )
+        return sites
+
+    def prior_draw(self, name: str, rng_key: jax.Array) -> Callable[[jax.Array], Any]:
+        """From a key to a draw of the model at one site, given the guide's values at all others."""
+        site = self.prior_trace(set(), rng_key)[name]
+        fn = site["fn"]
+        batch_shape = self.implicit[name][0].batch_shape
+        if fn.batch_shape != batch_shape:
+            fn = fn.expand(batch_shape)
+        return lambda key: _detach(name, fn, fn.sample(key))
+
+
+def stop_gradient_tree(tree: Any) -> Any:
+    """``tree`` without gradients; what is no array of JAX, as NumPy's constants, stays."""
+    return jax.tree.map(
+        lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+    )
+
+
+class _Detached(Inside):
+    """Draws of a model of which nothing is learned."""
+
+    def postprocess_message(self, msg: Any) -> None:
+        super().postprocess_message(msg)
+        if msg["type"] == "sample":
+            self.leave(msg)
+
+    def leave(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["value"] = _detach(msg["name"], msg["fn"], msg["value"])
+
+
+def _detach(name: str, fn: Any, value: Any) -> Any:
+    if is_implicit(fn):
+        # What is learned elsewhere has a density through which it gets a gradient.
+        value = refuse_gradient(value, NotImplementedError(contrasts.learned_implicit_prior(name)))
+    return lax.stop_gradient(value)

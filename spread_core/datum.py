@@ -1,0 +1,124 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What counts the data: the outermost plate. Inner plates are part of a datum, as events are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spread_core.messages import players
+
+Shape = tuple[int, ...]
+# The plates of a site, outermost first: each has a name and a dim, which is None for a loop.
+Frames = Sequence[Any]
+
+
+def are_whole(frames: Mapping[str, Frames]) -> bool:
+    """
+    Whether all sites stand in one plate or none does: else draws outside make all data one datum.
+
+    :param frames: dict from site to its plates.
+    """
+    return len({_name(plates) for plates in frames.values()}) == 1
+
+
+def data_dims(frames: Mapping[str, Frames], shapes: Mapping[str, Shape]) -> dict[str, int | None]:
+    """
+    The batch dimension of every site that counts the data, from the right; None for a single datum.
+
+    It is that of the outermost plate, which all sites must share. Without plates it is the only
+    batch dimension of more than one element.
+
+    :param frames: dict from site to its plates: of those that are compared.
+    :param shapes: dict from site to its batch shape.
+    :raises ValueError: if that cannot be decided, naming site and way out.
+    """
+    for name, plates in frames.items():
+        if plates and plates[0].dim is None:
+            raise ValueError(players.sequential_data(name, plates[0].name))
+        dims = {plate.dim for plate in plates}
+        shape = shapes[name]
+        loose = [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in dims]
+        if len(loose) > (0 if plates else 1):
+            names = [plate.name for plate in plates if plate.dim is not None]
+            raise ValueError(players.undecided_batch(name, shape, names))
+        if _is_stack(plates):
+            raise ValueError(players.stacked_plates(name, plates[0].name.removesuffix("_0")))
+    if any(frames.values()):
+        found = {name: plates[0].dim if plates else None for name, plates in frames.items()}
+    elif all(shapes.values()):
+        found = {
+            name: next((d for d in range(-len(shape), 0) if shape[d] != 1), -1)
+            for name, shape in shapes.items()
+        }
+    else:  # one site has no batch: what the others have is part of one datum
+        found = dict.fromkeys(frames)
+    counts = {
+        name: (_name(frames[name]), None if dim is None else shapes[name][dim])
+        for name, dim in found.items()
+    }
+    first = next(iter(counts))
+    for name, count in counts.items():
+        if count != counts[first]:
+            raise ValueError(
+                players.batch_mismatch(
+                    first, shapes[first], _name(frames[first]), name, shapes[name], count[0]
+                )
+            )
+    return found
+
+
+def full_shape(value: Shape, batch: Shape, event: Shape, dim: int | None) -> Shape | None:
+    """
+    The shape of a value broadcast to its site's batch, all but the number of data; None if it has
+    no place there.
+
+    :param value: shape of the value.
+    :param batch: batch shape of the site.
+    :param event: event shape of the site.
+    :param dim: of the data, from :func:`data_dims`.
+    """
+    depth = len(value) - len(event)
+    if depth < -(dim or 0) or value[depth:] != event:
+        return None
+    own = value[:depth]
+    target = list(batch)
+    if dim is not None:
+        target[dim] = own[dim]
+    missing = len(own) - len(batch)
+    aligned = [*[1] * missing, *target], [*[1] * -missing, *own]
+    fits = all(b in (1, a) for a, b in zip(*aligned, strict=True))
+    return (*target, *event) if fits else None
+
+
+def check_scale(name: str, scale: Shape, value: Shape, batch: Shape, dim: int | None) -> None:
+    """
+    Refuse a scale that is not one number for every datum.
+
+    :param name: of the site.
+    :param scale: shape of its scale.
+    :param value: shape of its value.
+    :param batch: batch shape of the site, with the number of data that its value has.
+    :param dim: of the data, from :func:`data_dims`.
+    :raises ValueError: naming the site.
+    """
+    if len(scale) > len(batch):
+        raise ValueError(players.mask_misfit(name, scale, value))
+    for position, size in enumerate(scale, start=-len(scale)):
+        if size not in (1, batch[position]):
+            raise ValueError(players.mask_misfit(name, scale, value))
+        if size != 1 and position != dim:
+            raise ValueError(players.scale_in_datum(name, scale))
+
+
+def _is_stack(plates: Frames) -> bool:
+    """Whether ``plate_stack`` made the outermost plates: it enters the rightmost one first."""
+    if len(plates) < 2 or not plates[0].name.endswith("_0"):
+        return False
+    neighbours = plates[1].dim is not None and plates[1].dim == plates[0].dim - 1
+    return neighbours and plates[1].name == plates[0].name.removesuffix("0") + "1"
+
+
+def _name(plates: Frames) -> str | None:
+    return plates[0].name if plates else None

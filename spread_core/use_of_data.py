@@ -1,0 +1,94 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""How a model uses the data it is handed, as far as noise on them has to know; plain Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from spread_core.arguments import Key
+from spread_core.remembered import Remembered
+
+
+class Learned(Exception):  # noqa: N818, no error but news
+    """A run has shown something that noise should have known when it was drawn."""
+
+
+@dataclass
+class UseOfData:
+    """
+    What the runs of a model on arguments of the same shapes have shown.
+
+    ``layouts`` has the shapes in which noise has to be drawn, since sites observe their data
+    reshaped and a kernel treats elements differently; ``rows`` the dims along which plates
+    subsample, and ``plates`` their sizes and how many elements they take. ``complete`` tells that a
+    run has shown nothing new.
+    """
+
+    layouts: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+    rows: dict[Key, int] = field(default_factory=dict)
+    plates: dict[str, tuple[int, int]] = field(default_factory=dict)
+    complete: bool = False
+
+    def see_plate(
+        self, name: str, size: int, taken: int, shapes: dict[Key, tuple[int, ...]]
+    ) -> None:
+        """
+        A plate of ``size`` takes part of the data in arguments of these shapes.
+
+        :raises Learned: if that was not known.
+        """
+        if self.complete:  # a plate that sometimes takes all: noise everywhere is right, if slow
+            return
+        found = {k: s.index(size) for k, s in shapes.items() if k not in self.rows and size in s}
+        if taken < size and found:
+            self.rows.update(found)
+            self.plates[name] = (size, taken)
+            raise Learned
+
+    def see_layout(self, key: Key, layout: tuple[int, ...]) -> None:
+        """
+        Noise on the argument at ``key`` has to be drawn in this shape.
+
+        :raises Learned: always; it was not known.
+        """
+        self.layouts[key] = layout
+        raise Learned
+
+
+_known: Remembered[dict[object, UseOfData]] = Remembered()
+
+
+def use_of(model: object, about: object) -> UseOfData:
+    """
+    What is known of a model, to be added to.
+
+    :param model: the model.
+    :param about: what the arguments are, hashable.
+    """
+    of_model = _known.get(model)  # type: ignore[arg-type]
+    if of_model is None:
+        of_model = {}
+        _known.keep(model, of_model)  # type: ignore[arg-type]
+    return of_model.setdefault(about, UseOfData())
+
+
+def layout(
+    argument: Sequence[int], value: Sequence[int], event: Sequence[int]
+) -> tuple[int, ...] | None:
+    """
+    The shape that makes a site's events out of an argument, element after element; None if none.
+
+    :param argument: shape of the argument.
+    :param value: shape of the site's value.
+    :param event: its event shape.
+    """
+    if math.prod(argument) == math.prod(value):
+        return tuple(value)
+    size = math.prod(event)
+    for cut in range(len(argument), -1, -1):
+        if math.prod(argument[cut:]) == size:
+            return (*argument[:cut], *event)
+    return None
