@@ -14,8 +14,9 @@ import numpy as np
 from jax import lax
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
-from numpyro.optim import Minimize, _NumPyroOptim
+from numpyro.optim import Minimize
 
+from numpyro_spread import _parents
 from numpyro_spread._guarded_loss import (
     Both,
     KeepsMutable,
@@ -57,12 +58,12 @@ class GuardState(NamedTuple):
     last_loss: jax.Array
 
 
-class FiniteGuard(_NumPyroOptim):
+class FiniteGuard(_parents.NumPyroOptim):
     """An optimiser under guard: :func:`finite_guard`."""
 
     def __init__(
         self,
-        guarded: _NumPyroOptim,
+        guarded: _parents.NumPyroOptim,
         on_nonfinite: str,
         factor: float,
         recover_after: int,

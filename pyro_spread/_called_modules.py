@@ -62,7 +62,7 @@ class Look:
             if threading.get_ident() == thread:
                 self.called.add(module)
 
-        tracing = torch._C._get_tracing_state()
+        tracing = torch.jit.is_tracing()
         self._handle = None if tracing else register_module_forward_pre_hook(look)
         return self
 

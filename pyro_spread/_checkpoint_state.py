@@ -20,6 +20,7 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
+from pyro_spread import _parents
 from pyro_spread._called_modules import Look, called_by, forget_garbage, note
 from pyro_spread._optimiser_copy import OptimiserState
 from pyro_spread._reachable_modules import (
@@ -97,13 +98,13 @@ def classes(svi: SVI) -> dict[str, Any]:
 
 
 def param_state(name: str) -> dict[str, Any]:
-    store = pyro.get_param_store()
-    param, grad = store._params[name], store._params[name].grad
+    param = _parents.stored_params()[name]
+    grad = param.grad
     kept: Any = grad
     # Pyro leaves zeros behind each step, with which torch's optimisers do not do as with None.
     if grad is not None and not bool((grad.ne(0) | grad.signbit()).any()):
         kept = "zeros"
-    constraint = store._constraints[name]
+    constraint = _parents.constraint_of(name)
     return {
         "value": param,
         "constraint": _constraint(constraint),
@@ -176,11 +177,11 @@ def prepare_params(reading: Reading) -> list[Commit]:
         value: Any = state.get("value")
         grad: Any = state.get("grad")
         _check_array(reading, "param", name, value, param)
-        constraint = _constraint(store._constraints[name])
+        constraint = _constraint(_parents.constraint_of(name))
         if not same(state.get("constraint"), constraint):
             found, live = str(state.get("constraint")), constraint
             raise reading.refuse(checkpoints.other_array("constraint of", name, found, live))
-        bounds = describe(store._constraints[name], _array)
+        bounds = describe(_parents.constraint_of(name), _array)
         # Files of earlier versions do not have them.
         if not same(found_bounds := state.get("bounds", bounds), bounds):
             raise reading.refuse(checkpoints.other_bounds(name, text(found_bounds), text(bounds)))
@@ -350,13 +351,12 @@ class Snapshot:
     """What declaring params changes, to be put back if the load fails."""
 
     def __init__(self, svi: SVI, modules: Mapping[str, nn.Module] | None) -> None:
-        store = pyro.get_param_store()
         found = find_modules(svi, modules)
         held = held_beside_params(found).values()
         self._loss, self._loss_state = loss_of(svi), loss_state(svi)
         self._random = random_state()
         self._step = StepSnapshot(self._loss)
-        self._step.optimiser = OptimiserState(svi.optim, list(store._params.values()))
+        self._step.optimiser = OptimiserState(svi.optim, list(_parents.stored_params().values()))
         self._values = [
             (each.tensor, each.tensor.detach().clone()) for each in held if each.tensor is not None
         ]
@@ -365,12 +365,15 @@ class Snapshot:
         ]
         for part in dict.fromkeys(part for _, net in found for part in net.modules()):
             self._step.buffers.keep(part)
-        params = [*store._params.values(), *(p for _, net in found for p in net.parameters())]
+        params = [
+            *_parents.stored_params().values(),
+            *(p for _, net in found for p in net.parameters()),
+        ]
         self._grads = [(p, p.grad, p.grad if p.grad is None else p.grad.clone()) for p in params]
 
     def restore(self) -> None:
         """Undo."""
-        self._step.store.clear_grads(pyro.get_param_store()._params.values())
+        self._step.store.clear_grads(_parents.stored_params().values())
         self._step.restore()
         with torch.no_grad():
             for tensor, value in self._values:

@@ -13,6 +13,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch import nn
 
+from pyro_spread import _parents
+
 # Optimisers that keep all they know in ``state`` and ``param_groups``, or are schedules.
 _PLAIN = ("torch.optim.", "pyro.optim.")
 # Attributes of Pyro's optimisers that do not change, and one that is looked at by itself.
@@ -130,7 +132,7 @@ def _copies(optim: PyroOptim, tensors: list[torch.Tensor]) -> list[torch.Tensor]
             copy = memory[id(tensor)] = torch.empty_like(tensor, requires_grad=False)
         copies.append(copy)
     if tensors:
-        torch._foreach_copy_(copies, tensors)
+        _parents.copy_all(copies, tensors)
     return copies
 
 

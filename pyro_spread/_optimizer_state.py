@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from pyro.optim import PyroOptim
-from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
 
+from pyro_spread import _parents
 from pyro_spread._optimizer_trial import check_state
 from pyro_spread.optim import Composite
 from spread_core.messages import checkpoints
@@ -40,11 +39,7 @@ def state_of(optim: PyroOptim) -> dict[str, Any]:
     state = optim.get_state()
     if None in state:
         raise ValueError(checkpoints.unnamed_params())
-    return (
-        state
-        if keeps_own_state(optim)
-        else _sorted({**optim._state_waiting_to_be_consumed, **state})
-    )
+    return state if keeps_own_state(optim) else _sorted({**_parents.waiting_states(optim), **state})
 
 
 def has_stepped(optim: PyroOptim) -> bool:
@@ -91,7 +86,7 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
         return commit_parts
     if keeps_own_state(optim):
         return lambda: optim.set_state(state)
-    params = pyro.get_param_store()._params
+    params = _parents.stored_params()
     ready = {
         name: _rebuilt(optim, name, each, strict) for name, each in state.items() if name in params
     }
@@ -100,27 +95,27 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
     def commit() -> None:
         optim.optim_objs.clear()
         optim.grad_clip.clear()
-        optim._state_waiting_to_be_consumed.clear()
+        _parents.waiting_states(optim).clear()
         for name, optimizer in ready.items():
             optim.optim_objs[params[name]] = optimizer
-            optim.grad_clip[params[name]] = optim._get_grad_clip(params[name])
-        optim._state_waiting_to_be_consumed.update(waiting)
+            optim.grad_clip[params[name]] = _parents.clipping_of(optim, params[name])
+        _parents.waiting_states(optim).update(waiting)
 
     return commit
 
 
 def _rebuilt(optim: PyroOptim, name: str, state: Any, strict: bool) -> Any:
-    param = pyro.get_param_store()._params[name]
-    optimizer = optim._get_optim(param)
-    if is_scheduler(optimizer) != ("scheduler" in state):
+    param = _parents.stored_params()[name]
+    optimizer = _parents.optimizer_of(optim, param)
+    if _parents.is_scheduler(optimizer) != ("scheduler" in state):
         raise ValueError(checkpoints.not_taken_back(name))
     own = state.get("scheduler", {})
     # A schedule's state is its attributes: none of them may take the place of a method.
     if any(callable(getattr(type(optimizer), str(key), None)) for key in own):
         raise ValueError(checkpoints.not_taken_back(name))
-    check_state(name, param, lambda: optim._get_optim(param), state, strict)
-    _load_state_dict(optimizer, state)
-    if strict and not contains(_get_state_dict(optimizer), state):
+    check_state(name, param, lambda: _parents.optimizer_of(optim, param), state, strict)
+    _parents.load_optimizer_state(optimizer, state)
+    if strict and not contains(_parents.optimizer_state(optimizer), state):
         raise ValueError(checkpoints.not_taken_back(name))
     return optimizer
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pyro_spread import _parents
 from spread_core.messages import checkpoints
 
 
@@ -34,18 +34,18 @@ def check_state(
     :raises ValueError: saying what is wrong.
     """
     fresh = build()
-    whole = state if is_scheduler(fresh) else {"optimizer": state}
+    whole = state if _parents.is_scheduler(fresh) else {"optimizer": state}
     base = whole["optimizer"]
     known = is_of_library(_base(fresh))
-    _check_settings(name, _get_state_dict(_base(fresh)), base, known and strict)
-    if is_scheduler(fresh) and is_of_library(fresh):
+    _check_settings(name, _parents.optimizer_state(_base(fresh)), base, known and strict)
+    if _parents.is_scheduler(fresh) and is_of_library(fresh):
         found, live = whole["scheduler"], fresh.state_dict()
         if (strict and found.keys() != live.keys()) or not _alike(found, live):
             raise ValueError(checkpoints.unusable_state(name, "its schedule has another structure"))
     grad = _grad_that_works(param, build)
     if grad is None:  # one cannot look at a step of this optimiser, which waits for something else
         return
-    empty = {**base, "state": _get_state_dict(_base(build()))["state"]}
+    empty = {**base, "state": _parents.optimizer_state(_base(build()))["state"]}
     with _Trial(param, grad) as trial:
         reference = trial.step(name, build, {**whole, "optimizer": empty}, len(whole) > 1)
     held = _base(reference).state.get(param, {})
@@ -105,13 +105,13 @@ def _advance(scheduler: Any) -> None:
 
 
 def _base(optimizer: Any) -> Any:
-    return optimizer.optimizer if is_scheduler(optimizer) else optimizer
+    return optimizer.optimizer if _parents.is_scheduler(optimizer) else optimizer
 
 
 def _load(optimizer: Any, whole: dict[str, Any]) -> None:
     # A copy, since torch takes the tensors themselves.
-    state = whole if is_scheduler(optimizer) else whole["optimizer"]
-    _load_state_dict(optimizer, copy.deepcopy(state))
+    state = whole if _parents.is_scheduler(optimizer) else whole["optimizer"]
+    _parents.load_optimizer_state(optimizer, copy.deepcopy(state))
 
 
 def _grad_that_works(param: torch.Tensor, build: Callable[[], Any]) -> torch.Tensor | None:

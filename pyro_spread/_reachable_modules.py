@@ -13,6 +13,8 @@ import pyro
 import torch
 from torch import nn
 
+from pyro_spread import _parents
+
 # What these define leads to no net of the user, but to half of the interpreter.
 LIBRARIES = frozenset(
     ("torch", "pyro", "numpy", "scipy", "builtins", "logging", "pyro_spread", "spread_core")
@@ -138,7 +140,7 @@ def held_beside_params(found: list[tuple[str, nn.Module]]) -> dict[str, Held]:
 
     :param found: as :func:`find_modules` returns.
     """
-    in_store = {id(param) for param in pyro.get_param_store()._params.values()}
+    in_store = {id(param) for param in _parents.stored_params().values()}
     held: dict[str, Held] = {}
     seen: set[int] = set()
     for path, root in found:
@@ -200,7 +202,7 @@ def unreached(
     :param called: the modules.
     """
     reached = {id(part) for _, root in found for part in root.modules()}
-    in_store = {id(param) for param in pyro.get_param_store()._params.values()}
+    in_store = {id(param) for param in _parents.stored_params().values()}
     pairs = []
     for module in called:
         if id(module) not in reached:

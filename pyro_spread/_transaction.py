@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
-import pyro
 import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
@@ -19,11 +18,10 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_spread import _parents
 from pyro_spread._called_modules import Called, note
 from pyro_spread._optimiser_copy import OptimiserState
 from spread_core.stateful import Stateful
-
-_TABLES = ("_params", "_param_to_name", "_constraints")
 
 
 class _Running(threading.local):
@@ -44,8 +42,7 @@ class StoreState:
     """The tables of the param store; one param may stand there under several names."""
 
     def __init__(self) -> None:
-        store = pyro.get_param_store()
-        self._tables = {name: dict(getattr(store, name)) for name in _TABLES}
+        self._tables = {name: dict(table) for name, table in _parents.store_tables().items()}
         params = self._tables["_params"].values()
         self._with_grad = {param for param in params if param.grad is not None}
 
@@ -61,11 +58,9 @@ class StoreState:
 
     def restore(self) -> None:
         """Forget params that have come, and put back those that have gone."""
-        store = pyro.get_param_store()
-        for name, before in self._tables.items():
-            table = getattr(store, name)
+        for name, table in _parents.store_tables().items():
             table.clear()
-            table.update(before)
+            table.update(self._tables[name])
 
 
 class Buffers:
@@ -89,7 +84,7 @@ class Buffers:
         self.called: Called = WeakSet()
 
     def __enter__(self) -> Buffers:
-        if not torch._C._get_tracing_state():
+        if not torch.jit.is_tracing():
             self._handle = register_module_forward_pre_hook(self._look)
         return self
 

@@ -14,9 +14,9 @@ from typing import Any
 import pyro
 import torch
 from pyro.optim import PyroOptim
-from pyro.optim.optim import _get_state_dict, _load_state_dict
 
 from pyro_spread import _optimizer_state as optimizers
+from pyro_spread import _parents
 from pyro_spread._optimizer_trial import is_of_library
 from pyro_spread.optim import Composite
 from spread_core.messages import checkpoints
@@ -64,13 +64,13 @@ def refuse_unsaved(optim: PyroOptim) -> None:
     params = pyro.get_param_store()
     for param, live in optim.optim_objs.items():
         if not is_of_library(optim):
-            clip = optim._get_grad_clip(param)
+            clip = _parents.clipping_of(optim, param)
             if found := _difference(optim.grad_clip.get(param), clip, "gradient clipping", {}):
                 raise ValueError(checkpoints.unsaved_optimizer(type(optim).__name__, found))
         if _is_known(live):
             continue
-        again = optim._get_optim(param)
-        _load_state_dict(again, _get_state_dict(live))
+        again = _parents.optimizer_of(optim, param)
+        _parents.load_optimizer_state(again, _parents.optimizer_state(live))
         if found := _difference(live, again, "", {}):
             where = f"'{found}' of param '{params.param_name(param)}' is not in it"
             raise ValueError(checkpoints.unsaved_optimizer(type(live).__name__, where))

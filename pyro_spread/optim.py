@@ -13,6 +13,7 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
+from pyro_spread import _parents
 from pyro_spread._transaction import optimiser_step
 from pyro_spread.infer._guards import critic_params, idle_critics
 from spread_core.messages import players
@@ -162,7 +163,7 @@ class TwoPlayer(Composite):
         steps = state.get(_STEPS)
         if type(steps) is not int or steps < 0 or not isinstance(averages, dict):
             raise ValueError("two_player has another state")
-        params = pyro.get_param_store()._params
+        params = _parents.stored_params()
         for name, average in averages.items():
             known = name in params and isinstance(average, torch.Tensor)
             if not known or (average.shape, average.dtype) != (
@@ -174,7 +175,7 @@ class TwoPlayer(Composite):
     def set_own_state(self, state: dict[str, Any]) -> None:
         """Go on with the count of steps and the averages."""
         self._steps_done = state[_STEPS]
-        params = pyro.get_param_store()._params
+        params = _parents.stored_params()
         self.averages = {
             name: value.to(params[name].device, copy=True) if name in params else value.clone()
             for name, value in state.get(_AVERAGES, {}).items()
@@ -241,11 +242,10 @@ def averaged_params(svi: SVI) -> Iterator[None]:
     averages = optim.averages if isinstance(optim, TwoPlayer) else {}
     if not averages:
         raise ValueError(players.no_average())
-    store = pyro.get_param_store()
     kept = {}
     with torch.no_grad():
         for name, average in averages.items():
-            param = store._params[name]
+            param = _parents.stored_params()[name]
             kept[name] = param.clone()
             param.copy_(average)
     try:
@@ -253,4 +253,4 @@ def averaged_params(svi: SVI) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, value in kept.items():
-                store._params[name].copy_(value)
+                _parents.stored_params()[name].copy_(value)

@@ -21,6 +21,7 @@ from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
 from torch import nn
 
+from pyro_spread import _parents
 from pyro_spread._reachable_modules import loss_of
 from pyro_spread._transaction import looking
 from pyro_spread.guard import FiniteGuard
@@ -330,7 +331,7 @@ def _describe_networks(loss: Any) -> dict[str, str]:
     sizes: dict[str, int] = {}
     for name in store.keys():  # noqa: SIM118, the store iterates otherwise
         owner = name.split("$$$")[0]
-        sizes[owner] = sizes.get(owner, 0) + store._params[name].numel()
+        sizes[owner] = sizes.get(owner, 0) + _parents.stored_params()[name].numel()
     for name, size in sizes.items():
         found.setdefault(name, f"{size:,} params")
     return found

@@ -13,6 +13,7 @@ from jax import random
 from jax.extend.core import Literal
 from numpyro.primitives import Messenger, plate
 
+from numpyro_spread import _parents
 from numpyro_spread.infer._handed import draw_in
 from numpyro_spread.infer._jaxpr import called_jaxpr
 from numpyro_spread.noise import SpreadNoise
@@ -64,7 +65,7 @@ def draw_indices(rng_key: jax.Array, plates: Mapping[str, tuple[int, int]]) -> d
     found = {}
     for key, (name, sizes) in zip(random.split(rng_key, len(plates)), plates.items(), strict=True):
         with _Seeded(key):
-            found[name] = plate(name, *sizes)._indices
+            found[name] = _parents.indices_of(plate(name, *sizes))
     return found
 
 

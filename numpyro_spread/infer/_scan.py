@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from numpyro.distributions import Independent, MaskedDistribution
 from numpyro.handlers import uncondition
 from numpyro.primitives import Messenger, apply_stack
 
+from numpyro_spread import _parents
 from numpyro_spread.distributions import ImplicitDistribution
 from numpyro_spread.infer._sites import is_implicit
 from spread_core.messages import control_flow
@@ -148,10 +148,10 @@ def _settled(name: str, fn: Any) -> Any:
         if is_implicit(fn) and not isinstance(fn, ImplicitDistribution):
             raise NotImplementedError(control_flow.transformed_inside(name))
         return fn
-    result = copy.copy(fn)
-    result.base_dist = _settled(name, fn.base_dist)
-    batch = result.base_dist.batch_shape
+    base = _settled(name, fn.base_dist)
+    batch = base.batch_shape
     if isinstance(fn, Independent):
         batch = batch[: len(batch) - fn.reinterpreted_batch_ndims]
-    result._batch_shape = batch
+    result: Any = _parents.with_batch_shape(fn, batch)
+    result.base_dist = base
     return result

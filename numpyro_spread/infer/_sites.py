@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Delta, Distribution, MaskedDistribution
 
+from numpyro_spread import _parents
 from numpyro_spread.distributions import ImplicitDistribution
 from numpyro_spread.noise.base import is_concrete
 from spread_core.messages import contrasts
@@ -42,13 +43,13 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
     mask: Any = None
     outer = fn
     while not isinstance(fn, ImplicitDistribution):
-        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            if fn._mask is False:
+        if isinstance(fn, MaskedDistribution) and _parents.mask_of(fn) is not True:
+            if _parents.mask_of(fn) is False:
                 return False
             if fn.event_dim != outer.event_dim:
                 raise ValueError(contrasts.masked_event(site))
-            here = np.broadcast_to if is_concrete(fn._mask) else jnp.broadcast_to
-            whole = here(fn._mask, outer.batch_shape)
+            here = np.broadcast_to if is_concrete(_parents.mask_of(fn)) else jnp.broadcast_to
+            whole = here(_parents.mask_of(fn), outer.batch_shape)
             mask = whole if mask is None else mask & whole
         fn = fn.base_dist
     return mask
@@ -86,6 +87,6 @@ def mask_of_batch(fn: Distribution) -> Any:
     mask, outer = jnp.ones(()), fn
     while isinstance(fn, Distribution):
         if isinstance(fn, MaskedDistribution) and fn.event_dim == outer.event_dim:
-            mask = mask * fn._mask
+            mask = mask * _parents.mask_of(fn)
         fn = getattr(fn, "base_dist", None)
     return mask

@@ -15,6 +15,7 @@ from jax import random
 from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace
 
+from numpyro_spread import _parents
 from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
@@ -265,7 +266,7 @@ def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Arr
     """Which elements of a value of ``shape`` count; None if all do."""
     fn, result = site["fn"], None
     while isinstance(fn, Distribution):
-        mask = fn._mask if isinstance(fn, MaskedDistribution) else None
+        mask = _parents.mask_of(fn) if isinstance(fn, MaskedDistribution) else None
         if mask is not None and mask is not True:
             mask = jnp.asarray(mask, bool)
             try:

@@ -20,6 +20,7 @@ from numpyro.distributions import (
     MaskedDistribution,
 )
 
+from numpyro_spread import _parents
 from numpyro_spread._pytree import FieldsAsPytree, widened
 from spread_core.messages import noise
 
@@ -233,10 +234,10 @@ class SpreadNoise(FieldsAsPytree):
             return self._spread_delta(fn, extra)
         separable = extra == 0 or self.coupled_dims == 0
         if isinstance(fn, MaskedDistribution):
-            if isinstance(fn._mask, bool):
-                return self._spread(fn.base_dist, extra).mask(fn._mask)
+            if isinstance(_parents.mask_of(fn), bool):
+                return self._spread(fn.base_dist, extra).mask(_parents.mask_of(fn))
             if separable:
-                return self._spread(fn.base_dist, 0).mask(fn._mask).to_event(extra)
+                return self._spread(fn.base_dist, 0).mask(_parents.mask_of(fn)).to_event(extra)
         if isinstance(fn, ExpandedDistribution):
             if separable:
                 return self._spread(fn.base_dist, 0).expand(fn.batch_shape).to_event(extra)

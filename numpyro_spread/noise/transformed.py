@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints, transforms
 from numpyro.distributions.transforms import Transform
 
+from numpyro_spread import _parents
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
 from spread_core.messages import noise as noise_messages
 
@@ -27,8 +28,9 @@ def _parts(transform: Transform) -> Sequence[Transform]:
         return transform.transforms
     if isinstance(transform, transforms.IndependentTransform):
         return [transform.base_transform]
-    if isinstance(transform, transforms._InverseTransform):
-        return [transform._inv]
+    inverse = _parents.inverted(transform)
+    if inverse is not None:
+        return [inverse]
     return []
 
 
@@ -92,8 +94,9 @@ def _why_not_injective(transform: Transform) -> str | None:
 
 def _name(transform: Transform) -> str:
     """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
-    if isinstance(transform, transforms._InverseTransform):
-        return f"the inverse of {_name(transform._inv)}"
+    inverse = _parents.inverted(transform)
+    if inverse is not None:
+        return f"the inverse of {_name(inverse)}"
     return type(transform).__name__
 
 

@@ -17,6 +17,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
+from pyro_spread import _parents
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._plate_arguments import expand_batch, subsampled
 from pyro_spread.infer._sites import (
@@ -320,7 +321,7 @@ class _InGuide(Messenger):
         run.values[name] = (msg["value"], fn.event_dim)
         mask = msg["mask"]
         while isinstance(fn, MaskedDistribution):
-            mask, fn = both(mask, fn._mask), fn.base_dist
+            mask, fn = both(mask, _parents.mask_of(fn)), fn.base_dist
         if not isinstance(fn, Scored) or mask is False:
             return
         run.sites[name] = ImplicitSite(

@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from torch import nn
 
+from pyro_spread import _parents
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._guards import check_logits, critic_params
 from pyro_spread.infer._ranks import agreed, in_module, ranks
@@ -66,7 +67,7 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
     store = pyro.get_param_store()
     for param_name, param in discriminator.named_parameters():
         full_name = param_with_module_name(name, param_name)
-        stored = store._params.get(full_name)
+        stored = _parents.stored_params().get(full_name)
         if stored is None or stored is param:
             continue
         if stored in critic_params or stored.shape != param.shape:

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import pyro
 import torch
 from pyro import poutine
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_spread import _parents
 from pyro_spread._transaction import StepSnapshot, arm, is_running, transaction
 from spread_core.arguments import positional_names
 from spread_core.messages import guard as guard_messages
@@ -108,7 +108,7 @@ def captured(capture: Any) -> list[torch.Tensor]:
 
 def is_finite(x: torch.Tensor) -> bool:
     """Whether ``x`` holds neither NaN nor inf; True where it is not known yet."""
-    if not x.dtype.is_floating_point or torch._C._get_tracing_state():
+    if not x.dtype.is_floating_point or torch.jit.is_tracing():
         return True
     # One reduction finds NaN and inf; only a sum that overflowed has to be looked at again.
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
@@ -138,7 +138,7 @@ def check_params(params: Iterable[torch.Tensor]) -> None:
 
 def param_name(param: torch.Tensor) -> str:
     """Name of an unconstrained param in the store."""
-    return str(pyro.get_param_store()._param_to_name.get(param, "(of the failing step)"))
+    return _parents.name_of_param(param) or "(of the failing step)"
 
 
 def check_logits(

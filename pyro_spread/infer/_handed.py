@@ -81,7 +81,7 @@ def _is_drawn_by_rows(
     kernel: SpreadNoise, x: torch.Tensor, dim: int, draw: Callable[[torch.Tensor], torch.Tensor]
 ) -> bool:
     """Whether rows of y can be drawn one by one, as constants in the place of those of x."""
-    if torch._C._get_tracing_state():
+    if torch.jit.is_tracing():
         return False
     try:
         coupled = kernel._coupled_dims_of(x)
@@ -117,7 +117,7 @@ class Watch(Messenger):
         handed, fn = self._handed, msg["fn"]
         if isinstance(fn, _Subsample):
             taken = fn.subsample_size if msg["value"] is None else len(msg["value"])
-            if taken is not None and not torch._C._get_tracing_state():
+            if taken is not None and not torch.jit.is_tracing():
                 handed.use.see_plate(msg["name"], fn.size, taken, handed.shapes)
             return
         site = key_of(handed.located, msg["name"])

@@ -110,7 +110,7 @@ class SiteNoise:
         if self.transform is None:
             return psi
         u = self.transform.inv(psi)
-        if torch._C._get_tracing_state():
+        if torch.jit.is_tracing():
             inside = self.support.check(psi).all() & torch.isfinite(u).all()
             return torch.where(inside, u, torch.full_like(u, float("nan")))
         checked = is_validation_enabled()

@@ -43,7 +43,7 @@ class Places:
         :param kernel: the kernel of the site.
         :param event_dim: number of event dims of the site.
         """
-        if torch._C._get_tracing_state():
+        if torch.jit.is_tracing():
             return True
         flat, whole = value.reshape(-1), handed.reshape(-1).to(value.dtype)
         if flat.shape == whole.shape and torch.equal(flat, whole):

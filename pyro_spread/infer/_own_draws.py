@@ -15,8 +15,8 @@ from pyro.distributions import Delta, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import get_rng_state, set_rng_state
-from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_spread import _parents
 from pyro_spread._transaction import looking
 from spread_core.messages import players
 from spread_core.remembered import Remembered
@@ -46,7 +46,7 @@ def refuse_own_draws(
     :raises ValueError: naming the site.
     """
     known = _innocent.get(model) or frozenset()
-    given = {_storage(leaf) for leaf in tree_leaves((args, kwargs))} - {None}
+    given = {_storage(leaf) for leaf in _parents.tree_leaves((args, kwargs))} - {None}
     suspects = {
         name
         for name, site in observed.items()
@@ -55,7 +55,7 @@ def refuse_own_draws(
     if not suspects:
         return
     # What requires a gradient without being an argument, does so for the sake of params.
-    args, kwargs = tree_map(_constant, (args, dict(kwargs)))
+    args, kwargs = _parents.tree_map(_constant, (args, dict(kwargs)))
     with looking(), poutine.block(), pyro.validation_enabled(False):
         state = get_rng_state()
         with _other_stream(), torch.enable_grad():

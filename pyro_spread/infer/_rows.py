@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+
+from pyro_spread import _parents
 
 _aten = torch.ops.aten
 # They ask for the shape, type and device of their first argument only.
@@ -42,13 +43,13 @@ class NoisyRows(torch.Tensor):
     _drawn: torch.Tensor
     _complete: bool
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = _parents.no_torch_function
 
     @staticmethod
     def __new__(
         cls, x: torch.Tensor, draw: Callable[[torch.Tensor], torch.Tensor], dim: int
     ) -> NoisyRows:
-        made = torch.Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype, device=x.device)
+        made = _parents.wrapper_tensor(cls, x)
         made._x, made._draw, made._dim = x, draw, dim
         made._y, made._complete = None, False
         made._drawn = torch.zeros(x.shape[dim], dtype=torch.bool, device=x.device)
@@ -106,7 +107,7 @@ class NoisyRows(torch.Tensor):
             taken = _rows_asked(first, name, args, kwargs)
             if taken is not None:
                 return taken
-        args, kwargs = tree_map(
+        args, kwargs = _parents.tree_map(
             lambda a: a.whole() if isinstance(a, NoisyRows) else a, (args, kwargs)
         )
         return func(*args, **kwargs)

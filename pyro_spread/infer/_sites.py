@@ -12,6 +12,7 @@ from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 
+from pyro_spread import _parents
 from pyro_spread.distributions import ImplicitDistribution
 from pyro_spread.noise import SpreadNoise
 from spread_core.messages import contrasts
@@ -36,9 +37,9 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
     outer = fn
     while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
         if isinstance(fn, MaskedDistribution):
-            if fn.event_dim != outer.event_dim and not isinstance(fn._mask, bool):
+            if fn.event_dim != outer.event_dim and not isinstance(_parents.mask_of(fn), bool):
                 raise ValueError(contrasts.masked_event(site))
-            mask = both(mask, fn._mask)
+            mask = both(mask, _parents.mask_of(fn))
         if isinstance(fn, ImplicitDistribution):
             break
         fn = fn.base_dist

@@ -176,7 +176,7 @@ def _weigh(
     if weights.shape != samples.shape[:1]:
         message = sample_messages.weights_shape(f"weights_{name}", weights.shape, len(samples))
         raise ValueError(message)
-    if not torch._C._get_tracing_state():
+    if not torch.jit.is_tracing():
         valid = ((weights >= 0) & torch.isfinite(weights)).all() & ((weights > 0).sum() > 1)
         if not bool(valid):
             raise ValueError(sample_messages.bad_weights(f"weights_{name}"))

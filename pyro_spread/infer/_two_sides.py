@@ -13,6 +13,7 @@ from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 
+from pyro_spread import _parents
 from pyro_spread._inputs import observed_tensor
 from pyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
 from pyro_spread.infer._guards import is_finite
@@ -223,7 +224,7 @@ def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tens
     fn = site["fn"]
     while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
         if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
+            masks.append((_parents.mask_of(fn), fn.event_dim))
         fn = fn.base_dist
     result: torch.Tensor | None = None
     for mask, event_dim in masks:

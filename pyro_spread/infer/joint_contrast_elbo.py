@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import nn
 
+from pyro_spread import _parents
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import KL, Divergence, ReverseKL
 from pyro_spread.infer._critic import (
@@ -432,7 +433,7 @@ def _weights(site: Mapping[str, Any]) -> torch.Tensor:
     """How much each element of a scored site counts, with scale and mask."""
     mask, fn = site["mask"], site["fn"]
     while isinstance(fn, MaskedDistribution):
-        mask, fn = both(mask, fn._mask), fn.base_dist
+        mask, fn = both(mask, _parents.mask_of(fn)), fn.base_dist
     weights = torch.ones_like(site["log_prob"]) * site["scale"]
     return weights if mask is None else weights * mask
 

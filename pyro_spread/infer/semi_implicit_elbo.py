@@ -213,7 +213,7 @@ class SemiImplicitELBO(Loss):
         stock = type(self.elbo)._get_trace
         traces = stock(self._runner, model, self._wrap(guide), args, kwargs)
         check_traces(traces)
-        if not torch._C._get_tracing_state():
+        if not torch.jit.is_tracing():
             for site, support in self._supports.items():
                 if not same_support(support, support_in(traces[0], site)):
                     raise MovedSupportError(semi_implicit.semi_moving_support(site))

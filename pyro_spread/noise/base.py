@@ -13,6 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 
+from pyro_spread import _parents
 from spread_core.messages import noise
 
 
@@ -208,10 +209,10 @@ class SpreadNoise:
             return self._spread_delta(fn, extra)
         separable = extra == 0 or self.coupled_dims == 0
         if isinstance(fn, MaskedDistribution):
-            if isinstance(fn._mask, bool):
-                return self._spread(fn.base_dist, extra).mask(fn._mask)
+            if isinstance(_parents.mask_of(fn), bool):
+                return self._spread(fn.base_dist, extra).mask(_parents.mask_of(fn))
             if separable:
-                return self._spread(fn.base_dist, 0).mask(fn._mask).to_event(extra)
+                return self._spread(fn.base_dist, 0).mask(_parents.mask_of(fn)).to_event(extra)
         if isinstance(fn, ExpandedDistribution):
             if separable:
                 return self._spread(fn.base_dist, 0).expand(fn.batch_shape).to_event(extra)
@@ -234,7 +235,7 @@ class SpreadNoise:
 
     def _spread_delta(self, fn: dist.Delta, extra: int) -> TorchDistribution:
         value = fn.v
-        if torch._C._get_tracing_state():
+        if torch.jit.is_tracing():
             # Unknown in later calls: what is wrong spoils the result, or is no label.
             zero = (fn.log_density == 0).reshape(fn.batch_shape + (1,) * fn.event_dim)
             wrong = float("nan") if value.is_floating_point() else -1

@@ -91,7 +91,7 @@ class ChannelNoise(SpreadNoise):
         """
         if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype is torch.bool:
             raise TypeError(noise.float_under_channel(x.dtype))
-        if x.numel() and not torch._C._get_tracing_state():
+        if x.numel() and not torch.jit.is_tracing():
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.num_classes:
                 raise ValueError(noise.label_out_of_range(self.num_classes, low, high))

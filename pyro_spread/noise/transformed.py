@@ -14,6 +14,7 @@ from pyro.distributions import transforms as pyro_transforms
 from torch.distributions import constraints, transforms
 from torch.distributions.transforms import Transform
 
+from pyro_spread import _parents
 from pyro_spread.noise.base import SpreadNoise
 from spread_core.messages import noise as noise_messages
 
@@ -42,7 +43,7 @@ def _why_not_injective(transform: Any) -> str | None:
 
 def _name(transform: Transform) -> str:
     """What to call a transform: torch and NumPyro wrap inverses into a class without a name."""
-    if isinstance(transform, transforms._InverseTransform):
+    if _parents.is_inverse(transform):
         return f"the inverse of {_name(transform.inv)}"
     return type(transform).__name__
 
@@ -54,7 +55,7 @@ def _parts(transform: Transform) -> list[Transform]:
         return list(transform.transforms)
     if isinstance(transform, transforms.IndependentTransform):
         return [transform.base_transform]
-    if isinstance(transform, transforms._InverseTransform):
+    if _parents.is_inverse(transform):
         return [transform.inv]
     return []
 
@@ -165,7 +166,7 @@ class TransformedNoise(SpreadNoise):
     def _map(self, x: torch.Tensor) -> torch.Tensor:
         domain = self.transform.domain
         everywhere = getattr(domain, "base_constraint", domain) is constraints.real
-        checked = everywhere or bool(torch._C._get_tracing_state())
+        checked = everywhere or torch.jit.is_tracing()
         if not checked and not bool(domain.check(x).all()):
             name = _name(self.transform)
             raise ValueError(noise_messages.outside_domain(name, domain))

@@ -1,0 +1,115 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Private names of Pyro and torch that this package uses: an upgrade of either opens this file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
+from torch.distributions import transforms
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = [
+    "clipping_of",
+    "constraint_of",
+    "copy_all",
+    "is_inverse",
+    "is_scheduler",
+    "load_optimizer_state",
+    "mask_of",
+    "name_of_param",
+    "no_torch_function",
+    "optimizer_of",
+    "optimizer_state",
+    "store_tables",
+    "stored_params",
+    "tree_leaves",
+    "tree_map",
+    "waiting_states",
+    "wrapper_tensor",
+]
+
+_TABLES = ("_params", "_param_to_name", "_constraints")
+
+
+# --- the param store
+
+
+def stored_params() -> dict[str, torch.Tensor]:
+    """The store's own dict from name to unconstrained tensor; a change of it changes the store."""
+    params: dict[str, torch.Tensor] = pyro.get_param_store()._params
+    return params
+
+
+def store_tables() -> dict[str, dict[Any, Any]]:
+    """The dicts that make up the store, by name."""
+    store = pyro.get_param_store()
+    return {name: getattr(store, name) for name in _TABLES}
+
+
+def constraint_of(name: str) -> Any:
+    """The constraint of a param in the store."""
+    return pyro.get_param_store()._constraints[name]
+
+
+def name_of_param(param: torch.Tensor) -> str | None:
+    """The first name that an unconstrained tensor has in the store; None if it is not there."""
+    name: str | None = pyro.get_param_store()._param_to_name.get(param)
+    return name
+
+
+# --- optimisers
+
+
+def optimizer_of(optim: PyroOptim, param: torch.Tensor) -> Any:
+    """A new torch optimiser, or scheduler, of the kind that ``optim`` makes for ``param``."""
+    return optim._get_optim(param)
+
+
+def clipping_of(optim: PyroOptim, param: torch.Tensor) -> Callable[..., Any] | None:
+    """What clips the gradient of ``param``, or None."""
+    return optim._get_grad_clip(param)
+
+
+def waiting_states(optim: PyroOptim) -> dict[str, Any]:
+    """States that have been loaded and wait for the first step of their param; may be changed."""
+    waiting: dict[str, Any] = optim._state_waiting_to_be_consumed
+    return waiting
+
+
+optimizer_state = _get_state_dict
+load_optimizer_state = _load_state_dict
+
+
+# --- tensors and distributions
+
+
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy many tensors at once."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+#: As ``__torch_function__`` of a subclass: functions give plain tensors.
+no_torch_function: Any = torch._C._disabled_torch_function_impl
+
+
+def wrapper_tensor(cls: Any, like: torch.Tensor) -> Any:
+    """A tensor of a subclass that looks like another one and holds no memory."""
+    return torch.Tensor._make_wrapper_subclass(
+        cls, like.shape, dtype=like.dtype, device=like.device
+    )
+
+
+def is_inverse(transform: Any) -> bool:
+    """Whether a transform is the inverse of one, made by its ``inv``."""
+    return isinstance(transform, transforms._InverseTransform)
+
+
+def mask_of(fn: Any) -> Any:
+    """The mask of a ``MaskedDistribution``: a tensor or a bool."""
+    return fn._mask
