@@ -103,8 +103,12 @@ def test_seeds_repeat_and_are_mapped_over():
     )
     svi = SVI(model, loss.register(model, guide), optim(), loss)
     keys = random.split(random.key(0), 3)
-    mapped = jax.vmap(lambda key: svi.run(key, 4, X, progress_bar=False).params["w"])(keys)
-    single = [svi.run(key, 4, X, progress_bar=False).params["w"] for key in keys]
+
+    def trained(key):
+        return svi.run(key, 4, X, progress_bar=False).params["w"]
+
+    mapped, train = jax.jit(jax.vmap(trained))(keys), jax.jit(trained)
+    single = [train(key) for key in keys]
     np.testing.assert_allclose(mapped, single, rtol=1e-5)
     assert len(set(mapped.tolist())) == 3
 

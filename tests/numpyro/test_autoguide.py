@@ -86,8 +86,14 @@ def traced(guide, *args, params=None, seed=0, **kwargs):
 
 
 def init(guide, *args, seed=0, **kwargs):
-    sites = traced(guide, *args, seed=seed, **kwargs)
-    return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    """The params, from one program: op by op, every small operation would be one of its own."""
+
+    @jax.jit
+    def start(key):
+        sites = traced(guide, *args, seed=key, **kwargs)
+        return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+
+    return start(jax.random.key(seed))
 
 
 @functools.cache
@@ -146,20 +152,28 @@ def test_changes_of_variables_are_the_usual_bijections():
             numpyro.sample(name, prior())
 
     guide = AutoImplicit(model, init_samples=4, hidden=())
-    params = disturbed(init(guide))
-    sites = traced(guide, params=params)
-    vector = sites["_auto_latent"]["value"]
-    start = 0
-    for name, (prior, size) in PRIORS.items():
-        fn, value = sites[name]["fn"], sites[name]["value"]
-        transform = biject_to(prior().support)
-        shape = transform.inv(value).shape
-        u, start = vector[start : start + size].reshape(shape), start + size
-        np.testing.assert_allclose(value, transform(u), rtol=1e-5, err_msg=name)
-        expected = -transform.log_abs_det_jacobian(u, value).sum()
-        np.testing.assert_allclose(fn.log_prob(value).sum(), expected, rtol=1e-5, err_msg=name)
-        assert jnp.all(prior().support(value)), name
-    assert vector.shape == (start,)
+
+    @jax.jit
+    def look(params):
+        """What the guide says, and what the bijections do, of every site."""
+        sites, start, found = traced(guide, params=params), 0, {}
+        vector = sites["_auto_latent"]["value"]
+        for name, (prior, size) in PRIORS.items():
+            fn, value = sites[name]["fn"], sites[name]["value"]
+            transform = biject_to(prior().support)
+            u = vector[start : start + size].reshape(transform.inv(value).shape)
+            start += size
+            usual = transform(u), -transform.log_abs_det_jacobian(u, value).sum()
+            inside = jnp.all(prior().support(value))
+            found[name] = (value, fn.log_prob(value).sum()), usual, inside
+        return vector, found
+
+    vector, found = look(disturbed(init(guide)))
+    for name, (ours, usual, inside) in found.items():
+        for one, other in zip(ours, usual, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, err_msg=name)
+        assert inside, name
+    assert vector.shape == (sum(size for _, size in PRIORS.values()),)
 
 
 def test_density_of_an_affine_guide_is_that_of_its_pushforward():
