@@ -29,7 +29,7 @@ if "slow" not in sys.argv:
 
 
 def pytest_collection_finish():
-    """Spare the collector what was imported: nothing of it is freed, and walking it again is slow."""
+    """Spare the collector what was imported: none of it is freed, and walking it takes time."""
     gc.collect()
     gc.freeze()
 

@@ -88,6 +88,8 @@ def traced(guide, *args, params=None, seed=0, **kwargs):
 def init(guide, *args, seed=0, **kwargs):
     """The params, from one program: op by op, every small operation would be one of its own."""
 
+    args = [jnp.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+
     @jax.jit
     def start(key):
         sites = traced(guide, *args, seed=key, **kwargs)
@@ -210,9 +212,9 @@ def test_prefix_keeps_two_guides_apart():
     guide.append(AutoImplicit(handlers.block(two_sites, hide=["mu"]), init_samples=4))
     rest = handlers.block(two_sites, expose=["mu"])
     guide.append(AutoImplicit(rest, init_samples=4, prefix="top"))
-    sites = traced(guide)
-    assert sites["_top_latent"]["value"].shape == (2,)
-    params = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    latent = jax.eval_shape(lambda: traced(guide)["_top_latent"]["value"])
+    assert latent.shape == (2,)
+    params = init(guide)
     assert {name.split("_")[0] for name in params} == {"auto", "top"}
     assert shapes(guide.median(params)) == {"mu": (2,), "z": (6,)}
 
