@@ -121,18 +121,29 @@ def disturbed(params, seed=1):
 
 def test_groups_and_shapes():
     guide, params = many()
-    sites = traced(guide, params=params)
+    sites, model_sites = {}, {}
+
+    @jax.jit
+    def look(params):
+        """The vectors, and what the sites that they cover give back."""
+        sites.update(traced(guide, params=params))
+        model_sites.update(traced(many_sites))
+        found = {}
+        for name in VECTORS:
+            infer = sites[name]["infer"]
+            covered = {site: sites[site]["value"] for site in infer["_covers"]}
+            found[name] = sites[name]["value"], infer["_unconstrain"](covered)
+        return found
+
+    found = look(params)
     assert guide.implicit_sites[0] == "_auto_latent"
     assert set(guide.implicit_sites) == set(VECTORS)
     for name, shape in VECTORS.items():
         assert isinstance(sites[name]["fn"], ImplicitDistribution)
-        assert sites[name]["value"].shape == shape
-        infer = sites[name]["infer"]
-        assert infer["is_auxiliary"]
-        back = infer["_unconstrain"]({site: sites[site]["value"] for site in infer["_covers"]})
-        assert back.shape == shape
-        np.testing.assert_allclose(back, sites[name]["value"], rtol=1e-3, atol=1e-5)
-    model_sites = traced(many_sites)
+        assert sites[name]["infer"]["is_auxiliary"]
+        value, back = found[name]
+        assert value.shape == back.shape == shape
+        np.testing.assert_allclose(back, value, rtol=1e-3, atol=1e-5)
     for name, shape in SHAPES.items():
         assert sites[name]["value"].shape == shape
         plates, wanted = (

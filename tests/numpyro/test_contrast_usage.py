@@ -314,7 +314,7 @@ def test_the_weight_may_be_an_argument_and_acts_on_observations_alone():
 # --- autoguides
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("adaptive", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_auto_implicit_over_global_and_local_latents(adaptive):
     from numpyro_spread.autoguide import AutoImplicit
 
