@@ -13,6 +13,8 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Where in Python an operation came from is written into every program, and nobody reads it here.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 if "slow" not in sys.argv:
     # Most of a short test is compiling. Tests that train for minutes want fast code instead.
     flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
@@ -20,9 +22,16 @@ if "slow" not in sys.argv:
         # An unknown flag ends the process, and this one is not promised to stay.
         if importlib.metadata.version("jaxlib").startswith("0.10."):
             flags.append("--xla_cpu_use_fusion_emitters=false")
+            flags.append("--xla_cpu_parallel_codegen_split_count=1")
     except importlib.metadata.PackageNotFoundError:
         pass
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+
+
+def pytest_collection_finish():
+    """Spare the collector what was imported: none of it is freed, and walking it takes time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def test_every_method_of_svi_serves():
     state = svi.init(random.key(0), X)
     assert set(svi.get_params(state)) == {"w", CRITIC}
     one, value = jax.jit(svi.update)(state, X)
-    other, same = svi.stable_update(state, X)
+    other, same = jax.jit(svi.stable_update)(state, X)
     assert float(value) == pytest.approx(float(same), abs=1e-6)
     left, right = (jax.tree.leaves(svi.get_params(s)) for s in (one, other))
     for a, b in zip(left, right, strict=True):
@@ -103,8 +103,12 @@ def test_seeds_repeat_and_are_mapped_over():
     )
     svi = SVI(model, loss.register(model, guide), optim(), loss)
     keys = random.split(random.key(0), 3)
-    mapped = jax.vmap(lambda key: svi.run(key, 4, X, progress_bar=False).params["w"])(keys)
-    single = [svi.run(key, 4, X, progress_bar=False).params["w"] for key in keys]
+
+    def trained(key):
+        return svi.run(key, 4, X, progress_bar=False).params["w"]
+
+    mapped, train = jax.jit(jax.vmap(trained))(keys), jax.jit(trained)
+    single = [train(key) for key in keys]
     np.testing.assert_allclose(mapped, single, rtol=1e-5)
     assert len(set(mapped.tolist())) == 3
 
@@ -243,7 +247,8 @@ def test_arguments_reach_the_critic_and_are_subsampled():
     loss = AdversarialDivergence(concat_sites(linen.Dense(1), "x", "label"))
     svi = SVI(conditional, loss.register(conditional, guide), optim(), loss)
     state = svi.init(random.key(0), x, 10 * x, size=8)
-    assert jnp.isfinite(svi.update(state, x, 10 * x, size=8)[1])
+    _, value = jax.jit(lambda state: svi.update(state, x, 10 * x, size=8))(state)
+    assert jnp.isfinite(value)
 
 
 def test_several_sites_nested_plates_and_the_scale_of_plates():

@@ -86,8 +86,16 @@ def traced(guide, *args, params=None, seed=0, **kwargs):
 
 
 def init(guide, *args, seed=0, **kwargs):
-    sites = traced(guide, *args, seed=seed, **kwargs)
-    return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    """The params, from one program: op by op, every small operation would be one of its own."""
+
+    args = [jnp.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+
+    @jax.jit
+    def start(key):
+        sites = traced(guide, *args, seed=key, **kwargs)
+        return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+
+    return start(jax.random.key(seed))
 
 
 @functools.cache
@@ -113,18 +121,29 @@ def disturbed(params, seed=1):
 
 def test_groups_and_shapes():
     guide, params = many()
-    sites = traced(guide, params=params)
+    sites, model_sites = {}, {}
+
+    @jax.jit
+    def look(params):
+        """The vectors, and what the sites that they cover give back."""
+        sites.update(traced(guide, params=params))
+        model_sites.update(traced(many_sites))
+        found = {}
+        for name in VECTORS:
+            infer = sites[name]["infer"]
+            covered = {site: sites[site]["value"] for site in infer["_covers"]}
+            found[name] = sites[name]["value"], infer["_unconstrain"](covered)
+        return found
+
+    found = look(params)
     assert guide.implicit_sites[0] == "_auto_latent"
     assert set(guide.implicit_sites) == set(VECTORS)
     for name, shape in VECTORS.items():
         assert isinstance(sites[name]["fn"], ImplicitDistribution)
-        assert sites[name]["value"].shape == shape
-        infer = sites[name]["infer"]
-        assert infer["is_auxiliary"]
-        back = infer["_unconstrain"]({site: sites[site]["value"] for site in infer["_covers"]})
-        assert back.shape == shape
-        np.testing.assert_allclose(back, sites[name]["value"], rtol=1e-3, atol=1e-5)
-    model_sites = traced(many_sites)
+        assert sites[name]["infer"]["is_auxiliary"]
+        value, back = found[name]
+        assert value.shape == back.shape == shape
+        np.testing.assert_allclose(back, value, rtol=1e-3, atol=1e-5)
     for name, shape in SHAPES.items():
         assert sites[name]["value"].shape == shape
         plates, wanted = (
@@ -146,20 +165,28 @@ def test_changes_of_variables_are_the_usual_bijections():
             numpyro.sample(name, prior())
 
     guide = AutoImplicit(model, init_samples=4, hidden=())
-    params = disturbed(init(guide))
-    sites = traced(guide, params=params)
-    vector = sites["_auto_latent"]["value"]
-    start = 0
-    for name, (prior, size) in PRIORS.items():
-        fn, value = sites[name]["fn"], sites[name]["value"]
-        transform = biject_to(prior().support)
-        shape = transform.inv(value).shape
-        u, start = vector[start : start + size].reshape(shape), start + size
-        np.testing.assert_allclose(value, transform(u), rtol=1e-5, err_msg=name)
-        expected = -transform.log_abs_det_jacobian(u, value).sum()
-        np.testing.assert_allclose(fn.log_prob(value).sum(), expected, rtol=1e-5, err_msg=name)
-        assert jnp.all(prior().support(value)), name
-    assert vector.shape == (start,)
+
+    @jax.jit
+    def look(params):
+        """What the guide says, and what the bijections do, of every site."""
+        sites, start, found = traced(guide, params=params), 0, {}
+        vector = sites["_auto_latent"]["value"]
+        for name, (prior, size) in PRIORS.items():
+            fn, value = sites[name]["fn"], sites[name]["value"]
+            transform = biject_to(prior().support)
+            u = vector[start : start + size].reshape(transform.inv(value).shape)
+            start += size
+            usual = transform(u), -transform.log_abs_det_jacobian(u, value).sum()
+            inside = jnp.all(prior().support(value))
+            found[name] = (value, fn.log_prob(value).sum()), usual, inside
+        return vector, found
+
+    vector, found = look(disturbed(init(guide)))
+    for name, (ours, usual, inside) in found.items():
+        for one, other in zip(ours, usual, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, err_msg=name)
+        assert inside, name
+    assert vector.shape == (sum(size for _, size in PRIORS.values()),)
 
 
 def test_density_of_an_affine_guide_is_that_of_its_pushforward():
@@ -196,9 +223,9 @@ def test_prefix_keeps_two_guides_apart():
     guide.append(AutoImplicit(handlers.block(two_sites, hide=["mu"]), init_samples=4))
     rest = handlers.block(two_sites, expose=["mu"])
     guide.append(AutoImplicit(rest, init_samples=4, prefix="top"))
-    sites = traced(guide)
-    assert sites["_top_latent"]["value"].shape == (2,)
-    params = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    latent = jax.eval_shape(lambda: traced(guide)["_top_latent"]["value"])
+    assert latent.shape == (2,)
+    params = init(guide)
     assert {name.split("_")[0] for name in params} == {"auto", "top"}
     assert shapes(guide.median(params)) == {"mu": (2,), "z": (6,)}
 

@@ -54,8 +54,15 @@ def both_players(loss, params=ALL, model=model, guide=guide, x=X):
 # --- two players
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("draws", [1, 7])
+@pytest.mark.parametrize(
+    ("draws", "adaptive"),
+    [
+        (1, True),
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(7, True, marks=pytest.mark.slow),
+        (7, False),
+    ],
+)
 def test_the_critic_gets_the_gradient_of_the_logistic_loss_alone(adaptive, draws):
     options = {"adaptive": adaptive, "num_critic_draws": draws}
     grads = both_players(PriorContrastELBO(Told(total), **options))
@@ -268,7 +275,7 @@ def warm_guide(x, beta=None):
 def test_the_likelihood_warms_up_over_a_number_of_steps():
     loss = PriorContrastELBO(Told(total), annealing=2)
     svi = SVI(model, loss.register(model, guide), optim(rate=0.0), loss)
-    state = svi.init(random.key(0), X)
+    state = jax.jit(svi.init)(random.key(0), X)
     assert state.mutable_state == {"discriminator$steps": 0}
     params = svi.get_params(state)
     weighed = PriorContrastELBO(Told(total), annealing=lambda x, beta: beta)
@@ -307,7 +314,7 @@ def test_the_weight_may_be_an_argument_and_acts_on_observations_alone():
 # --- autoguides
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("adaptive", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_auto_implicit_over_global_and_local_latents(adaptive):
     from numpyro_spread.autoguide import AutoImplicit
 

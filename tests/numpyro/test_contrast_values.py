@@ -144,7 +144,13 @@ HEADED = {
 
 @pytest.mark.parametrize(
     ("contrast", "how"),
-    [("prior", "none"), ("prior", "mask"), ("prior", "scale"), ("head", "mask"), ("head", "scale")],
+    [
+        ("prior", "none"),
+        ("prior", "mask"),
+        pytest.param("prior", "scale", marks=pytest.mark.slow),
+        pytest.param("head", "mask", marks=pytest.mark.slow),
+        ("head", "scale"),
+    ],
 )
 def test_mixed_sites_equal_the_twin_that_has_a_density(contrast, how):
     params = {**MIXED, CRITIC: {"v": KNOWN, "z": KNOWN}}
@@ -253,7 +259,7 @@ def test_noise_is_that_of_the_spread_elbo(particles):
 # --- the adaptive contrast
 
 
-@pytest.mark.parametrize("num_draws", [4, 32])
+@pytest.mark.parametrize("num_draws", [4, pytest.param(32, marks=pytest.mark.slow)])
 def test_a_gaussian_guide_needs_no_critic_whatever_the_number_of_draws(num_draws):
     loss = PriorContrastELBO(Told(silent), num_moment_draws=num_draws, num_particles=4000)
     params = {**PARAMS, CRITIC: KNOWN}

@@ -229,7 +229,13 @@ FALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("name", FALLBACKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("laplace") else ())
+        for name in FALLBACKS
+    ],
+)
 def test_noise_without_closed_form_is_drawn(name):
     kernel, noise, model = FALLBACKS[name]
     x, eps = points(25, 2) + 1, points(25, 2, seed=1)

@@ -308,7 +308,14 @@ GUIDES = {
     "AutoBNAFNormal": functools.partial(autoguide.AutoBNAFNormal, num_flows=1),
     "AutoDAIS": functools.partial(autoguide.AutoDAIS, K=2),
 }
-LONG = ("AutoIAFNormal", "AutoBNAFNormal", "AutoDAIS", "AutoLaplaceApproximation")
+LONG = (
+    "AutoIAFNormal",
+    "AutoBNAFNormal",
+    "AutoDAIS",
+    "AutoLaplaceApproximation",
+    "AutoLowRankMultivariateNormal",
+    "AutoDiagonalNormal",
+)
 
 
 def marked(names, long):

@@ -163,6 +163,7 @@ def _floats(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
 
 
+REPEATED = [("low_rank", jnp.float64), ("gaussian", jnp.float64)]  # the type x64 has anyhow
 TYPED = {
     "gaussian": lambda: GaussianNoise(0.3),
     "low_rank": lambda: LowRankGaussianNoise(0.3, FACTOR),
@@ -176,8 +177,14 @@ TYPED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=pytest.mark.slow if (name, dtype) in REPEATED else ())
+        for name in TYPED
+        for dtype in (jnp.float32, jnp.float64)
+    ],
+)
 def test_type_follows_the_data_under_x64(name, dtype):
     with jax.enable_x64(True):
         kernel = TYPED[name]()

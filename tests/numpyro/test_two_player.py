@@ -41,7 +41,6 @@ def path(optim, steps, x=X, stable=False, **options):
     """Params before the first step and after every one, of the same start and the same draws."""
     loss = AdversarialDivergence(concat_sites(linen.Dense(1), "x"), **options)
     svi = SVI(model, loss.register(model, guide), optim, loss)
-    state = svi.init(random.key(0), X)
     update = svi.stable_update if stable else svi.update
 
     critic = f"{options.get('name', 'discriminator')}$params"
@@ -50,8 +49,12 @@ def path(optim, steps, x=X, stable=False, **options):
         params = svi.get_params(state)
         return update(state, x)[0], (params["w"], *jax.tree.leaves(params[critic]))
 
+    @jax.jit
+    def walk(key, xs):
+        return lax.scan(body, svi.init(key, X), xs)[1]
+
     # As an array that is scanned, so that its values are known at run time only.
-    _, (w, bias, kernel) = lax.scan(body, state, jnp.broadcast_to(x, (steps + 1, *x.shape)))
+    w, bias, kernel = walk(random.key(0), jnp.broadcast_to(x, (steps + 1, *x.shape)))
     return np.asarray(w), np.asarray(bias)[:, 0], np.asarray(kernel)[:, 0, 0]
 
 
@@ -145,9 +148,9 @@ def test_average_of_the_generator(k):
     loss = AdversarialDivergence(concat_sites(linen.Dense(1), "x"))
     svi = SVI(model, loss.register(model, guide), optim, loss)
     state = svi.init(random.key(0), X)
-    values = []
+    values, update = [], jax.jit(svi.update)
     for _ in range(12):
-        state = svi.update(state, X)[0]
+        state = update(state, X)[0]
         values.append(float(svi.get_params(state)["w"]))
     values = values[k - 1 :: k]
     average = values[0]
