@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import warnings as python_warnings
@@ -24,12 +23,10 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_spread.guard import FiniteGuard, loss_of
-from numpyro_spread.infer._critic_loss import CriticLoss
 from numpyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from numpyro_spread.infer._joint_sides import _data_plates, _plates_of, is_latent, run, run_forward
+from numpyro_spread.infer._registration import Loss
 from numpyro_spread.infer._two_sides import _mask, is_compared, no_guide
-from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
-from numpyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import CriticLogits, Report, describe, write_report
@@ -183,8 +180,7 @@ def report(
         "Networks": _describe_networks(loss, params),
         "Seeds": {} if isinstance(svi_state, Mapping) else {"key of the state": _key_data(rng_key)},
     }
-    monitors = [getattr(loss, "_monitor", None)]
-    found = assemble(options, loss, draws, backend, ("jax", "numpyro", "optax", "flax"), monitors)
+    found = assemble(options, loss, draws, backend, ("jax", "numpyro", "optax", "flax"))
     write_report(found)
     for item in caught:  # they are on the page, and heard of too
         python_warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
@@ -231,21 +227,10 @@ def _ask(
     loss: Any, svi: SVI, rng_key: jax.Array, params: Any, args: Any, kwargs: Any
 ) -> tuple[float, dict[str, CriticLogits]]:
     """What the loss reports, and the logits of its critics by critic."""
-    if isinstance(loss, CriticLoss):
-        said = loss.logits(rng_key, params, svi.model, svi.guide, *args, **kwargs)
-        return float(loss._value(said)), {"": CriticLogits.of(said)}
-    # A look is no step: the monitor of the loss does not see it.
-    quiet = copy.copy(loss)
-    if hasattr(loss, "_monitor"):
-        quiet._monitor = copy.deepcopy(loss._monitor)
-        quiet._monitor.warned = True
-    value = float(quiet.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs))
-    jax.effects_barrier()
-    if getattr(loss, "discriminator", None) is None:
-        return value, {}
-    said = loss.logits(rng_key, params, svi.model, svi.guide, *args, **kwargs)
-    by_critic = {"": said} if hasattr(said, "data_weights") else said
-    return value, {name: CriticLogits.of(logits) for name, logits in by_critic.items()}
+    if not isinstance(loss, Loss):
+        return float(loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)), {}
+    value, said = loss.look(rng_key, params, svi.model, svi.guide, *args, **kwargs)
+    return value, {name: CriticLogits.of(logits) for name, logits in said.items()}
 
 
 def _draw(
@@ -296,8 +281,6 @@ def _draw(
         draws.value, draws.logits = _ask(loss, svi, ask_key, params, args, kwargs)
     except ValueError as error:
         draws.loss_refused(error)
-    if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
-        draws.no_critic_needed()
     return draws
 
 
@@ -322,13 +305,10 @@ def _posterior(
 ) -> list[dict[str, tuple[Any, int]]]:
     """Latents and their event dims, run by run, given what the guide was trained to see."""
     guide = svi.guide
-    if isinstance(loss, SemiImplicitELBO):
-        guide = loss.spread_guide(svi.model, guide)
     noise_key, draw_key = random.split(rng_key)
-    spreading = getattr(loss, "_spreading", None)
-    if spreading is not None and spreading.noise:
-        handed, _ = spreading.looked(params, svi.model, args, kwargs).hand(noise_key)
-        args, kwargs = handed.args, handed.kwargs
+    if isinstance(loss, Loss):
+        trained = loss.guide_as_trained(noise_key, params, svi.model, guide, args, kwargs)
+        guide, args, kwargs = trained
     event_dims: dict[str, int] = {}
 
     def values(key: jax.Array) -> dict[str, Any]:

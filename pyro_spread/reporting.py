@@ -25,13 +25,11 @@ from pyro_spread import _parents
 from pyro_spread._reachable_modules import loss_of
 from pyro_spread._transaction import looking
 from pyro_spread.guard import FiniteGuard
-from pyro_spread.infer._critic_loss import CriticLoss
 from pyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
+from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import is_latent
 from pyro_spread.infer._two_sides import _mask, is_compared
-from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
-from pyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from pyro_spread.optim import TwoPlayer
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
@@ -170,7 +168,7 @@ def report(
         "Networks": _describe_networks(loss),
         "Seeds": {"of PyTorch, set last": str(rng_seed)},
     }
-    found = assemble(options, loss, draws, backend, ("torch", "pyro-ppl"), _monitors(loss))
+    found = assemble(options, loss, draws, backend, ("torch", "pyro-ppl"))
     write_report(found)
     for item in caught:  # they are on the page, and heard of too
         python_warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
@@ -200,20 +198,17 @@ def _unchanged() -> Iterator[None]:
 
 def _ask(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[float, dict[str, CriticLogits]]:
     """What the loss reports, and the logits of its critics by critic."""
-    if isinstance(loss, CriticLoss):
-        said = loss.logits(svi.model, svi.guide, *args, **kwargs)
-        return float(loss._value(said)), {"": CriticLogits.of(said)}
-    value = float(loss.loss(svi.model, svi.guide, *args, **kwargs))
-    if getattr(loss, "discriminator", None) is None:
-        return value, {}
-    said = loss.logits(svi.model, svi.guide, *args, **kwargs)
-    by_critic = said if isinstance(said, dict) else {"": said}
-    return value, {name: CriticLogits.of(logits) for name, logits in by_critic.items()}
+    if not isinstance(loss, Loss):
+        return float(loss.loss(svi.model, svi.guide, *args, **kwargs)), {}
+    value, said = loss.look(svi.model, svi.guide, *args, **kwargs)
+    return value, {name: CriticLogits.of(logits) for name, logits in said.items()}
 
 
 def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draws:
     model, guide, number = svi.model, svi.guide, options.num_samples
-    posterior, posterior_args, posterior_kwargs = _posterior(loss, svi, args, kwargs)
+    trained = guide, args, kwargs
+    if isinstance(loss, Loss):
+        trained = loss.guide_as_trained(model, guide, args, kwargs)
     plates = data_plates(model, args, kwargs)
 
     def run_guide(guide: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -246,7 +241,7 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
     one_by_one = bool(shared) or options.datum is not None
     runs = []
     for _ in range(number if one_by_one else -(-number // max(1, *rows))):
-        trace = run_guide(posterior, posterior_args, posterior_kwargs)
+        trace = run_guide(*trained)
         runs.append(
             {
                 name: datum_rows(site["value"], site)
@@ -261,8 +256,6 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
         draws.value, draws.logits = _ask(loss, svi, args, kwargs)
     except ValueError as error:
         draws.loss_refused(error)
-    if isinstance(loss, JointContrastELBO) and loss.discriminator is None:
-        draws.no_critic_needed()
     return draws
 
 
@@ -278,24 +271,6 @@ def _num_data(observed: Mapping[str, Any]) -> float:
         axes = [frame.dim - site["fn"].event_dim for frame in frames_of(site)[:1]]
         counted.append((any_of_datum(kept, axes), float(scale) / parts_left_out(site)))
     return count_data(counted)
-
-
-def _posterior(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-    """The guide whose draws are the posterior's, and what it was trained to see: noisy data."""
-    guide = svi.guide
-    if isinstance(loss, SemiImplicitELBO):
-        guide = loss.spread_guide(svi.model, guide)
-    spreading = getattr(loss, "_spreading", None)
-    if spreading is not None and spreading.noise:
-        args, kwargs = spreading.noisy(svi.model, args, kwargs)
-    return guide, args, kwargs
-
-
-def _monitors(loss: Any) -> list[Any]:
-    watch = getattr(loss, "_watch", None)
-    contrast = getattr(getattr(loss, "_contrast", None), "_watch", None)
-    found = [getattr(owner, "_monitor", None) for owner in (loss, watch, contrast)]
-    return [monitor for monitor in found if monitor is not None]
 
 
 def _describe_optimiser(optim: Any) -> dict[str, str]:

@@ -46,10 +46,16 @@ def _as_limit(value: float, name: str) -> float:
     return float(value)
 
 
-class _PatientMonitor(Stateful):
-    """Counts suspicious steps in a row and warns, once, when there are ``patience`` of them."""
+class Monitor(Stateful):
+    """
+    Counts suspicious steps in a row and warns, once, when there are ``patience`` of them.
+
+    :param patience: how many.
+    """
 
     _remembers = ("warned", "streak")
+    #: What it warns by.
+    category: type[UserWarning] = UserWarning
 
     def __init__(self, patience: int) -> None:
         self.patience = as_count(patience, "patience")
@@ -57,28 +63,30 @@ class _PatientMonitor(Stateful):
         #: Suspicious steps in a row, up to now.
         self.streak = 0
 
-    def _count(
-        self, suspicious: bool, message: str, category: type[UserWarning], stacklevel: int
-    ) -> bool:
+    def text(self) -> str:
+        """What it warns of."""
+        raise NotImplementedError
+
+    def _count(self, suspicious: bool, stacklevel: int | None = None) -> bool:
+        """
+        Take in one step.
+
+        :param suspicious: whether it is.
+        :param stacklevel: frames up to the line that the warning names; None names the user's.
+        """
         self.streak = self.streak + 1 if suspicious else 0
         if self.warned or self.streak < self.patience:
             return False
         # Set before warning: under an "error" filter warn() raises and would repeat every step.
         self.warned = True
-        warnings.warn(message, category, stacklevel=stacklevel + 1)
-        return True
-
-    def _tell(self, suspicious: bool, message: str) -> bool:
-        """The same, with a warning that names the user's line."""
-        self.streak = self.streak + 1 if suspicious else 0
-        if self.warned or self.streak < self.patience:
-            return False
-        self.warned = True
-        warn_user(message)
+        if stacklevel is None:
+            warn_user(self.text(), self.category)
+        else:
+            warnings.warn(self.text(), self.category, stacklevel=stacklevel + 1)
         return True
 
 
-class SupportMismatchMonitor(_PatientMonitor):
+class SupportMismatchMonitor(Monitor):
     """Watch a critic during training and warn, once, when it has become perfect.
 
     A step is suspicious if the critic is right about nearly every sample with nearly all logits
@@ -93,6 +101,8 @@ class SupportMismatchMonitor(_PatientMonitor):
     >>> monitor.observe(accuracy=1.0, saturated=1.0), monitor.observe(accuracy=0.7, saturated=0.0)
     (False, False)
     """
+
+    category = SupportMismatchWarning
 
     def __init__(
         self,
@@ -114,11 +124,14 @@ class SupportMismatchMonitor(_PatientMonitor):
         """
         # NaN compares false: a diverged step ends the streak instead of counting as perfect.
         suspicious = is_suspicious(accuracy, saturated, self.accuracy_limit, self.saturated_limit)
-        message = players.support_mismatch()
-        return self._count(suspicious, message, SupportMismatchWarning, stacklevel)
+        return self._count(suspicious, stacklevel)
+
+    def text(self) -> str:
+        """What it warns of."""
+        return players.support_mismatch()
 
 
-class FalseEvidenceMonitor(_PatientMonitor):
+class FalseEvidenceMonitor(Monitor):
     """Watch the critic of a contrast ELBO and warn, once, when its logits have become guesses.
 
     The critic's logit is the log-ratio of the guide to its contrast only where it sees draws of
@@ -135,6 +148,8 @@ class FalseEvidenceMonitor(_PatientMonitor):
     (False, False)
     """
 
+    category = FalseEvidenceWarning
+
     def __init__(self, patience: int = 50, accuracy_limit: float = LAGGING_ACCURACY) -> None:
         super().__init__(patience)
         self.accuracy_limit = _as_limit(accuracy_limit, "accuracy_limit")
@@ -147,11 +162,14 @@ class FalseEvidenceMonitor(_PatientMonitor):
         :param stacklevel: Frames up to the line that the warning names; 2 is the caller.
         :return: Whether this call issued the warning.
         """
-        suspicious = accuracy >= self.accuracy_limit
-        return self._count(suspicious, contrasts.false_evidence(), FalseEvidenceWarning, stacklevel)
+        return self._count(accuracy >= self.accuracy_limit, stacklevel)
+
+    def text(self) -> str:
+        """What it warns of."""
+        return contrasts.false_evidence()
 
 
-class LogitRangeMonitor(_PatientMonitor):
+class LogitRangeMonitor(Monitor):
     """Watch a critic during training and warn, once, when its logits look like probabilities.
 
     A step is suspicious if the logits of both sides differ, all lie in [0, 1], and one is above
@@ -177,14 +195,18 @@ class LogitRangeMonitor(_PatientMonitor):
         :param high: The largest.
         :return: Whether this call issued the warning.
         """
-        return self._tell(bool(self.suspects(low, high)), players.logits_in_unit_interval())
+        return self._count(bool(self.suspects(low, high)))
+
+    def text(self) -> str:
+        """What it warns of."""
+        return players.logits_in_unit_interval()
 
     def suspects(self, low: Any, high: Any) -> Any:
         """Whether a step is suspicious; of arrays too."""
         return (low >= 0.0) & (high > 0.1) & (high <= 1.0) & (high - low > self.least)
 
 
-class ClampMonitor(_PatientMonitor):
+class ClampMonitor(Monitor):
     """Watch an estimate that is reported within its range, and say, once, that it was outside.
 
     :param upper: The largest value of the divergence, in nats.
@@ -199,6 +221,7 @@ class ClampMonitor(_PatientMonitor):
     def __init__(self, upper: float, patience: int = 200) -> None:
         super().__init__(patience)
         self.upper = upper
+        self._value: float | None = None
 
     def observe(self, value: float) -> bool:
         """Take in one step; warn at the ``patience``-th one outside in a row.
@@ -206,8 +229,12 @@ class ClampMonitor(_PatientMonitor):
         :param value: The estimate as it is, in nats.
         :return: Whether this call issued the warning.
         """
-        message = players.clamped_estimate(value, self.upper)
-        return self._tell(bool(self.suspects(value)), message)
+        self._value = value
+        return self._count(bool(self.suspects(value)))
+
+    def text(self) -> str:
+        """What it warns of."""
+        return players.clamped_estimate(self._value, self.upper)
 
     def suspects(self, value: Any) -> Any:
         """Whether the range is left; of arrays too. Rounding does not count."""

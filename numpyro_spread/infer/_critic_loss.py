@@ -193,6 +193,13 @@ class CriticLoss(Loss):
         )
         return Logits(data, draws, sides.data_weights, sides.model_weights)
 
+    def look(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The value and the critic's logits, of the same draws."""
+        logits = self.logits(rng_key, params, model, guide, *args, **kwargs)
+        return float(self._value(logits)), {"": logits}
+
     def _play_once(
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:

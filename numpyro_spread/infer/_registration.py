@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,9 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._invalid import tells_of_failures
+from spread_core.loss_words import LossWords
 from spread_core.messages import autoguide
+from spread_core.monitors import Monitor
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
@@ -27,6 +30,9 @@ _METHODS = ("loss", "loss_with_mutable_state", "logits", "held_out_check")
 class Loss(ELBO):
     """Base of all losses: tensors of torch among the arguments become arrays."""
 
+    #: Where a loss adds noise to the data that the guide sees.
+    _spreading: Any = None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in _METHODS:
@@ -35,6 +41,48 @@ class Loss(ELBO):
         if "loss_with_mutable_state" in vars(cls):
             told = tells_of_failures(vars(cls)["loss_with_mutable_state"])
             cls.loss_with_mutable_state = told
+
+    def describe(self) -> LossWords:
+        """
+        What the reported number is, and what is better; reports and progress bars ask.
+
+        A loss that does not override this is called by the name of its class.
+        """
+        return LossWords.of_class(type(self))
+
+    def monitors(self) -> list[Monitor]:
+        """What watches the critic during training, and warns once."""
+        return [value for value in vars(self).values() if isinstance(value, Monitor)]
+
+    def look(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """
+        The reported value at fresh draws, and the logits of each critic; monitors do not see it.
+
+        :return: the value, and logits by critic; the name of a single critic is empty.
+        """
+        quiet = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Monitor):
+                setattr(quiet, name, copy.deepcopy(value))
+                getattr(quiet, name).warned = True
+        value = float(quiet.loss(rng_key, params, model, guide, *args, **kwargs))
+        jax.effects_barrier()
+        return value, {}
+
+    def guide_as_trained(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """
+        The guide and its arguments as in training: with noise on the data where there is noise.
+
+        :return: guide, positional arguments, keyword arguments.
+        """
+        if self._spreading is not None and self._spreading.noise:
+            handed, _ = self._spreading.looked(params, model, args, kwargs).hand(rng_key)
+            args, kwargs = handed.args, handed.kwargs
+        return guide, args, kwargs
 
 
 class Registered:

@@ -17,6 +17,7 @@ from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
+from spread_core.loss_words import LossWords, divergence_name
 from spread_core.messages import players
 from spread_core.monitors import (
     PERFECT_ACCURACY,
@@ -143,6 +144,12 @@ class AdversarialDivergence(Stateful, CriticLoss):
         self._monitor = SupportMismatchMonitor()
         self._clamp = ClampMonitor(divergence.upper)
         self._range = LogitRangeMonitor(float(prior_log_odds(divergence.pi)))
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        value = f"{divergence_name(self.divergence)} estimate"
+        pi = float(self.divergence.pi)
+        return LossWords(type(self).__name__, value, is_divergence=True, pi=pi)
 
     def _critic_loss(self, logits: Logits) -> jax.Array:
         data, model, data_weights, model_weights = logits

@@ -31,6 +31,7 @@ from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis.critic import EvidenceReport
+from spread_core.loss_words import NOT_A_BOUND, LossWords
 from spread_core.messages import contrasts, players, spreading
 from spread_core.monitors import FalseEvidenceMonitor, FalseEvidenceWarning, LogitRangeMonitor
 from spread_core.paths import Where
@@ -197,6 +198,16 @@ class PriorContrastELBO(Stateful, Loss):
         self._monitor = FalseEvidenceMonitor()
         self._range = LogitRangeMonitor()
 
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        return LossWords(
+            type(self).__name__,
+            "minus the adversarial ELBO",
+            caution=NOT_A_BOUND,
+            sides=("guide", "contrast"),
+            is_sum=True,
+        )
+
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
         The guide to hand to SVI: it carries the params of discriminator and head too.
@@ -356,6 +367,14 @@ class PriorContrastELBO(Stateful, Loss):
         with trace():
             seed(substitute(run.guide_side(guide), data=params), guide_key)(*args, **kwargs)
         return run
+
+    def look(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The value, and the logits of each critic, of other draws."""
+        value, _ = super().look(rng_key, params, model, guide, *args, **kwargs)
+        logits = self.logits(rng_key, params, model, guide, *args, **kwargs)
+        return value, logits if isinstance(logits, dict) else {"": logits}
 
     def held_out_check(
         self,

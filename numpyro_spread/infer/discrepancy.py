@@ -18,6 +18,7 @@ from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sli
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise import GaussianNoise, SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues, site_features
+from spread_core.loss_words import LossWords
 from spread_core.messages import players, samples, spreading
 from spread_core.validation import check_count
 
@@ -29,6 +30,9 @@ Both = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 class _Discrepancy(Loss):
     """Base of the losses that compare a batch of data with a batch of draws."""
+
+    #: What is reported, and its unit.
+    _value, _unit = "", ""
 
     def __init__(self, noise: Noise | None, given: Sequence[str], num_particles: int) -> None:
         check_count("num_particles", num_particles)
@@ -46,6 +50,10 @@ class _Discrepancy(Loss):
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
         """The discrepancy at one draw of the model for every datum, and new mutable state."""
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        return LossWords(type(self).__name__, self._value, self._unit, is_divergence=True)
 
     def register(
         self, model: Callable[..., Any], guide: Callable[..., Any] | None
@@ -161,6 +169,8 @@ class MMD(_Discrepancy):
     :raises TypeError: if the kernel is not callable.
     """
 
+    _value, _unit = "MMD², unbiased", ""
+
     def __init__(
         self,
         kernel: Kernel,
@@ -253,6 +263,8 @@ class EnergyDistance(_Discrepancy):
     :raises ValueError: if beta is not inside (0, 2).
     """
 
+    _value, _unit = "energy distance, unbiased", "units of x to the power beta"
+
     def __init__(
         self,
         beta: float = 1.0,
@@ -315,6 +327,8 @@ class SlicedWasserstein(_Discrepancy):
     :param num_particles: number of draws of the model per datum and step.
     :raises ValueError: if an argument is out of its range.
     """
+
+    _value, _unit = "sliced Wasserstein", "units of x to the power p"
 
     def __init__(
         self,

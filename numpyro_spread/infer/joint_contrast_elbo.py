@@ -46,6 +46,7 @@ from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_core.arguments import get_argument, locate_data, replace_arguments
+from spread_core.loss_words import NOT_A_BOUND, LossWords, divergence_name
 from spread_core.messages import contrasts, players, simulations, spreading
 from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
 from spread_core.paths import Where
@@ -191,6 +192,22 @@ class JointContrastELBO(Stateful, Loss):
         self._monitor = FalseEvidenceMonitor()
         self._range = LogitRangeMonitor(float(prior_log_odds(1 - divergence.pi)))
 
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        name = type(self).__name__
+        if self.discriminator is None:
+            reason = "The guide has a density: no critic is needed, and none trained."
+            value = "minus the guide's log density at the model's latents"
+            return LossWords(name, value, no_critic=reason)
+        return LossWords(
+            name,
+            f"{divergence_name(self.divergence)} of the pairs (x, z)",
+            caution=NOT_A_BOUND,
+            is_divergence=True,
+            sides=("guide's pairs", "model's pairs"),
+            pi=1 - float(self.divergence.pi),
+        )
+
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
         The guide to hand to SVI: it carries the discriminator's params too.
@@ -311,6 +328,15 @@ class JointContrastELBO(Stateful, Loss):
             return self._logits(step.params[self._site], sides, *own)
 
         return self._spreading.settled(param_map, model, args, kwargs, run)
+
+    def look(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The value, and the critic's logits, of other draws."""
+        value, _ = super().look(rng_key, params, model, guide, *args, **kwargs)
+        if self.discriminator is None:
+            return value, {}
+        return value, {"": self.logits(rng_key, params, model, guide, *args, **kwargs)}
 
     def _draw(
         self, rng_key: jax.Array, step: SpreadStep, params: Any, model: Any, guide: Any

@@ -20,6 +20,7 @@ from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._supports import find_supports
 from numpyro_spread.noise import ChannelNoise, SpreadNoise, TransformedNoise
+from spread_core.loss_words import LossWords
 from spread_core.messages import general, semi_implicit, spreading
 
 _ACCEPTED = (
@@ -117,6 +118,11 @@ class SemiImplicitELBO(Loss):
         self.num_mixture = int(num_mixture)
         self.elbo = elbo
 
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        value = "minus the semi-implicit bound"
+        return LossWords(type(self).__name__, value, is_sum=True)
+
     @property
     def can_infer_discrete(self) -> bool:
         """Whether the stock ELBO takes discrete latent variables; ``SVI.init`` asks."""
@@ -160,6 +166,13 @@ class SemiImplicitELBO(Loss):
             return Spread(guide, kernels, supports, 0)(*args, **kwargs)
 
         return spread
+
+    def guide_as_trained(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """The spread guide, whose draws are those of the posterior."""
+        spread = self.spread_guide(model, guide)
+        return super().guide_as_trained(rng_key, params, model, spread, args, kwargs)
 
     def loss(
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any

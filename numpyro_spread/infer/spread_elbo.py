@@ -19,6 +19,7 @@ from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
+from spread_core.loss_words import LossWords
 from spread_core.messages import spreading
 from spread_core.paths import Where
 
@@ -113,6 +114,11 @@ class SpreadELBO(Loss):
         # Averaged bounds are run particle by particle, each on a y of its own.
         self._particle = copy.copy(elbo)
         self._particle.num_particles = 1
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        value = "minus the ELBO of the spread data"
+        return LossWords(type(self).__name__, value, is_sum=True)
 
     @property
     def can_infer_discrete(self) -> bool:

@@ -12,6 +12,7 @@ from numpyro_spread.infer._critic_loss import CriticLoss, Logits
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.ratio.losses import weighted_mean
 from numpyro_spread.ratio.regularizers import GradientPenalty
+from spread_core.loss_words import LossWords
 from spread_core.messages import players
 
 
@@ -84,6 +85,16 @@ class WassersteinCritic(CriticLoss):
             raise ValueError(players.bad_range("gradient_penalty", gradient_penalty, wanted))
         penalty = GradientPenalty(gradient_penalty) if gradient_penalty else None
         super().__init__(critic, noise, penalty, update, num_particles, name)
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        return LossWords(
+            type(self).__name__,
+            "Wasserstein estimate",
+            "units of x",
+            is_divergence=True,
+            is_classifier=False,
+        )
 
     def _critic_loss(self, logits: Logits) -> jax.Array:
         return -self._value(logits)

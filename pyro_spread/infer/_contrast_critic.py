@@ -25,6 +25,7 @@ from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
 from spread_core.messages import contrasts
 from spread_core.moments import default_critic_draws, default_moment_draws
+from spread_core.monitors import Monitor
 from spread_core.nonfinite import NonFiniteError
 from spread_core.stateful import Stateful
 
@@ -63,6 +64,11 @@ class ContrastCritic(Stateful):
         self.num_moment_draws = num_moment_draws
         self.num_critic_draws = num_critic_draws
         self._watch = LagWatch()
+
+    @property
+    def monitors(self) -> list[Monitor]:
+        """What watches the critics during training."""
+        return self._watch.monitors
 
     def groups(self, run: ContrastRun) -> list[tuple[str, ...]]:
         """Sites that share a critic."""

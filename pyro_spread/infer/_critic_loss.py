@@ -151,6 +151,13 @@ class CriticLoss(Loss):
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, sides.model, args, kwargs)
 
+    def look(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The value and the critic's logits, of the same draws."""
+        logits = self.logits(model, guide, *args, **kwargs)
+        return float(self._value(logits)), {"": logits}
+
     def differentiable_loss(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor:

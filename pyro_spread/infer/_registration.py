@@ -14,6 +14,8 @@ from pyro_spread._inputs import takes_arrays
 from pyro_spread.infer._guards import as_one
 from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
+from spread_core.loss_words import LossWords
+from spread_core.monitors import Monitor
 from spread_core.stateful import Stateful
 
 _METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
@@ -29,6 +31,8 @@ class Loss(Stateful, ELBO):
 
     #: The processes that share a batch under ``DistributedDataParallel``; None for all of them.
     process_group: Any = None
+    #: Where a loss adds noise to the data that the guide sees.
+    _spreading: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -71,6 +75,40 @@ class Loss(Stateful, ELBO):
         if loss.requires_grad:
             loss.backward()
         return float(loss.detach())
+
+    def describe(self) -> LossWords:
+        """
+        What the reported number is, and what is better; reports and progress bars ask.
+
+        A loss that does not override this is called by the name of its class.
+        """
+        return LossWords.of_class(type(self))
+
+    def monitors(self) -> list[Monitor]:
+        """What watches the critic during training, and warns once."""
+        return [value for value in vars(self).values() if isinstance(value, Monitor)]
+
+    def look(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """
+        The reported value at fresh draws, and the logits of each critic; nothing is learned.
+
+        :return: the value, and logits by critic; the name of a single critic is empty.
+        """
+        return float(self.loss(model, guide, *args, **kwargs)), {}
+
+    def guide_as_trained(
+        self, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """
+        The guide and its arguments as in training: with noise on the data where there is noise.
+
+        :return: guide, positional arguments, keyword arguments.
+        """
+        if self._spreading is not None and self._spreading.noise:
+            args, kwargs = self._spreading.noisy(model, args, kwargs)
+        return guide, args, kwargs
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Put the params of critics into the store, where SVI looks for them."""

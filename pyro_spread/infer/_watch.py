@@ -8,7 +8,7 @@ import torch
 
 from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.ratio.losses import weighted_mean
-from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
+from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor, Monitor
 from spread_core.stateful import Stateful
 
 _EVERY = 4
@@ -27,6 +27,11 @@ class LagWatch(Stateful):
         self._monitor = FalseEvidenceMonitor()
         self._range = LogitRangeMonitor(usual)
         self._seen = 0
+
+    @property
+    def monitors(self) -> list[Monitor]:
+        """Those that it asks."""
+        return [self._monitor, self._range]
 
     def __call__(self, logits: Logits) -> None:
         """

@@ -15,6 +15,7 @@ from pyro_spread.infer._noise import Noise
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
+from spread_core.loss_words import LossWords, divergence_name
 from spread_core.messages import players
 from spread_core.monitors import (
     SATURATED_LOGIT,
@@ -141,6 +142,12 @@ class AdversarialDivergence(CriticLoss):
         self._range = LogitRangeMonitor(prior_log_odds(divergence.pi))
         self._clamp = ClampMonitor(divergence.upper)
         self._watched = 0
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        value = f"{divergence_name(self.divergence)} estimate"
+        pi = float(self.divergence.pi)
+        return LossWords(type(self).__name__, value, is_divergence=True, pi=pi)
 
     def _critic_loss(self, logits: Logits) -> torch.Tensor:
         data, model, data_weights, model_weights = logits

@@ -37,8 +37,9 @@ from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport
 from spread_core.arguments import positional_names
+from spread_core.loss_words import NOT_A_BOUND, LossWords
 from spread_core.messages import contrasts, players
-from spread_core.monitors import FalseEvidenceWarning
+from spread_core.monitors import FalseEvidenceWarning, Monitor
 from spread_core.paths import Where
 from spread_core.use_of_data import UseOfData
 from spread_core.validation import check_count
@@ -208,6 +209,16 @@ class PriorContrastELBO(Loss):
             discriminator, adaptive, head, regularizer, num_moment_draws, num_critic_draws
         )
 
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        return LossWords(
+            type(self).__name__,
+            "minus the adversarial ELBO",
+            caution=NOT_A_BOUND,
+            sides=("guide", "contrast"),
+            is_sum=True,
+        )
+
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
@@ -275,6 +286,18 @@ class PriorContrastELBO(Loss):
         if isinstance(self.discriminator, nn.ModuleDict) or not logits:
             return {names[0]: value for names, value in logits.items()}
         return next(iter(logits.values()))
+
+    def monitors(self) -> list[Monitor]:
+        """What watches the critic during training, and warns once."""
+        return self._contrast.monitors
+
+    def look(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The value, and the logits of each critic, of other draws."""
+        value, _ = super().look(model, guide, *args, **kwargs)
+        logits = self.logits(model, guide, *args, **kwargs)
+        return value, logits if isinstance(logits, dict) else {"": logits}
 
     def held_out_check(
         self,

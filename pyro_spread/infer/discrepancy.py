@@ -18,6 +18,7 @@ from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.noise import GaussianNoise, SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues, site_features
+from spread_core.loss_words import LossWords
 from spread_core.messages import players, samples
 from spread_core.validation import check_count
 
@@ -30,6 +31,9 @@ Both = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | Non
 class _Discrepancy(Loss):
     """Base of the losses that compare a batch of data with a batch of draws."""
 
+    #: What is reported, and its unit.
+    _value, _unit = "", ""
+
     def __init__(self, noise: Noise | None, given: Sequence[str], num_particles: int) -> None:
         check_count("num_particles", num_particles)
         if isinstance(given, str) or not all(isinstance(name, str) for name in given):
@@ -41,6 +45,10 @@ class _Discrepancy(Loss):
     @abstractmethod
     def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
         """The discrepancy at one draw of the model for every datum."""
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        return LossWords(type(self).__name__, self._value, self._unit, is_divergence=True)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
@@ -136,6 +144,8 @@ class MMD(_Discrepancy):
     :raises TypeError: if the kernel is not callable.
     """
 
+    _value, _unit = "MMD², unbiased", ""
+
     def __init__(
         self,
         kernel: Kernel,
@@ -228,6 +238,8 @@ class EnergyDistance(_Discrepancy):
     :raises ValueError: if beta is not inside (0, 2).
     """
 
+    _value, _unit = "energy distance, unbiased", "units of x to the power beta"
+
     def __init__(
         self,
         beta: float = 1.0,
@@ -288,6 +300,8 @@ class SlicedWasserstein(_Discrepancy):
     :param num_particles: number of draws of the model per datum and step.
     :raises ValueError: if an argument is out of its range.
     """
+
+    _value, _unit = "sliced Wasserstein", "units of x to the power p"
 
     def __init__(
         self,

@@ -44,7 +44,9 @@ from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_core.arguments import get_argument, locate_data, replace_arguments
+from spread_core.loss_words import NOT_A_BOUND, LossWords, divergence_name
 from spread_core.messages import contrasts, players, simulations
+from spread_core.monitors import Monitor
 from spread_core.nonfinite import NonFiniteError, Told
 from spread_core.paths import Where
 from spread_core.patterns import resolved
@@ -183,6 +185,22 @@ class JointContrastELBO(Loss):
         self._watch = LagWatch(prior_log_odds(1 - divergence.pi))
         self._told = Told()
 
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        name = type(self).__name__
+        if self.discriminator is None:
+            reason = "The guide has a density: no critic is needed, and none trained."
+            value = "minus the guide's log density at the model's latents"
+            return LossWords(name, value, no_critic=reason)
+        return LossWords(
+            name,
+            f"{divergence_name(self.divergence)} of the pairs (x, z)",
+            caution=NOT_A_BOUND,
+            is_divergence=True,
+            sides=("guide's pairs", "model's pairs"),
+            pi=1 - float(self.divergence.pi),
+        )
+
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
@@ -242,6 +260,19 @@ class JointContrastELBO(Loss):
             sides, args, kwargs = self._draw(model, guide, args, kwargs)
             with unchanged_buffers(self.discriminator):
                 return self._logits(sides, args, kwargs)
+
+    def monitors(self) -> list[Monitor]:
+        """What watches the critic during training, and warns once."""
+        return self._watch.monitors
+
+    def look(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The value, and the critic's logits, of other draws."""
+        value, _ = super().look(model, guide, *args, **kwargs)
+        if self.discriminator is None:
+            return value, {}
+        return value, {"": self.logits(model, guide, *args, **kwargs)}
 
     def _draw(
         self, model: Any, guide: Any, args: Any, kwargs: Any

@@ -29,6 +29,7 @@ from pyro_spread.infer._supports import (
     support_in,
 )
 from pyro_spread.noise import ChannelNoise, SpreadNoise, TransformedNoise
+from spread_core.loss_words import LossWords
 from spread_core.messages import general, semi_implicit
 
 _REFUSED = {
@@ -141,6 +142,11 @@ class SemiImplicitELBO(Loss):
         self._runner._get_trace = self._get_trace
         self._runner._guess_max_plate_nesting = self._guess_max_plate_nesting
 
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        value = "minus the semi-implicit bound"
+        return LossWords(type(self).__name__, value, is_sum=True)
+
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> LossModule:
         """
         A complete ``nn.Module`` that computes the loss: for torch.optim, DDP and Lightning.
@@ -173,6 +179,12 @@ class SemiImplicitELBO(Loss):
                 return guide(*args, **kwargs)
 
         return spread
+
+    def guide_as_trained(
+        self, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """The spread guide, whose draws are those of the posterior."""
+        return super().guide_as_trained(model, self.spread_guide(model, guide), args, kwargs)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """

@@ -17,6 +17,7 @@ from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading, started
 from spread_core.arguments import Key
+from spread_core.loss_words import LossWords
 from spread_core.messages import spreading
 from spread_core.paths import Where
 from spread_core.use_of_data import UseOfData
@@ -132,6 +133,11 @@ class SpreadELBO(Loss):
             if elbo.vectorize_particles and elbo.num_particles > 1:
                 self._particles.max_plate_nesting -= 1  # it reserved a dim for the particles
             self._particles.num_particles, self._particles.vectorize_particles = 1, False
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        value = "minus the ELBO of the spread data"
+        return LossWords(type(self).__name__, value, is_sum=True)
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> LossModule:
         """

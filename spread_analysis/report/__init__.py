@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from spread_analysis.report.content import MetricRow, Report, compute_metrics, write_text
 from spread_analysis.report.page import render
-from spread_analysis.report.words import NOT_A_BOUND, CriticLogits, LossWords, describe
+from spread_analysis.report.words import CriticLogits, describe
+from spread_core.loss_words import NOT_A_BOUND, LossWords
 
 __all__ = [
     "NOT_A_BOUND",

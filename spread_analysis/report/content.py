@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,8 @@ from spread_analysis.metrics import (
 )
 from spread_analysis.report.tiles import summary, summary_html
 from spread_analysis.report.words import CriticLogits, LossWords, shorten
-from spread_core.messages import contrasts, players
 from spread_core.messages import report as report_messages
+from spread_core.monitors import Monitor
 from spread_core.validation import FloatArray, as_float
 
 # The classifier of the benchmark has ten units per dimension: beyond this it takes minutes.
@@ -284,18 +284,9 @@ def as_warnings(caught: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def monitor_warnings(monitors: Sequence[Any]) -> list[str]:
+def monitor_warnings(monitors: Iterable[Monitor]) -> list[str]:
     """What monitors of a loss have warned of during training."""
-    texts = {
-        "SupportMismatchMonitor": ("SupportMismatchWarning", players.support_mismatch),
-        "FalseEvidenceMonitor": ("FalseEvidenceWarning", contrasts.false_evidence),
-    }
-    said = []
-    for monitor in monitors:
-        known = texts.get(type(monitor).__name__)
-        if known is not None and monitor.warned:
-            said.append(f"{known[0]}: {known[1]()}")
-    return said
+    return [f"{each.category.__name__}: {each.text()}" for each in monitors if each.warned]
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -61,10 +61,6 @@ class Draws:
         self.troubles.append(f"the loss could not be asked: {error}")
         self.reasons["critic"] = "The loss could not be asked; see the warnings."
 
-    def no_critic_needed(self) -> None:
-        """The loss trains none for this guide."""
-        self.reasons["critic"] = "The guide has a density: no critic is needed, and none trained."
-
 
 @dataclass
 class Options:
@@ -94,7 +90,6 @@ def assemble(
     draws: Draws,
     settings: Mapping[str, Mapping[str, str]],
     packages: Iterable[str],
-    monitors: Sequence[Any],
 ) -> Report:
     """
     A report but for its metrics.
@@ -104,10 +99,12 @@ def assemble(
     :param draws: what was drawn.
     :param settings: of the backend: text by name, by group.
     :param packages: of the backend, of which versions are shown.
-    :param monitors: of the loss, which may have warned during training.
     :raises ValueError: if no site has images of the shape that was asked for.
     """
     words = describe(loss)
+    if words.no_critic:
+        draws.reasons.setdefault("critic", words.no_critic)
+    monitors = loss.monitors() if hasattr(loss, "monitors") else ()
     title = f"{words.name}: training report" if options.title is None else options.title
     seeds = {"of this report": str(options.seed), **settings.get("Seeds", {})}
     groups = {"Loss": describe_settings(loss)}

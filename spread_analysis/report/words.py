@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from spread_analysis.critic import critic_report
+from spread_core.loss_words import LossWords
 from spread_core.validation import FloatArray
 
-NOT_A_BOUND = "estimate, not a bound"
 # Attributes of losses that are no settings of theirs, or are shown elsewhere.
 _UNTOLD = {
     "discriminator",
@@ -30,85 +30,17 @@ _UNTOLD = {
 }
 
 
-@dataclass(frozen=True)
-class LossWords:
-    """
-    How to speak of a loss.
-
-    :param name: its class.
-    :param value: what it reports.
-    :param unit: of that; empty where it has none.
-    :param caution: what has to be said wherever the value is shown.
-    :param is_divergence: whether zero is the least it can be.
-    :param sides: whose samples the critic tells apart, those with label one first.
-    :param is_classifier: whether the critic's outputs are logits of a classifier.
-    :param pi: weight of the first side that the critic was trained with.
-    :param is_sum: whether the value is a sum over the data, in nats.
-    """
-
-    name: str
-    value: str
-    unit: str = "nats"
-    caution: str = ""
-    is_divergence: bool = False
-    sides: tuple[str, str] = ("data", "model")
-    is_classifier: bool = True
-    pi: float = 0.5
-    is_sum: bool = False
-
-    @property
-    def label(self) -> str:
-        """What stands at an axis: the value with its unit and caution."""
-        label = f"{self.value} ({self.unit})" if self.unit else self.value
-        return f"{label}, {self.caution}" if self.caution else label
-
-
 def describe(loss: Any) -> LossWords:
     """
-    How to speak of a loss of either backend; of a stock one, too.
+    How to speak of a loss: as it says itself by its method ``describe``, or by its class.
 
-    :param loss: the loss object.
+    :param loss: the loss object, of this library, of your own or of Pyro or NumPyro.
     """
-    name = type(loss).__name__
-    known = {cls.__name__ for cls in type(loss).__mro__}
-    if "AdversarialDivergence" in known:
-        value = f"{_divergence(loss)} estimate"
-        return LossWords(name, value, is_divergence=True, pi=float(loss.divergence.pi))
-    if "WassersteinCritic" in known:
-        return LossWords(
-            name, "Wasserstein estimate", "units of x", is_divergence=True, is_classifier=False
-        )
-    if "PriorContrastELBO" in known:
-        sides = ("guide", "contrast")
-        value = "minus the adversarial ELBO"
-        return LossWords(name, value, caution=NOT_A_BOUND, sides=sides, is_sum=True)
-    if "JointContrastELBO" in known:
-        if loss.discriminator is None:
-            return LossWords(name, "minus the guide's log density at the model's latents")
-        share = 1 - float(loss.divergence.pi)
-        sides = ("guide's pairs", "model's pairs")
-        value = f"{_divergence(loss)} of the pairs (x, z)"
-        return LossWords(
-            name, value, caution=NOT_A_BOUND, is_divergence=True, sides=sides, pi=share
-        )
-    for other, value, unit in (
-        ("MMD", "MMD², unbiased", ""),
-        ("EnergyDistance", "energy distance, unbiased", "units of x to the power beta"),
-        ("SlicedWasserstein", "sliced Wasserstein", "units of x to the power p"),
-    ):
-        if other in known:
-            return LossWords(name, value, unit, is_divergence=True)
-    if "SpreadELBO" in known:
-        return LossWords(name, "minus the ELBO of the spread data", is_sum=True)
-    if "SemiImplicitELBO" in known:
-        return LossWords(name, "minus the semi-implicit bound", is_sum=True)
+    if hasattr(loss, "describe"):
+        words: LossWords = loss.describe()
+        return words
     is_stock = type(loss).__module__.split(".")[0] in ("pyro", "numpyro")
-    return LossWords(name, f"loss of {name}", is_sum=is_stock)
-
-
-def _divergence(loss: Any) -> str:
-    name = type(loss.divergence).__name__
-    return f"JSPi({float(loss.divergence.pi):g})" if name == "JSPi" else name
+    return LossWords.of_class(type(loss), is_sum=is_stock)
 
 
 @dataclass(frozen=True)

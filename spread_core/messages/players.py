@@ -116,10 +116,11 @@ def logits_in_unit_interval() -> str:
     )
 
 
-def clamped_estimate(value: float, upper: float) -> str:
+def clamped_estimate(value: float | None, upper: float) -> str:
+    now = "" if value is None else f", now {value:.3g} nats,"
     return (
-        f"the estimate of the divergence has been outside of its range for many steps, now "
-        f"{value:.3g} nats, and is reported as the nearest value in [0, {upper:.3g}]: the critic "
+        f"the estimate of the divergence has been outside of its range for many steps{now} "
+        f"and is reported as the nearest value in [0, {upper:.3g}]: the critic "
         "is worse than a constant one. Give it more steps (two_player(..., discriminator_steps=k)) "
         "or another learning rate, and look at critic_report(...)."
     )

@@ -19,7 +19,14 @@ from spread_analysis import (
     mmd2,
     precision_recall,
 )
-from spread_analysis.report import CriticLogits, LossWords, Report, describe, page, write_report
+from spread_analysis.report import (
+    NOT_A_BOUND,
+    CriticLogits,
+    LossWords,
+    Report,
+    page,
+    write_report,
+)
 from spread_analysis.report.content import (
     as_warnings,
     compute_metrics,
@@ -28,6 +35,7 @@ from spread_analysis.report.content import (
 )
 from spread_analysis.report.gather import Options, pool_latents, rows_of
 from spread_analysis.report.words import figures_of, shorten
+from spread_core.monitors import ClampMonitor, LogitRangeMonitor
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> $\\frac$'
 
@@ -158,8 +166,8 @@ def test_images_are_shown_as_a_grid(tmp_path, no_pictures):
 
 
 def test_caution_is_said(tmp_path, no_pictures):
-    loss = type("PriorContrastELBO", (), {})()
-    found = text(make(words=describe(loss)), tmp_path)
+    words = LossWords("Own", "minus the bound", caution=NOT_A_BOUND)
+    found = text(make(words=words), tmp_path)
     assert "estimate, not a bound" in found.sections["curves"]
     assert "estimate, not a bound" in found.raw.split("<nav>")[0]
 
@@ -252,10 +260,21 @@ def test_warnings_are_told_once_and_monitors_are_asked():
             warnings.warn("twice", UserWarning, stacklevel=1)
     assert as_warnings([*caught, "plain"]) == ["UserWarning: twice", "plain"]
     monitor = SupportMismatchMonitor(patience=1)
-    assert monitor_warnings([monitor, None]) == []
+    assert monitor_warnings([monitor]) == []
     with pytest.warns(SupportMismatchWarning):
         monitor.observe(1.0, 1.0)
     assert monitor_warnings([monitor])[0].startswith("SupportMismatchWarning: ")
+    clamp, span = ClampMonitor(upper=0.7, patience=1), LogitRangeMonitor(patience=1)
+    with pytest.warns(UserWarning, match="outside of its range"):
+        clamp.observe(-0.1)
+    with pytest.warns(UserWarning, match="between 0 and 1"):
+        span.observe(0.2, 0.9)
+    said = monitor_warnings([clamp, span])
+    assert "now -0.1 nats, and is reported as the nearest value in [0, 0.7]" in said[0]
+    assert "between 0 and 1, on both sides" in said[1]
+    again = ClampMonitor(upper=0.7)  # as from a checkpoint, which keeps no value
+    again.set_state(clamp.get_state())
+    assert "for many steps and is reported" in monitor_warnings([again])[0]
 
 
 def test_settings_do_not_change_from_run_to_run():
