@@ -24,10 +24,10 @@ def bad_positive(kernel: str, argument: str, value: object) -> str:
 
 
 def scale_misfit(kernel: str, scale: Sequence[int], x: Sequence[int], event_dim: int) -> str:
-    event = tuple(x)[len(x) - event_dim :]
+    event = f" with event shape {tuple(x)[len(x) - event_dim :]}" if event_dim else ""
     return (
-        f"{kernel}: a scale of shape {tuple(scale)} does not fit a value of shape {tuple(x)} with "
-        f"event shape {event}. Use a scalar scale, or one that broadcasts to the event shape."
+        f"{kernel}: a scale of shape {tuple(scale)} does not fit a value of shape {tuple(x)}{event}. "
+        "Use a scalar scale, or one that broadcasts to the event shape of the site."
     )
 
 
