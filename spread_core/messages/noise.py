@@ -26,8 +26,8 @@ def bad_positive(kernel: str, argument: str, value: object) -> str:
 def scale_misfit(kernel: str, scale: Sequence[int], x: Sequence[int], event_dim: int) -> str:
     event = f" with event shape {tuple(x)[len(x) - event_dim :]}" if event_dim else ""
     return (
-        f"{kernel}: a scale of shape {tuple(scale)} does not fit a value of shape {tuple(x)}{event}. "
-        "Use a scalar scale, or one that broadcasts to the event shape of the site."
+        f"{kernel}: a scale of shape {tuple(scale)} does not fit a value of shape "
+        f"{tuple(x)}{event}. Use a scalar scale, or one that broadcasts to the event shape of the site."
     )
 
 
