@@ -27,7 +27,7 @@ def scale_misfit(kernel: str, scale: Sequence[int], x: Sequence[int], event_dim:
     event = f" with event shape {tuple(x)[len(x) - event_dim :]}" if event_dim else ""
     return (
         f"{kernel}: a scale of shape {tuple(scale)} does not fit a value of shape "
-        f"{tuple(x)}{event}. Use a scalar scale, or one that broadcasts to the event shape of the site."
+        f"{tuple(x)}{event}. Use a scalar scale, or one that broadcasts to the event shape."
     )
 
 
