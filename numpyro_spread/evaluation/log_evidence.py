@@ -1,11 +1,10 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation that trusts no critic: log p(x) by importance weights, calibration by simulation."""
+"""How probable the data are: annealed importance sampling and importance weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,19 +18,21 @@ from numpyro.distributions import (
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
-    Unit,
     biject_to,
 )
 from numpyro.distributions.util import sum_rightmost
-from numpyro.handlers import replay, seed, substitute, trace
-from numpyro.infer import Predictive
+from numpyro.handlers import replay
 
 from numpyro_spread._inputs import takes_arrays
-from numpyro_spread.infer._invalid import Invalid, rows_first
-from numpyro_spread.infer._scan import Inside, Unconditioned
+from numpyro_spread.evaluation._sites import (
+    kept_elements,
+    numpy_seed,
+    sample_sites,
+    shared_dims,
+    trace_of,
+)
+from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._sites import is_implicit
-from numpyro_spread.infer._two_sides import _mask
-from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
     LogEvidence,
     Packing,
@@ -40,18 +41,9 @@ from spread_analysis.log_evidence import (
     any_of_datum,
     log_mean_exp,
 )
-from spread_core.arguments import (
-    argument_name,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-from spread_core.messages import evaluation, players, simulations
+from spread_core.messages import evaluation
 from spread_core.messages.evaluation import masked_apart
-from spread_core.nonfinite import NonFiniteError, Told
 from spread_core.validation import as_count
-
-__all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 # End the names under which a value, and the volume of its change, leave the body of a scan.
 _UNCONSTRAINED, _VOLUME = "$unconstrained", "$volume"
@@ -116,14 +108,14 @@ def ais_log_likelihood(
     traces, prior_draws = [], []
     for key in start_keys:
         start = _Start(model)
-        traces.append(_trace(key, params, start, args, kwargs))
+        traces.append(trace_of(key, params, start, args, kwargs))
         prior_draws.append(start.values)
-    sites = _sites(traces[0])
+    sites = sample_sites(traces[0])
     _check_evidence(sites)
     latents = [name for name, site in sites.items() if not site["is_observed"]]
     if not latents:
         raise ValueError(evaluation.nothing_latent(sites))
-    dims = _shared_dims(sites.values())
+    dims = shared_dims(sites.values())
     starts: dict[str, np.ndarray] = {}
     axes = {}
     for name in latents:
@@ -139,7 +131,7 @@ def ais_log_likelihood(
         handler = _Unconstrained(model, values)
         prior: list[jax.Array] = []
         likelihood: list[jax.Array] = []
-        for name, site in _sites(_trace(numpy_key, params, handler, args, kwargs)).items():
+        for name, site in sample_sites(trace_of(numpy_key, params, handler, args, kwargs)).items():
             terms = likelihood if site["is_observed"] else prior
             terms.append(_per_datum(_log_prob(site), dims))
             if name in handler.log_jacobians:
@@ -172,7 +164,7 @@ def ais_log_likelihood(
         num_temperatures=num_temperatures,
         num_leapfrog=num_leapfrog,
         step_size=step_size,
-        seed=_numpy_seed(numpy_key),
+        seed=numpy_seed(numpy_key),
     )
     evidence = evidence.reshape(packing.data_shape)
     return replace(evidence, observed=_observed(sites, dims))
@@ -228,11 +220,11 @@ def importance_weighted_bound(
 
     def run(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
         guide_key, model_key = random.split(rng_key)
-        guide_trace = _trace(guide_key, params, guide, args, kwargs)
-        proposed = _sites(guide_trace)
+        guide_trace = trace_of(guide_key, params, guide, args, kwargs)
+        proposed = sample_sites(guide_trace)
         replayed = replay(model, trace=guide_trace)
-        sites = _sites(_trace(model_key, params, replayed, args, kwargs))
-        return sites, proposed, _shared_dims([*sites.values(), *proposed.values()])
+        sites = sample_sites(trace_of(model_key, params, replayed, args, kwargs))
+        return sites, proposed, shared_dims([*sites.values(), *proposed.values()])
 
     def log_weight(rng_key: jax.Array) -> jax.Array:
         sites, proposed, dims = run(rng_key)
@@ -252,163 +244,6 @@ def importance_weighted_bound(
         jax.jit(lambda keys: jax.lax.map(log_weight, keys))(random.split(rng_key, samples))
     )
     return replace(evidence, observed=_observed(sites, dims))
-
-
-@takes_arrays
-def simulation_based_calibration(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
-    num_simulations: int = 1000,
-    num_draws: int = 99,
-    sites: Collection[str] | None = None,
-    data: Mapping[str, str] | None = None,
-    parallel: bool = False,
-    exclude_invalid_x: bool = False,
-    **kwargs: Any,
-) -> CalibrationReport:
-    r"""
-    Rank true latents among the guide's draws given the data that they made.
-
-    Latents and data are drawn from the model, the guide sees the data in place of the real ones.
-    If the guide is the posterior, the rank of the true latent among its draws is uniform (Talts et
-    al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The elements of the
-    plates that all sites share are simulations of their own, so that a batch costs one run.
-
-    Elements that model or guide masks out are not ranked. A simulation counts once: where the model
-    repeats itself, as one that reads its latents from a table does, one pass is all there is.
-
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from numpyro_spread import simulation_based_calibration
-        >>> def model(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         numpyro.sample("z", dist.Normal(x / 2, 0.2))  # too narrow
-        >>> report = simulation_based_calibration(
-        ...     jax.random.key(0), {}, model, guide, jnp.zeros(500), num_draws=19
-        ... )
-        >>> report.p_value() < 1e-6
-        True
-
-    :param rng_key: random key.
-    :param params: dict from param site to value, as ``svi.get_params(state)``.
-    :param model: the model, which can be run forward.
-    :param guide: an amortised guide: it must depend on the data through its arguments.
-    :param args: positional arguments of both; of the data only the shape matters.
-    :param num_simulations: simulations, at least, masked ones among them; a batch is not cut. There
-        are fewer where the model records no more.
-    :param num_draws: draws of the guide for each.
-    :param sites: latent sites to rank; all by default that model and guide have in common.
-    :param data: dict from observed site to the name of the model argument that carries its data.
-        Left out: the argument of the site's name, else the first.
-    :param parallel: whether all draws of the guide are one run, as in ``Predictive``: faster, and
-        takes more memory.
-    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, with one
-        :class:`InvalidSimulationsWarning`; otherwise they are an error. Ranks of the others are as
-        uniform: the posterior of finite data is that given that the simulator succeeds.
-    :param kwargs: keyword arguments of both.
-    :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
-    :raises ValueError: if an observed site does not fit the argument that carries its data,
-        ``sites`` are none that both have, or all of a site is masked; the message names them.
-    """
-    tally, told = RankTally(num_simulations, num_draws), Told()
-    first = _sites(_simulate(rng_key, params, model, args, kwargs))
-    observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
-    for name, site in observed.items():
-        if isinstance(site["fn"], Unit):
-            raise ValueError(players.factor_site(name))
-    located = locate_data(model, observed, args, kwargs, data)
-    for name, key in located.items():
-        given, value = get_argument(key, args, kwargs), observed[name]["value"]
-        if np.shape(given) != value.shape:
-            argument, shapes = argument_name(key, model), (value.shape, np.shape(given))
-            raise ValueError(evaluation.simulated_misfit(name, argument, *shapes))
-
-    dims = _shared_dims(first.values())
-
-    def axes(name: str) -> list[int]:
-        return [dim - first[name]["fn"].event_dim for dim in dims]
-
-    def failures(sites: Mapping[str, Any]) -> Invalid:
-        values = {name: sites[name]["value"] for name in observed}
-        masks = {name: _mask(name, sites[name], jnp.shape(v)) for name, v in values.items()}
-        return Invalid(values, {name: axes(name) for name in values}, masks)
-
-    def with_simulated(sites: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        values = {}
-        for name, key in located.items():
-            values[key] = sites[name]["value"]
-            if exclude_invalid_x:  # what the guide says of them must be something
-                given = get_argument(key, args, kwargs)
-                values[key] = failures(sites).replaced(values[key], axes(name), given)
-        return replace_arguments(values, args, kwargs)
-
-    with nullcontext() if exclude_invalid_x else failures(first).blamed(may_exclude=True):
-        guide_trace = _trace(rng_key, params, guide, *with_simulated(first))
-    drawn = [name for name in guide_trace if name in first]
-    wanted = drawn if sites is None else list(sites)
-    if not wanted or not set(wanted) <= set(drawn):
-        raise ValueError(evaluation.no_calibration_sites(wanted, drawn))
-    predictive = Predictive(
-        guide,
-        params=dict(params),
-        num_samples=tally.num_draws,
-        return_sites=wanted,
-        parallel=parallel,
-    )
-
-    @jax.jit
-    def simulate(rng_key: jax.Array) -> Any:
-        model_key, guide_key = random.split(rng_key)
-        sites = _sites(_simulate(model_key, params, model, args, kwargs))
-        new_args, new_kwargs = with_simulated(sites)
-        draws = predictive(guide_key, *new_args, **new_kwargs)
-        # A run of its own, since what the guide masks may follow the data.
-        proposed = _trace(guide_key, params, guide, new_args, new_kwargs)
-        ranked, invalid = {}, failures(sites)
-        seen = jnp.zeros(invalid.total, bool)
-        for name in wanted:
-            truth, own = sites[name]["value"], axes(name)
-            kept = _kept(name, proposed[name]).reshape(jnp.shape(truth)) & _kept(name, sites[name])
-            ranks = rows_first(kept, own).reshape(invalid.total, -1).any(-1)
-            seen = seen | ranks
-            if exclude_invalid_x:
-                kept &= invalid.good(jnp.ndim(truth), own, [truth.shape[axis] for axis in own])
-            ranked[name] = truth, draws[name], kept
-        values = {name: sites[name]["value"] for name in observed}
-        if not exclude_invalid_x:  # a guide may have masked them
-            invalid = invalid.among(seen)
-        return ranked, values, (invalid.rows, invalid.counts)
-
-    while tally.wants_more:
-        rng_key, run_key, tie_key = random.split(rng_key, 3)
-        ranked, values, (bad, counts) = simulate(run_key)
-        bad, counts = np.asarray(bad), {name: int(count) for name, count in counts.items() if count}
-        if counts and not exclude_invalid_x:
-            raise NonFiniteError(simulations.failed(counts, len(bad), may_exclude=True))
-        if counts:
-            told(counts, len(bad))
-        if not bad.all():
-            run = {
-                name: Ranked(truth, drawn, kept, axes(name))
-                for name, (truth, drawn, kept) in ranked.items()
-            }
-            seen = [(value, axes(name)) for name, value in values.items()]
-            tally.add(run, seen, _numpy_seed(tie_key))
-        tally.leave_out(int(bad.sum()), len(bad))
-    return tally.report()
-
-
-def _kept(name: str, site: Mapping[str, Any]) -> jax.Array:
-    """Elements of a site that no mask leaves out, of shape batch + event."""
-    shape = jnp.broadcast_shapes(site["fn"].shape(), jnp.shape(site["value"]))
-    mask = _mask(name, site, shape)
-    return jnp.ones(shape, bool) if mask is None else mask
 
 
 class _Start(Inside):
@@ -472,34 +307,8 @@ class _Unconstrained(Inside):
             self.log_jacobians[msg["name"].removesuffix(_VOLUME)] = msg["value"]
 
 
-def _trace(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> dict[str, Any]:
-    bound = substitute(Inside(fn), data=dict(params))
-    return trace(seed(bound, rng_key)).get_trace(*args, **kwargs)
-
-
-def _simulate(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> dict[str, Any]:
-    return _trace(rng_key, params, Unconditioned(model), args, kwargs)
-
-
 def _num_pilots(num_chains: int) -> int:
     return max(2, num_chains // 4)
-
-
-def _sites(sites: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample sites of a trace: latents and data, not bookkeeping."""
-    return {name: site for name, site in sites.items() if site["type"] == "sample"}
 
 
 def _check_evidence(sites: Mapping[str, Any]) -> None:
@@ -523,7 +332,9 @@ def _check_densities(proposed: Mapping[str, Any]) -> None:
 
 def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
     for name in proposed.keys() & sites.keys():
-        if not np.array_equal(_kept(name, sites[name]), _kept(name, proposed[name])):
+        if not np.array_equal(
+            kept_elements(name, sites[name]), kept_elements(name, proposed[name])
+        ):
             raise ValueError(masked_apart(name))
 
 
@@ -533,15 +344,9 @@ def _observed(sites: Mapping[str, Any], dims: Sequence[int]) -> np.ndarray | Non
     for name, site in sites.items():
         if site["is_observed"]:
             axes = [dim - site["fn"].event_dim for dim in dims]
-            found.append(any_of_datum(np.asarray(_kept(name, site)), axes))
+            found.append(any_of_datum(np.asarray(kept_elements(name, site)), axes))
     observed: np.ndarray = np.logical_or.reduce(found)
     return None if observed.all() else observed
-
-
-def _shared_dims(sites: Iterable[Any]) -> list[int]:
-    """Dimensions of the plates around all sites, along which data come apart."""
-    plates = [{(f.name, f.dim, f.size) for f in site["cond_indep_stack"]} for site in sites]
-    return sorted(dim for _, dim, _ in set.intersection(*plates))
 
 
 def _log_prob(site: Mapping[str, Any]) -> jax.Array:
@@ -551,7 +356,3 @@ def _log_prob(site: Mapping[str, Any]) -> jax.Array:
 def _per_datum(log_prob: jax.Array, dims: Sequence[int]) -> jax.Array:
     rest = tuple(dim for dim in range(-jnp.ndim(log_prob), 0) if dim not in dims)
     return jnp.sum(log_prob, rest)
-
-
-def _numpy_seed(rng_key: jax.Array) -> int:
-    return int(random.randint(rng_key, (), 0, 2**31 - 1))

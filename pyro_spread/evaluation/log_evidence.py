@@ -1,10 +1,10 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation that trusts no critic: log p(x) by importance weights, calibration by simulation."""
+"""How probable the data are: annealed importance sampling and importance weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,41 +12,27 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, ExpandedDistribution, Independent, Unit
+from pyro.distributions import Delta, ExpandedDistribution, Independent
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import sum_rightmost
-from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
 from pyro_spread._inputs import takes_arrays
 from pyro_spread._transaction import unchanged_buffers
-from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._sites import is_computed, is_implicit
-from pyro_spread.infer._two_sides import _mask
-from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
+from pyro_spread.evaluation._sites import kept_elements, sample_sites, shared_dims, to_numpy
+from pyro_spread.infer._sites import is_implicit
 from spread_analysis.log_evidence import (
     LogEvidence,
     Packing,
     Target,
     annealed_importance,
     any_of_datum,
-    data_first,
     log_mean_exp,
 )
-from spread_core.arguments import (
-    argument_name,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-from spread_core.messages import evaluation, players
+from spread_core.messages import evaluation
 from spread_core.messages.evaluation import masked_apart
-from spread_core.nonfinite import Told
 from spread_core.validation import as_count
-
-__all__ = ["ais_log_likelihood", "importance_weighted_bound", "simulation_based_calibration"]
 
 
 @unchanged_buffers()
@@ -105,12 +91,12 @@ def ais_log_likelihood(
             poutine.trace(model).get_trace(*args, **kwargs)
             for _ in range(chains + _num_pilots(chains))
         ]
-    sites = _sites(traces[0])
+    sites = sample_sites(traces[0])
     _check_evidence(sites)
     latents = [name for name, site in sites.items() if not site["is_observed"]]
     if not latents:
         raise ValueError(evaluation.nothing_latent(sites))
-    dims = _shared_dims(sites.values())
+    dims = shared_dims(sites.values())
     first: dict[str, torch.Tensor] = {}
     starts: dict[str, np.ndarray] = {}
     for name in latents:
@@ -131,7 +117,7 @@ def ais_log_likelihood(
         trace.compute_log_prob()
         prior: list[torch.Tensor] = []
         likelihood: list[torch.Tensor] = []
-        for name, site in _sites(trace).items():
+        for name, site in sample_sites(trace).items():
             terms = likelihood if site["is_observed"] else prior
             terms.append(_per_datum(site["log_prob"], dims))
             if name in handler.log_jacobians:
@@ -152,14 +138,14 @@ def ais_log_likelihood(
         # A density that is constant in z, as of an observed Delta, has no graph of its own.
         zero = sum((0 * value).sum() for value in inputs)
         gradients = [
-            packing.pack(dict(zip(values, map(_to_numpy, gradient), strict=True)))
+            packing.pack(dict(zip(values, map(to_numpy, gradient), strict=True)))
             for gradient in (
                 torch.autograd.grad(prior.sum() + zero, inputs, retain_graph=True),
                 torch.autograd.grad(likelihood.sum() + zero, inputs),
             )
         ]
         shape = vectors.shape[:2]
-        terms = (_to_numpy(term).reshape(shape) for term in (prior, likelihood))
+        terms = (to_numpy(term).reshape(shape) for term in (prior, likelihood))
         return Target(*terms, *gradients)
 
     # Values of latents are checked by what they make of the densities; vmap allows no other check.
@@ -223,14 +209,14 @@ def importance_weighted_bound(
     log_weights = []
     for _ in range(as_count(num_samples, "num_samples")):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        proposed = _sites(guide_trace)
+        proposed = sample_sites(guide_trace)
         _check_densities(proposed)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-        sites = _sites(model_trace)
+        sites = sample_sites(model_trace)
         _check_evidence(sites)
         _check_masks(sites, proposed)
-        dims = _shared_dims([*sites.values(), *proposed.values()])
+        dims = shared_dims([*sites.values(), *proposed.values()])
         model_trace.compute_log_prob()
         guide_trace.compute_log_prob()
         # A latent that the guide leaves out is proposed by its prior, which cancels.
@@ -238,144 +224,8 @@ def importance_weighted_bound(
         weight: Any = sum(_per_datum(site["log_prob"], dims) for site in scored)
         for site in proposed.values():
             weight = weight - _per_datum(site["log_prob"], dims)
-        log_weights.append(_to_numpy(weight))
+        log_weights.append(to_numpy(weight))
     return replace(log_mean_exp(np.stack(log_weights)), observed=_observed(sites, dims))
-
-
-@unchanged_buffers()
-@torch.no_grad()
-@takes_arrays
-def simulation_based_calibration(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
-    num_simulations: int = 1000,
-    num_draws: int = 99,
-    sites: Collection[str] | None = None,
-    data: Mapping[str, str] | None = None,
-    parallel: bool = False,
-    exclude_invalid_x: bool = False,
-    **kwargs: Any,
-) -> CalibrationReport:
-    r"""
-    Rank true latents among the guide's draws given the data that they made.
-
-    Latents and data are drawn from the model, the guide sees the data in place of the real ones.
-    If the guide is the posterior, the rank of the true latent among its draws is uniform (Talts et
-    al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The elements of the
-    plates that all sites share are simulations of their own, so that a batch costs one run.
-
-    Elements that model or guide masks out are not ranked. A simulation counts once: where the model
-    repeats itself, as one that reads its latents from a table does, one pass is all there is.
-
-        >>> import torch, pyro, pyro.distributions as dist
-        >>> from pyro_spread import simulation_based_calibration
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, 0.2))  # too narrow
-        >>> _ = pyro.set_rng_seed(0)
-        >>> report = simulation_based_calibration(model, guide, torch.zeros(500), num_draws=19)
-        >>> report.p_value() < 1e-6
-        True
-
-    :param model: the model, which can be run forward.
-    :param guide: an amortised guide: it must depend on the data through its arguments.
-    :param args: positional arguments of both; of the data only the shape matters.
-    :param num_simulations: simulations, at least, masked ones among them; a batch is not cut. There
-        are fewer where the model records no more.
-    :param num_draws: draws of the guide for each.
-    :param sites: latent sites to rank; all by default that model and guide have in common.
-    :param data: dict from observed site to the name of the model argument that carries its data.
-        Left out: the argument of the site's name, else the first.
-    :param parallel: whether all draws of the guide are one run, as in ``Predictive``: faster, for
-        guides that broadcast.
-    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, with one
-        :class:`InvalidSimulationsWarning`; otherwise they are an error. Ranks of the others are as
-        uniform: the posterior of finite data is that given that the simulator succeeds.
-    :param kwargs: keyword arguments of both.
-    :return: the ranks, with their test; :func:`spread_analysis.plot_sbc` shows them.
-    :raises ValueError: if an observed site does not fit the argument that carries its data,
-        ``sites`` are none that both have, or all of a site is masked; the message names them.
-    """
-    tally, told = RankTally(num_simulations, num_draws), Told()
-    wanted: list[str] = []
-    while tally.wants_more:
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
-        simulated = _sites(trace)
-        observed = {n: s for n, s in simulated.items() if s["infer"].get("was_observed")}
-        for name, site in observed.items():
-            if isinstance(site["fn"], Unit):
-                raise ValueError(players.factor_site(name))
-        located = locate_data(model, observed, args, kwargs, data)
-        for name, key in located.items():
-            given, value = get_argument(key, args, kwargs), observed[name]["value"]
-            if np.shape(given) != value.shape:
-                argument = argument_name(key, model)
-                shapes = value.shape, np.shape(given)
-                raise ValueError(evaluation.simulated_misfit(name, argument, *shapes))
-        dims = _shared_dims(simulated.values())
-        failed = _invalid(observed, dims)
-        invalid = failed if exclude_invalid_x else Invalid({}, {})
-        if invalid.by_site:
-            told(invalid.counts, invalid.total)
-        if invalid.all:
-            tally.leave_out(invalid.total, invalid.total)
-            continue
-        values = {
-            key: invalid.replaced(observed[name]["value"], _axes(observed[name], dims))
-            for name, key in located.items()
-        }
-        new_args, new_kwargs = replace_arguments(values, args, kwargs)
-        # A run of its own, since what the guide masks may follow the data.
-        with failed.blamed(may_exclude=True):
-            proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
-        if not wanted:
-            drawn = [name for name in proposed if name in simulated]
-            wanted = drawn if sites is None else list(sites)
-            if not wanted or not set(wanted) <= set(drawn):
-                raise ValueError(evaluation.no_calibration_sites(wanted, drawn))
-        predictive = Predictive(
-            guide, num_samples=tally.num_draws, return_sites=tuple(wanted), parallel=parallel
-        )
-        with failed.blamed(may_exclude=True):
-            draws = predictive(*new_args, **new_kwargs)
-        run = {}
-        for name in wanted:
-            site, shape = simulated[name], simulated[name]["value"].shape
-            drawn_values = _to_numpy(draws[name]).reshape(tally.num_draws, *shape)
-            kept = _kept(name, site) & _kept(name, proposed[name]).reshape(shape)
-            axes = _axes(site, dims)
-            good = invalid.good(len(shape), axes, [shape[axis] for axis in axes])
-            kept = kept & np.asarray(good)
-            if failed.by_site and not exclude_invalid_x:  # a guide may have masked them
-                ranked = data_first(kept, axes).reshape(failed.total, -1).any(-1)
-                failed.among(torch.as_tensor(ranked)).refuse(may_exclude=True)
-            run[name] = Ranked(_to_numpy(site["value"]), drawn_values, kept, axes)
-        seen = [(_to_numpy(site["value"]), _axes(site, dims)) for site in observed.values()]
-        tally.add(run, seen, int(torch.randint(2**31, ())))
-        tally.leave_out(invalid.num_bad, invalid.total)
-    return tally.report()
-
-
-def _axes(site: Mapping[str, Any], dims: Sequence[int]) -> list[int]:
-    return [dim - site["fn"].event_dim for dim in dims]
-
-
-def _invalid(observed: Mapping[str, Any], dims: Sequence[int]) -> Invalid:
-    values = {name: site["value"] for name, site in observed.items()}
-    masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
-    return Invalid(values, {n: _axes(site, dims) for n, site in observed.items()}, masks)
-
-
-def _kept(name: str, site: Mapping[str, Any]) -> np.ndarray:
-    """Elements of a site that no mask leaves out, of shape batch + event."""
-    shape = torch.broadcast_shapes(site["fn"].shape(), site["value"].shape)
-    mask = _mask(name, site, site["value"].expand(shape))
-    return np.ones(shape, bool) if mask is None else mask.cpu().numpy()
 
 
 class _Unconstrained(Messenger):
@@ -407,22 +257,6 @@ def _num_pilots(num_chains: int) -> int:
     return max(2, num_chains // 4)
 
 
-def _sites(trace: Any) -> dict[str, Any]:
-    """The sample sites of a trace that are latents or data, not bookkeeping."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not isinstance(site["fn"], _Subsample)
-        and not is_computed(site, _observation(site))
-    }
-
-
-def _observation(site: Any) -> Any:
-    """What a site observes, also where it was drawn anew; None for a latent."""
-    return site["infer"].get("obs", site["value"] if site["is_observed"] else None)
-
-
 def _check_evidence(sites: Mapping[str, Any]) -> None:
     if not any(site["is_observed"] for site in sites.values()):
         raise ValueError(evaluation.no_evidence_sites())
@@ -444,7 +278,9 @@ def _check_densities(proposed: Mapping[str, Any]) -> None:
 
 def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
     for name in proposed.keys() & sites.keys():
-        if not np.array_equal(_kept(name, sites[name]), _kept(name, proposed[name])):
+        if not np.array_equal(
+            kept_elements(name, sites[name]), kept_elements(name, proposed[name])
+        ):
             raise ValueError(masked_apart(name))
 
 
@@ -454,24 +290,11 @@ def _observed(sites: Mapping[str, Any], dims: Sequence[int]) -> np.ndarray | Non
     for name, site in sites.items():
         if site["is_observed"]:
             axes = [dim - site["fn"].event_dim for dim in dims]
-            found.append(any_of_datum(_kept(name, site), axes))
+            found.append(any_of_datum(kept_elements(name, site), axes))
     observed: np.ndarray = np.logical_or.reduce(found)
     return None if observed.all() else observed
-
-
-def _shared_dims(sites: Iterable[Any]) -> list[int]:
-    """Dimensions of the plates around all sites, along which data come apart."""
-    plates = [
-        {(f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized}
-        for site in sites
-    ]
-    return sorted(dim for _, dim, _ in set.intersection(*plates))
 
 
 def _per_datum(log_prob: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
     rest = [dim for dim in range(-log_prob.dim(), 0) if dim not in dims]
     return log_prob.sum(rest) if rest else log_prob
-
-
-def _to_numpy(value: torch.Tensor) -> np.ndarray:
-    return value.detach().double().cpu().numpy()
