@@ -23,12 +23,11 @@ BACKENDS = {"pyro_spread": "Pyro", "numpyro_spread": "NumPyro"}
 OWN = (*BACKENDS, "spread_analysis")
 # Private: what it defines is documented where it is exported.
 CORE = "spread_core"
+# What both backends export as their own: each documents it in full.
+SHARED = f"{CORE}.math"
 
 # One list each; the names of submodules that their package does not export come with the package.
 LISTS = (*OWN, "spread_analysis.reference")
-
-# Public, but in modules without an __all__.
-EXTRA = [f"{backend}.divergences.non_saturating_loss" for backend in BACKENDS]
 
 # In the order of the page. What no line names comes last, under the first line of its module.
 GROUPS = {
@@ -87,10 +86,6 @@ def public_names(package: str) -> dict[str, Any]:
                 obj = getattr(part, name)
                 if id(obj) not in known:
                     found[f"{info.name}.{name}"] = obj
-    for full in EXTRA:
-        if full.startswith(f"{package}."):
-            owner, _, name = full.rpartition(".")
-            found[full] = getattr(importlib.import_module(owner), name)
     return found
 
 
@@ -166,7 +161,7 @@ def context() -> dict[str, Any]:
             everything.add(full)
             module = getattr(obj, "__module__", None)
             home = package.partition(".")[0]
-            own = (home, CORE) if home == "spread_analysis" else home
+            own = (home, CORE if home == "spread_analysis" else SHARED)
             foreign = isinstance(obj, type) and not module.startswith(own)
             constant = not isinstance(module, str) and not isinstance(obj, types.ModuleType)
             if foreign or constant:

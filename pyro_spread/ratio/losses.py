@@ -1,110 +1,15 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Log-ratios by classification: always from logits, always with the prior odds taken off."""
+"""
+Log-ratios by classification: always from logits, always with the prior odds taken off.
 
-from __future__ import annotations
+    >>> import torch
+    >>> log_ratio(torch.tensor([0.0]), pi=0.5)
+    tensor([0.])
+    >>> round(float(logistic_loss(torch.zeros(3), torch.zeros(5), pi=0.1)), 4)
+    0.6931
+"""
 
-import math
+from spread_core.math.ratio import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 
-import torch
-from torch.nn.functional import softplus
-
-from spread_core.messages import players
-
-
-def prior_log_odds(pi: float) -> float:
-    r"""
-    :math:`\log \pi / (1 - \pi)`, what a critic's logit holds beyond the log-ratio.
-
-    :param pi: share of data among the critic's samples.
-    :raises ValueError: if pi is not inside (0, 1).
-    """
-    if not 0.0 < pi < 1.0:
-        raise ValueError(players.bad_pi(pi))
-    return math.log(pi) - math.log1p(-pi)
-
-
-def log_ratio(logits: torch.Tensor, pi: float = 0.5) -> torch.Tensor:
-    r"""
-    :math:`\log P/Q` in nats, from the logits of a critic that was trained with class prior ``pi``.
-
-    The optimal logit is :math:`\log(P/Q) + \log \pi/(1 - \pi)` [1, equation 7 for pi = 1/2].
-
-        >>> float(log_ratio(torch.tensor(0.0), pi=0.5))
-        0.0
-
-    **References**
-
-    [1] `How (not) to train your generative model`, Ferenc Huszar, https://arxiv.org/abs/1511.05101
-
-    :param logits: of any shape.
-    :param pi: share of data among the critic's samples.
-    :raises ValueError: if pi is not inside (0, 1).
-    """
-    return logits - prior_log_odds(pi)
-
-
-def weighted_mean(values: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Mean of all elements, weighted if ``weights`` are given; elements of weight zero do not count.
-
-    :param values: of any shape.
-    :param weights: of the same shape, not negative.
-    """
-    if weights is None:
-        return values.mean()
-    # Not only multiplied: a masked element may be NaN or inf.
-    kept = torch.where(weights > 0, values, torch.zeros_like(values))
-    return (kept * (weights / weights.sum())).sum()
-
-
-def logistic_loss(
-    logits_p: torch.Tensor,
-    logits_q: torch.Tensor,
-    pi: float = 0.5,
-    weights_p: torch.Tensor | None = None,
-    weights_q: torch.Tensor | None = None,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    r"""
-    :math:`\pi E_P[-\log D] + (1 - \pi) E_Q[-\log(1 - D)]` in nats, with :math:`D` the sigmoid.
-
-    Its minimum over all critics is :math:`H(\pi) - \mathrm{JS}_\pi`. Each side is averaged by
-    itself, so that unequal numbers of data and model samples still stand for the stated ``pi``.
-
-        >>> import torch
-        >>> round(float(logistic_loss(torch.zeros(3), torch.zeros(5), pi=0.1)), 4)
-        0.6931
-
-    :param logits_p: logits at samples of the data.
-    :param logits_q: logits at samples of the model; their number may differ.
-    :param pi: share of data among the critic's samples.
-    :param weights_p: weights of the data samples, of the shape of ``logits_p``.
-    :param weights_q: weights of the model samples, of the shape of ``logits_q``.
-    :param label_smoothing: the data's label is 1 minus this (one-sided smoothing, Salimans et al.
-        2016, https://arxiv.org/abs/1606.03498, section 3.4). It bounds the logits and thereby
-        biases the log-ratio.
-    :raises ValueError: if pi is not inside (0, 1) or label_smoothing not in [0, 1).
-    """
-    prior_log_odds(pi)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
-    logits_p, logits_q = _counted(logits_p, weights_p), _counted(logits_q, weights_q)
-    data = _softplus(-logits_p)
-    if label_smoothing:
-        data = (1 - label_smoothing) * data + label_smoothing * _softplus(logits_p)
-    return pi * weighted_mean(data, weights_p) + (1 - pi) * weighted_mean(
-        _softplus(logits_q), weights_q
-    )
-
-
-def _counted(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Logits without those of weight zero, where NaN would come back as a gradient of NaN."""
-    if weights is None:
-        return logits
-    return torch.where(weights > 0, logits, torch.zeros_like(logits))
-
-
-def _softplus(x: torch.Tensor) -> torch.Tensor:
-    # PyTorch goes over to x itself at 20 by default, which double precision still sees.
-    return softplus(x, threshold=40)
+__all__ = ["log_ratio", "logistic_loss", "prior_log_odds", "weighted_mean"]

@@ -61,8 +61,8 @@ def test_what_is_shared_knows_no_backend(room):
         assert not tops & BACKENDS, name
 
 
-def test_the_core_needs_numpy_and_scipy_only():
-    allowed = sys.stdlib_module_names | {"numpy", "scipy", "spread_core"}
+def test_the_core_needs_what_the_base_package_brings():
+    allowed = sys.stdlib_module_names | {"array_api_compat", "numpy", "scipy", "spread_core"}
     for name, path in modules("spread_core").items():
         tops = {each.partition(".")[0] for each in imported(ast.parse(path.read_text()))}
         assert tops <= allowed, f"{name} imports {tops - allowed}"

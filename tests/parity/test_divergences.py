@@ -1,12 +1,15 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Every divergence has a twin, and both are the f-divergence that they claim to be."""
+"""
+Every divergence computes the same in torch, JAX and NumPy, and is the f-divergence that it claims.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from array_api_compat import array_namespace
 from every_divergence import BOUNDED, DIVERGENCES, TRAINED, instances
 
 import numpyro_spread
@@ -43,6 +46,17 @@ def assert_twins(ours, theirs, x):
     np.testing.assert_allclose(gradient, np.asarray(other), **TOLERANCE)
 
 
+def assert_in_numpy(function, x):
+    """NumPy in, NumPy out, and the values that tensors give."""
+    value = function(x)
+    assert isinstance(value, np.ndarray | np.generic)
+    np.testing.assert_allclose(value, function(torch.tensor(x)).numpy(), **TOLERANCE)
+
+
+def as_type(like, value):
+    return torch.tensor(value) if torch.is_tensor(like) and value is not None else value
+
+
 @pytest.mark.parametrize(
     ("method", "name"),
     [(method, name) for method in ("data_term", "model_term") for name in DIVERGENCES]
@@ -51,6 +65,7 @@ def assert_twins(ours, theirs, x):
 def test_terms_and_their_gradients(method, name):
     ours, theirs = (getattr(divergence, method) for divergence in both(name))
     assert_twins(ours, theirs, LOG_RATIOS)
+    assert_in_numpy(ours, LOG_RATIOS)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -71,6 +86,7 @@ def test_estimate_and_its_gradients(name, weighted):
         lambda x: theirs.estimate(jnp.asarray(p), x, *arrays),
         q,
     )
+    assert_in_numpy(lambda q: ours.estimate(as_type(q, p), q, *(as_type(q, w) for w in weights)), q)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -79,6 +95,25 @@ def test_attributes(name):
     assert (ours.pi, ours.upper, repr(ours)) == (theirs.pi, theirs.upper, repr(theirs))
     assert eval(repr(ours), vars(pyro_spread)) == ours
     assert np.isfinite(ours.upper) == (name in BOUNDED)
+
+
+def test_one_class_for_both_backends():
+    assert pyro_spread.JSPi is numpyro_spread.JSPi
+
+    class LeCam(pyro_spread.Divergence):
+        def data_term(self, log_ratio):
+            return array_namespace(log_ratio).tanh(log_ratio / 2)
+
+        def model_term(self, log_ratio):
+            return -self.data_term(log_ratio)
+
+        def generator_loss(self, log_ratio):
+            return -((1 + self.data_term(log_ratio)) ** 2)
+
+    p, q = RNG.normal(size=7), RNG.normal(size=5)
+    expected = np.tanh(p / 2).mean() - np.tanh(q / 2).mean()
+    for array in (np.array, torch.tensor, jnp.array):
+        np.testing.assert_allclose(LeCam().estimate(array(p), array(q)), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("package", [pyro_spread, numpyro_spread])
@@ -91,6 +126,7 @@ def test_no_divergence_is_left_out(package):
 
 def test_non_saturating_loss():
     assert_twins(pyro_non_saturating_loss, numpyro_non_saturating_loss, LOG_RATIOS)
+    assert_in_numpy(pyro_non_saturating_loss, LOG_RATIOS)
 
 
 # --- that they are what they claim to be, in one backend: the other has just been compared -------

@@ -141,7 +141,7 @@ def test_prior_that_is_no_number(pi):
         JSPi(pi)
 
 
-@pytest.mark.parametrize("bad", [0.5, [0.5], np.zeros(3), torch.zeros(3).long()], ids=repr)
+@pytest.mark.parametrize("bad", [0.5, [0.5], np.zeros(3, int), torch.zeros(3).long()], ids=repr)
 def test_what_is_not_a_floating_point_tensor(bad):
     good = torch.zeros(3)
     with pytest.raises(TypeError, match=r"log_ratio_p must be a torch.Tensor of floating-point"):
@@ -153,6 +153,13 @@ def test_what_is_not_a_floating_point_tensor(bad):
             divergence.generator_loss(bad)
     with pytest.raises(TypeError, match="logits must be"):
         non_saturating_loss(bad)
+
+
+def test_arrays_of_numpy_do_not_mix_with_tensors():
+    tensor, array = torch.zeros(3), np.zeros(3)
+    for arguments in [(array, tensor), (tensor, array), (tensor, tensor, array)]:
+        with pytest.raises(TypeError, match=r"must be a torch.Tensor .* got ndarray"):
+            KL().estimate(*arguments)
 
 
 def test_bad_weights():
