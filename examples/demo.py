@@ -41,7 +41,7 @@ def start_example(backend: str, folder: Path, options: list[str]) -> subprocess.
 
 
 def log_lines(folder: Path) -> list[str]:
-    """What an example has said so far; a progress bar is as many lines as it was drawn."""
+    """The output of an example so far; a progress bar gives a line each time it is drawn."""
     text = (folder / LOG_FILE).read_text(errors="replace")
     return [line for line in re.split(r"[\r\n]", text) if line.strip()]
 

@@ -123,7 +123,7 @@ class _Array:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that a step runs."""
+    """Versions of the libraries that a step uses."""
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -133,7 +133,7 @@ def versions() -> dict[str, str]:
 
 
 def classes(svi: SVI) -> dict[str, str]:
-    """What an SVI is made of, as far as it does not show in the state."""
+    """Classes of the parts of an SVI that the state does not show."""
     return {"loss": type(loss_of(svi)).__name__, "optimizer": type(svi.optim).__name__}
 
 
@@ -203,7 +203,7 @@ def check_bounds(reading: Reading, svi: SVI) -> None:
 
 
 def loss_state(svi: SVI) -> Any:
-    """What the loss keeps on the host."""
+    """The state that the loss keeps on the host."""
     loss = loss_of(svi)
     if not hasattr(loss, "get_state"):
         return {}

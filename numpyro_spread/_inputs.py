@@ -31,7 +31,7 @@ def as_array(value: Any) -> Any:
         if str(tensor.dtype) == "torch.bfloat16":  # which NumPy has not
             return tensor.float().numpy().astype(jnp.bfloat16)
         return tensor.numpy()
-    except (TypeError, RuntimeError):  # sparse, quantised, or inside of a transformation of torch
+    except (TypeError, RuntimeError):  # sparse, quantised, or inside a transformation of torch
         return value
 
 
@@ -41,7 +41,7 @@ def takes_arrays(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ObservedArrays(Messenger):
-    """Whatever a model observes inside of the context is an array, or an error names the site."""
+    """Whatever a model observes inside the context is an array, or an error names the site."""
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "sample":
@@ -54,7 +54,7 @@ class ObservedArrays(Messenger):
 
 def observed_array(site: str, value: Any) -> Any:
     """
-    What a site observes as an array; types that no one knows are left to its distribution.
+    What a site observes, as an array; unknown types are left to its distribution.
 
     :param site: its name.
     :param value: the observed value.

@@ -1,6 +1,9 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation that trusts no critic: log p(x) by importance weights, calibration by simulation."""
+"""
+Evaluation that does not rely on a critic: log p(x) by importance weights, calibration by
+simulation.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +76,9 @@ def ais_log_likelihood(
     r"""
     :math:`\log p(x)` of a model with continuous latents by annealed importance sampling, in nats.
 
-    No guide is involved, so that models trained with and without one, and with any loss, compare:
-    for decoders it is the accepted measure of test log-likelihood. Each datum has chains of its
-    own, which start at the prior and move by Hamiltonian Monte Carlo in unconstrained space; see
+    No guide is needed, so models trained with and without a guide, and with any loss, can be
+    compared: for decoders it is the accepted measure of test log-likelihood. Each datum has its own
+    chains, which start at the prior and move by Hamiltonian Monte Carlo in unconstrained space; see
     :func:`spread_analysis.annealed_importance` for the method, and its sources.
 
     The model stays as it is. Data are the elements of the plates that all its sites share; where
@@ -223,7 +226,7 @@ def importance_weighted_bound(
     :param kwargs: keyword arguments of both.
     :return: values of the shape of the plates that all sites of model and guide share.
     :raises ValueError: if a site of the guide has no density, a site is scaled, or model and guide
-        mask different elements of it; the message names it and the way out.
+        mask different elements of it; the message names it and says what to do.
     """
 
     def run(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
@@ -244,7 +247,7 @@ def importance_weighted_bound(
         return jnp.asarray(weight)
 
     samples = as_count(num_samples, "num_samples")
-    sites, proposed, dims = run(rng_key)  # scales and masks are concrete only outside of jit
+    sites, proposed, dims = run(rng_key)  # scales and masks are concrete only outside jit
     _check_densities(proposed)
     _check_evidence(sites)
     _check_masks(sites, proposed)
@@ -270,15 +273,16 @@ def simulation_based_calibration(
     **kwargs: Any,
 ) -> CalibrationReport:
     r"""
-    Rank true latents among the guide's draws given the data that they made.
+    Rank true latents among the guide's draws given the data that they produced.
 
-    Latents and data are drawn from the model, the guide sees the data in place of the real ones.
-    If the guide is the posterior, the rank of the true latent among its draws is uniform (Talts et
-    al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The elements of the
-    plates that all sites share are simulations of their own, so that a batch costs one run.
+    Latents and data are drawn from the model, the guide sees the data in place of the real ones. If
+    the guide is the posterior, the rank of the true latent among the guide's draws is uniform
+    (Talts et al. 2018, arXiv:1804.06788). The guide may be implicit: it is only sampled. The
+    elements of the plates that all sites share are separate simulations, so a batch costs one run.
 
-    Elements that model or guide masks out are not ranked. A simulation counts once: where the model
-    repeats itself, as one that reads its latents from a table does, one pass is all there is.
+    Elements that model or guide masks out are not ranked. Every simulation counts once: if the
+    model repeats itself, for example because it reads its latents from a table, only one pass is
+    made.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro_spread import simulation_based_calibration

@@ -1,6 +1,9 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules the steps of an SVI really call, for what no walk through its objects can reach."""
+"""
+Record which modules the steps of an SVI call, to find those that cannot be reached from its
+objects.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def forget_garbage() -> None:
 
 
 class Look:
-    """Notes the modules that this thread calls inside of the context."""
+    """Notes the modules that this thread calls inside the context."""
 
     def __init__(self) -> None:
         self.called: Called = WeakSet()

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of other libraries become tensors, once and for all that a model or guide is given."""
+"""Convert arrays of other libraries to tensors, once for all arguments of model and guide."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def takes_arrays(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ObservedArrays(Messenger):
-    """Whatever a model observes inside of the context is a tensor, or an error names the site."""
+    """Whatever a model observes inside the context is a tensor, or an error names the site."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["infer"].get("was_observed"):  # it is drawn anew, and the data are put aside
@@ -79,7 +79,7 @@ class ObservedArrays(Messenger):
 
 def observed_tensor(site: str, value: Any) -> Any:
     """
-    What a site observes as a tensor; types that no one knows are left to its distribution.
+    What a site observes, as a tensor; unknown types are left to its distribution.
 
     :param site: its name.
     :param value: the observed value.

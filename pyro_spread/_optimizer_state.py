@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""State of Pyro's optimisers: all of it is taken, and put back without waiting for a step."""
+"""Get and set the whole state of Pyro's optimisers, without waiting for their next step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The nets that an SVI leads to, and what they hold beside the params of the store."""
+"""Find the nets that an SVI uses, and what they hold in addition to the params of the store."""
 
 from __future__ import annotations
 

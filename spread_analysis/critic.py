@@ -27,7 +27,8 @@ EVIDENCE_TOLERANCE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class CriticReport:
-    r"""What held-out logits say about a critic; made by :func:`critic_report`.
+    r"""
+    Diagnostics of a critic from held-out logits; made by :func:`critic_report`.
 
     :param pi: Weight of the data, the class prior of the critic.
     :param accuracy: Share of samples on the right side of logit zero; zero itself counts half.
@@ -180,7 +181,8 @@ def critic_report(
 
 @dataclass(frozen=True)
 class EvidenceReport:
-    """What a fresh critic makes of an adversarial ELBO estimate, on the same held-out draws.
+    """
+    An adversarial ELBO estimate and that of a fresh critic, on the same held-out draws.
 
     :param estimate: The estimate in nats with the critic of the training run.
     :param fresh_estimate: The estimate in nats with a critic fitted anew to fresh draws.

@@ -120,7 +120,7 @@ class SampleJudge:
         )
 
     def real(self) -> SampleQuality:
-        """What real images, those trained on, score: what a perfect model could reach."""
+        """Scores of real images, the training images: what a perfect model could reach."""
         return self(self.dataset.train_images)
 
     def _take(self, images: ArrayLike) -> FloatArray:

@@ -62,7 +62,7 @@ class LogEvidence:
         return np.asarray(~np.isfinite(self.standard_error) | few)
 
     def reshape(self, shape: Sequence[int]) -> LogEvidence:
-        """The same estimates, with data of this shape."""
+        """Reshape the estimates to data of this shape."""
         moves, observed = self.acceptance, self.observed
         return LogEvidence(
             self.values.reshape(shape),
@@ -304,7 +304,7 @@ def _anneal(
     adapt: bool = False,
 ) -> LogEvidence:
     """A run at the given step sizes, or one that writes them, each from the one before."""
-    # A start outside of the support, where densities may be NaN, has weight zero.
+    # A start outside the support, where densities may be NaN, has weight zero.
     inside = np.isfinite(here.log_likelihood)
     here = here._replace(log_likelihood=np.where(inside, here.log_likelihood, -np.inf))
     log_weight = betas[1] * here.log_likelihood

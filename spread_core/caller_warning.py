@@ -15,7 +15,7 @@ _LIBRARIES = {
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """
-    Warn at the innermost line that is no library's.
+    Warn at the innermost line that does not belong to a library.
 
     :param message: what is said.
     :param category: of the warning.

@@ -69,7 +69,7 @@ class _PatientMonitor(Stateful):
         return True
 
     def _tell(self, suspicious: bool, message: str) -> bool:
-        """The same, with a warning that names the user's line."""
+        """Warn, naming the user's line."""
         self.streak = self.streak + 1 if suspicious else 0
         if self.warned or self.streak < self.patience:
             return False
@@ -87,7 +87,7 @@ class SupportMismatchMonitor(_PatientMonitor):
     :param patience: Consecutive suspicious steps before the warning, at least 1.
     :param accuracy_limit: Accuracy from which a step is suspicious.
     :param saturated_limit: Share of saturated logits, in size at least 10, from which it is.
-    :raises ValueError: If ``patience`` is no positive integer or a limit is not in (0, 1].
+    :raises ValueError: If ``patience`` is not a positive integer or a limit is not in (0, 1].
 
     >>> monitor = SupportMismatchMonitor(patience=2)
     >>> monitor.observe(accuracy=1.0, saturated=1.0), monitor.observe(accuracy=0.7, saturated=0.0)
@@ -128,7 +128,7 @@ class FalseEvidenceMonitor(_PatientMonitor):
 
     :param patience: Consecutive suspicious steps before the warning, at least 1.
     :param accuracy_limit: Accuracy from which a step is suspicious.
-    :raises ValueError: If ``patience`` is no positive integer or the limit is not in (0, 1].
+    :raises ValueError: If ``patience`` is not a positive integer or the limit is not in (0, 1].
 
     >>> monitor = FalseEvidenceMonitor(patience=2)
     >>> monitor.observe(accuracy=0.99), monitor.observe(accuracy=0.7)
@@ -189,7 +189,7 @@ class ClampMonitor(_PatientMonitor):
 
     :param upper: The largest value of the divergence, in nats.
     :param patience: Consecutive steps outside before the warning, at least 1. A critic that starts
-        beside its model may need a hundred steps to get inside.
+        next to its model may need a hundred steps to get inside.
 
     >>> monitor = ClampMonitor(upper=0.7, patience=2)
     >>> monitor.observe(-0.1), monitor.observe(0.1)

@@ -122,7 +122,7 @@ def make_optimizer(args, module):
 
 
 def average(value):
-    """Of all ranks."""
+    """Average over all ranks."""
     value = value.detach().clone()
     if distributed.is_initialized():
         distributed.all_reduce(value)
@@ -168,7 +168,7 @@ def main(args):
                 break
         epoch += 1
 
-    # What every rank is asked for, then what rank 0 can say by itself.
+    # First what needs every rank, then what rank 0 computes alone.
     params = nn.utils.parameters_to_vector(module.parameters()).detach()
     apart = average((params - average(params)).abs().max())
     noise = torch.zeros(world_size, device=device)

@@ -49,7 +49,7 @@ def sites_of_other_values(
     kwargs: Mapping[str, Any],
 ) -> list[str]:
     """
-    Those of the ``suspects`` whose observed value is not made of the value handed to the model.
+    The ``suspects`` whose observed value does not depend on the value given to the model.
 
     The model is traced once more, abstractly, as a function of the handed values alone: reshapes,
     subsets and casts of them pass, anything computed from them and anything else does not.

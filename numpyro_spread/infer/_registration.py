@@ -57,7 +57,7 @@ class Registered:
 
     @takes_arrays
     def _call(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # The guide in the place of a model: for the names of its arguments, which are the same.
+        # The guide instead of a model: for the names of its arguments, which are the same.
         if self._before is not None:
             self._before(args, kwargs)
         try:
@@ -91,7 +91,7 @@ def declare_params(site: str, init: Callable[[], Any]) -> None:
 
 def example_of(draw: Callable[[jax.Array], Any], rng_key: jax.Array) -> Any:
     """
-    What ``draw`` would return, with zeros for arrays: it is traced, nothing is computed.
+    The result of ``draw`` with zeros for arrays: it is only traced, nothing is computed.
 
     :param draw: from a random key to a pytree, whose other leaves stay as they are.
     :param rng_key: random key.

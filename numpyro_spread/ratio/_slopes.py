@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples have a slope in which logits: read off the jaxpr of a critic, or computed."""
+"""Find which logits depend on which samples: from the jaxpr of a critic, or by derivatives."""
 
 from __future__ import annotations
 

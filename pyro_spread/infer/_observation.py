@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Did a model observe the values it was handed? Decided on all of the values themselves."""
+"""Check that a model observes the values it was given, by comparing all of the values."""
 
 from __future__ import annotations
 

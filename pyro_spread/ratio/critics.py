@@ -63,7 +63,7 @@ class MLPCritic(_MLP):
     A multilayer perceptron from features to one logit.
 
     For use as ``concat_sites(MLPCritic(), "x")``. The first layer takes its size from the first
-    input, so nobody passes sizes; layers are initialised as ``torch.nn.Linear`` does.
+    input, so no sizes are needed; layers are initialised as ``torch.nn.Linear`` does.
 
         >>> import torch
         >>> critic = MLPCritic(hidden=(32, 32))

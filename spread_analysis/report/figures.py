@@ -171,7 +171,7 @@ def calibration(report: CriticReport, sides: tuple[str, str]) -> str:
 
 
 def overlap(logits: CriticLogits, words: LossWords) -> str:
-    """What the critic says of both sides, as two histograms."""
+    """Histograms of the critic's log-ratio at data and at samples."""
     offset = np.log(words.pi / (1 - words.pi)) if words.is_classifier else 0.0
     sides = [logits.data - offset, logits.model - offset]
     weights = [logits.data_weights, logits.model_weights]

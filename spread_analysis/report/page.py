@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page out of a report: everything inside of it, and everything escaped."""
+"""One HTML page out of a report: everything inside it, and everything escaped."""
 
 from __future__ import annotations
 

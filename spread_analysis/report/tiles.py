@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says first: a handful of numbers, green or red where that can be said."""
+"""The tiles at the top of a report: a few numbers, green or red where possible."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def check(report: Report, logits: CriticLogits) -> CriticReport | None:
-    """What can be said of a critic; None for one that is no classifier or not finite."""
+    """Check of a critic; None for one that is not a classifier or not finite."""
     if not report.words.is_classifier or logits.num_not_finite:
         return None
     return critic_report(
@@ -66,7 +66,7 @@ def check(report: Report, logits: CriticLogits) -> CriticReport | None:
 
 def tiles(report: Report) -> list[Tile]:
     """
-    What stands at the top of the page.
+    The tiles at the top of the page.
 
     :param report: with its metrics.
     """

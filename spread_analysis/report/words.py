@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the number that a loss reports is, and what its critic's logits are about."""
+"""What the reported value of a loss means, and what its critic's logits compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spread_analysis.critic import critic_report
 from spread_core.validation import FloatArray
 
 NOT_A_BOUND = "estimate, not a bound"
-# Attributes of losses that are no settings of theirs, or are shown elsewhere.
+# Attributes of losses that are not settings, or are shown elsewhere.
 _UNTOLD = {
     "discriminator",
     "head",
@@ -58,7 +58,7 @@ class LossWords:
 
     @property
     def label(self) -> str:
-        """What stands at an axis: the value with its unit and caution."""
+        """Label of an axis: the value with its unit and a caution."""
         label = f"{self.value} ({self.unit})" if self.unit else self.value
         return f"{label}, {self.caution}" if self.caution else label
 
@@ -114,7 +114,7 @@ def _divergence(loss: Any) -> str:
 @dataclass(frozen=True)
 class CriticLogits:
     """
-    What a critic said about both sides, flat, with weights or None.
+    A critic's logits for data and model, flat, with weights or None.
 
     :param data: of shape (num_data,); of the guide's draws where a guide is judged.
     :param model: of shape (num_model,).
@@ -192,7 +192,7 @@ def _mean(values: FloatArray, weights: FloatArray | None) -> float:
 
 def describe_settings(loss: Any) -> dict[str, str]:
     """
-    What a loss was told, as text by name of the argument.
+    The arguments of a loss, as text by name of the argument.
 
     :param loss: the loss object.
     """

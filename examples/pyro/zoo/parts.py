@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of the zoo share in Pyro: nets, and the loop around ``svi.step``."""
+"""Code that the files of the zoo share in Pyro: nets, and the loop around ``svi.step``."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def fit(
 
 @torch.no_grad()
 def mean_bound(svi: SVI, *arrays: np.ndarray, num_draws: int = 10) -> float:
-    """What the loss says of held-out images, as a bound of log p(x): nats per image."""
+    """The loss on held-out images as a bound on log p(x), in nats per image."""
     tensors = [torch.as_tensor(array) for array in arrays]
     losses = [svi.evaluate_loss(*tensors) for _ in range(num_draws)]
     return -float(np.mean(losses)) / len(tensors[0])
@@ -133,7 +133,7 @@ def draw(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.nda
 
 
 def draw_counts(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.ndarray:
-    """The same of a model of whole-number pixels."""
+    """Draw whole-number pixels from a model."""
     return draw(model, *args) / MAX_COUNT
 
 
