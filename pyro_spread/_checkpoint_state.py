@@ -347,7 +347,7 @@ def _describe(value: Any) -> str:
 
 
 class Snapshot:
-    """What declaring params changes, to be put back if the load fails."""
+    """A copy of what declaring params changes, to restore it if the load fails."""
 
     def __init__(self, svi: SVI, modules: Mapping[str, nn.Module] | None) -> None:
         store = pyro.get_param_store()

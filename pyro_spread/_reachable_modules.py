@@ -24,7 +24,7 @@ _DIVIDER = "$$$"
 
 
 class Held(NamedTuple):
-    """What a net holds: a tensor, or a module with state of its own making."""
+    """State of a net: a tensor, or a module with custom state."""
 
     module: nn.Module
     tensor: torch.Tensor | None
@@ -60,7 +60,7 @@ def find_modules(
 
 
 class _Walk:
-    """Follows functions, partials, containers and plain objects; calls nothing."""
+    """Search functions, partials, containers and plain objects; nothing is called."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, nn.Module]] = []
@@ -181,7 +181,7 @@ def _name_in_store(root: nn.Module) -> str | None:
 
 
 def strangers(found: list[tuple[str, nn.Module]]) -> list[str]:
-    """Params of the store that are a net's, though of none of those found."""
+    """Params of the store that belong to a net that was not found."""
     owned = {id(param) for _, root in found for param in root.parameters()}
     return [
         name

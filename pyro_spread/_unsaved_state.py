@@ -45,7 +45,7 @@ _OF_PYRO = frozenset(
 
 def refuse_unsaved(optim: PyroOptim) -> None:
     """
-    Refuse an optimiser that would come back from its own state as another one.
+    Refuse an optimiser that its own state does not restore completely.
 
     Each optimiser of torch is built anew and given the state, as a load does it, and compared with
     the living one in all that both hold: attributes, closures and objects inside them.

@@ -34,7 +34,7 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")}
 
 class WiderWalk:
     """
-    Breadth first, so that nothing is too deep; calls nothing.
+    A breadth-first search, which finds nets at any depth; nothing is called.
 
     :param known: nets that were found before; only others are added.
     """

@@ -38,7 +38,7 @@ class Composite(PyroOptim):
         """
         Raise an error for anything that :meth:`own_state` does not return.
 
-        :raises ValueError: saying what is wrong; nothing is changed.
+        :raises ValueError: naming what is wrong; nothing is changed.
         """
         raise NotImplementedError
 

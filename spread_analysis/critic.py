@@ -1,12 +1,13 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Is the critic of an adversarial loss any good? Answers from its logits, and watches over them.
+"""
+Diagnostics of the critic of an adversarial loss, computed from its logits.
 
-A critic that tells data (probability ``pi``) from model draws has the optimal logit
-``log(P / Q) + log(pi / (1 - pi))``. What a loss reports is only as right as the critic is, so these
-diagnostics belong to **held-out** samples: on the batches it was trained on, a critic that
-memorises looks good.
+A critic that distinguishes data (probability ``pi``) from model draws has the optimal logit
+``log(P / Q) + log(pi / (1 - pi))``. The value of a loss is only as accurate as its critic. Use
+**held-out** samples for these diagnostics: on its training batches, a critic that memorises looks
+good.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class EvidenceReport:
         """Whether the estimate is false evidence.
 
         It is if the gap exceeds both ``threshold`` and two standard errors, and also if either is
-        NaN: what cannot be checked is not to be believed.
+        NaN, since it cannot be checked then.
 
         :param threshold: Gap in nats that does no harm.
         """

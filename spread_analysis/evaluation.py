@@ -77,8 +77,8 @@ class SampleJudge:
 
     Everything that a model's samples are compared with is fixed here once (features, held-out
     images, kernel bandwidth, sample sizes), so that values of different models are comparable. The
-    features are learned from the training images; held-out images were seen by nobody. Fréchet
-    distance, precision and recall are taken in the features, MMD² in the pixels.
+    features are learned from the training images; held-out images are not used for training.
+    Fréchet distance, precision and recall are taken in the features, MMD² in the pixels.
 
     :param dataset: the data.
     :param max_samples: at most that many held-out images are compared with at most that many

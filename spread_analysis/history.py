@@ -37,7 +37,8 @@ class History:
         self._last: dict[str, float] = {}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Take in the numbers of one step.
+        """
+        Add the numbers of one step.
 
         :param step: Number of steps taken, not less than at the last call.
         :param values: Number by name, such as what ``diagnose`` returns; NaN is kept as such.
@@ -73,7 +74,7 @@ class History:
 
     @property
     def last(self) -> dict[str, float]:
-        """The numbers taken in last, by name."""
+        """The latest numbers, by name."""
         return dict(self._last)
 
     def postfix(self, *names: str, digits: int = 3) -> dict[str, str]:

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which argument of a model carries the data of which site; plain Python for both backends."""
+"""Find which argument of a model holds the data of which site; plain Python for both backends."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Warnings that point to the user's own line, however deep in a step they arise."""
+"""Warnings that name the user's own line, however deep in a step they are issued."""
 
 from __future__ import annotations
 

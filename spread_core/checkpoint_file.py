@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-Files of checkpoints: written in one piece or not at all, and checked to the last bit when read.
+Checkpoint files: written atomically, and verified by a hash when read.
 
 A checkpoint is one safetensors file. Its header holds, as the only metadata, the SHA-256 of the
 file (with the digest itself as zeros) followed by JSON. Files are numbered in the order in which

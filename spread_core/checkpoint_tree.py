@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""State as JSON and named tensors, and back; nothing else can be said in it, so no code either."""
+"""Encode state as JSON and named tensors, and decode it; neither can contain code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Watch a critic during training, and warn once when its logits stop meaning anything."""
+"""Monitor a critic during training, and warn once when its logits are no longer reliable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_suspicious(
     accuracy_limit: float = PERFECT_ACCURACY,
     saturated_limit: float = PERFECT_SATURATION,
 ) -> bool:
-    """Whether a critic separates the sides so well that nothing is left to learn from it."""
+    """Whether a critic separates data and model so well that the generator cannot learn from it."""
     return accuracy >= accuracy_limit and saturated >= saturated_limit
 
 
@@ -79,7 +79,8 @@ class _PatientMonitor(Stateful):
 
 
 class SupportMismatchMonitor(_PatientMonitor):
-    """Watch a critic during training and warn, once, when it has become perfect.
+    """
+    Monitor a critic during training and warn, once, when it has become perfect.
 
     A step is suspicious if the critic is right about nearly every sample with nearly all logits
     saturated. One such batch is chance; ``patience`` of them in a row are a support mismatch.
@@ -105,7 +106,8 @@ class SupportMismatchMonitor(_PatientMonitor):
         self.saturated_limit = _as_limit(saturated_limit, "saturated_limit")
 
     def observe(self, accuracy: float, saturated: float, stacklevel: int = 2) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+        """
+        Count one step; warn at the ``patience``-th suspicious one in a row.
 
         :param accuracy: Share of samples that the critic classifies correctly.
         :param saturated: Share of samples with a saturated logit.
@@ -119,7 +121,8 @@ class SupportMismatchMonitor(_PatientMonitor):
 
 
 class FalseEvidenceMonitor(_PatientMonitor):
-    """Watch the critic of a contrast ELBO and warn, once, when its logits have become guesses.
+    """
+    Monitor the critic of a contrast ELBO and warn, once, when its logits are no longer reliable.
 
     The critic's logit is the log-ratio of the guide to its contrast only where it sees draws of
     both. A step is suspicious if the critic is right about nearly all of them; ``patience`` of such
@@ -140,7 +143,8 @@ class FalseEvidenceMonitor(_PatientMonitor):
         self.accuracy_limit = _as_limit(accuracy_limit, "accuracy_limit")
 
     def observe(self, accuracy: float, stacklevel: int = 2) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+        """
+        Count one step; warn at the ``patience``-th suspicious one in a row.
 
         :param accuracy: Share of the guide's and the contrast's draws that the critic classifies
             correctly.
@@ -171,7 +175,8 @@ class LogitRangeMonitor(_PatientMonitor):
         self.least = 0.5 if 0.0 < usual < 1.0 else 0.0
 
     def observe(self, low: float, high: float) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+        """
+        Count one step; warn at the ``patience``-th suspicious one in a row.
 
         :param low: The least logit of both sides.
         :param high: The largest.
@@ -201,7 +206,8 @@ class ClampMonitor(_PatientMonitor):
         self.upper = upper
 
     def observe(self, value: float) -> bool:
-        """Take in one step; warn at the ``patience``-th one outside in a row.
+        """
+        Count one step; warn at the ``patience``-th one outside in a row.
 
         :param value: The estimate as it is, in nats.
         :return: Whether this call issued the warning.

@@ -34,7 +34,10 @@ CHUNK = 20
 
 
 def init_encoder(key: jax.Array, start: jax.Array, hidden_dim: int) -> dict[str, list[jax.Array]]:
-    """Begin at a linear guide: the nets add nothing, and the linear maps invert the start."""
+    """
+    Initialise as a linear guide: the nets return zero, and the linear maps invert the initial
+    decoder.
+    """
     problems, dim, num_sources = start.shape
     num_outputs = num_sources + num_sources * (num_sources + 1) // 2
     sizes = (dim, hidden_dim, hidden_dim, num_outputs)

@@ -178,7 +178,7 @@ def trainer(args):
 
     @functools.cache
     def prepare(name, dim):
-        """A training and what draws from its guide, each of which one compilation serves."""
+        """A training run and a function that draws from its guide, each compiled once."""
         return fit_density(dim) if name == DENSITY else fit_implicit(name, dim)
 
     def fit(name, table, x, seed):

@@ -84,7 +84,7 @@ class Guide(PyroModule):
 
 
 class NoGuide(nn.Module):
-    """Nothing to infer: z is the generator's noise."""
+    """Empty guide: z is the generator's noise."""
 
     def forward(self, x):
         pass
@@ -110,7 +110,7 @@ def build(args, num_data, num_pixels):
 
 
 def make_optimizer(args, module):
-    """Adam for both players; the critic's settings may be other ones."""
+    """Adam for both players; the critic may have different settings."""
     critic = getattr(module, "discriminator", nn.Module())
     theirs = list(critic.parameters())
     rest = [p for p in module.parameters() if not any(p is other for other in theirs)]

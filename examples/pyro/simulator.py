@@ -79,7 +79,7 @@ def trainer(args):
         )
 
     def train(svi, x, theta, num_steps):
-        """Steps on mini-batches of the table; yields now and then."""
+        """Train on mini-batches of the table; yields at regular steps."""
         for step in range(1, num_steps + 1):
             rows = torch.randint(len(x), (args.batch_size,), device=device)
             svi.step(x[rows], theta[rows])

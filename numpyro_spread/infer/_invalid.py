@@ -153,7 +153,7 @@ class Noted:
         self.left_out: bool | None = None
 
     def add(self, counts: Mapping[str, Any], total: int, left_out: bool | None) -> None:
-        """Take in one run."""
+        """Add one run."""
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
         self.total += total

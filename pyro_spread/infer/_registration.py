@@ -62,7 +62,7 @@ class Loss(Stateful, ELBO):
     @nets_in_half
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
-        Like :meth:`loss`, and adds to every param the gradient of its own player's loss.
+        Compute :meth:`loss`, and add to every param the gradient of its own player's loss.
 
         :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
             player; all but the random state is as it was.

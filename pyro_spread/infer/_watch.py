@@ -30,7 +30,7 @@ class LagWatch(Stateful):
 
     def __call__(self, logits: Logits) -> None:
         """
-        Take in one step.
+        Count one step.
 
         :param logits: at draws of the guide (``data``) and of its contrast (``model``).
         """

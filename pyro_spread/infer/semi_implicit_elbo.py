@@ -188,7 +188,9 @@ class SemiImplicitELBO(Loss):
         return self._run("loss", model, guide, args, kwargs)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds the gradients of the surrogate loss to the params' grads."""
+        """
+        Compute :meth:`loss`, and add the gradients of the surrogate loss to the params' grads.
+        """
         return self._run("loss_and_grads", model, guide, args, kwargs)
 
     def differentiable_loss(

@@ -88,7 +88,7 @@ def loss_curve(losses: FloatArray, words: LossWords) -> str:
 
 
 def history_curves(history: History, names: Sequence[str], ylabel: str) -> str:
-    """Some of the numbers taken in during training, in one panel."""
+    """Some of the numbers recorded during training, in one panel."""
     figure, axes = _new(5.2, 3.0)
     ax = axes[0, 0]
     for index, name in enumerate(names):

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""From what a backend has drawn to a report: what needs no tensors, for both backends."""
+"""Assemble a report from what a backend has drawn; this part needs no tensors."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def is_lost(report: Report, row: MetricRow) -> bool:
 
 
 def orbiting(report: Report) -> bool:
-    """Whether the divergence of a report orbits, as of players that chase each other."""
+    """Whether the divergence of a report oscillates."""
     curves: list[FloatArray] = []
     if report.words.is_divergence and report.losses is not None:
         curves.append(report.losses)
@@ -130,7 +130,7 @@ def orbiting(report: Report) -> bool:
 
 def orbits(curve: ArrayLike, least: float = 0.0) -> bool:
     """
-    Whether the second half of a curve swings to and fro, wide and slowly, about a level.
+    Whether the second half of a curve oscillates widely and slowly about a level.
 
     Noise of minibatches swings too, but without memory: means of blocks of every length from one to
     a twentieth of the half are looked at, in which an orbit shows as neighbours that are alike.

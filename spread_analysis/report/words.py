@@ -33,7 +33,7 @@ _UNTOLD = {
 @dataclass(frozen=True)
 class LossWords:
     """
-    How to speak of a loss.
+    Words that describe a loss.
 
     :param name: its class.
     :param value: what it reports.
@@ -65,7 +65,7 @@ class LossWords:
 
 def describe(loss: Any) -> LossWords:
     """
-    How to speak of a loss of either backend; of a stock one, too.
+    Describe a loss of either backend, or a stock loss.
 
     :param loss: the loss object.
     """
@@ -129,7 +129,7 @@ class CriticLogits:
 
     @classmethod
     def of(cls, logits: Any) -> CriticLogits:
-        """Out of the named tuple that ``loss.logits`` of either backend returns."""
+        """Convert the named tuple that ``loss.logits`` of either backend returns."""
         data, model = as_array(logits.data), as_array(logits.model)
         weights = [
             None if weight is None else np.broadcast_to(as_array(weight), side.shape).ravel()

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About what stands where arrays belong."""
+"""Messages about values that are not arrays."""
 
 from __future__ import annotations
 

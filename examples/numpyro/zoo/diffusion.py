@@ -66,7 +66,7 @@ class Diffusion:
         self.grey = np.arange(NUM_LEVELS) / MAX_COUNT
 
     def denoise(self, net, y, scale):
-        """The clean image from the noisy one: a weighted mean of it and of what the net says."""
+        """Estimate the clean image: a weighted mean of the noisy image and the net's output."""
         # Weights as in Karras et al. 2022 (arXiv:2206.00364): at every level the net's input and
         # what it has to give are of the size of one.
         total = jnp.sqrt(self.deviation**2 + scale**2)

@@ -66,7 +66,7 @@ def standard_normal(num: int) -> dist.Distribution:
 
 
 def no_guide(*args: Any) -> None:
-    """For models without latents, and for those that are trained by comparing draws."""
+    """Empty guide, for models without latents and for those trained by comparing samples."""
 
 
 def adam(
@@ -91,7 +91,7 @@ def adam(
 
 
 def adversaries(settings: Settings, critic_steps: int = 1) -> optax.GradientTransformation:
-    """One optimiser for both players of a game: steady rates and little momentum."""
+    """One optimiser for both players: constant learning rates and little momentum."""
     player = optax.adam(settings.learning_rate, b1=0.5)
     return two_player(player, player, critic_steps)
 

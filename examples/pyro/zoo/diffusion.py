@@ -52,7 +52,7 @@ NUM_FREQUENCIES = 8
 
 
 class Denoiser(nn.Module):
-    """The clean image from the noisy one: a weighted mean of it and of what a net makes of it."""
+    """Estimate the clean image: a weighted mean of the noisy image and a net's output."""
 
     def __init__(self, data: ZooData, hidden_dim: int) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ def start(settings: Settings) -> None:
 
 
 def no_guide(*args: torch.Tensor | int | None) -> None:
-    """For models without latents, and for those that are trained by comparing draws."""
+    """Empty guide, for models without latents and for those trained by comparing samples."""
 
 
 def adam(
@@ -89,7 +89,7 @@ def adam(
 
 
 def adversaries(settings: Settings, critic_steps: int = 1) -> PyroOptim:
-    """One optimiser for both players of a game: steady rates and little momentum."""
+    """One optimiser for both players: constant learning rates and little momentum."""
     options = {"lr": settings.learning_rate, "betas": (0.5, 0.999)}
     return two_player(Adam(options), Adam(options), critic_steps)
 
