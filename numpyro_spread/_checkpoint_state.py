@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The state of an SVI taken apart for a checkpoint and put back."""
+"""Collect the state of an SVI for a checkpoint, and restore it."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def loss_state(svi: SVI) -> Any:
 
 
 def prepare_loss(reading: Reading, svi: SVI) -> Callable[[], None]:
-    """Check what the loss keeps on the host; the function puts it in place."""
+    """Check what the loss keeps on the host; the returned function puts it in place."""
     saved, loss = reading.part("loss", dict), loss_of(svi)
     try:
         if isinstance(loss, Stateful):

@@ -122,7 +122,8 @@ class ImplicitDistribution(Distribution):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        There is none; what ``numpyro.infer.inspect`` gets tells what it would depend on.
+        Not available. For ``numpyro.infer.inspect`` the result shows what a density would depend
+        on.
 
         :raises NotImplementedError: always else, naming the losses that need no density.
         """
@@ -256,7 +257,8 @@ class DeterministicGenerator(Delta):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        Refused; what ``numpyro.infer.inspect`` gets tells what it would depend on.
+        Raises an error. For ``numpyro.infer.inspect`` the result shows what a density would depend
+        on.
 
         :raises NotImplementedError: always else, naming the losses that can train this model.
         """

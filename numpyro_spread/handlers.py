@@ -70,8 +70,9 @@ class spread(Messenger):  # noqa: N801
     Effect handler that passes the distribution at observed sites through a noise kernel.
 
     At every observed site that ``noise`` names, the distribution p becomes
-    :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller hands the model
-    noisy values. Sites that are not observed are untouched too: ``Predictive`` gives clean draws.
+    :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller passes noisy
+    values to the model. Sites that are not observed are untouched too: ``Predictive`` gives clean
+    draws.
 
     Both spellings work, ``spread(model, noise)`` and ``with spread(noise=noise):``.
 

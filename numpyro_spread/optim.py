@@ -123,8 +123,8 @@ def _more_than_gradients(optim: optax.GradientTransformation) -> str | None:
 
 def averaged_params(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
     """
-    Params of model and guide as ``ema`` averaged them over the steps, together with those of the
-    critic.
+    The averages kept by ``ema`` of the params of model and guide, together with the critic's
+    params.
 
         >>> import jax, numpyro, numpyro.distributions as dist, optax
         >>> import flax.linen as nn

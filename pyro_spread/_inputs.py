@@ -63,15 +63,20 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def takes_arrays(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a model and its arguments, to which arrays of other libraries are tensors."""
+    """
+    Wrap a function of a model and its arguments, so that arrays of other libraries become tensors.
+    """
     return taking_arrays(fn, as_tensor, ObservedArrays, WANTED)
 
 
 class ObservedArrays(Messenger):
-    """Whatever a model observes inside the context is a tensor, or an error names the site."""
+    """
+    Convert what a model observes inside the context to tensors, or raise an error that names the
+    site.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("was_observed"):  # it is drawn anew, and the data are put aside
+        if msg["infer"].get("was_observed"):  # it is drawn again, and the data are put aside
             msg["infer"]["obs"] = observed_tensor(msg["name"], msg["infer"]["obs"])
         elif msg["is_observed"] and not msg["infer"].get("_deterministic"):
             msg["value"] = observed_tensor(msg["name"], msg["value"])

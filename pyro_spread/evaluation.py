@@ -423,7 +423,7 @@ def _sites(trace: Any) -> dict[str, Any]:
 
 
 def _observation(site: Any) -> Any:
-    """What a site observes, also where it was drawn anew; None for a latent."""
+    """What a site observes, also where it was drawn again; None for a latent."""
     return site["infer"].get("obs", site["value"] if site["is_observed"] else None)
 
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""How a model uses the data it is handed, as far as noise on them has to know; plain Python."""
+"""How a model uses its data, as far as this decides how noise is drawn; plain Python."""
 
 from __future__ import annotations
 

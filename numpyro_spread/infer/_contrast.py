@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers that let a stock ELBO score guide sites without a density, by a critic."""
+"""Handlers with which a stock ELBO scores guide sites without a density, by a critic."""
 
 from __future__ import annotations
 

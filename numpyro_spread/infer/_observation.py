@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Did a model observe the values it was handed? Decided on its jaxpr, without computing."""
+"""Check that a model observes the values it was given, from its jaxpr, without computing."""
 
 from __future__ import annotations
 

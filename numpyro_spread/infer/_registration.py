@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Guides that carry what a loss has to tell SVI, which asks model and guide only."""
+"""Base class of every loss, and the guides that ``register`` returns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _METHODS = ("loss", "loss_with_mutable_state", "logits", "held_out_check")
 
 
 class Loss(ELBO):
-    """Base of all losses: tensors of torch among the arguments become arrays."""
+    """Base class of every loss: converts tensors of torch among the arguments to arrays."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Is noise needed only where a plate's indices point? Decided on a jaxpr, without computing."""
+"""Decide from a jaxpr whether noise is needed only for the rows that a plate takes."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ class SpreadStep:
 
     def check_observed(self) -> None:
         """
-        Make sure that the model observed what it was handed; called after it was run.
+        Make sure that the model observed what it was given; called after it was run.
 
         :raises ValueError: naming a site that did not.
         """

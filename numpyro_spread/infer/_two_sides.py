@@ -252,7 +252,7 @@ def refuse_nonfinite(site: str, value: Any) -> None:
 
 def check_draws(side: Side) -> None:
     """
-    Refuse draws of the model that are NaN or inf; where they are not known yet, take note of them.
+    Refuse draws of the model that are NaN or inf; record them where they are not known yet.
 
     :raises NonFiniteError: naming the site and the number of data.
     """

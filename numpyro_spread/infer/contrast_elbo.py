@@ -372,7 +372,7 @@ class PriorContrastELBO(Stateful, Loss):
         **kwargs: Any,
     ) -> EvidenceReport:
         """
-        Does the reported value hold? A fresh critic is fitted to draws of the frozen guide.
+        Check the estimate with a fresh critic; guide and model stay as they are.
 
         It is of the same kind, always under the adaptive contrast. Both then judge the same draws.
         Of a guide that has collapsed to a point, as the plain contrast may let it, the fresh

@@ -231,7 +231,8 @@ class JointContrastELBO(Stateful, Loss):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        The adversarial estimate of the divergence in nats, with every param's player's gradient.
+        The adversarial estimate of the divergence in nats; its gradient is that of every param's
+        player.
 
         It is the derivative of no single function: second derivatives make no sense.
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Ready-made critics in flax linen: nets whose logit says that a value came from the data side."""
+"""Ready-made critics in flax linen: nets whose logit is large for values from the data."""
 
 from __future__ import annotations
 

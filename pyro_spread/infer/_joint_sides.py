@@ -90,7 +90,7 @@ def draw_joint(
     drawn = {n: s for n, s in guide_trace.nodes.items() if is_latent(s)}
     shared = {n: s for n, s in drawn.items() if plates and not _plates_of(s) & plates}
     # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
-    # them, but their prior's gradient is handed on below.
+    # them, but their prior's gradient is passed on below.
     leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
     with torch.set_grad_enabled(torch.is_grad_enabled()), watch or nullcontext():
         trace = _run_forward(model, guide_trace, leaves, args, kwargs)

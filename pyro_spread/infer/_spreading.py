@@ -96,7 +96,7 @@ class Spreading:
         :param model: the model.
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
-        :param run: called with what is known; to be handed to :meth:`draw` or :meth:`hand`.
+        :param run: called with what is known; to be passed to :meth:`draw` or :meth:`hand`.
         """
         shapes = {key: _shape(get_argument(key, args, kwargs)) for key in located.values()}
         use = use_of(model, (tuple(located.items()), tuple(shapes.items())))
@@ -239,7 +239,7 @@ class _LossSpread(SpreadMessenger):
         return self._places.observed(site, value, seen, kernel, event_dim)
 
     def _taken(self, msg: Any, handed: torch.Tensor) -> torch.Tensor:
-        """What the plates around a site take of the value that the model was handed."""
+        """What the plates around a site take of the value that the model was given."""
         value = msg["value"]
         for frame in msg["cond_indep_stack"]:
             dim = frame.dim - msg["fn"].event_dim if frame.vectorized else 0

@@ -292,10 +292,10 @@ class PriorContrastELBO(Loss):
         """
         Check the estimate with a fresh critic; guide and model stay as they are.
 
-        A copy of the discriminator starts anew and is fitted to fresh draws under the adaptive
-        contrast; then both estimates are taken at the same held-out draws. Nothing of the training
-        run is changed. A guide that has collapsed to a point, as the plain contrast may let it, has
-        no ELBO: then the fresh estimate is NaN, and the report says false evidence.
+        A copy of the discriminator is initialised again and fitted to fresh draws under the
+        adaptive contrast; then both estimates are taken at the same held-out draws. Nothing of the
+        training run is changed. A guide that has collapsed to a point, as the plain contrast may
+        let it, has no ELBO: then the fresh estimate is NaN, and the report says false evidence.
 
         :param model: the model.
         :param guide: the guide.

@@ -28,7 +28,7 @@ class Row:
     :param system: the file that trains it, ``examples/{pyro,numpyro}/zoo/<system>.py``.
     :param title: what it is called in the table.
     :param measure: what its log-likelihood is.
-    :param loss: the loss that is handed to SVI.
+    :param loss: the loss that is passed to SVI.
     :param num_steps: gradient steps of the model.
     :param learning_rate: of Adam.
     """
