@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-The main job in both backends, and one table of what came out; ``make demo`` runs this.
+Run ``delta_vae.py`` in both backends and print one table; ``make demo`` runs this.
 
     python examples/demo.py --output demo-output
 """
@@ -25,7 +25,10 @@ LOG_FILE = "log.txt"
 
 
 def start_example(backend: str, folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
-    """In a process of its own, since the two backends never share one, with its log in a file."""
+    """
+    Start an example in a separate process, since the backends never share one, with its log in a
+    file.
+    """
     script = ROOT / "examples" / backend / "delta_vae.py"
     folder.mkdir(parents=True, exist_ok=True)
     # The example may run before the packages are installed.
@@ -41,7 +44,7 @@ def start_example(backend: str, folder: Path, options: list[str]) -> subprocess.
 
 
 def log_lines(folder: Path) -> list[str]:
-    """What an example has said so far; a progress bar is as many lines as it was drawn."""
+    """The output of an example so far; a progress bar gives a line each time it is drawn."""
     text = (folder / LOG_FILE).read_text(errors="replace")
     return [line for line in re.split(r"[\r\n]", text) if line.strip()]
 

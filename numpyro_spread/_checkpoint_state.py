@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The state of an SVI taken apart for a checkpoint and put back."""
+"""Collect the state of an SVI for a checkpoint, and restore it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class _Array:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that a step runs."""
+    """Versions of the libraries that a step uses."""
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -133,7 +133,7 @@ def versions() -> dict[str, str]:
 
 
 def classes(svi: SVI) -> dict[str, str]:
-    """What an SVI is made of, as far as it does not show in the state."""
+    """Classes of the parts of an SVI that the state does not show."""
     return {"loss": type(loss_of(svi)).__name__, "optimizer": type(svi.optim).__name__}
 
 
@@ -203,7 +203,7 @@ def check_bounds(reading: Reading, svi: SVI) -> None:
 
 
 def loss_state(svi: SVI) -> Any:
-    """What the loss keeps on the host."""
+    """The state that the loss keeps on the host."""
     loss = loss_of(svi)
     if not hasattr(loss, "get_state"):
         return {}
@@ -212,7 +212,7 @@ def loss_state(svi: SVI) -> Any:
 
 
 def prepare_loss(reading: Reading, svi: SVI) -> Callable[[], None]:
-    """Check what the loss keeps on the host; the function puts it in place."""
+    """Check what the loss keeps on the host; the returned function puts it in place."""
     saved, loss = reading.part("loss", dict), loss_of(svi)
     try:
         if isinstance(loss, Stateful):

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What a guard sees of the loss under it: its arguments, mutable state, counters and errors."""
+"""The loss under a guard: its arguments, mutable state, counters and errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Seen:
 
 
 class KeepsMutable:
-    """A loss that hands on the old mutable state beside the new one; all else is its own."""
+    """A loss that returns the old mutable state in addition to the new one; otherwise unchanged."""
 
     def __init__(self, seen: Seen) -> None:
         self.guarded = seen.loss
@@ -94,7 +94,7 @@ class KeepsMutable:
 
 @contextmanager
 def counters_on_error(loss: Any) -> Iterator[None]:
-    """What a loss counts on the host is as before if a step ends in an error."""
+    """Restore what a loss counts on the host if a step ends in an error."""
     state = loss.get_state() if isinstance(loss, Stateful) else None
     try:
         yield

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of torch become arrays, once and for all that a model or guide is given."""
+"""Convert tensors of torch to arrays, once for all arguments of model and guide."""
 
 from __future__ import annotations
 
@@ -31,22 +31,25 @@ def as_array(value: Any) -> Any:
         if str(tensor.dtype) == "torch.bfloat16":  # which NumPy has not
             return tensor.float().numpy().astype(jnp.bfloat16)
         return tensor.numpy()
-    except (TypeError, RuntimeError):  # sparse, quantised, or inside of a transformation of torch
+    except (TypeError, RuntimeError):  # sparse, quantised, or inside a transformation of torch
         return value
 
 
 def takes_arrays(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a model and its arguments, to which tensors of torch are arrays."""
+    """Wrap a function of a model and its arguments, so that tensors of torch become arrays."""
     return taking_arrays(fn, as_array, ObservedArrays, WANTED)
 
 
 class ObservedArrays(Messenger):
-    """Whatever a model observes inside of the context is an array, or an error names the site."""
+    """
+    Convert what a model observes inside the context to arrays, or raise an error that names the
+    site.
+    """
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "sample":
             return
-        if msg["infer"].get("was_observed"):  # it is drawn anew, and the data are put aside
+        if msg["infer"].get("was_observed"):  # it is drawn again, and the data are put aside
             msg["infer"]["obs"] = observed_array(msg["name"], msg["infer"]["obs"])
         elif msg["is_observed"]:
             msg["value"] = observed_array(msg["name"], msg["value"])
@@ -54,7 +57,7 @@ class ObservedArrays(Messenger):
 
 def observed_array(site: str, value: Any) -> Any:
     """
-    What a site observes as an array; types that no one knows are left to its distribution.
+    What a site observes, as an array; unknown types are left to its distribution.
 
     :param site: its name.
     :param value: the observed value.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a running SVI, from which it goes on bit for bit."""
+"""Checkpoints of a running SVI, from which it continues bit for bit."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ def save_checkpoint(
     metadata: Any = None,
 ) -> Path:
     """
-    Write all that the next step of an SVI reads to one file, in one piece or not at all.
+    Write everything that the next step of an SVI reads to one file, completely or not at all.
 
     This is the whole state: params, optimisers (both players', with schedules and averages),
     mutable state such as the running averages of batch normalisation, and the random key, of either
-    style. The file is in the safetensors format: arrays and JSON, and nothing that runs when it is
-    read.
+    style. The file is in the safetensors format: arrays and JSON; reading it runs no code.
 
         >>> import jax, jax.numpy as jnp, numpyro, optax, tempfile, numpyro.distributions as dist
         >>> from numpyro.infer import SVI, Trace_ELBO
@@ -75,7 +74,7 @@ def load_checkpoint(
     path: str | os.PathLike[str], svi: SVI, svi_state: SVIState
 ) -> tuple[SVIState, Checkpoint]:
     """
-    Go on from a checkpoint: the steps that follow are, bit for bit, those of the saved run.
+    Continue from a checkpoint: the following steps are, bit for bit, those of the saved run.
 
     The program builds the SVI and its first state as it did for the saved run; the arrays of that
     state are then replaced by those of the file.

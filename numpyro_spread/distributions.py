@@ -76,13 +76,14 @@ class ImplicitDistribution(Distribution):
         distributions.check_event_shape(event_shape)
         self.fn = _as_pytree(fn)
         self.base_dist = base_dist
-        # What vmap and scan put in front of the arrays is told by what they had before.
+        # The dims that vmap and scan put in front of the arrays follow from the dims they had
+        # before.
         self._ndims = tuple(np.ndim(leaf) for leaf in jax.tree.leaves((self.fn, base_dist)))
         super().__init__(base_dist.batch_shape, tuple(event_shape), validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
-        """All real values, for ``SVI.init``, which asks; fn may reach only some of them."""
+        """All real values, since ``SVI.init`` needs a support; fn may reach only some of them."""
         return constraints.independent(constraints.real, self.event_dim)
 
     @property
@@ -121,7 +122,8 @@ class ImplicitDistribution(Distribution):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        There is none; what ``numpyro.infer.inspect`` gets tells what it would depend on.
+        Not available. For ``numpyro.infer.inspect`` the result shows what a density would depend
+        on.
 
         :raises NotImplementedError: always else, naming the losses that need no density.
         """
@@ -132,7 +134,7 @@ class ImplicitDistribution(Distribution):
 
 @promote_batch_shape.register
 def _promote_implicit(d: ImplicitDistribution) -> ImplicitDistribution:
-    """What ``vmap`` or scan made many of: as many distributions side by side."""
+    """A batch of distributions, where ``vmap`` or scan has stacked the arrays of one."""
     leaves = jax.tree.leaves((d.fn, d.base_dist))
     grown = [np.ndim(leaf) - ndim for leaf, ndim in zip(leaves, d._ndims, strict=True)]
     count = max(grown, default=0)
@@ -207,7 +209,7 @@ class _SideBySide(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of each."""
+        """Support of each distribution."""
         return self.each.support
 
     @property
@@ -255,7 +257,8 @@ class DeterministicGenerator(Delta):
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """
-        Refused; what ``numpyro.infer.inspect`` gets tells what it would depend on.
+        Raises an error. For ``numpyro.infer.inspect`` the result shows what a density would depend
+        on.
 
         :raises NotImplementedError: always else, naming the losses that can train this model.
         """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A guard of an SVI: no step is taken that would end in NaN or inf."""
+"""A guard for an SVI: it takes no step that would end in NaN or inf."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class GuardState(NamedTuple):
     in_a_row: jax.Array
     good: jax.Array
     step_scale: jax.Array
-    #: Which of the possible causes were there at the last bad step, and its loss.
+    #: Which of the possible causes applied at the last bad step, and its loss.
     last: jax.Array
     last_loss: jax.Array
 
@@ -82,7 +82,7 @@ class FiniteGuard(_parents.NumPyroOptim):
         self.recover_after = int(recover_after)
         self.discriminator = getattr(loss, "name", "discriminator")
         self._seen = Seen(loss)
-        #: What the loss has seen of its model's draws.
+        #: Failed simulations that the loss noticed.
         self._told = vars(loss).setdefault("_told", Told()) if hasattr(loss, "__dict__") else Told()
         self._told.is_guarded = True
 
@@ -117,7 +117,7 @@ class FiniteGuard(_parents.NumPyroOptim):
         state: Any,
         forward_mode_differentiation: bool = False,
     ) -> tuple[tuple[Any, Any], Any]:
-        """The same, with a loss of NaN for a step that was not taken."""
+        """Like ``eval_and_update``, with a loss of NaN for a step that was not taken."""
         value, aux, state, is_good = self._guarded_step(fn, state, forward_mode_differentiation)
         return (jnp.where(is_good, value, jnp.nan), aux), state
 
@@ -195,7 +195,7 @@ class FiniteGuard(_parents.NumPyroOptim):
         return after, aux, is_good
 
     def _failed_simulations(self) -> str:
-        """What the loss has seen of its model's draws, if it was quicker than the guard."""
+        """Failed simulations that the loss noticed before the guard."""
         said, self._told.last = self._told.last, ""
         return said
 
@@ -203,7 +203,7 @@ class FiniteGuard(_parents.NumPyroOptim):
         names = _names(params)
 
         def warn(in_a_row: Any, bad: Any, value: Any) -> None:
-            if is_worth_saying(int(in_a_row)):  # under vmap all are told if one is
+            if is_worth_saying(int(in_a_row)):  # under vmap all are reported if one is
                 said = _describe(bad, names, self.discriminator, float(value))
                 warnings.warn(guard_messages.only_skipped(int(in_a_row), said), stacklevel=2)
 
@@ -213,7 +213,7 @@ class FiniteGuard(_parents.NumPyroOptim):
     def _shortened(self, params: Any, moved: Any, scale: Any) -> Any:
         if self.on_nonfinite != "reduce":
             return moved
-        # What optax_to_numpyro keeps: a count, and params beside the state of optax.
+        # What optax_to_numpyro keeps: a count, and params in addition to the state of optax.
         count, (new, state) = moved
         new = jax.tree.map(
             lambda a, b: jnp.where(scale == 1, b, a + (scale * (b - a)).astype(a.dtype)),
@@ -232,7 +232,7 @@ def finite_guard(
     svi: SVI, on_nonfinite: str = "raise", *, factor: float = 0.5, recover_after: int = 100
 ) -> SVI:
     """
-    Put a guard before the steps of an SVI: none is taken that would end in NaN or inf.
+    Guard the steps of an SVI: no step is taken that would end in NaN or inf.
 
     A step is good if the loss and all gradients are finite, and the params that it leads to; NaN in
     data or in the critic's logits shows in these. Of a bad one nothing stays but the random state:
@@ -244,7 +244,7 @@ def finite_guard(
       message ends in ours, once the results are asked for; your own state is as it was;
     - ``"skip"``: training goes on, as by ``svi.stable_update``, which works too;
     - ``"reduce"``: the same, and the updates of both players are scaled by ``factor`` from then on;
-      after every ``recover_after`` good steps the scale grows by as much again, up to 1.
+      after every ``recover_after`` good steps the scale is divided by it again, up to 1.
 
     The loss may be any of this package or a stock one, and ``svi.update``, ``svi.run`` and their
     compiled forms stay as they are.
@@ -271,7 +271,7 @@ def finite_guard(
     :param factor: of the updates after a bad step, in (0, 1).
     :param recover_after: good steps until they grow again.
     :return: the same SVI.
-    :raises TypeError: if it is no SVI.
+    :raises TypeError: if it is not an SVI.
     :raises ValueError: if it has a guard, or an argument is out of its range.
     :raises NotImplementedError: for ``numpyro.optim.Minimize``, and for ``"reduce"`` with an
         optimiser that is not one of optax.
@@ -287,7 +287,7 @@ def finite_guard(
 
 def guard_status(svi: SVI, svi_state: SVIState) -> GuardStatus:
     """
-    What the guard of an SVI has seen.
+    How many steps the guard of an SVI has skipped, and why.
 
     :param svi: an SVI under :func:`finite_guard`.
     :param svi_state: its state.
@@ -305,7 +305,7 @@ def guard_status(svi: SVI, svi_state: SVIState) -> GuardStatus:
 
 
 def _describe(bad: Any, names: list[str], discriminator: str, value: float) -> str:
-    """What those causes are: params, the loss, gradients, updates."""
+    """Describe the causes: params, the loss, gradients, updates."""
     first, count = int(np.argmax(np.asarray(bad))), len(names)
     if first == count:
         gradients = [
@@ -330,7 +330,7 @@ def _call_if(condition: Any, call: Callable[..., None], *seen: Any) -> None:
 
 
 def _names(params: Any) -> list[str]:
-    """Of all leaves of the params, such as ``decoder$params['layer']['bias']``."""
+    """Names of all leaves of the params, such as ``decoder$params['layer']['bias']``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return [f"{path[0].key}{jax.tree_util.keystr(path[1:])}" for path, _ in leaves]
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The effect handler that spreads observed sites."""
+"""The effect handler ``spread``, which adds noise to the distributions at observed sites."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ class spread(Messenger):  # noqa: N801
     Effect handler that passes the distribution at observed sites through a noise kernel.
 
     At every observed site that ``noise`` names, the distribution p becomes
-    :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller hands the model
-    noisy values. Sites that are not observed are untouched too: ``Predictive`` gives clean draws.
+    :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller passes noisy
+    values to the model. Sites that are not observed are untouched too: ``Predictive`` gives clean
+    draws.
 
     Both spellings work, ``spread(model, noise)`` and ``with spread(noise=noise):``.
 
@@ -93,7 +94,7 @@ class spread(Messenger):  # noqa: N801
         decorator.
     :raises TypeError: if noise is not such a dict, or a value's type does not fit its kernel.
     :raises ValueError: if a named site does not exist, a kernel does not fit it, or it was made
-        observed by a handler outside of this one.
+        observed by a handler outside this one.
     :raises NotImplementedError: if the spread of a site's distribution is not known exactly.
     """
 
@@ -130,7 +131,7 @@ class spread(Messenger):  # noqa: N801
         return None if key is None else self.noise[key]
 
     def process_message(self, msg: Any) -> None:
-        """Spread the distribution of an observed site, after all handlers inside of this one."""
+        """Spread the distribution of an observed site, after all handlers inside this one."""
         if msg["type"] != "sample":
             return
         site = site_of(msg)
@@ -158,7 +159,7 @@ class spread(Messenger):  # noqa: N801
         msg["infer"] = {**msg["infer"], _MARK: True}
 
     def postprocess_message(self, msg: Any) -> None:
-        """Notice sites that a handler outside of this one made observed."""
+        """Notice sites that a handler outside this one made observed."""
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
         site = site_of(msg)

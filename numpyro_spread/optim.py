@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One optimiser for SVI out of two, one for each player."""
+"""two_player: combine two optimisers, one for each player, into one for SVI."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def two_player(
     name: str = "discriminator",
 ) -> optax.GradientTransformation:
     """
-    One optimiser for SVI out of two: the discriminator's params go to one, all others to the other.
+    Combine two optimisers into one for SVI: one for the discriminator's params, one for all others.
 
     Each keeps its own learning rate, state, schedule and gradient clipping (``optax.chain``).
 
@@ -65,12 +65,12 @@ def two_player(
         >>> fast = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(4e-4))
         >>> optim = two_player(slow, fast, discriminator_steps=2)
 
-    :param generator: an optax optimiser for all params but the discriminator's.
+    :param generator: an optax optimiser for all params except the discriminator's.
     :param discriminator: an optax optimiser for the discriminator's params.
     :param discriminator_steps: steps of the discriminator for each of the generator, which moves
         at every k-th step, with the gradient of that step; its schedules count its own steps.
     :param ema: decay per step of an exponential moving average of the generator's params, such as
-        0.999, which smooths out the orbits of the game; :func:`averaged_params` returns it.
+        0.999, which averages out the oscillations of training; :func:`averaged_params` returns it.
     :param name: of the discriminator, as in the loss.
     :return: an optax optimiser for SVI.
     :raises TypeError: if a player is not an optax optimiser.
@@ -103,7 +103,9 @@ def two_player(
 
 
 def _more_than_gradients(optim: optax.GradientTransformation) -> str | None:
-    """What the update wants to be told beside gradients, params and the value of the loss."""
+    """
+    Arguments that the update needs in addition to gradients, params and the value of the loss.
+    """
     told = optax.with_extra_args_support(optim)
 
     def one_step(params: Any) -> Any:
@@ -121,7 +123,8 @@ def _more_than_gradients(optim: optax.GradientTransformation) -> str | None:
 
 def averaged_params(svi: SVI, svi_state: SVIState) -> dict[str, Any]:
     """
-    Params of model and guide as ``ema`` averaged them over the steps, beside those of the critic.
+    The averages kept by ``ema`` of the params of model and guide, together with the critic's
+    params.
 
         >>> import jax, numpyro, numpyro.distributions as dist, optax
         >>> import flax.linen as nn

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Looking at a training run: numbers for a progress bar, and a page for people."""
+"""Monitoring a training run: numbers for a progress bar, and an HTML page."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ from spread_core.messages import report as report_messages
 
 __all__ = ["diagnose", "report"]
 
-# Folded into the key of a state, beside what SVI makes of it.
+# Folded into the key of a state, so that it differs from the keys that SVI makes.
 _LOOK = 0x5EED0006
 
 
 def diagnose(svi: SVI, svi_state: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
     """
-    The numbers to watch during training: for progress bars, TensorBoard and the like.
+    The numbers to watch during training: for progress bars, TensorBoard and so on.
 
     Nothing is moved by it: neither state nor random key, so that a run with it ends as the same run
-    without. It is not compiled and costs as much as some steps: ask every hundred steps or so.
+    without. It is not compiled and costs as much as some steps: call it every hundred steps or so.
 
         >>> import jax, numpyro, numpyro.distributions as dist, optax
         >>> import flax.linen as nn
@@ -82,8 +82,8 @@ def diagnose(svi: SVI, svi_state: Any, *args: Any, **kwargs: Any) -> dict[str, f
         more.
     :param kwargs: keyword arguments of both.
     :return: ``loss``; ``divergence``, the same number, where the loss is an estimate of one; and
-        for each critic that is a classifier ``critic_accuracy``, ``critic_divergence`` (what it
-        sees of JS_pi, in nats), ``critic_saturated`` and ``log_ratio_gap`` (nats), with "/site"
+        for each critic that is a classifier ``critic_accuracy``, ``critic_divergence`` (its
+        estimate of JS_pi, in nats), ``critic_saturated`` and ``log_ratio_gap`` (nats), with "/site"
         behind where there is one critic per site. What a contrast ELBO reports is an estimate and
         not a bound.
     :raises ValueError: if the SVI has no loss object, or params are missing.
@@ -114,13 +114,12 @@ def report(
     **kwargs: Any,
 ) -> Report:
     """
-    Write one HTML page that says how a training run went and what came out of it.
+    Write one HTML page about a training run and its results.
 
     The page holds everything it needs, pictures included: loss and divergence curves, the model's
-    samples beside the data, sample metrics, calibration of the critic, overlap of supports, the
-    posterior's pair plot, warnings, settings and versions. What a loss does not have is said to be
-    missing. Samples and metrics are of clean draws, without spread noise. Nothing of the run is
-    changed.
+    samples next to the data, sample metrics, calibration of the critic, overlap of supports, the
+    posterior's pair plot, warnings, settings and versions. If a loss lacks something, the page says
+    so. Samples and metrics are of clean draws, without spread noise. Nothing of the run is changed.
 
         >>> import jax, numpyro, numpyro.distributions as dist, optax, tempfile
         >>> from numpyro.infer import SVI
@@ -145,7 +144,7 @@ def report(
         more, a few thousand are enough. Latents in no plate of the data come from the guide, all
         others from the prior.
     :param losses: the loss of every step.
-    :param history: what was looked at by :func:`diagnose` during training.
+    :param history: the values of :func:`diagnose` during training.
     :param num_samples: how many samples, and data, are shown and compared.
     :param image_shape: ``(height, width)``, maybe with a channel axis, if the data are images.
     :param title: of the page.
@@ -331,7 +330,7 @@ def _key_data(rng_key: jax.Array) -> str:
 
 
 def _describe_optimiser(optim: Any) -> dict[str, str]:
-    """Its class: what is inside of an optax optimiser it does not tell."""
+    """Its class: what is inside an optax optimiser it does not tell."""
     if isinstance(optim, FiniteGuard):
         return _describe_optimiser(optim.guarded) | {"on_nonfinite": optim.on_nonfinite}
     kind = type(optim).__name__
@@ -339,7 +338,7 @@ def _describe_optimiser(optim: Any) -> dict[str, str]:
 
 
 def _describe_networks(loss: Any, params: Mapping[str, Any]) -> dict[str, str]:
-    """Which nets have how many params."""
+    """Names of the nets and their numbers of params."""
     found = {}
     for site, value in params.items():
         count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(value))

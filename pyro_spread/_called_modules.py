@@ -1,6 +1,9 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules the steps of an SVI really call, for what no walk through its objects can reach."""
+"""
+Record which modules the steps of an SVI call, to find those that cannot be reached from its
+objects.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _called: WeakKeyDictionary[Any, Called] = WeakKeyDictionary()
 
 def note(owner: Any, modules: Called) -> None:
     """
-    Remember that a step called these modules.
+    Record that a step called these modules.
 
     :param owner: the SVI or its loss.
     :param modules: what it called.
@@ -32,7 +35,7 @@ def note(owner: Any, modules: Called) -> None:
 
 
 def called_by(*owners: Any) -> list[nn.Module]:
-    """What their steps called, as far as it was seen and is still there."""
+    """The modules that their steps called, as far as they were recorded and still exist."""
     found = {id(module): module for owner in owners for module in _kept(owner)}
     return list(found.values())
 
@@ -50,7 +53,7 @@ def forget_garbage() -> None:
 
 
 class Look:
-    """Notes the modules that this thread calls inside of the context."""
+    """Record the modules that this thread calls inside the context."""
 
     def __init__(self) -> None:
         self.called: Called = WeakSet()
@@ -88,7 +91,7 @@ class _Watched:
 
 def watch(svi: Any) -> None:
     """
-    Note the modules that the steps of an SVI call from now on.
+    Record the modules that the steps of an SVI call from now on.
 
     :param svi: the SVI, whose loss may be one of Pyro that notes nothing.
     """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What a step of an SVI reads, taken apart for a checkpoint and put back."""
+"""Collect everything that a step of an SVI reads for a checkpoint, and restore it."""
 
 from __future__ import annotations
 
@@ -150,14 +150,14 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((python["version"], internal, python["gauss"]))
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    # Devices that are no longer there have nothing to draw.
+    # Devices that no longer exist need no random state.
     for device, each in enumerate(state["cuda"] or []):
         if torch.cuda.is_available() and device < torch.cuda.device_count():
             torch.cuda.set_rng_state(each, device)
 
 
 def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
-    """Take a step that moves nothing, so that params are in the store and layers have shapes."""
+    """Take a step that changes nothing, so that params are in the store and layers have shapes."""
     try:
         # As a step does it, since what is compiled or looked up at its first call draws numbers.
         with poutine.block(), Look() as look:
@@ -168,7 +168,7 @@ def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
 
 
 def prepare_params(reading: Reading) -> list[Commit]:
-    """Check the params against those of the store; the functions put them in place."""
+    """Check the params against those of the store; the returned functions put them in place."""
     saved, store = reading.part("params", dict), pyro.get_param_store()
     _check_names(reading, "params", saved, store.keys(), checkpoints.late_params())
     commits = []
@@ -208,7 +208,7 @@ def _put_param(param: torch.Tensor, value: torch.Tensor, grad: Any) -> Commit:
 def prepare_modules(
     reading: Reading, svi: SVI, modules: Mapping[str, nn.Module] | None
 ) -> list[Commit]:
-    """The same for what nets hold beside params."""
+    """Check what nets hold in addition to params; the returned functions put it in place."""
     saved, found = reading.part("modules", dict), find_modules(svi, modules)
     live = held_beside_params(found)
     check_called(svi, found, reading.refuse)
@@ -281,7 +281,7 @@ def check_optimizer(svi: SVI) -> None:
 
 
 def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
-    """The same for the optimisers."""
+    """Check the states of the optimisers; the returned functions put them in place."""
     state = reading.part("optimizer", dict)
     try:
         return optimizers.prepare(svi.optim, state, strict)
@@ -290,7 +290,7 @@ def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
 
 
 def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
-    """The same for what classes of optimisers written by the user keep beside torch's state."""
+    """Check what the user's own classes of optimisers keep in addition to torch's state."""
     saved = reading.state.get("optimizer_attributes", {})  # earlier versions do not write it
     before = copy.deepcopy(attributes(svi.optim))
     if not fit(saved, before):
@@ -300,7 +300,7 @@ def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
 
 
 def prepare_loss(reading: Reading, svi: SVI) -> Commit:
-    """The same for counters of the loss."""
+    """Check the counters of the loss; the returned functions put them in place."""
     state, loss = reading.part("loss", dict), loss_of(svi)
     try:
         if isinstance(loss, Stateful):
@@ -311,7 +311,7 @@ def prepare_loss(reading: Reading, svi: SVI) -> Commit:
 
 
 def prepare_random(reading: Reading) -> Commit:
-    """The same for random states, which are tried out."""
+    """Check the random states by trying them out; the returned functions put them in place."""
     state, before = reading.part("random", dict), random_state()
     try:
         set_random_state(state)
@@ -348,7 +348,7 @@ def _describe(value: Any) -> str:
 
 
 class Snapshot:
-    """What declaring params changes, to be put back if the load fails."""
+    """A copy of what declaring params changes, to restore it if the load fails."""
 
     def __init__(self, svi: SVI, modules: Mapping[str, nn.Module] | None) -> None:
         found = find_modules(svi, modules)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit distributions with params: a Gaussian and what an MLP adds to it."""
+"""Implicit distributions with params: a Gaussian plus the output of an MLP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _push(
     context: torch.Tensor | None,
     noise: torch.Tensor,
 ) -> torch.Tensor:
-    """Noise to draws: a Gaussian, and what the net adds to it in units of its scale."""
+    """Map noise to draws: a Gaussian, plus the output of the net in units of its scale."""
     return loc + scale * (noise[..., : loc.shape[-1]] + net(noise, context))
 
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of other libraries become tensors, once and for all that a model or guide is given."""
+"""Convert arrays of other libraries to tensors, once for all arguments of model and guide."""
 
 from __future__ import annotations
 
@@ -63,15 +63,20 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def takes_arrays(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a model and its arguments, to which arrays of other libraries are tensors."""
+    """
+    Wrap a function of a model and its arguments, so that arrays of other libraries become tensors.
+    """
     return taking_arrays(fn, as_tensor, ObservedArrays, WANTED)
 
 
 class ObservedArrays(Messenger):
-    """Whatever a model observes inside of the context is a tensor, or an error names the site."""
+    """
+    Convert what a model observes inside the context to tensors, or raise an error that names the
+    site.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("was_observed"):  # it is drawn anew, and the data are put aside
+        if msg["infer"].get("was_observed"):  # it is drawn again, and the data are put aside
             msg["infer"]["obs"] = observed_tensor(msg["name"], msg["infer"]["obs"])
         elif msg["is_observed"] and not msg["infer"].get("_deterministic"):
             msg["value"] = observed_tensor(msg["name"], msg["value"])
@@ -79,7 +84,7 @@ class ObservedArrays(Messenger):
 
 def observed_tensor(site: str, value: Any) -> Any:
     """
-    What a site observes as a tensor; types that no one knows are left to its distribution.
+    What a site observes, as a tensor; unknown types are left to its distribution.
 
     :param site: its name.
     :param value: the observed value.

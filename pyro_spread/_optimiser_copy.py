@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Params and optimisers as they were before a step, whatever class the optimisers are of."""
+"""Copies of params and optimisers from before a step, for optimisers of any class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_spread import _parents
 
 # Optimisers that keep all they know in ``state`` and ``param_groups``, or are schedules.
 _PLAIN = ("torch.optim.", "pyro.optim.")
-# Attributes of Pyro's optimisers that do not change, and one that is looked at by itself.
+# Attributes of Pyro's optimisers that do not change, and one that is treated separately.
 _FIXED = ("optim_objs", "pt_optim_args", "pt_clip_args", "kwargs")
 _MOST_LEVELS = 8
 
@@ -94,7 +94,7 @@ class OptimiserState:
         self._seen[id(value)] = value
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         for now, before in self._tables:
             now.clear()
             now.update(before)
@@ -105,7 +105,7 @@ class OptimiserState:
                 tensor.copy_(value)
 
     def shorten(self, scale: float) -> None:
-        """Take back a part of the way that the params have gone."""
+        """Undo a part of the change of the params."""
         with torch.no_grad():
             for param, value in zip(self._params, self._values, strict=False):
                 param.copy_(torch.lerp(value, param, scale))

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""State of Pyro's optimisers: all of it is taken, and put back without waiting for a step."""
+"""Get and set the whole state of Pyro's optimisers, without waiting for their next step."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def _sorted(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def keeps_own_state(optim: PyroOptim) -> bool:
-    """Whether somebody else wrote how it keeps state."""
+    """Whether a class outside Pyro defines how its state is kept."""
     return type(optim).get_state is not PyroOptim.get_state
 
 
 def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
     """
-    Make ready to go on from what :func:`state_of` returned; the optimiser is left alone as yet.
+    Prepare to restore what :func:`state_of` returned; the optimiser is not changed yet.
 
     Pyro lets state wait for the next step of its param. Here it is in place at once, since a
     schedule may move before that, and the run may be saved again.
@@ -121,7 +121,7 @@ def _rebuilt(optim: PyroOptim, name: str, state: Any, strict: bool) -> Any:
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """Whether all of ``part`` stands in ``whole``, bit for bit."""
+    """Whether ``whole`` contains all of ``part``, bit for bit."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(
             key in whole and contains(whole[key], value) for key, value in part.items()

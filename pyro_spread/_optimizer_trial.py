@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an optimiser can step from the state in a file, tried out before it is loaded."""
+"""Check that an optimiser can step from the state in a file, before it is loaded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The nets that an SVI leads to, and what they hold beside the params of the store."""
+"""Find the nets that an SVI uses, and what they hold in addition to the params of the store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DIVIDER = "$$$"
 
 
 class Held(NamedTuple):
-    """What a net holds: a tensor, or a module with state of its own making."""
+    """State of a net: a tensor, or a module with custom state."""
 
     module: nn.Module
     tensor: torch.Tensor | None
@@ -62,7 +62,7 @@ def find_modules(
 
 
 class _Walk:
-    """Follows functions, partials, containers and plain objects; calls nothing."""
+    """Search functions, partials, containers and plain objects; nothing is called."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, nn.Module]] = []
@@ -183,7 +183,7 @@ def _name_in_store(root: nn.Module) -> str | None:
 
 
 def strangers(found: list[tuple[str, nn.Module]]) -> list[str]:
-    """Params of the store that are a net's, though of none of those found."""
+    """Params of the store that belong to a net that was not found."""
     owned = {id(param) for _, root in found for param in root.parameters()}
     return [
         name

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A step is a transaction: what it changes is kept, and put back unless all of it is done."""
+"""Transactions: undo what a failed step changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spread_core.stateful import Stateful
 
 
 class _Running(threading.local):
-    """What this thread is in the middle of."""
+    """The transactions that this thread has not finished."""
 
     snapshot: StepSnapshot | None = None
     optimises = False
@@ -35,7 +35,7 @@ _running = _Running()
 
 
 class NotSettledError(BaseException):
-    """A look has met something that its first call will set up: it came too early."""
+    """A run without side effects met something that has not been set up by its first call yet."""
 
 
 class StoreState:
@@ -48,7 +48,7 @@ class StoreState:
 
     def clear_grads(self, params: Iterable[torch.Tensor]) -> None:
         """
-        No gradient where there was none, zeros as Pyro leaves them elsewhere.
+        Clear gradients: None where there was none, elsewhere zeros as Pyro leaves them.
 
         :param params: those of the step.
         """
@@ -145,7 +145,8 @@ def is_settled(program: Any) -> bool:
 @contextmanager
 def unchanged_buffers(module: nn.Module | None = None, settled: bool = False) -> Iterator[None]:
     """
-    Keep the running averages of batch normalisation out of a run that is none of the step's.
+    Keep the running averages of batch normalisation unchanged in a run that is not part of the
+    step.
 
     :param module: whose buffers; None for those of all modules that are called inside.
     :param settled: whether a module that its first call sets up is an error.
@@ -166,11 +167,11 @@ def unchanged_buffers(module: nn.Module | None = None, settled: bool = False) ->
 @contextmanager
 def looking(settled: bool = False) -> Iterator[None]:
     """
-    Around runs of model or guide that are only looked at.
+    Run model or guide without side effects.
 
-    Afterwards buffers, the param store and the random state are as before: params that begin at
-    random begin anew, at the numbers that are theirs, and a seed means the same draws with or
-    without the look.
+    Afterwards buffers, the param store and the random state are as before: params with random
+    initial values are initialised again, to the same values, and a seed gives the same draws with
+    and without such a run.
 
     :param settled: whether to stop before something is set up by its first call, since that would
         take random numbers here, where they are taken back.
@@ -187,7 +188,8 @@ def looking(settled: bool = False) -> Iterator[None]:
 
 class StepSnapshot:
     """
-    What a step may change: params and optimisers, gradients, the param store, buffers, counters.
+    A copy of what a step may change: params, optimisers, gradients, the param store, buffers,
+    counters.
 
     Params and optimisers are copied right before the optimiser moves them, by
     :func:`optimiser_step`; nothing before that does.
@@ -208,7 +210,7 @@ class StepSnapshot:
             self._counters.append((loss, loss.get_state()))
 
     def restore(self) -> None:
-        """Put everything back but gradients and random state."""
+        """Restore everything except gradients and random state."""
         if self.optimiser is not None:
             self.optimiser.restore()
         for loss, counters in self._counters:
@@ -251,7 +253,7 @@ def optimiser_step(
     optim: PyroOptim, params: Sequence[torch.Tensor], *steps: StepSnapshot
 ) -> Iterator[OptimiserState | None]:
     """
-    Around the step of an optimiser: all of it is done, or nothing of the whole step.
+    Take the step of an optimiser completely, or undo the whole step.
 
     :param optim: the optimiser.
     :param params: what it moves.
@@ -278,8 +280,8 @@ class _Armed:
     """
     An optimiser that undoes the whole step of an SVI if its own part fails.
 
-    It stands in the place of the SVI's optimiser from the end of ``loss_and_grads`` to the call
-    that follows, looks and behaves like that one, and shares all attributes with it.
+    It replaces the SVI's optimiser from the end of ``loss_and_grads`` to the call that follows,
+    looks and behaves like that one, and shares all attributes with it.
     """
 
     __slots__ = ("_arming",)
@@ -307,8 +309,8 @@ def arm(step: StepSnapshot) -> None:
     """
     Have the optimiser of the SVI whose step this is undo the step if it fails.
 
-    A loss is not told which SVI calls it; the SVI is found among the callers. In a loop of the
-    user's own there is none: what the optimiser does there is out of a loss's sight.
+    A loss does not know which SVI calls it; the SVI is found among the callers. In the user's own
+    loop there is none: the loss cannot see the optimiser there.
 
     :param step: what has been done so far.
     """

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""State of an optimiser that its ``state_dict`` leaves out, so that no checkpoint could hold it."""
+"""
+Find state of an optimiser that its ``state_dict`` leaves out, so that a checkpoint would lose it.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,10 @@ _OF_PYRO = frozenset(
 
 def refuse_unsaved(optim: PyroOptim) -> None:
     """
-    Refuse an optimiser that would come back from its own state as another one.
+    Refuse an optimiser that its own state does not restore completely.
 
     Each optimiser of torch is built anew and given the state, as a load does it, and compared with
-    the living one in all that both hold: attributes, closures and objects inside of them.
+    the living one in all that both hold: attributes, closures and objects inside them.
 
     :param optim: the optimiser.
     :raises ValueError: naming the class and the attribute.
@@ -139,7 +141,7 @@ def is_plain(value: Any) -> bool:
 
 
 def holder(value: Any) -> str:
-    """Class of what may hold state inside of a value; empty if nothing does."""
+    """Class of what may hold state inside a value; empty if nothing does."""
     if callable(value) and isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
         return ""
     if isinstance(value, Mapping | list | tuple | Set):

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-The second way to the nets of an SVI: through all that the user's own code names or holds.
+A wider search for the nets of an SVI: through everything that the user's own code names or holds.
 
 It goes where :func:`pyro_spread._reachable_modules.find_modules` did not go when the first
 checkpoints were written: into classes, modules, containers of any kind and length, and caches. What
@@ -34,7 +34,7 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")}
 
 class WiderWalk:
     """
-    Breadth first, so that nothing is too deep; calls nothing.
+    A breadth-first search, which finds nets at any depth; nothing is called.
 
     :param known: nets that were found before; only others are added.
     """

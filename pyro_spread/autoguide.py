@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A guide without a density, made from the model."""
+"""AutoImplicit: a guide without a density, made from the model."""
 
 from __future__ import annotations
 
@@ -211,9 +211,9 @@ class AutoImplicit(AutoGuide):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """
-        There is none: an implicit guide cannot be scored.
+        Not available: an implicit guide has no density.
 
-        :raises NotImplementedError: always, naming what can be done instead.
+        :raises NotImplementedError: always, naming the alternatives.
         """
         raise NotImplementedError(autoguide.no_guide_density())
 

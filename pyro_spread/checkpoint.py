@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a running SVI, from which it goes on bit for bit."""
+"""Checkpoints of a running SVI, from which it continues bit for bit."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def save_checkpoint(
     modules: Mapping[str, nn.Module] | None = None,
 ) -> Path:
     """
-    Write all that the next step of an SVI reads to one file, in one piece or not at all.
+    Write everything that the next step of an SVI reads to one file, completely or not at all.
 
     These are the params of the store, their optimisers (both players', with schedules and
     averages), buffers of nets such as the running averages of batch normalisation, counters of the
     loss, and the random state of torch (CUDA too), NumPy and Python. The file is in the safetensors
-    format: arrays and JSON, and nothing that runs when it is read.
+    format: arrays and JSON; reading it runs no code.
 
         >>> import pyro, tempfile, torch, pyro.distributions as dist
         >>> from pyro.infer import SVI, Trace_ELBO
@@ -63,8 +63,8 @@ def save_checkpoint(
         of a library do not.
     :return: path of the file.
     :raises ValueError: if a step calls a net that is not found, or its params are in the store, if
-        an optimiser has state outside of its state dict, if there are no params at all, or a number
-        is out of its range.
+        an optimiser has state outside its state dict, if there are no params at all, or a number is
+        out of its range.
     :raises RuntimeError: if another process saves in the directory at the same moment.
     :raises TypeError: if something cannot be written as arrays and JSON. In either case nothing is
         written, and earlier checkpoints stay.
@@ -100,11 +100,11 @@ def load_checkpoint(
     **kwargs: Any,
 ) -> Checkpoint:
     """
-    Go on from a checkpoint: the steps that follow are, bit for bit, those of the saved run.
+    Continue from a checkpoint: the following steps are, bit for bit, those of the saved run.
 
     The program builds model, guide, nets, optimisers and loss as it did for the saved run; their
     values are then those of the file. In a process that has not taken a step yet, params, lazy
-    layers and autoguides are declared first, by a step that moves nothing.
+    layers and autoguides are declared first, by a step that changes nothing.
 
         >>> import pyro, tempfile, torch, pyro.distributions as dist
         >>> from pyro.infer import SVI, Trace_ELBO

@@ -68,7 +68,7 @@ class ImplicitDistribution(TorchDistribution):
 
     def has_rsample_(self, value: bool) -> ImplicitDistribution:
         """
-        As it is, or refused.
+        Return the value, or raise an error.
 
         :param value: whether draws are to have a gradient.
         :raises NotImplementedError: if they are not as asked: there is no density that could serve.
@@ -99,7 +99,7 @@ class ImplicitDistribution(TorchDistribution):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """
-        There is none; what ``pyro.infer.inspect`` gets tells what it would depend on.
+        Not available. For ``pyro.infer.inspect`` the result shows what a density would depend on.
 
         :raises NotImplementedError: always else, naming the losses that need no density.
         """
@@ -140,7 +140,7 @@ class DeterministicGenerator(dist.Delta):
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """
-        Refused; what ``pyro.infer.inspect`` gets tells what it would depend on.
+        Raises an error. For ``pyro.infer.inspect`` the result shows what a density would depend on.
 
         :raises NotImplementedError: always else, naming the losses that can train this model.
         """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A guard of an SVI: no step is taken that would end in NaN or inf."""
+"""A guard for an SVI: it takes no step that would end in NaN or inf."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class FiniteGuard(Composite):
         return {"guarded": self.guarded}
 
     def own_state(self) -> dict[str, Any]:
-        """What was seen so far."""
+        """The counts of the guard."""
         return {_STATUS: {**self.status._asdict(), "good": self._good}}
 
     def check_own_state(self, state: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ class FiniteGuard(Composite):
             raise ValueError("finite_guard has another state")
 
     def set_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`own_state` returned."""
+        """Restore what :meth:`own_state` returned."""
         status = dict(state[_STATUS])
         self._good = status.pop("good")
         self.status = GuardStatus(**status)
@@ -186,17 +186,17 @@ def finite_guard(
     svi: SVI, on_nonfinite: str = "raise", *, factor: float = 0.5, recover_after: int = 100
 ) -> SVI:
     """
-    Put a guard before the steps of an SVI: none is taken that would end in NaN or inf.
+    Guard the steps of an SVI: no step is taken that would end in NaN or inf.
 
-    A step is good if data, params, the critic's logits, the loss and all gradients are finite, and
-    the params that it leads to. Of a bad one nothing stays but the random state: no player moves,
-    the state of both optimisers, the running averages of batch normalisation and the loss's own
-    counters are as before. What happens then is up to ``on_nonfinite``:
+    A step is good if data, params, the critic's logits, the loss, all gradients and the new params
+    are finite. Of a bad one nothing stays but the random state: no player moves, the state of both
+    optimisers, the running averages of batch normalisation and the loss's own counters are as
+    before. What happens then is up to ``on_nonfinite``:
 
-    - ``"raise"``: a :class:`NonFiniteError` names the site or param, its player and the way out;
+    - ``"raise"``: a :class:`NonFiniteError` names the site or param, its player and what to do;
     - ``"skip"``: the step returns NaN and training goes on, as by ``svi.stable_update`` in NumPyro;
     - ``"reduce"``: the same, and the updates of both players are scaled by ``factor`` from then on;
-      after every ``recover_after`` good steps the scale grows by as much again, up to 1.
+      after every ``recover_after`` good steps the scale is divided by it again, up to 1.
 
     The loss may be any of this package or a stock one.
 
@@ -225,7 +225,7 @@ def finite_guard(
     :param factor: of the updates after a bad step, in (0, 1).
     :param recover_after: good steps until they grow again.
     :return: the same SVI.
-    :raises TypeError: if it is no SVI.
+    :raises TypeError: if it is not an SVI.
     :raises ValueError: if it has a guard, or an argument is out of its range.
     """
     if not isinstance(svi, SVI):
@@ -239,7 +239,7 @@ def finite_guard(
 
 def guard_status(svi: SVI) -> GuardStatus:
     """
-    What the guard of an SVI has seen.
+    How many steps the guard of an SVI has skipped, and why.
 
     :param svi: an SVI under :func:`finite_guard`.
     :return: a named tuple ``(skipped, in_a_row, step_scale, last)``.

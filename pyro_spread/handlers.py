@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The effect handler that spreads observed sites."""
+"""The effect handler ``spread``, which adds noise to the distributions at observed sites."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def is_delta(fn: Any, value: Any = None) -> bool:
 
 
 def is_data(msg: Any) -> bool:
-    """Whether a message is an observation: ``pyro.deterministic`` sites only look it."""
+    """Whether a message is an observation; ``pyro.deterministic`` sites only look like one."""
     return msg["is_observed"] and not msg["infer"].get("_deterministic", False)
 
 
 class SpreadMessenger(Messenger):
     """
-    Replaces the distribution at observed sites by its spread; see :func:`spread`.
+    Replace the distribution at observed sites by its spread; see :func:`spread`.
 
     :param noise: dict from site to kernel.
     """
@@ -129,9 +129,9 @@ def spread(
     Effect handler that passes the distribution at observed sites through a noise kernel.
 
     At every observed site that ``noise`` names, the distribution p becomes
-    :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller hands the model
-    noisy values. Sites that are not observed are untouched too, so ``Predictive`` gives clean
-    draws.
+    :math:`\int k(y \mid x)\, p(x)\, dx`, exactly. Values are untouched: the caller passes noisy
+    values to the model. Sites that are not observed are untouched too, so ``Predictive`` gives
+    clean draws.
 
     Both spellings work, ``spread(model, noise)`` and ``with spread(noise=noise):``.
 
@@ -151,7 +151,7 @@ def spread(
     :return: the model with its observed sites spread; without ``fn``, a context manager.
     :raises TypeError: if noise is not such a dict, or a value's type does not fit its kernel.
     :raises ValueError: if a named site does not exist, a kernel does not fit it, or it was made
-        observed by a handler outside of this one.
+        observed by a handler outside this one.
     :raises NotImplementedError: if the spread of a site's distribution is not known exactly.
     """
     if fn is not None and not callable(fn):

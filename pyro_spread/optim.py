@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One optimiser for SVI out of two, one for each player."""
+"""two_player: combine two optimisers, one for each player, into one for SVI."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _EXAMPLE = 'pyro.optim.Adam({"lr": 1e-3}), which makes those of torch.optim itse
 
 
 class Composite(PyroOptim):
-    """An optimiser that leaves the steps to others, and keeps some state beside theirs."""
+    """An optimiser that delegates the steps to others, and keeps some state of its own."""
 
     def parts(self) -> dict[str, PyroOptim]:
-        """The others by name."""
+        """The optimisers that it delegates to, by name."""
         raise NotImplementedError
 
     def own_state(self) -> dict[str, Any]:
-        """What is kept beside their state."""
+        """The state of this optimiser itself, without that of its parts."""
         raise NotImplementedError
 
     def check_own_state(self, state: dict[str, Any]) -> None:
         """
-        Refuse what :meth:`own_state` does not return.
+        Raise an error for anything that :meth:`own_state` does not return.
 
-        :raises ValueError: saying what is wrong; nothing is changed.
+        :raises ValueError: naming what is wrong; nothing is changed.
         """
         raise NotImplementedError
 
     def set_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`own_state` returned."""
+        """Restore what :meth:`own_state` returned."""
         raise NotImplementedError
 
     def step(self, *args: Any, **kwargs: Any) -> None:
@@ -54,12 +54,12 @@ class Composite(PyroOptim):
                 optim.step(*args, **kwargs)
 
     def get_state(self) -> dict[str, Any]:
-        """State of all parts and what is kept beside it, as a dict."""
+        """State of all parts and of this optimiser, as a dict."""
         return {name: part.get_state() for name, part in self.parts().items()} | self.own_state()
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         """
-        Go on from what :meth:`get_state` returned.
+        Restore what :meth:`get_state` returned.
 
         :param state_dict: the state.
         :raises ValueError: if it is that of another optimiser; nothing is changed.
@@ -110,7 +110,7 @@ class TwoPlayer(Composite):
         """
         store = pyro.get_param_store()
         params = list(params)
-        # A critic that the model names too is the critic still.
+        # Params that the model names too still belong to the critic.
         names = [critic_params.get(param) or store.param_name(param) for param in params]
         mine = [str(name).split("$$$")[0] == self.name for name in names]
         if not any(mine) and self.name not in idle_critics.values():
@@ -173,7 +173,7 @@ class TwoPlayer(Composite):
                 raise ValueError(f"two_player: there is no param for the average of {name!r}")
 
     def set_own_state(self, state: dict[str, Any]) -> None:
-        """Go on with the count of steps and the averages."""
+        """Restore the count of steps and the averages."""
         self._steps_done = state[_STEPS]
         params = _parents.stored_params()
         self.averages = {
@@ -191,7 +191,7 @@ def two_player(
     name: str = "discriminator",
 ) -> TwoPlayer:
     """
-    One optimiser for SVI out of two: the discriminator's params go to one, all others to the other.
+    Combine two optimisers into one for SVI: one for the discriminator's params, one for all others.
 
     Each keeps its own learning rate, state, schedule and gradient clipping (``clip_args``).
 
@@ -200,13 +200,14 @@ def two_player(
         >>> fast = pyro.optim.Adam({"lr": 4e-4}, {"clip_norm": 10.0})
         >>> optim = two_player(slow, fast, discriminator_steps=2)
 
-    :param generator: a Pyro optimiser (any torch one through ``pyro.optim``) for all params but the
-        discriminator's.
+    :param generator: a Pyro optimiser (any torch one through ``pyro.optim``) for all params except
+        the discriminator's.
     :param discriminator: a Pyro optimiser for the discriminator's params.
     :param discriminator_steps: steps of the discriminator for each of the generator, which moves
         at every k-th call, with the gradient of that call.
     :param ema: decay per step of an exponential moving average of the generator's params, such as
-        0.999, which smooths out the orbits of the game; :func:`averaged_params` puts it in place.
+        0.999, which averages out the oscillations of training; :func:`averaged_params` puts it in
+        place.
     :param name: of the discriminator, as in the loss.
     :raises TypeError: if a player is not a Pyro optimiser.
     :raises ValueError: if both are one object, or a number is out of its range.
@@ -217,7 +218,7 @@ def two_player(
 @contextmanager
 def averaged_params(svi: SVI) -> Iterator[None]:
     """
-    Inside this context the params of model and guide are the averages that ``ema`` kept.
+    Use the averages kept by ``ema`` as the params of model and guide inside this context.
 
         >>> import pyro, torch, pyro.distributions as dist
         >>> from pyro.infer import SVI

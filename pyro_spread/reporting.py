@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Looking at a training run: numbers for a progress bar, and a page for people."""
+"""Monitoring a training run: numbers for a progress bar, and an HTML page."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ __all__ = ["diagnose", "report"]
 
 def diagnose(svi: SVI, *args: Any, **kwargs: Any) -> dict[str, float]:
     """
-    The numbers to watch during training: for progress bars, TensorBoard and the like.
+    The numbers to watch during training: for progress bars, TensorBoard and so on.
 
-    Nothing is moved by it: neither params, optimiser and buffers nor the random state, so that a
-    run with it ends as the same run without. It costs about as much as the forward half of a step:
-    ask every hundred steps or so.
+    It changes nothing, neither params, optimiser and buffers nor the random state: a run ends in
+    the same state with and without it. It costs about as much as the forward half of a step: call
+    it every hundred steps or so.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -79,8 +79,8 @@ def diagnose(svi: SVI, *args: Any, **kwargs: Any) -> dict[str, float]:
         more.
     :param kwargs: keyword arguments of both.
     :return: ``loss``; ``divergence``, the same number, where the loss is an estimate of one; and
-        for each critic that is a classifier ``critic_accuracy``, ``critic_divergence`` (what it
-        sees of JS_pi, in nats), ``critic_saturated`` and ``log_ratio_gap`` (nats), with "/site"
+        for each critic that is a classifier ``critic_accuracy``, ``critic_divergence`` (its
+        estimate of JS_pi, in nats), ``critic_saturated`` and ``log_ratio_gap`` (nats), with "/site"
         behind where there is one critic per site. What a contrast ELBO reports is an estimate and
         not a bound.
     :raises ValueError: if the SVI has no loss object, or has made no step yet.
@@ -107,13 +107,13 @@ def report(
     **kwargs: Any,
 ) -> Report:
     """
-    Write one HTML page that says how a training run went and what came out of it.
+    Write one HTML page about a training run and its results.
 
     The page holds everything it needs, pictures included: loss and divergence curves, the model's
-    samples beside the data, sample metrics, calibration of the critic, overlap of supports, the
-    posterior's pair plot, warnings, settings and versions. What a loss does not have is said to be
-    missing. Samples and metrics are of clean draws, without spread noise. Params, optimiser,
-    buffers and random state are afterwards as they were.
+    samples next to the data, sample metrics, calibration of the critic, overlap of supports, the
+    posterior's pair plot, warnings, settings and versions. If a loss lacks something, the page says
+    so. Samples and metrics are of clean draws, without spread noise. Params, optimiser, buffers and
+    random state are afterwards as they were.
 
         >>> import tempfile, torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -136,7 +136,7 @@ def report(
         more, a few thousand are enough. Latents in no plate of the data come from the guide, all
         others from the prior.
     :param losses: the loss of every step.
-    :param history: what was looked at by :func:`diagnose` during training.
+    :param history: the values of :func:`diagnose` during training.
     :param num_samples: how many samples, and data, are shown and compared.
     :param image_shape: ``(height, width)``, maybe with a channel axis, if the data are images.
     :param title: of the page.
@@ -295,7 +295,7 @@ def _describe_player(optim: Any) -> str:
 
 
 def _describe_networks(loss: Any) -> dict[str, str]:
-    """Which nets have how many params."""
+    """Names of the nets and their numbers of params."""
     found = {}
     for name in ("discriminator", "head"):
         net = getattr(loss, name, None)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of either backend as ArviZ wants them, in the old and in the new ArviZ."""
+"""Convert samples of either backend to ArviZ data, for ArviZ 0.x and 1.x."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_arviz(
     num_chains: int = 1,
 ) -> Any:
     """
-    ArviZ data out of what ``Predictive``, a guide or an MCMC run of Pyro or NumPyro returns.
+    Convert what ``Predictive``, a guide or an MCMC run of Pyro or NumPyro returns to ArviZ data.
 
     Values may be torch tensors, JAX arrays or anything that NumPy can read. Samples have the shape
     (num_samples, ...), observed data have none in front. The result is an ``InferenceData`` under

@@ -28,7 +28,7 @@ _COUNTS_PER_BIN = 10
 _MOST_BINS = 20
 # Single precision lets a row come up twice by chance, but not often and not again and again.
 _CHANCE_REPEATS, _CHANCE_SHARE = 2, 0.01
-# Failed simulations for each good one, from which on it is given up.
+# Failed simulations for each good one, after which the run is stopped.
 _MOST_FAILURES = 100
 
 
@@ -213,7 +213,7 @@ class Ranked(NamedTuple):
 
 class RankTally:
     """
-    Ranks out of several runs of a model, where every simulation counts once.
+    Ranks from several runs of a model, where every simulation counts once.
 
     A model that reads its latents from a table, or goes round a list of batches, comes back to
     the same simulations. Ranks of the same simulation are not independent, and counted as if they
@@ -241,7 +241,7 @@ class RankTally:
         seed: int = 0,
     ) -> None:
         """
-        Take in one run.
+        Add one run.
 
         :param sites: latent sites to rank.
         :param data: what else tells simulations apart, each with the axes along which they lie.
@@ -267,7 +267,7 @@ class RankTally:
 
     def leave_out(self, failed: int, total: int) -> None:
         """
-        Take in that some simulations of a run have failed, and have to be made up for.
+        Count simulations of a run that have failed and have to be replaced.
 
         :param failed: their number.
         :param total: number of simulations in the run.

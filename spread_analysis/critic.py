@@ -1,12 +1,13 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Is the critic of an adversarial loss any good? Answers from its logits, and watches over them.
+"""
+Diagnostics of the critic of an adversarial loss, computed from its logits.
 
-A critic that tells data (probability ``pi``) from model draws has the optimal logit
-``log(P / Q) + log(pi / (1 - pi))``. What a loss reports is only as right as the critic is, so these
-diagnostics belong to **held-out** samples: on the batches it was trained on, a critic that
-memorises looks good.
+A critic that distinguishes data (probability ``pi``) from model draws has the optimal logit
+``log(P / Q) + log(pi / (1 - pi))``. The value of a loss is only as accurate as its critic. Use
+**held-out** samples for these diagnostics: on its training batches, a critic that memorises looks
+good.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ EVIDENCE_TOLERANCE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class CriticReport:
-    r"""What held-out logits say about a critic; made by :func:`critic_report`.
+    r"""
+    Diagnostics of a critic from held-out logits; made by :func:`critic_report`.
 
     :param pi: Weight of the data, the class prior of the critic.
     :param accuracy: Share of samples on the right side of logit zero; zero itself counts half.
@@ -180,7 +182,8 @@ def critic_report(
 
 @dataclass(frozen=True)
 class EvidenceReport:
-    """What a fresh critic makes of an adversarial ELBO estimate, on the same held-out draws.
+    """
+    An adversarial ELBO estimate and that of a fresh critic, on the same held-out draws.
 
     :param estimate: The estimate in nats with the critic of the training run.
     :param fresh_estimate: The estimate in nats with a critic fitted anew to fresh draws.
@@ -199,7 +202,7 @@ class EvidenceReport:
         """Whether the estimate is false evidence.
 
         It is if the gap exceeds both ``threshold`` and two standard errors, and also if either is
-        NaN: what cannot be checked is not to be believed.
+        NaN, since it cannot be checked then.
 
         :param threshold: Gap in nats that does no harm.
         """

@@ -77,8 +77,8 @@ class SampleJudge:
 
     Everything that a model's samples are compared with is fixed here once (features, held-out
     images, kernel bandwidth, sample sizes), so that values of different models are comparable. The
-    features are learned from the training images; held-out images were seen by nobody. Fréchet
-    distance, precision and recall are taken in the features, MMD² in the pixels.
+    features are learned from the training images; held-out images are not used for training.
+    Fréchet distance, precision and recall are taken in the features, MMD² in the pixels.
 
     :param dataset: the data.
     :param max_samples: at most that many held-out images are compared with at most that many
@@ -120,7 +120,7 @@ class SampleJudge:
         )
 
     def real(self) -> SampleQuality:
-        """What real images, those trained on, score: what a perfect model could reach."""
+        """Scores of real images, the training images: what a perfect model could reach."""
         return self(self.dataset.train_images)
 
     def _take(self, images: ArrayLike) -> FloatArray:

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What was looked at during a training run, for progress bars, logs and reports."""
+"""History: values recorded during a training run, for progress bars, logs and reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from spread_core.messages import report
 from spread_core.validation import FloatArray
 
-# What a progress bar shows unless told otherwise: the first two of these that there are.
+# What a progress bar shows by default: the first two of these that there are.
 _IN_A_BAR = ("divergence", "loss")
 
 
@@ -37,11 +37,13 @@ class History:
         self._last: dict[str, float] = {}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Take in the numbers of one step.
+        """
+        Add the numbers of one step.
 
         :param step: Number of steps taken, not less than at the last call.
         :param values: Number by name, such as what ``diagnose`` returns; NaN is kept as such.
-        :raises ValueError: If a step lies before one that was taken in, or a value is no number.
+        :raises ValueError: If a step is before one that was added earlier, or a value is not a
+            number.
         """
         numbers = {}
         for name, value in values.items():
@@ -72,7 +74,7 @@ class History:
 
     @property
     def last(self) -> dict[str, float]:
-        """The numbers taken in last, by name."""
+        """The latest numbers, by name."""
         return dict(self._last)
 
     def postfix(self, *names: str, digits: int = 3) -> dict[str, str]:

@@ -23,8 +23,8 @@ _TARGET_ACCEPTANCE = 0.65
 _ADAPTATION = 0.25
 # Of the sigmoidal schedule: temperatures crowd at both ends, where the densities change fastest.
 _SCHEDULE = 4.0
-# With fewer the delta method's error is a guess out of a few weights, of which the largest is one
-# that happened to be met: on heavy tails both estimate and error are too small.
+# With fewer, the delta method's error comes from a few weights, the largest of which is there by
+# chance: on heavy tails both estimate and error are too small.
 _FEW_SAMPLES = 5.0
 
 
@@ -33,9 +33,9 @@ class LogEvidence:
     r"""
     Estimates of :math:`\log p(x)` in nats, each the log of a mean of importance weights.
 
-    The mean is unbiased, so that its log is a lower bound in expectation; how loose it is shows in
-    the effective sample size. Where that is small, a few weights make the estimate, which then is
-    too low by an unknown amount: it is a lower bound and has no error bar.
+    The mean is unbiased, so its log is a lower bound in expectation; the effective sample size
+    shows how loose it is. Where it is small, a few weights dominate the estimate, which is then too
+    low by an unknown amount: it is a lower bound and has no error bar.
 
     :param values: estimates, one per datum, shape () if data do not come apart; 0 for a datum that
         is masked out.
@@ -62,7 +62,7 @@ class LogEvidence:
         return np.asarray(~np.isfinite(self.standard_error) | few)
 
     def reshape(self, shape: Sequence[int]) -> LogEvidence:
-        """The same estimates, with data of this shape."""
+        """Reshape the estimates to data of this shape."""
         moves, observed = self.acceptance, self.observed
         return LogEvidence(
             self.values.reshape(shape),
@@ -110,7 +110,7 @@ class LogEvidence:
 
 def log_mean_exp(log_weights: ArrayLike, acceptance: FloatArray | None = None) -> LogEvidence:
     """
-    The log of the mean of importance weights, and what its error is.
+    The log of the mean of importance weights, and its error.
 
     :param log_weights: log-weights of shape (num_samples, ...), -inf for weights of zero.
     :param acceptance: share of accepted moves of shape (...), to be reported.
@@ -216,7 +216,9 @@ class Target(NamedTuple):
     likelihood_gradient: FloatArray
 
     def where(self, chosen: NDArray[np.bool_], other: Target) -> Target:
-        """Self where ``chosen``, of shape (num_chains, num_data), is true, else the other."""
+        """
+        The target where ``chosen``, of shape (num_chains, num_data), is true, else the other.
+        """
         return Target(
             np.where(chosen, self.log_prior, other.log_prior),
             np.where(chosen, self.log_likelihood, other.log_likelihood),
@@ -304,7 +306,7 @@ def _anneal(
     adapt: bool = False,
 ) -> LogEvidence:
     """A run at the given step sizes, or one that writes them, each from the one before."""
-    # A start outside of the support, where densities may be NaN, has weight zero.
+    # A start outside the support, where densities may be NaN, has weight zero.
     inside = np.isfinite(here.log_likelihood)
     here = here._replace(log_likelihood=np.where(inside, here.log_likelihood, -np.inf))
     log_weight = betas[1] * here.log_likelihood

@@ -29,7 +29,7 @@ COLOURS = ("#1f5fa8", "#d1662a", "#2f8f5b", "#8a4fa3", "#b8860b", "#5c5c5c")
 
 
 def axes_for(ax: Axes | None, figsize: tuple[float, float], caller: str) -> Axes:
-    """The axes handed in, or those of a new figure."""
+    """The given axes, or those of a new figure."""
     if ax is not None:
         return ax
     figure = import_extra("matplotlib.figure", caller).Figure(figsize=figsize, layout="constrained")
@@ -114,7 +114,8 @@ def plot_sample_grid(
     :param cmap: Colour map of images with one channel.
     :param ax: Axes to draw on; None makes a figure.
     :return: The axes.
-    :raises ValueError: If ``images`` are no images or not finite, or another argument out of range.
+    :raises ValueError: If ``images`` are not images or not finite, or another argument out of
+        range.
     :raises ImportError: If matplotlib is missing.
     """
     batch = _as_images(images, "images")

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which argument of a model carries the data of which site; plain Python for both backends."""
+"""Find which argument of a model holds the data of which site; plain Python for both backends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spread_core.paths import Part, Where
 from spread_core.patterns import is_pattern, key_of, matches
 from spread_core.remembered import Remembered
 
-#: The position or keyword of an argument; a tuple goes on inside of it.
+#: The position or keyword of an argument; a tuple goes on inside it.
 Key = int | str | tuple[Part, ...]
 
 # Reading a signature costs a tenth of a millisecond, too much for every step of a small model.
@@ -126,7 +126,7 @@ def _with_own_names(
     data: Mapping[str, Where],
     available: Collection[str],
 ) -> list[str]:
-    """The sites, and in the place of patterns what is known by name; a pattern for the rest."""
+    """The sites, and instead of patterns what is known by name; a pattern for the rest."""
     found: list[str] = []
     for site in sites:
         if not is_pattern(site):
@@ -177,7 +177,7 @@ def _refuse_shared(
 
 
 def get_argument(key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The argument at ``key``, a position or a keyword, or what is inside of it."""
+    """The argument at ``key``, a position or a keyword, or what is inside it."""
     top, *way = key if isinstance(key, tuple) else (key,)
     value = args[top] if isinstance(top, int) else kwargs[top]
     for part in way:
@@ -186,7 +186,7 @@ def get_argument(key: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
 
 def argument_name(key: Key, fn: Callable[..., Any]) -> str:
-    """What to call the argument at ``key`` in a message."""
+    """Name of the argument at ``key`` in a message."""
     top, *way = key if isinstance(key, tuple) else (key,)
     if isinstance(top, int):
         names = positional_names(fn)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What a constraint says beside its class: bounds, dims and the constraints inside of it."""
+"""Describe a constraint: its class, bounds, dims and the constraints inside it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Warnings that point to the user's own line, however deep in a step they arise."""
+"""Warnings that name the user's own line, however deep in a step they are issued."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIBRARIES = {
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """
-    Warn at the innermost line that is no library's.
+    Warn at the innermost line that does not belong to a library.
 
     :param message: what is said.
     :param category: of the warning.

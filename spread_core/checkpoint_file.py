@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-Files of checkpoints: written in one piece or not at all, and checked to the last bit when read.
+Checkpoint files: written atomically, and verified by a hash when read.
 
 A checkpoint is one safetensors file. Its header holds, as the only metadata, the SHA-256 of the
 file (with the digest itself as zeros) followed by JSON. Files are numbered in the order in which
@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 @dataclass(frozen=True)
 class Checkpoint:
     """
-    What was loaded.
+    A checkpoint that was loaded.
 
     :param path: of the file.
     :param step: number of steps that were done.
@@ -260,7 +260,10 @@ class Reading:
             warnings.warn(messages.other_versions(self.path, changes), UserWarning, stacklevel=3)
 
     def _find(self, path: Path) -> tuple[dict[str, Any], bytes]:
-        """What is in a file, or in the newest of a directory, of which others may remove older."""
+        """
+        Contents of a file, or of the newest in a directory, from which others may remove older
+        ones.
+        """
         for _ in range(_MOST_TRIES):
             try:
                 found = checkpoints(path)

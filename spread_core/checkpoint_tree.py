@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""State as JSON and named tensors, and back; nothing else can be said in it, so no code either."""
+"""Encode state as JSON and named tensors, and decode it; neither can contain code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from spread_core.messages import checkpoints
 
-#: From a leaf to its kind and tensor, or None if it is no array.
+#: From a leaf to its kind and tensor, or None if it is not an array.
 ToTensor = Callable[[str, Any], tuple[str, Any] | None]
 #: From kind and tensor to the leaf.
 FromTensor = Callable[[str, Any], Any]
@@ -72,7 +72,7 @@ def _encode_key(key: Any, where: str) -> Any:
 
 def decode(value: Any, tensors: Mapping[str, Any], from_tensor: FromTensor) -> Any:
     """
-    What :func:`encode` was given.
+    Decode the result of :func:`encode`.
 
     :param value: parsed JSON.
     :param tensors: by name.

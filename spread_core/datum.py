@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What counts the data: the outermost plate. Inner plates are part of a datum, as events are."""
+"""What counts as a datum: an element of the outermost plate, with its inner plates and events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data_dims(frames: Mapping[str, Frames], shapes: Mapping[str, Shape]) -> dict
 
     :param frames: dict from site to its plates: of those that are compared.
     :param shapes: dict from site to its batch shape.
-    :raises ValueError: if that cannot be decided, naming site and way out.
+    :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
     for name, plates in frames.items():
         if plates and plates[0].dim is None:

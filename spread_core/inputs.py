@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What users hand in as arrays: which of it is converted, and which of it is no data."""
+"""Which arrays and containers from users are converted, and which are refused as data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIBRARIES = ("builtins", "numpy", "pandas", "torch", "jax")
 
 
 class MisplacedError(ValueError):
-    """A site observes something that is no array."""
+    """A site observes something that is not an array."""
 
 
 def is_foreign(value: Any, library: str, array_type: str) -> bool:

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Is somebody asking for the structure of a model, and not for a number? Plain Python."""
+"""
+Detect calls that inspect the structure of a model instead of computing a density. Plain Python.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The latents of a model laid side by side, one vector per plate stack; shapes only."""
+"""The latents of a model, concatenated to one vector per plate stack; shapes only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to know a Gaussian only by the moments of finitely many draws."""
+"""The expected cost of estimating a Gaussian from finitely many draws."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def predictive_regret(num_draws: int) -> float:
 
     :param num_draws: the number :math:`S` of draws, at least 2.
     :return: the regret in nats per dimension, positive.
-    :raises ValueError: if ``num_draws`` is no such integer.
+    :raises ValueError: if ``num_draws`` is not such an integer.
 
     >>> round(predictive_regret(128), 6)
     0.007833

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Watch a critic during training, and warn once when its logits stop meaning anything."""
+"""Monitor a critic during training, and warn once when its logits are no longer reliable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_suspicious(
     accuracy_limit: float = PERFECT_ACCURACY,
     saturated_limit: float = PERFECT_SATURATION,
 ) -> bool:
-    """Whether a critic separates the sides so well that nothing is left to learn from it."""
+    """Whether a critic separates data and model so well that the generator cannot learn from it."""
     return accuracy >= accuracy_limit and saturated >= saturated_limit
 
 
@@ -95,7 +95,7 @@ class SupportMismatchMonitor(Monitor):
     :param patience: Consecutive suspicious steps before the warning, at least 1.
     :param accuracy_limit: Accuracy from which a step is suspicious.
     :param saturated_limit: Share of saturated logits, in size at least 10, from which it is.
-    :raises ValueError: If ``patience`` is no positive integer or a limit is not in (0, 1].
+    :raises ValueError: If ``patience`` is not a positive integer or a limit is not in (0, 1].
 
     >>> monitor = SupportMismatchMonitor(patience=2)
     >>> monitor.observe(accuracy=1.0, saturated=1.0), monitor.observe(accuracy=0.7, saturated=0.0)
@@ -115,7 +115,8 @@ class SupportMismatchMonitor(Monitor):
         self.saturated_limit = _as_limit(saturated_limit, "saturated_limit")
 
     def observe(self, accuracy: float, saturated: float, stacklevel: int = 2) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+        """
+        Count one step; warn at the ``patience``-th suspicious one in a row.
 
         :param accuracy: Share of samples that the critic classifies correctly.
         :param saturated: Share of samples with a saturated logit.
@@ -141,7 +142,7 @@ class FalseEvidenceMonitor(Monitor):
 
     :param patience: Consecutive suspicious steps before the warning, at least 1.
     :param accuracy_limit: Accuracy from which a step is suspicious.
-    :raises ValueError: If ``patience`` is no positive integer or the limit is not in (0, 1].
+    :raises ValueError: If ``patience`` is not a positive integer or the limit is not in (0, 1].
 
     >>> monitor = FalseEvidenceMonitor(patience=2)
     >>> monitor.observe(accuracy=0.99), monitor.observe(accuracy=0.7)
@@ -155,7 +156,8 @@ class FalseEvidenceMonitor(Monitor):
         self.accuracy_limit = _as_limit(accuracy_limit, "accuracy_limit")
 
     def observe(self, accuracy: float, stacklevel: int = 2) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+        """
+        Count one step; warn at the ``patience``-th suspicious one in a row.
 
         :param accuracy: Share of the guide's and the contrast's draws that the critic classifies
             correctly.
@@ -189,7 +191,8 @@ class LogitRangeMonitor(Monitor):
         self.least = 0.5 if 0.0 < usual < 1.0 else 0.0
 
     def observe(self, low: float, high: float) -> bool:
-        """Take in one step; warn at the ``patience``-th suspicious one in a row.
+        """
+        Count one step; warn at the ``patience``-th suspicious one in a row.
 
         :param low: The least logit of both sides.
         :param high: The largest.
@@ -211,7 +214,7 @@ class ClampMonitor(Monitor):
 
     :param upper: The largest value of the divergence, in nats.
     :param patience: Consecutive steps outside before the warning, at least 1. A critic that starts
-        beside its model may need a hundred steps to get inside.
+        next to its model may need a hundred steps to get inside.
 
     >>> monitor = ClampMonitor(upper=0.7, patience=2)
     >>> monitor.observe(-0.1), monitor.observe(0.1)
@@ -224,7 +227,8 @@ class ClampMonitor(Monitor):
         self._value: float | None = None
 
     def observe(self, value: float) -> bool:
-        """Take in one step; warn at the ``patience``-th one outside in a row.
+        """
+        Count one step; warn at the ``patience``-th one outside in a row.
 
         :param value: The estimate as it is, in nats.
         :return: Whether this call issued the warning.

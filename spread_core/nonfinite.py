@@ -67,7 +67,7 @@ class Told:
 
 class GuardStatus(NamedTuple):
     """
-    What a guard has seen so far.
+    How many steps a guard has skipped, and why.
 
     :param skipped: number of steps that were not taken.
     :param in_a_row: how many of them were the last ones, without a good step in between.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Data inside of an argument: batches that are dicts, lists, tuples or objects; plain Python."""
+"""Data inside an argument: batches that are dicts, lists, tuples or objects; plain Python."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spelled(parts: Sequence[Part]) -> str:
 
 def child(container: Any, part: Part) -> Any:
     """
-    What ``container`` holds at ``part``: a key, a number in a sequence, or an attribute.
+    The element of ``container`` at ``part``: a key, a number in a sequence, or an attribute.
 
     :raises LookupError: if it holds no such thing.
     """
@@ -76,7 +76,7 @@ def with_child(container: Any, part: Part, value: Any) -> Any:
 
 
 def described(container: Any) -> str:
-    """What there is to choose from, in a few words."""
+    """The possible choices, in a few words."""
     if isinstance(container, Mapping):
         return f"the keys {sorted(map(str, container))}"
     if isinstance(container, tuple) and hasattr(container, "_fields"):

@@ -44,7 +44,7 @@ def resolved(
     noise: Mapping[str, _K], sites: Collection[str], observed: Collection[str] | None = None
 ) -> dict[str, _K]:
     """
-    ``noise`` with the sites that they cover in the place of patterns.
+    ``noise`` with the sites that they cover instead of patterns.
 
     :param noise: dict from site or pattern to kernel.
     :param sites: the sites that patterns may stand for.

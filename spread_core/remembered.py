@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What one look at a model or guide has shown, kept for as long as it lives."""
+"""Cache what has been found out about a model or guide, for as long as it lives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _V = TypeVar("_V")
 
 class Remembered(Generic[_V]):
     """
-    Values by function. Methods are told apart by their object, which may decide what they do.
+    Values by function. Methods of different objects are different keys, since the object may decide
+    what they do.
 
     Functions that are not hashable or not weakly referenced are forgotten at once. Several threads
     may ask and tell at the same time.
@@ -26,7 +27,7 @@ class Remembered(Generic[_V]):
         self._lock = threading.RLock()
 
     def get(self, fn: Callable[..., Any]) -> _V | None:
-        """What is known of ``fn``, or None."""
+        """The value stored for ``fn``, or None."""
         owner, method = _parts(fn)
         try:
             with self._lock:

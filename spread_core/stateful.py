@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What a step leaves behind on the host, outside of params, for checkpoints."""
+"""Counters that a step changes on the host, outside params, for checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Stateful:
     _remembers: ClassVar[tuple[str, ...]] = ()
 
     def get_state(self) -> dict[str, Any]:
-        """What :meth:`set_state` takes back, of numbers, strings, lists and dicts."""
+        """The state for :meth:`set_state`, made of numbers, strings, lists and dicts."""
         state = {name: getattr(self, name) for name in self._remembers}
         return {
             name: value.get_state() if isinstance(value, Stateful) else value
@@ -22,7 +22,7 @@ class Stateful:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """
-        Go on from what :meth:`get_state` returned.
+        Restore what :meth:`get_state` returned.
 
         :param state: the state.
         :raises ValueError: if it is that of another class; nothing is changed.

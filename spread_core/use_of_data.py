@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""How a model uses the data it is handed, as far as noise on them has to know; plain Python."""
+"""How a model uses its data, as far as this decides how noise is drawn; plain Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Learned(Exception):  # noqa: N818, no error but news
 @dataclass
 class UseOfData:
     """
-    What the runs of a model on arguments of the same shapes have shown.
+    How a model uses its data, as found in runs with arguments of the same shapes.
 
     ``layouts`` has the shapes in which noise has to be drawn, since sites observe their data
     reshaped and a kernel treats elements differently; ``rows`` the dims along which plates
@@ -63,7 +63,7 @@ _known: Remembered[dict[object, UseOfData]] = Remembered()
 
 def use_of(model: object, about: object) -> UseOfData:
     """
-    What is known of a model, to be added to.
+    The record of a model, to be extended.
 
     :param model: the model.
     :param about: what the arguments are, hashable.

@@ -164,12 +164,13 @@ def as_count(value: int, name: str, minimum: int = 1) -> int:
 
 
 def check_count(argument: str, value: object, least: int = 1) -> None:
-    """Refuse what is no count, in the words of the losses.
+    """
+    Raise an error for anything that is not a count, in the words of the losses.
 
     :param argument: The caller's argument.
     :param value: Its value.
     :param least: The least it may be.
-    :raises ValueError: If it is no integer or less than ``least``.
+    :raises ValueError: If it is not an integer or less than ``least``.
     """
     if not isinstance(value, Integral) or value < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"

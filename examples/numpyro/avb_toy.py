@@ -112,7 +112,7 @@ def main(args):
 
     @functools.cache
     def prepare(name):
-        """A whole run and what is looked at in the end, which one compilation serves."""
+        """A whole run and its final evaluation, compiled once."""
         guide, critic_steps = implicit_guide, 1
         if name == "avb":
             critic_steps = args.critic_steps

@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
 
 class Bend(nn.Module):
-    """Noise to codes: those of the Gaussian encoder at first, then of any shape."""
+    """Map noise to codes: at first those of the Gaussian encoder, later of any shape."""
 
     hidden_dim: int
     latent_dim: int
@@ -102,7 +102,7 @@ class Bend(nn.Module):
 
 
 class VAE:
-    """A decoder and the guides that it is trained with, or judged."""
+    """A decoder and the guides for its training and evaluation."""
 
     def __init__(self, args, num_pixels):
         hidden_dim, latent_dim = args.hidden_dim, args.latent_dim
@@ -144,7 +144,10 @@ class VAE:
         return {"z": GaussianNoise(share * self.encode(x)[1])}
 
     def proposal(self, x, df=None):
-        """For importance weights: the encoder's, with correlations and on request with tails."""
+        """
+        Proposal for importance weights: the encoder's, with correlations and optionally heavier
+        tails.
+        """
         loc, scale, features = self.encode(x)
         lower = flax_module("lower", self.lower, input_shape=(self.hidden_dim,))(features)
         below = (..., *np.tril_indices(self.latent_dim, -1))
@@ -196,7 +199,7 @@ def log_evidence(args, vae, rng_key, params, start, test):
 
 
 def fit_model(args, name, seed, start, x, test, wants_ais):
-    """The training from ``start`` on, and what has come of it."""
+    """Train from ``start`` on, and evaluate the result."""
     vae = VAE(args, x.shape[-1])
     *keys, check_key, draw_key, prior_key, evidence_key, ais_key = random.split(
         random.key(seed), 5 + args.num_evaluations + 1

@@ -58,7 +58,7 @@ def main(args):
     prepared = {}
 
     def prepare(name, scale):
-        """The SVI, a run of it and draws of the posterior, which one compilation serves."""
+        """The SVI, a run of it and draws of the posterior, compiled once."""
         noise = dist.Normal(jnp.zeros(args.noise_dim), 1.0).to_event(1)
 
         def model(x):

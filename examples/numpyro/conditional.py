@@ -1,8 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-A generator that is told which class to draw
-============================================
+A generator conditional on the class
+====================================
 
 The model takes the class as an argument, one-hot: x = g(z, label). It has no likelihood. The critic
 sees the image and that same argument, ``concat_sites(net, "x", "label")``, so that an image of
@@ -60,7 +60,7 @@ def main(args):
     prepared = []
 
     def prepare(image_size, num_classes):
-        """The model, its SVI and many steps of it, which one compilation serves all seeds."""
+        """The model, its SVI and many steps of it, compiled once for all seeds."""
         generator = nn.Sequential([MLP(args.hidden_dim, image_size, nn.relu), nn.tanh])
         num_inputs = args.latent_dim + num_classes
 

@@ -60,7 +60,9 @@ class MLP(nn.Module):
 
 
 class DeltaVAE:
-    """An ordinary deep generative model, but for its likelihood: x is exactly what is decoded."""
+    """
+    An ordinary deep generative model, except for its likelihood: x is exactly the decoder's output.
+    """
 
     def __init__(self, image_size: int, latent_dim: int, hidden_dim: int) -> None:
         self.image_size, self.latent_dim = image_size, latent_dim
@@ -89,7 +91,7 @@ class DeltaVAE:
 
 
 class PlainVAE(DeltaVAE):
-    """The same nets under a likelihood that has a density."""
+    """The same nets with a likelihood that has a density."""
 
     def likelihood(self, image: jax.Array) -> dist.Distribution:
         scale = numpyro.param("scale", 0.3, constraint=dist.constraints.positive)
@@ -169,7 +171,7 @@ def fit_model(
 
 
 def stock_loss_before_training(args: argparse.Namespace) -> float:
-    """What SVI reports, silently, when the loss is not changed."""
+    """The value that SVI silently reports with the stock loss."""
     vae = DeltaVAE(64, args.latent_dim, args.hidden_dim)
     svi = SVI(vae.model, vae.guide, Adam(args.learning_rate), Trace_ELBO())
     x = random.uniform(random.key(args.seed), (args.batch_size, 64))

@@ -112,7 +112,7 @@ def main(args):
     prepared = {}
 
     def prepare(name, dataset):
-        """The model, its SVI and many steps of it, which one compilation serves all seeds."""
+        """The model, its SVI and many steps of it, compiled once for all seeds."""
         generator = nn.Sequential([MLP(args.hidden_dim, dataset.image_size, nn.relu), nn.tanh])
         critic = concat_sites(MLP(args.hidden_dim, 1, leaky_relu), "x")
 

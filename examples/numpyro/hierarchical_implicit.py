@@ -75,7 +75,8 @@ class Sampler(nn.Module):
 
 
 class Critic(nn.Module):
-    """A net of residuals and theta, and what is known of the log-ratio: -log p(theta | mu, tau).
+    """
+    A net of residuals and theta, plus the known part of the log-ratio: -log p(theta | mu, tau).
 
     What one group tells of mu is far below what a net would resolve, but it counts for all groups.
     """
@@ -95,7 +96,7 @@ def main(args):
     num_noise = 4
 
     def program(batch_size):
-        """Model and guide that look at so many groups at a time."""
+        """Model and guide for mini-batches of this many groups."""
 
         def groups(x):
             return numpyro.plate("groups", len(x), subsample_size=min(batch_size, len(x)))

@@ -7,8 +7,8 @@ Deterministic ICA: where EM stands still
 Independent component analysis with Laplace sources, x = A z + g e, and next to no output noise g.
 EM freezes as g vanishes: the posterior of z is then a point, and the M-step returns the A that it
 came from. On spread data it moves (Zhang et al., https://arxiv.org/abs/1811.08968), and so does SVI
-with SpreadELBO in the place of Trace_ELBO. The problems, one per seed and output noise, are
-independent and sit in a plate of their own.
+with SpreadELBO instead of Trace_ELBO. The problems, one per seed and output noise, are independent
+and sit in a plate of their own.
 
     python examples/numpyro/ica.py --output ica
     python examples/numpyro/ica.py --paper --output ica-paper
@@ -34,7 +34,10 @@ CHUNK = 20
 
 
 def init_encoder(key: jax.Array, start: jax.Array, hidden_dim: int) -> dict[str, list[jax.Array]]:
-    """Begin at a linear guide: the nets add nothing, and the linear maps invert the start."""
+    """
+    Initialise as a linear guide: the nets return zero, and the linear maps invert the initial
+    decoder.
+    """
     problems, dim, num_sources = start.shape
     num_outputs = num_sources + num_sources * (num_sources + 1) // 2
     sizes = (dim, hidden_dim, hidden_dim, num_outputs)

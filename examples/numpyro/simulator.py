@@ -11,9 +11,9 @@ simulations. Which divergence it takes of the guide's pairs (x, theta) from the 
 critic the guide may be any net of noise. ``SemiImplicitELBO``, which trains such guides without a
 critic elsewhere, scores the likelihood and so has nothing to say here.
 
-All nets see theta less its linear regression on x, standardised: the posterior is narrow beside the
-prior, and a critic that sees theta on the scale of the prior is blind to its shape. The box of a
-uniform prior is enforced on the draws at the end.
+All nets see theta less its linear regression on x, standardised: the posterior is narrow compared
+with the prior, and a critic that sees theta on the scale of the prior is blind to its shape. The
+box of a uniform prior is enforced on the draws at the end.
 
     python examples/numpyro/simulator.py --num-seeds 3 --output simulator
 """
@@ -79,7 +79,7 @@ def model(x, theta):
 
 
 def trainer(args):
-    """What trains one guide: from loss, table, observations and seed to a ``Fit``."""
+    """A function that trains one guide: from loss, table, observations and seed to a ``Fit``."""
     numpyro.set_platform(args.device)
 
     def adam(beta1, num_steps):
@@ -178,7 +178,7 @@ def trainer(args):
 
     @functools.cache
     def prepare(name, dim):
-        """A training and what draws from its guide, each of which one compilation serves."""
+        """A training run and a function that draws from its guide, each compiled once."""
         return fit_density(dim) if name == DENSITY else fit_implicit(name, dim)
 
     def fit(name, table, x, seed):

@@ -65,7 +65,7 @@ class MLP(nn.Module):
 
 
 class TensorBoardCallback:
-    """Called now and then: numbers, samples and log-ratios go to TensorBoard."""
+    """A callback that writes numbers, samples and log-ratios to TensorBoard."""
 
     def __init__(self, folder):
         self.writer = SummaryWriter(str(folder))

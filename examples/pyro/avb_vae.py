@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class Bend(nn.Module):
-    """Noise to codes: those of the Gaussian encoder at first, then of any shape."""
+    """Map noise to codes: at first those of the Gaussian encoder, later of any shape."""
 
     def __init__(self, noise_dim, num_features, hidden_dim, latent_dim):
         super().__init__()
@@ -96,7 +96,7 @@ class Bend(nn.Module):
 
 
 class VAE(nn.Module):
-    """A decoder and the guides that it is trained with, or judged."""
+    """A decoder and the guides for its training and evaluation."""
 
     def __init__(self, args, num_pixels):
         super().__init__()
@@ -141,7 +141,9 @@ class VAE(nn.Module):
 
 
 class Proposal(nn.Module):
-    """For importance weights: the encoder's, with correlations and on request with tails."""
+    """
+    Proposal for importance weights: the encoder's, with correlations and optionally heavier tails.
+    """
 
     def __init__(self, encoder, latent_dim):
         super().__init__()
@@ -196,7 +198,7 @@ def log_evidence(args, vae, start, test):
 
 
 def fit_model(args, name, seed, start, x, test, wants_ais):
-    """The training from ``start`` on, and what has come of it."""
+    """Train from ``start`` on, and evaluate the result."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     vae = copy.deepcopy(start)

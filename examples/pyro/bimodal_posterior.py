@@ -37,7 +37,7 @@ from pyro_spread.ratio import MLPCritic
 
 def scaled(net):
     """
-    The net with layers that keep the variance of what goes through them, as flax starts them.
+    Initialise the layers as flax does, so that they keep the variance of their inputs.
 
     PyTorch's own start is a third of that; guide and critic are slower then, and often lose a mode.
     """

@@ -1,8 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-A generator that is told which class to draw
-============================================
+A generator conditional on the class
+====================================
 
 The model takes the class as an argument, one-hot: x = g(z, label). It has no likelihood. The critic
 sees the image and that same argument, ``concat_sites(net, "x", "label")``, so that an image of

@@ -50,7 +50,9 @@ def mlp(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequential:
 
 
 class DeltaVAE(nn.Module):
-    """An ordinary deep generative model, but for its likelihood: x is exactly what is decoded."""
+    """
+    An ordinary deep generative model, except for its likelihood: x is exactly the decoder's output.
+    """
 
     def __init__(self, image_size: int, latent_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class DeltaVAE(nn.Module):
 
 
 class PlainVAE(DeltaVAE):
-    """The same nets under a likelihood that has a density."""
+    """The same nets with a likelihood that has a density."""
 
     def likelihood(self, image: torch.Tensor) -> dist.TorchDistribution:
         scale = pyro.param("scale", image.new_tensor(0.3), constraint=dist.constraints.positive)
@@ -137,7 +139,7 @@ def fit_model(
 
 
 def stock_loss_before_training(args: argparse.Namespace) -> float:
-    """What SVI reports, silently, when the loss is not changed."""
+    """The value that SVI silently reports with the stock loss."""
     vae = DeltaVAE(64, args.latent_dim, args.hidden_dim)
     svi = SVI(vae.model, vae.guide, Adam({"lr": args.learning_rate}), Trace_ELBO())
     return svi.step(torch.rand(args.batch_size, 64))

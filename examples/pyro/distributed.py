@@ -84,7 +84,7 @@ class Guide(PyroModule):
 
 
 class NoGuide(nn.Module):
-    """Nothing to infer: z is the generator's noise."""
+    """Empty guide: z is the generator's noise."""
 
     def forward(self, x):
         pass
@@ -110,7 +110,7 @@ def build(args, num_data, num_pixels):
 
 
 def make_optimizer(args, module):
-    """Adam for both players; the critic's settings may be other ones."""
+    """Adam for both players; the critic may have different settings."""
     critic = getattr(module, "discriminator", nn.Module())
     theirs = list(critic.parameters())
     rest = [p for p in module.parameters() if not any(p is other for other in theirs)]
@@ -122,7 +122,7 @@ def make_optimizer(args, module):
 
 
 def average(value):
-    """Of all ranks."""
+    """Average over all ranks."""
     value = value.detach().clone()
     if distributed.is_initialized():
         distributed.all_reduce(value)
@@ -168,7 +168,7 @@ def main(args):
                 break
         epoch += 1
 
-    # What every rank is asked for, then what rank 0 can say by itself.
+    # First what needs every rank, then what rank 0 computes alone.
     params = nn.utils.parameters_to_vector(module.parameters()).detach()
     apart = average((params - average(params)).abs().max())
     noise = torch.zeros(world_size, device=device)

@@ -7,8 +7,8 @@ Deterministic ICA: where EM stands still
 Independent component analysis with Laplace sources, x = A z + g e, and next to no output noise g.
 EM freezes as g vanishes: the posterior of z is then a point, and the M-step returns the A that it
 came from. On spread data it moves (Zhang et al., https://arxiv.org/abs/1811.08968), and so does SVI
-with SpreadELBO in the place of Trace_ELBO. The problems, one per seed and output noise, are
-independent and sit in a plate of their own.
+with SpreadELBO instead of Trace_ELBO. The problems, one per seed and output noise, are independent
+and sit in a plate of their own.
 
     python examples/pyro/ica.py --output ica
     python examples/pyro/ica.py --paper --output ica-paper

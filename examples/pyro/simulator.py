@@ -11,9 +11,9 @@ simulations. Which divergence it takes of the guide's pairs (x, theta) from the 
 critic the guide may be any net of noise. ``SemiImplicitELBO``, which trains such guides without a
 critic elsewhere, scores the likelihood and so has nothing to say here.
 
-All nets see theta less its linear regression on x, standardised: the posterior is narrow beside the
-prior, and a critic that sees theta on the scale of the prior is blind to its shape. The box of a
-uniform prior is enforced on the draws at the end.
+All nets see theta less its linear regression on x, standardised: the posterior is narrow compared
+with the prior, and a critic that sees theta on the scale of the prior is blind to its shape. The
+box of a uniform prior is enforced on the draws at the end.
 
     python examples/pyro/simulator.py --num-seeds 3 --output simulator
 """
@@ -64,7 +64,7 @@ def model(x, theta):
 
 
 def trainer(args):
-    """What trains one guide: from loss, table, observations and seed to a ``Fit``."""
+    """A function that trains one guide: from loss, table, observations and seed to a ``Fit``."""
     torch.set_num_threads(args.num_threads)
     device = torch.device("cuda" if args.cuda else "cpu")
 
@@ -79,7 +79,7 @@ def trainer(args):
         )
 
     def train(svi, x, theta, num_steps):
-        """Steps on mini-batches of the table; yields now and then."""
+        """Train on mini-batches of the table; yields at regular steps."""
         for step in range(1, num_steps + 1):
             rows = torch.randint(len(x), (args.batch_size,), device=device)
             svi.step(x[rows], theta[rows])

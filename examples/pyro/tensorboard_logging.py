@@ -42,7 +42,7 @@ from spread_analysis import load_dataset
 
 
 class TensorBoardCallback:
-    """Called now and then: numbers, samples and log-ratios go to TensorBoard."""
+    """A callback that writes numbers, samples and log-ratios to TensorBoard."""
 
     def __init__(self, folder):
         self.writer = SummaryWriter(folder)

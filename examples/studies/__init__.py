@@ -1,3 +1,5 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs of both backends share: options, data, training curves, figures, tables."""
+"""
+Code that the programs of both backends share: options, data, training curves, figures, tables.
+"""

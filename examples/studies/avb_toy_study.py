@@ -35,8 +35,8 @@ class Fit(NamedTuple):
     """Model and guide at the end of one run.
 
     :param codes: Draws of the guide for each of the four points, shape ``(4, num_draws, 2)``.
-    :param grid_logits: What the decoder makes of :func:`latent_grid`, shape ``(num_nodes, 4)``.
-    :param elbo: What the loss reports at fresh draws, its sign changed and divided by four.
+    :param grid_logits: The decoder's output at :func:`latent_grid`, shape ``(num_nodes, 4)``.
+    :param elbo: The value of the loss at fresh draws, with its sign changed and divided by four.
     """
 
     codes: FloatArray
@@ -45,7 +45,8 @@ class Fit(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One run beside the optimum, in nats per point.
+    """
+    One run and the optimum, in nats per point.
 
     :param log_p: Mean over the points of log p(x), by quadrature.
     :param elbo: What the loss reported.
@@ -118,7 +119,7 @@ def log_likelihoods(grid_logits: ArrayLike) -> FloatArray:
 def log_evidence(grid_logits: ArrayLike) -> FloatArray:
     """Log p(x) in nats of the four points, shape ``(4,)``, by the trapezoidal rule.
 
-    :param grid_logits: What the decoder makes of :func:`latent_grid`, shape ``(num_nodes, 4)``.
+    :param grid_logits: The decoder's output at :func:`latent_grid`, shape ``(num_nodes, 4)``.
 
     >>> sure = np.full((_NODES**2, 4), -50.0)
     >>> sure[:, 2] = 50.0  # always the third point

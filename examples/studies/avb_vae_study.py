@@ -25,7 +25,7 @@ from spread_analysis.plots import COLOURS, INK, mosaic, show_image
 from studies.comparison import minibatches
 from studies.options import add_run_options
 
-#: What decoders are trained with after a common start, as it is called on the command line.
+#: Losses for training decoders after a common start, by their names on the command line.
 LOSSES = ("vae", "avb", "avb-plain", "semi-implicit")
 #: Images in a row of the picture.
 NUM_SHOWN = 8
@@ -53,7 +53,7 @@ _BINARISE_SEED = 0
 
 @dataclass(frozen=True)
 class Preset:
-    """What suits a data set; all models use the same."""
+    """Settings for a data set; all models use the same."""
 
     num_steps: int
     start_steps: int
@@ -87,8 +87,8 @@ class Images(NamedTuple):
 class Fit(NamedTuple):
     """The end of one run, as arrays.
 
-    :param estimate: What the loss reports, its sign changed, in nats per test image: a bound or an
-        adversarial ELBO estimate.
+    :param estimate: The value of the loss, with its sign changed, in nats per test image: a bound
+        or an adversarial ELBO estimate.
     :param evidence: log p(x) of every test image, by importance weights that no critic is part of.
     :param ais: log p(x) of the first of them by annealed importance sampling, or None.
     :param check: The held-out check of the critic on ``num_checked`` test images, or None.
@@ -277,7 +277,8 @@ def judge(fit: Fit, vae: Fit | None, num_checked: int) -> Result:
 def compare(
     backend: str, args: argparse.Namespace, images: Images, fit: FitModel
 ) -> dict[str, list[Result]]:
-    """Train with every loss and seed; print and draw what is reported beside log p(x).
+    """
+    Train with every loss and seed; print and draw the reported values and log p(x).
 
     :param backend: Name of the backend.
     :param args: Options from :func:`parse_args`.

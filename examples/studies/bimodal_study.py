@@ -42,8 +42,8 @@ class Fit(NamedTuple):
     """The guide at the end of one run.
 
     :param draws: Draws of z, shape ``(num_draws,)``.
-    :param estimates: What the loss reports at fresh draws, its sign changed: independent estimates
-        of the ELBO in nats, shape ``(num_evaluations,)``.
+    :param estimates: The value of the loss at fresh draws, with its sign changed: independent
+        estimates of the ELBO in nats, shape ``(num_evaluations,)``.
     """
 
     draws: FloatArray
@@ -51,7 +51,8 @@ class Fit(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One run beside the exact posterior.
+    """
+    One run and the exact posterior.
 
     :param gap: Mean of the ELBO's estimates minus the log evidence, in nats.
     :param error: Standard error of that mean.

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-The comparison that ``delta_vae.py`` makes in both backends: a spread model beside a plain VAE.
+The comparison that ``delta_vae.py`` makes in both backends: a spread model and a plain VAE.
 
 A backend contributes one function that trains one model with one seed and returns arrays; options,
 measurements, table, pictures and the file of results are here, so that both backends report alike.
@@ -47,7 +47,7 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class Preset:
-    """What suits a data set; both models use the same."""
+    """Settings for a data set; both models use the same."""
 
     latent_dim: int
     hidden_dim: int
@@ -212,7 +212,7 @@ def load_results(folder: str | Path) -> dict[str, Any]:
 
 def describe(results: Mapping[str, Any]) -> str:
     """
-    What was compared with what, in words.
+    Describe the comparison in words.
 
     :param results: from :func:`compare`.
     """
@@ -313,7 +313,7 @@ def _save(axes: Any, stem: Path) -> Path:
 
 def learning_rate_factor(progress: Any) -> Any:
     """
-    What the learning rate is multiplied by: 1 over the first half of training, then down to 0.
+    Factor of the learning rate: 1 over the first half of training, then falling to 0.
 
     :param progress: share of training that is done, a number or an array of any backend.
     """

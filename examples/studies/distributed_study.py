@@ -28,7 +28,7 @@ def parse_args(
 
     :param description: one line.
     :param arguments: what was typed; that of the process if left out.
-    :param processes: whether the processes are told of each other by options.
+    :param processes: whether options say how the processes find each other.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--loss", choices=LOSSES, default="spread")
@@ -62,7 +62,7 @@ def digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
 
 def write_summary(args: argparse.Namespace, **found: Any) -> None:
     """
-    Print what was found, and write it beside the options if there is a folder for it.
+    Print the results, and write them with the options if there is a folder for them.
 
     :param args: from :func:`parse_args`.
     :param found: numbers and lists by name.

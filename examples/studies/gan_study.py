@@ -27,7 +27,7 @@ from spread_analysis.metrics import median_heuristic
 from spread_analysis.plots import plot_sample_grid
 from studies.options import add_run_options
 
-#: What a generator can be trained by, in the order of the table.
+#: Losses for training a generator, in the order of the table.
 LOSSES = {
     "js": "JS .5",
     "js-ns": "JS .5, non-saturating",
@@ -57,7 +57,7 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Preset:
-    """What suits a data set; the same for all losses."""
+    """Settings for a data set; the same for all losses."""
 
     num_steps: int
     hidden_dim: int
@@ -87,7 +87,7 @@ class Fit(NamedTuple):
 
 class LabelReport(NamedTuple):
     """
-    What a label classifier says of images.
+    Report of a label classifier on images.
 
     :param shares: share of every class, shape (number of classes,).
     :param confidence: mean probability of the class that it takes them for.
@@ -202,7 +202,7 @@ def batches(
 
 def as_signed(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """
-    What generators are trained on: pixels from -1 to 1, the range of tanh.
+    Training data of the generators: pixels from -1 to 1, the range of tanh.
 
     :param images: pixels from 0 to 1, shape (N,) + image shape.
     :return: shape (N, image size).
@@ -288,7 +288,7 @@ def _report(report: LabelReport) -> dict[str, Any]:
 
 def describe(results: dict[str, Any]) -> str:
     """
-    What was compared with what, in words.
+    Describe the comparison in words.
 
     :param results: from :func:`compare`.
     """

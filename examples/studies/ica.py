@@ -191,7 +191,7 @@ def laplace_ica_em(
     A step is :math:`A \leftarrow E[y z^\top]\, E[z z^\top]^{-1}` under the posterior at the present
     A. EM has y = x and its posterior has the width of the output noise g: as g vanishes z is a
     linear function of x and the step returns A itself. Spread EM draws :math:`y = x + s \eta`
-    afresh at every step and has :math:`\sqrt{s^2 + g^2}` in the place of g.
+    afresh at every step and has :math:`\sqrt{s^2 + g^2}` instead of g.
 
     :param data: Clean data x, shape ``(num_data, dim)``.
     :param start: First A, shape ``(dim, num_sources)``.

@@ -144,7 +144,8 @@ def compare(backend: str, args: argparse.Namespace, fit: FitICA) -> dict[str, An
 
 def _errors(problems: Problems, args: argparse.Namespace, fit: FitICA, what: str) -> dict[str, Any]:
     singles = list(zip(*problems, strict=True))
-    # Matrices this small gain nothing from threaded BLAS, and lose tenfold beside other work.
+    # Matrices this small gain nothing from threaded BLAS, and become ten times slower when other
+    # programs run.
     with threadpool_limits(1, "blas"):
         estimates = {
             m: [_em(p, m, args) for p in tqdm(singles, f"{what} {m}")] for m in METHODS[:3]

@@ -16,7 +16,7 @@ def add_run_options(
     :param backend: ``"pyro"`` or ``"numpyro"``.
     :param program: Name of the example, of which the default folder is made.
     :param num_threads: PyTorch's threads if nothing is said. Small tensors are slower on two, and
-        very much so beside other work.
+        especially when other programs run.
     """
     if backend == "pyro":
         parser.add_argument("--num-threads", type=int, default=num_threads, help="CPU threads")

@@ -35,7 +35,8 @@ METHODS = {
 
 
 class Fit(NamedTuple):
-    """What one method found.
+    """
+    Result of one method.
 
     :param samples: Dict with draws of mu and tau, shape ``(num_samples,)``, and of theta,
         ``(num_samples, 8)``.

@@ -22,7 +22,7 @@ from spread_core.validation import FloatArray
 from studies.options import add_run_options
 from studies.simulator_tasks import TASKS, Observation, Table, Task, load_observations
 
-#: What a guide can be trained by, in the order of the table.
+#: Losses for training a guide, in the order of the table.
 LOSSES = {
     "npe": "KL, density",
     "reverse-kl": "ReverseKL, implicit",
@@ -50,7 +50,8 @@ class Fit(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One trained guide beside the exact posteriors.
+    """
+    One trained guide and the exact posteriors.
 
     :param c2st: For every observation; 0.5 is perfect, 1 is separable.
     :param outside: Share of the draws that the prior excludes, which are drawn again.

@@ -25,7 +25,8 @@ _VARIANCE = 0.1  # gaussian_linear: of theta and of x given theta
 
 
 class Observation(NamedTuple):
-    """What was seen, and what is to be inferred from it.
+    """
+    An observation, and what is to be inferred from it.
 
     :param theta: The parameters behind the observation, shape ``(dim,)``.
     :param x: The observation, shape ``(dim,)``.
@@ -69,7 +70,7 @@ def _in_box(theta: FloatArray) -> Any:
 
 
 def _mixture_posterior(rng: np.random.Generator, x: FloatArray, num: int) -> FloatArray:
-    # The prior is flat, so that theta given x is distributed as x given theta, inside of the box.
+    # The prior is flat, so that theta given x is distributed as x given theta, inside the box.
     kept = np.empty((0, len(x)))
     while len(kept) < num:
         theta = _mixture_noise(rng, np.tile(x, (num, 1)))
@@ -109,8 +110,8 @@ class Table:
     """Simulations, drawn once before any training, on the scale of the posteriors.
 
     The columns of x are standardised. Of theta its linear regression on x is taken off, and what is
-    left is standardised: the posterior may be narrow beside the prior, and a critic that sees theta
-    on the scale of the prior is blind to its shape. Given x the map is one to one.
+    left is standardised: the posterior may be narrow compared with the prior, and a critic that
+    sees theta on the scale of the prior is blind to its shape. Given x the map is one to one.
 
     :param theta: Shape ``(num, dim)``, mean zero and variance one, uncorrelated with x.
     :param x: What the simulator made of it, shape ``(num, dim)``, mean zero and variance one.

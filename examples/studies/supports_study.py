@@ -24,7 +24,8 @@ from studies.options import add_run_options
 
 
 class Run(NamedTuple):
-    """What one run went through, after every step of SVI.
+    """
+    The course of one run, after every step of SVI.
 
     :param theta: Place of the model's line, shape ``(num_steps,)``.
     :param losses: What the loss reported, an estimate of JS_pi in nats, shape ``(num_steps,)``.

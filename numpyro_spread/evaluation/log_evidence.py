@@ -65,9 +65,9 @@ def ais_log_likelihood(
     r"""
     :math:`\log p(x)` of a model with continuous latents by annealed importance sampling, in nats.
 
-    No guide is involved, so that models trained with and without one, and with any loss, compare:
-    for decoders it is the accepted measure of test log-likelihood. Each datum has chains of its
-    own, which start at the prior and move by Hamiltonian Monte Carlo in unconstrained space; see
+    No guide is needed, so models trained with and without a guide, and with any loss, can be
+    compared: for decoders it is the accepted measure of test log-likelihood. Each datum has its own
+    chains, which start at the prior and move by Hamiltonian Monte Carlo in unconstrained space; see
     :func:`spread_analysis.annealed_importance` for the method, and its sources.
 
     The model stays as it is. Data are the elements of the plates that all its sites share; where
@@ -215,7 +215,7 @@ def importance_weighted_bound(
     :param kwargs: keyword arguments of both.
     :return: values of the shape of the plates that all sites of model and guide share.
     :raises ValueError: if a site of the guide has no density, a site is scaled, or model and guide
-        mask different elements of it; the message names it and the way out.
+        mask different elements of it; the message names it and says what to do.
     """
 
     def run(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
@@ -236,7 +236,7 @@ def importance_weighted_bound(
         return jnp.asarray(weight)
 
     samples = as_count(num_samples, "num_samples")
-    sites, proposed, dims = run(rng_key)  # scales and masks are concrete only outside of jit
+    sites, proposed, dims = run(rng_key)  # scales and masks are concrete only outside jit
     _check_densities(proposed)
     _check_evidence(sites)
     _check_masks(sites, proposed)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers that let a stock ELBO score guide sites without a density, by way of a critic."""
+"""Handlers with which a stock ELBO scores guide sites without a density, by a critic."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Contrasted(Distribution):
 
     @property
     def support(self) -> Any:
-        """That of the distribution."""
+        """Support of the distribution."""
         return self.fn.support
 
     @property
@@ -66,7 +66,7 @@ class Contrasted(Distribution):
 
 class ContrastRun(GuideRun):
     """
-    One run of guide and model: what the guide's implicit sites are, and what critics learn there.
+    One run of guide and model: the guide's implicit sites, and what critics learn from them.
 
     :param args: those of :class:`GuideRun`.
     """
@@ -154,7 +154,8 @@ class ContrastRun(GuideRun):
 
     def learn(self) -> tuple[jax.Array, dict[str | None, Logits]]:
         """
-        What is added to the loss, worth zero: critics, head and learned priors get gradients by it.
+        A term of value zero, added to the loss to give critics, head and learned priors their
+        gradients.
 
         :return: a scalar, and the critics' logits, detached, by critic.
         """
@@ -183,7 +184,7 @@ class ContrastRun(GuideRun):
         return total
 
     def example(self) -> dict[str | None, tuple[SiteValues, tuple[Any, ...], dict[str, Any]]]:
-        """What critics and head will see, of the right shapes, by critic."""
+        """Example inputs of critics and head, of the right shapes, by critic."""
         return {key: group.example() for key, group in self.groups.items()}
 
 
@@ -218,7 +219,7 @@ class _GuideSide(Inside):
 
 
 class _ModelSide(Inside):
-    """Stands around a model, inside of what replays it."""
+    """Stands around a model, inside what replays it."""
 
     def __init__(self, model: Callable[..., Any], run: ContrastRun, weight: Any) -> None:
         super().__init__(model)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What every critic is trained with, beside its logistic loss."""
+"""Penalties in the loss of every critic, and when they are applied."""
 
 from __future__ import annotations
 

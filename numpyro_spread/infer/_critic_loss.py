@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A game of two players as one loss: both gradients exact, and nothing leaks between them."""
+"""Base class of adversarial losses: exact gradients of both players, without interference."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from spread_core.messages import players, spreading
 from spread_core.validation import check_count
 
 _UPDATES = ("one_pass", "two_pass")
-# Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
+# Weight below which a sample's gradient in the critic is lost in float32 next to that of the
+# others.
 _NEGLIGIBLE = 1e-12
 
 
 class Logits(NamedTuple):
-    """What the critic said about both sides, and how much each sample counts."""
+    """The critic's logits for data and model, and the weight of each sample."""
 
     data: jax.Array
     model: jax.Array
@@ -49,7 +50,7 @@ class Logits(NamedTuple):
 
 class CriticLoss(Loss):
     """
-    Base of the losses in which a critic compares data with the model's draws.
+    Base class of the losses in which a critic compares data with the model's draws.
 
     Subclasses say what each player minimises, as functions of the logits.
 
@@ -87,15 +88,15 @@ class CriticLoss(Loss):
 
     @abstractmethod
     def _critic_loss(self, logits: Logits) -> jax.Array:
-        """What the critic minimises: a scalar."""
+        """The loss of the critic, a scalar."""
 
     @abstractmethod
     def _generator_loss(self, logits: jax.Array) -> jax.Array:
-        """What the generator minimises, for every sample of the model."""
+        """The loss of the generator, for every sample of the model."""
 
     @abstractmethod
     def _value(self, logits: Logits) -> jax.Array:
-        """What is reported."""
+        """The reported value."""
 
     def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
         """Look for signs of trouble; called at every step."""
@@ -136,7 +137,7 @@ class CriticLoss(Loss):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        What is reported; its gradient in every param is that of the param's own player.
+        The reported value; its gradient in every param is that of the param's own player.
 
         It is the derivative of no single function: second derivatives make no sense.
 
@@ -144,8 +145,8 @@ class CriticLoss(Loss):
         :param param_map: dict from param site to value.
         :param model: the model, as it is.
         :param guide: the guide that :meth:`register` returned.
-        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
-            the site and the way out.
+        :raises ValueError: if sites, plates, masks and noise are inconsistent; the message names
+            the site and says what to do.
         """
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)[
             "loss"
@@ -171,9 +172,9 @@ class CriticLoss(Loss):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Logits:
         """
-        What the critic says about the data handed in and about fresh draws, after the noise.
+        The critic's logits at the given data and at fresh draws of the model, after the noise.
 
-        With held-out data it tells how far the critic can be trusted:
+        With held-out data it shows how far the critic can be trusted:
         ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
 
         :param rng_key: random key.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Values with what counts the data in front of the rest of a datum."""
+"""Bring the dimension that counts the data in front of the rest of a datum."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     The batch dimension of every site that counts the data, from the right; None for a single datum.
 
     :param sites: dict from name to site of a trace: those that are compared.
-    :raises ValueError: if that cannot be decided, naming site and way out.
+    :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
     # The time of a scan, leftmost, is part of a datum; dims count from the right.
     shapes = {

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of a contrast know of one run of the guide."""
+"""One run of the guide, as the parts of a contrast see it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spread_core.messages import contrasts
 @dataclass(frozen=True)
 class ContrastOptions:
     """
-    What a contrast loss was told.
+    Arguments of a contrast loss.
 
     :param critics: one critic for all implicit sites, or a dict from site to critic.
     :param head: the Gaussian head, or None.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The noisy values that a model is handed, and a look at what it does with them."""
+"""Noisy values for the arguments of a model, and a check of how the model uses them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def draw_noise(
     kwargs: Mapping[str, Any],
 ) -> Handed:
     """
-    Fresh y, to be put where x stands.
+    Fresh y, to replace x.
 
     :param rng_key: random key.
     :param noise: dict from site or pattern to kernel.
@@ -137,7 +137,7 @@ def draw_in(
 
 class Watch(Messenger):
     """
-    Looks at what a model does with the values that it was handed.
+    Check what a model does with the values that it was given.
 
     :param fn: the model; without one, a context manager.
     :param handed: these values.

@@ -30,7 +30,7 @@ from spread_core.moments import default_critic_draws, default_moment_draws
 
 class Group:
     """
-    One critic, its sites, their contrast and what the critic sees.
+    One critic, its sites, their contrast and the critic's inputs.
 
     :param run: the run of the guide.
     :param key: of the critic among critics.
@@ -72,7 +72,7 @@ class Group:
         return log_density if self._mask is None else jnp.where(self._batch_mask, log_density, 0.0)
 
     def critic_loss(self) -> tuple[jax.Array, Logits]:
-        """What critic and head minimise, a scalar in nats; and logits, detached."""
+        """The loss of critic and head, a scalar in nats; and logits, detached."""
         options = self._run.options
         data, model = self._both_sides()
         logits = self._judge_both(self._params, data, model)
@@ -283,7 +283,7 @@ class Group:
         }
 
     def _both_sides(self) -> tuple[SiteValues, SiteValues]:
-        """What the critic learns from: guide draws and contrast draws, none with a gradient."""
+        """The critic's training samples: guide draws and contrast draws, without gradient."""
         self._prepare()
         data = stop_gradient_tree(self._standardised(self._fresh) if self._fresh else self._shown)
         leading = (self._num_draws,) if self._fresh else ()
@@ -386,7 +386,7 @@ class Group:
 
 
 def frozen_contrast(contrast: GaussianContrast) -> GaussianContrast:
-    """The same as a constant."""
+    """The contrast as a constant."""
     loc, scale = stop_gradient_tree((contrast.loc, contrast.scale))
     return dataclasses.replace(contrast, loc=loc, scale=scale)
 

@@ -20,7 +20,7 @@ from numpyro_spread.noise.base import is_concrete
 from spread_core.messages import simulations
 from spread_core.nonfinite import NonFiniteError, Told
 
-# Folded into the key, beside what splitting it amounts to.
+# Folded into the key, so that it differs from the keys that splitting gives.
 _WATCH = 0x5EED0003
 
 
@@ -71,7 +71,7 @@ class Invalid:
 
     def among(self, scored: Any) -> Invalid:
         """
-        Those that matter: who looks at the data may have masked some of the bad ones.
+        The bad data that are not masked where the data are used.
 
         :param scored: which data it has not masked.
         """
@@ -95,9 +95,9 @@ class Invalid:
     @contextmanager
     def blamed(self, may_exclude: bool = False) -> Iterator[None]:
         """
-        Around who computes with the data.
+        Run a computation with the data; blame its errors on bad data, if there are any.
 
-        :raises NonFiniteError: in the place of its error, if there are bad data.
+        :raises NonFiniteError: instead of its error, if there are bad data.
         """
         try:
             yield
@@ -107,7 +107,7 @@ class Invalid:
 
     def replaced(self, value: Any, axes: Sequence[int], otherwise: Any = 0.0) -> jax.Array:
         """
-        ``value`` with a good datum in the place of each bad one, so that it can be computed with.
+        ``value`` with a good datum instead of each bad one, so that it can be computed with.
 
         :param value: of a site.
         :param axes: along which its data lie.
@@ -145,7 +145,7 @@ def rows_first(value: Any, axes: Sequence[int]) -> jax.Array:
 
 
 class Noted:
-    """What the runs of one call have noted: numbers of bad data by site, out of how many."""
+    """Numbers of bad data by site and of all data, noted in the runs of one call."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Any] = {}
@@ -153,7 +153,7 @@ class Noted:
         self.left_out: bool | None = None
 
     def add(self, counts: Mapping[str, Any], total: int, left_out: bool | None) -> None:
-        """Take in one run."""
+        """Add one run."""
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
         self.total += total
@@ -165,7 +165,7 @@ _noted: ContextVar[Noted | None] = ContextVar("noted", default=None)
 
 @contextmanager
 def noting() -> Iterator[Noted]:
-    """Collects what :func:`note` is told inside of the context, in this trace of JAX."""
+    """Collects what :func:`note` is told inside the context, in this trace of JAX."""
     noted = Noted()
     token = _noted.set(noted)
     try:

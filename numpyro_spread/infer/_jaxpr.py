@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the outputs of a function are made of: its jaxpr is read, nothing is computed."""
+"""Find which inputs the outputs of a function depend on, from its jaxpr; nothing is computed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def through_control_flow(
     control: Callable[[_S, _S], _S] = lambda source, _: source,
 ) -> list[_S]:
     """
-    What the outputs of ``scan``, ``while`` or ``cond`` are made of.
+    Which inputs the outputs of ``scan``, ``while`` or ``cond`` depend on.
 
     :param equation: of a jaxpr.
     :param sources: of its operands.
@@ -61,7 +61,7 @@ def through_control_flow(
     if kind == "scan":
         body = params["jaxpr"].jaxpr
         # Told by shapes, since releases of JAX name the counts differently: only what is stacked
-        # has one dimension more outside of the body.
+        # has one dimension more outside the body.
         num_carry = sum(
             not _is_stacked(*pair) for pair in zip(equation.outvars, body.outvars, strict=True)
         )

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of data and latents: the guide's, and those of the model run forward."""
+"""Draw pairs of data and latents, from the guide and from the model run forward."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ from spread_core.patterns import resolved
 
 class JointSides(NamedTuple):
     """
-    Pairs (x, z) of the guide's joint and of the model's, after the noise, with weights or None.
+    Pairs (x, z) of guide and model, after the noise, with weights or None.
 
-    ``log_globals`` is log p - log q of the latents outside of the plates of the data, in nats;
+    ``log_globals`` is log p - log q of the latents outside the plates of the data, in nats;
     ``scales`` is by how much each pair stands for more data; ``mutable`` is new mutable state.
     """
 
@@ -75,7 +75,7 @@ def draw_joint(
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
 
-    Latents of the guide outside of the plates of the data are global: both sides share the guide's
+    Latents of the guide outside the plates of the data are global: both sides share the guide's
     draws, and they keep their densities.
 
     :param rng_key: random key.
@@ -87,7 +87,7 @@ def draw_joint(
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
     :param watch: to be around the model, if any.
-    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    :raises ValueError: if sites, plates, masks and noise are inconsistent.
     """
     guide_key, model_key, noise_key = random.split(rng_key, 3)
     guide_trace = run(guide, guide_key, params, {}, args, kwargs)

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Guide sites whose draws pass a noise kernel, scored as mixtures over further draws."""
+"""
+Pass draws of guide sites through a noise kernel, and score them as mixtures over further draws.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,7 @@ class SiteNoise:
 
     @classmethod
     def tree_unflatten(cls, rest: SiteNoise, children: Any) -> SiteNoise:
-        """The same with another kernel."""
+        """Rebuild the mixture with another kernel."""
         result = copy.copy(rest)
         (result.kernel,) = children
         return result
@@ -170,7 +172,7 @@ class Mixture(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of the model's site."""
+        """Support of the model's site."""
         if self._noise.support is not None:
             return self._noise.support
         return constraints.independent(constraints.real, self.event_dim)
@@ -181,7 +183,7 @@ class Mixture(Distribution):
         return True
 
     def expand(self, batch_shape: tuple[int, ...]) -> Mixture:
-        """The same over ``batch_shape`` independent draws: it is the noise of fn that expands."""
+        """Expand to ``batch_shape`` independent draws: the noise of fn is expanded."""
         return Mixture(self._noise, self._fn.expand(batch_shape), self._num_mixture)
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
@@ -231,7 +233,7 @@ class _Mixtures(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of each."""
+        """Support of each distribution."""
         return self._each.support
 
     @property

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Did a model observe the values it was handed? Decided on its jaxpr, without computing."""
+"""Check that a model observes the values it was given, from its jaxpr, without computing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sites_of_other_values(
     kwargs: Mapping[str, Any],
 ) -> list[str]:
     """
-    Those of the ``suspects`` whose observed value is not made of the value handed to the model.
+    The ``suspects`` whose observed value does not depend on the value given to the model.
 
     The model is traced once more, abstractly, as a function of the handed values alone: reshapes,
     subsets and casts of them pass, anything computed from them and anything else does not.

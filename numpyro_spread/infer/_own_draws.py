@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Is what a model observes data, or has it drawn or learned that itself?"""
+"""Check that what a model observes is data, not its own draws or params."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ def refuse_own_draws(
 def _by_value(
     observations: Callable[[Any, Any], Mapping[str, Any]], sites: Collection[str]
 ) -> dict[str, frozenset[str]]:
-    """The same for a model that has to be run: what a change in one of both changes."""
+    """
+    Like the above for a model that has to be run: which outputs change with a change in either
+    input.
+    """
     runs = {name: observations(*change) for name, change in _CHANGES.items()}
     return {
         site: frozenset(

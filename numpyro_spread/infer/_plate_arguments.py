@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The model's arguments as a critic gets them: by name, datum by datum."""
+"""The model's arguments in the form a critic gets them: by name, one row per datum."""
 
 from __future__ import annotations
 

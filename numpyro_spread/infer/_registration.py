@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Guides that carry what a loss has to tell SVI, which asks model and guide only."""
+"""Base class of every loss, and the guides that ``register`` returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _METHODS = ("loss", "loss_with_mutable_state", "logits", "held_out_check")
 
 
 class Loss(ELBO):
-    """Base of all losses: tensors of torch among the arguments become arrays."""
+    """Base class of every loss: converts tensors of torch among the arguments to arrays."""
 
     #: Where a loss adds noise to the data that the guide sees.
     _spreading: Any = None
@@ -105,7 +105,7 @@ class Registered:
 
     @takes_arrays
     def _call(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # The guide in the place of a model: for the names of its arguments, which are the same.
+        # The guide instead of a model: for the names of its arguments, which are the same.
         if self._before is not None:
             self._before(args, kwargs)
         try:
@@ -139,7 +139,7 @@ def declare_params(site: str, init: Callable[[], Any]) -> None:
 
 def example_of(draw: Callable[[jax.Array], Any], rng_key: jax.Array) -> Any:
     """
-    What ``draw`` would return, with zeros for arrays: it is traced, nothing is computed.
+    The result of ``draw`` with zeros for arrays: it is only traced, nothing is computed.
 
     :param draw: from a random key to a pytree, whose other leaves stay as they are.
     :param rng_key: random key.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Is noise needed only where a plate's indices point? Decided on a jaxpr, without computing."""
+"""Decide from a jaxpr whether noise is needed only for the rows that a plate takes."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _is_data(label: Label | None) -> bool:
 
 
 def _labels(jaxpr: Any, inputs: Sequence[Label | None]) -> list[Label | None] | None:
-    """Of the outputs; None where data are read other than by rows."""
+    """Labels of the outputs; None where data are not read by rows."""
     known: dict[Any, Label | None] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def label_of(variable: Any) -> Label | None:
@@ -240,7 +240,7 @@ def _through(equation: Any, labels: list[Label | None]) -> list[Label | None] | 
 
 
 def _takes_rows(equation: Any, dim: int) -> bool:
-    """Whether the result has the shape of the data, with what was taken in the place of all."""
+    """Whether the result has the shape of the data, with what was taken instead of all."""
     numbers, shape = equation.params["dimension_numbers"], equation.invars[0].aval.shape
     sizes, out = equation.params["slice_sizes"], equation.outvars[0].aval.shape
     offset = tuple(d for d in range(len(out)) if d != dim)

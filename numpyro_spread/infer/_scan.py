@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers that act inside of NumPyro's scan and cond as they do outside."""
+"""Handlers that act inside NumPyro's scan and cond as they do outside."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Inside(Messenger):
 
     def visit(self, msg: Any, inside: bool) -> None:
         """
-        A sample site, after the handlers inside of this one have seen it.
+        A sample site, after the handlers inside this one have seen it.
 
         :param msg: its message.
         :param inside: whether it is in a body, from which only arrays of the trace get out.
@@ -87,7 +87,7 @@ class Inside(Messenger):
 
 
 class _Body(Messenger):
-    """Around the body itself: what would be lost in it is an error."""
+    """Wrap the body: raise an error for anything that would be lost in it."""
 
     def __init__(self, outside: Inside, is_scan: bool) -> None:
         super().__init__()

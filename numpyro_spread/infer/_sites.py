@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of sample site is this?"""
+"""Classify sample sites: implicit, latent, observed, computed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_implicit(fn: Any) -> bool:
 
 
 def innermost(fn: Any) -> ImplicitDistribution:
-    """The ``ImplicitDistribution`` inside of ``fn``."""
+    """The ``ImplicitDistribution`` inside ``fn``."""
     while not isinstance(fn, ImplicitDistribution):
         fn = fn.base_dist
     return fn

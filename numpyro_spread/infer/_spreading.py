@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Data and model passed through the same noise, for the losses that score a likelihood."""
+"""Pass data and model through the same noise, for the losses that score a likelihood."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _R = TypeVar("_R")
 
 class Spreading:
     """
-    What a loss does to model and data: y ~ k(y | x) is handed on, and the model is spread.
+    Apply the noise of a loss: draw y ~ k(y | x) for the arguments, and spread the model.
 
     :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
     :param data: dict from site to the model argument that carries its data, or to a way into one.
-    :raises TypeError: if noise is no such dict.
+    :raises TypeError: if noise is not such a dict.
     :raises ValueError: if data names sites that have no kernel.
     """
 
@@ -116,7 +116,7 @@ class Spreading:
         run: Callable[[SpreadStep], _R],
     ) -> _R:
         """
-        What ``run`` returns, which draws noise and then runs the model.
+        The result of ``run``, which draws noise and then runs the model.
 
         How to draw may depend on what the model does with its data. A run that shows it is broken
         off and made again, as if it had been known from the start.
@@ -231,7 +231,7 @@ class SpreadStep:
         evaluate: Callable[[Any, Any, Any, Any, jax.Array], _R],
     ) -> _R:
         """
-        What ``evaluate`` says of the spread model and the guide on fresh noise.
+        Evaluate the spread model and the guide on fresh noise with ``evaluate``.
 
         Where plates subsample and nothing but their rows is read, noise is drawn for these alone.
 
@@ -284,7 +284,7 @@ class SpreadStep:
 
     def check_observed(self) -> None:
         """
-        Make sure that the model observed what it was handed; called after it was run.
+        Make sure that the model observed what it was given; called after it was run.
 
         :raises ValueError: naming a site that did not.
         """
@@ -305,7 +305,9 @@ class SpreadStep:
 
 
 class _LossSpread(spread):
-    """The spread handler as a loss uses it: whatever would score the wrong thing is an error."""
+    """
+    The spread handler inside a loss; it raises an error for anything that would score wrong values.
+    """
 
     def __init__(
         self,
@@ -335,7 +337,7 @@ class _LossSpread(spread):
         if 0 in shape and handed.size > 0:
             raise ValueError(spreading.empty_observation(site, self._names[label], shape))
         if not _is_same(msg["value"], handed):
-            # Decided later, outside of the transformations that the stock ELBO runs the model in.
+            # Decided later, outside the transformations that the stock ELBO runs the model in.
             placed = 0 if kernel._moves_with_data() else kernel._placed_dims(msg["fn"].event_dim)
             width = math.prod(shape[max(0, len(shape) - placed) :]) if placed else 1
             self._suspects[site] = width

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""On which support the model has a site that the guide draws without a density."""
+"""Find the model's support of the sites that the guide draws without a density."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of both sides: the observed values and the model's own draws at the same sites."""
+"""Samples of data and model: the observed values and the model's own draws at the same sites."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from spread_core.patterns import resolved
 
 class TwoSides(NamedTuple):
     """
-    Values of the data (P) and of the model (Q), after the noise, with weights or None.
+    Samples of the data (P) and of the model (Q), after the noise, with weights or None.
 
     ``noise_left`` holds the kernels whose noise the loss has in closed form, ``mutable`` the new
     mutable state of model and guide.
@@ -77,7 +77,7 @@ def draw_sides(
     closed_form: Callable[[SpreadNoise, tuple[int, ...]], bool] | None = None,
 ) -> TwoSides:
     """
-    Run the model once: its draws at observed sites are Q, what it would have observed is P.
+    Run the model once: its draws at observed sites are Q, the observed values are P.
 
     Global latents that the guide has are taken from it, all others from the prior.
 
@@ -90,7 +90,7 @@ def draw_sides(
     :param kwargs: keyword arguments of both.
     :param closed_form: whether the loss has the noise of a kernel on an event shape in closed form,
         so that it is not drawn; asked for sites without masks only.
-    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    :raises ValueError: if sites, plates, masks and noise are inconsistent.
     :raises NotImplementedError: if no gradient can reach the model through its draws.
     """
     guide_key, model_key, data_key, draw_key = random.split(rng_key, 4)
@@ -182,7 +182,9 @@ def check_noise_sites(
 
 
 class Side:
-    """One side's values, with what counts the data in front and masked elements set to zero."""
+    """
+    Samples of one side, with the dimension of the data in front and masked elements set to zero.
+    """
 
     def __init__(
         self,
@@ -251,7 +253,7 @@ def refuse_nonfinite(site: str, value: Any) -> None:
 
 def check_draws(side: Side) -> None:
     """
-    Refuse draws of the model that are NaN or inf; where they are not known yet, take note of them.
+    Refuse draws of the model that are NaN or inf; record them where they are not known yet.
 
     :raises NonFiniteError: naming the site and the number of data.
     """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""From compiled steps to a monitor on the host."""
+"""Send values from compiled steps to a monitor on the host."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A divergence between data and model by way of a classifier that tells them apart."""
+"""AdversarialDivergence: a divergence between data and model, estimated by a classifier."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class AdversarialDivergence(Stateful, CriticLoss):
     Divergence of the data P from the model Q, with the log-ratio learned by a classifier.
 
     The samples of P are the values the model observes, those of Q its own draws at the same sites,
-    so that no likelihood is needed. The ``discriminator`` is trained to tell them apart by the
-    logistic loss with class prior :math:`\pi`,
+    so no likelihood is needed. The ``discriminator`` is trained to distinguish them by the logistic
+    loss with class prior :math:`\pi`,
 
     .. math::
         \min_D \; \pi E_P[-\log D] + (1 - \pi) E_Q[-\log(1 - D)] = H(\pi) - \mathrm{JS}_\pi[P \| Q],
 
-    and its logit less :math:`\log \pi/(1-\pi)` is the log-ratio :math:`\log P/Q` from which
+    and its logit minus :math:`\log \pi/(1-\pi)` is the log-ratio :math:`\log P/Q` from which
     ``divergence`` is taken [1, 2, 3]. Every param gets the gradient of its own player: the
     discriminator's that of the logistic loss, all others that of the divergence with the
     discriminator frozen, :math:`E_Q[-f^*(f'(P/Q))]`. Both come from one backward pass.
@@ -67,14 +67,14 @@ class AdversarialDivergence(Stateful, CriticLoss):
         >>> bool(((0 <= result.losses) & (result.losses <= 0.7)).all())
         True
 
-    The reported value estimates the divergence in nats; those that are bounded are clipped to
-    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`: a critic that is worse than a
-    constant one, as many are at first, gives less than zero. If that lasts for 20 steps, one
-    warning says so, with the value. It is averaged over the data:
-    the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
-    datum that is masked altogether does not count. Where supports do not overlap, one
-    :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
-    pass, with fresh draws at every step [4]. (Evaluations count for the warning as steps do.)
+    The reported value estimates the divergence in nats; those that are bounded are clipped to their
+    range, for example :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`: a critic that is worse than a
+    constant one, as many are at first, would give less than zero. If that lasts for 20 steps, one
+    warning says so, with the value. It is averaged over the data: the scale of a subsampling plate
+    cancels. Masked elements are set to zero in data and draws, and a datum that is masked
+    completely does not count. Where supports do not overlap, a :class:`SupportMismatchWarning` is
+    issued once; the cure is ``noise``, which is added to data and draws, fresh at every step [4].
+    (Evaluations count for the warning as steps do.)
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, also for critics that
     couple the samples: a compiled step means the whole batch, wherever its parts are.
@@ -92,7 +92,7 @@ class AdversarialDivergence(Stateful, CriticLoss):
     :param discriminator: a module of flax linen, flax nnx or equinox, called as
         ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of the contrasted
         sites and ``args`` are those of the model; it returns one logit for every datum.
-        ``concat_sites(net, "x")`` makes one out of a plain net.
+        ``concat_sites(net, "x")`` makes one from a plain net.
     :param divergence: what the model minimises; ``JSPi(0.5)`` by default. Its ``pi`` is the class
         prior of the discriminator.
     :param noise: dict from observed site to noise kernel; or a callable that returns it, called
@@ -170,7 +170,7 @@ class AdversarialDivergence(Stateful, CriticLoss):
         )
 
     def _estimate(self, logits: Logits) -> jax.Array:
-        """The estimate as it is, also outside of its range."""
+        """The estimate as it is, also outside its range."""
         pi = self.divergence.pi
         ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
         return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The ELBO of a guide without a density, whose log-ratio to a contrast a critic learns."""
+"""
+PriorContrastELBO: the ELBO of a guide without a density, with a log-ratio learned by a critic.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ class PriorContrastELBO(Stateful, Loss):
 
     At an :class:`~numpyro_spread.ImplicitDistribution` in the guide, :math:`\log q(z \mid x)` is
     replaced by :math:`T(z, x) + \log c(z)`, where the critic T is trained by the logistic loss to
-    tell the guide's draws from those of a contrast c, so that at its optimum
+    distinguish the guide's draws from those of a contrast c, so that at its optimum
     :math:`T = \log q(z \mid x) / c(z)` [1]. Sites with densities keep them, and scales, masks and
     plates act on the ratio as on any log density: with no implicit site it is the stock
     ``Trace_ELBO``. Guide and model get the gradient with the critic frozen, the critic that of the
@@ -62,9 +64,9 @@ class PriorContrastELBO(Stateful, Loss):
     critic that lags behind reports values above the evidence. See :meth:`held_out_check`.
 
     The contrast is adaptive by default [1, section 4]: a Gaussian with the moments of
-    :math:`q(z \mid x)`, datum by datum, and the critic sees z standardised by them. The critic then
-    only has to learn the shape of the guide, whereas against the prior it fails as soon as
-    the KL divergence is a few nats.
+    :math:`q(z \mid x)` for each datum, and the critic sees z standardised by them. The critic then
+    only has to learn the shape of the guide, whereas against the prior it fails as soon as the KL
+    divergence is a few nats.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         >>> from flax import linen
@@ -252,7 +254,7 @@ class PriorContrastELBO(Stateful, Loss):
         :param model: the model, as it is.
         :param guide: the guide that :meth:`register` returned.
         :raises ValueError: if sites, plates, masks and critics do not fit together; the message
-            names the site and the way out.
+            names the site and says what to do.
         """
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)[
             "loss"
@@ -313,9 +315,9 @@ class PriorContrastELBO(Stateful, Loss):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        What the critic says of the guide's draws and of its contrast's, both fresh.
+        The critic's logits at fresh draws of the guide and of its contrast.
 
-        With held-out data it tells how well the critic is calibrated:
+        With held-out data it shows how well the critic is calibrated:
         ``critic_report(logits.data, logits.model)``. Nothing is trained.
 
         :param rng_key: random key.
@@ -341,7 +343,7 @@ class PriorContrastELBO(Stateful, Loss):
         guide: Any,
         beta: Any,
     ) -> tuple[Any, ContrastRun]:
-        """What the stock ELBO says of the scored guide, for one particle, and the run it saw."""
+        """The stock ELBO of the scored guide for one particle, and the run it saw."""
         spread_model, args, kwargs, rng_key = step.draw(rng_key)
         own_key = random.fold_in(rng_key, _OWN)
         run = ContrastRun(options, own_key, params, model, args, kwargs)
@@ -389,7 +391,7 @@ class PriorContrastELBO(Stateful, Loss):
         **kwargs: Any,
     ) -> EvidenceReport:
         """
-        Does the reported value hold? A fresh critic is fitted to draws of the frozen guide.
+        Check the estimate with a fresh critic; guide and model stay as they are.
 
         It is of the same kind, always under the adaptive contrast. Both then judge the same draws.
         Of a guide that has collapsed to a point, as the plain contrast may let it, the fresh

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Discrepancies between the data and as many draws of the model: nothing has to be learned."""
+"""
+MMD, EnergyDistance and SlicedWasserstein: discrepancies between data and samples, without a critic.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ Both = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 
 class _Discrepancy(Loss):
-    """Base of the losses that compare a batch of data with a batch of draws."""
+    """Base class of the losses that compare a batch of data with a batch of draws."""
 
     #: What is reported, and its unit.
     _value, _unit = "", ""
@@ -59,7 +61,7 @@ class _Discrepancy(Loss):
         self, model: Callable[..., Any], guide: Callable[..., Any] | None
     ) -> Callable[..., Any]:
         """
-        The guide to hand to SVI: the guide itself, since there is no critic.
+        The guide to pass to SVI: the guide itself, since there is no critic.
 
         :param model: the model.
         :param guide: the guide.
@@ -76,8 +78,8 @@ class _Discrepancy(Loss):
         :param param_map: dict from param site to value.
         :param model: the model, as it is.
         :param guide: empty, or over global latents.
-        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
-            the site and the way out.
+        :raises ValueError: if sites, plates, masks and noise are inconsistent; the message names
+            the site and says what to do.
         """
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)[
             "loss"
@@ -114,7 +116,7 @@ class _Discrepancy(Loss):
         )
 
     def _samples(self, values: SiteValues) -> jax.Array:
-        """All sites and given arguments side by side, of shape (number, features)."""
+        """All sites and given arguments, concatenated to shape (number, features)."""
         names = [*values, *self.given]
         joined = jnp.concatenate([site_features(values, name) for name in names], -1)
         return joined.reshape(-1, joined.shape[-1])
@@ -144,10 +146,10 @@ class MMD(_Discrepancy):
         >>> bool((svi.run(jax.random.key(1), 10, x, progress_bar=False).losses < 1.0).all())
         True
 
-    Sites are laid side by side, as are the arguments in ``given``; without them a model of x given
-    an argument is compared by its average over the arguments only. With :class:`GaussianNoise` and
-    a :class:`GaussianKernel` the noise is in closed form: the MMD of the spread distributions is
-    that of the convolved kernel, and nothing is drawn. In all other cases, such as masked data or a
+    Sites are concatenated, as are the arguments in ``given``; without these, a model of x given an
+    argument is compared only on average over the arguments. With :class:`GaussianNoise` and a
+    :class:`GaussianKernel` the noise is in closed form: the MMD of the spread distributions is that
+    of the convolved kernel, and nothing is drawn. In all other cases, such as masked data or a
     scale for every datum, both sides get fresh noise.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact: a compiled step means
@@ -292,9 +294,9 @@ class SlicedWasserstein(_Discrepancy):
     Sliced Wasserstein distance between the data P and the model Q, to the power p.
 
     The mean over random directions :math:`\theta` on the sphere of the one-dimensional
-    :math:`W_p^p(\theta^\top x, \theta^\top y)`, which sorting gives exactly [1, 2]. Directions are
-    drawn afresh at every step. Unlike the other two it is biased upwards: two batches of one
-    distribution are a positive distance apart.
+    :math:`W_p^p(\theta^\top x, \theta^\top y)`, which sorting gives exactly [1, 2]. Fresh
+    directions are drawn at every step. Unlike the other two losses it is biased upwards: two
+    batches of one distribution are a positive distance apart.
 
         >>> import jax, numpyro, numpyro.distributions as dist, optax
         >>> from numpyro.infer import SVI

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Guide and model compared by pairs of data and latents, where neither needs a density."""
+"""
+JointContrastELBO: compare pairs of data and latents of guide and model; neither needs a density.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ from spread_core.patterns import resolved
 from spread_core.stateful import Stateful
 from spread_core.validation import check_count
 
-# Folded into the key, beside what splitting it amounts to.
+# Folded into the key, so that it differs from the keys that splitting gives.
 _WATCH = 0x5EED0002
 
 # The loss of one run, new mutable state, the critic's accuracy, and whether anything is left.
@@ -67,10 +69,10 @@ class JointContrastELBO(Stateful, Loss):
     r"""
     Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
 
-    The model P runs forward: it draws z' and the x' that z' makes. The guide Q pairs data with its
-    own draws, :math:`q(z \mid x)\, p_{data}(x)`. A critic learns :math:`\log Q/P` by telling the
-    pairs apart, so that neither likelihood, prior nor guide needs a density. Mind: here P is the
-    model, while it is the data where losses compare draws. Of the divergences three are well known:
+    The model P runs forward: it draws z' and then x' given z'. The guide Q pairs data with its own
+    draws, :math:`q(z \mid x)\, p_{data}(x)`. A critic learns :math:`\log Q/P` by distinguishing the
+    pairs, so neither likelihood, prior nor guide needs a density. Note: here P is the model; in the
+    losses that compare samples it is the data. Three of the divergences are well known:
 
     - ``ReverseKL()``, ``KL[guide || model]``: :math:`\mathrm{KL}[Q \| P]`, minus the ELBO up to the
       entropy of the data: the likelihood-free variational inference of [1], the joint contrast of
@@ -82,7 +84,7 @@ class JointContrastELBO(Stateful, Loss):
 
     Latents in no plate of the data are global: they keep their densities, both sides share the
     guide's draws, and the critic may look them up by name (hierarchical implicit models [1],
-    ``ReverseKL()`` only). A pair of the model is always x' with the z' that made it.
+    ``ReverseKL()`` only). A pair of the model is always x' with the z' that produced it.
 
     The reported value is the divergence, an **adversarial estimate and not a bound**, in nats: for
     ``ReverseKL()`` scaled by plates and summed over the data, with the globals' KL, as minus an
@@ -246,7 +248,8 @@ class JointContrastELBO(Stateful, Loss):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        The adversarial estimate of the divergence in nats, with every param's player's gradient.
+        The adversarial estimate of the divergence in nats; its gradient is that of every param's
+        player.
 
         It is the derivative of no single function: second derivatives make no sense.
 
@@ -254,8 +257,8 @@ class JointContrastELBO(Stateful, Loss):
         :param param_map: dict from param site to value.
         :param model: the model, as it is.
         :param guide: the guide that :meth:`register` returned.
-        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
-            the site and the way out.
+        :raises ValueError: if sites, plates, masks and noise are inconsistent; the message names
+            the site and says what to do.
         """
         return self.loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)[
             "loss"
@@ -307,9 +310,9 @@ class JointContrastELBO(Stateful, Loss):
         self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Logits:
         """
-        What the critic says of the guide's pairs and of the model's, both fresh.
+        The critic's logits at fresh pairs of the guide and of the model.
 
-        With held-out data it tells how far the critic can be trusted:
+        With held-out data it shows how far the critic can be trusted:
         ``critic_report(logits.data, logits.model)``. Nothing is trained.
 
         :param rng_key: random key.

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A true lower bound for guides without a density, whose draws pass a noise kernel."""
+"""
+SemiImplicitELBO: a true lower bound for guides without a density, by adding noise to their draws.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,15 @@ class SemiImplicitELBO(Loss):
 
     A guide site :math:`\psi \sim` :class:`~numpyro_spread.ImplicitDistribution` becomes
     :math:`z \sim k(z \mid \psi)`, whose conditional density is known. With K = ``num_mixture``
-    further draws :math:`\psi_1, \dots, \psi_K` of the guide beside the :math:`\psi_0` that made z,
+    further draws :math:`\psi_1, \dots, \psi_K` of the guide in addition to the :math:`\psi_0` that
+    produced z,
 
     .. math::
         \mathbb{E}\Big[ \log p(x, z)
         - \log \frac{1}{K+1} \sum_{k=0}^{K} k(z \mid \psi_k) \Big] \le \log p(x)
 
-    in nats [1, eq. 8; 2, section 3.1]. Other than the contrast ELBOs' estimates this is a **true
-    lower bound** for every K; it grows with K, towards the ELBO of the marginal
+    in nats [1, eq. 8; 2, section 3.1]. Unlike the contrast ELBOs' estimates, this is a **true lower
+    bound** for every K; it grows with K, towards the ELBO of the marginal
     :math:`q(z) = \mathbb{E}\, k(z \mid \psi)` [2]. All :math:`\psi_k` carry gradients. The cost is
     that of K + 1 forward passes of ``fn``, in one vectorised call. Everything else (sites with
     densities, plates, subsampling, masks, particles) is the stock ``elbo``'s.
@@ -73,13 +76,14 @@ class SemiImplicitELBO(Loss):
     **Where the noise is added.** If the model's site of the same name has a constrained support,
     then fn must return values in it; all K + 1 draws are mapped to unconstrained space by
     ``biject_to(support).inv``, the noise is added there, z is the image of the result, and the
-    density contains minus the log-determinant of the Jacobian. A scale is thus one of unconstrained
-    units, its event shape that of the unconstrained value. An auxiliary site, which the model does
-    not have, is in unconstrained space already. Bounds of a support that move (with params or other
-    latents, or under jit with data) are refused. Values of fn outside of the support are an error
-    where they are concrete, in an eager ``loss.loss(...)``, and make a loss of NaN under jit.
+    density contains minus the log-determinant of the Jacobian. A scale is thus in unconstrained
+    units, and its event shape is that of the unconstrained value. An auxiliary site, which the
+    model does not have, is in unconstrained space already. Bounds of a support that move (with
+    params or other latents, or under jit with data) are refused. Values of fn outside the support
+    are an error where they are concrete, in an eager ``loss.loss(...)``, and make a loss of NaN
+    under jit.
 
-    **Draws of the posterior.** The guide by itself gives :math:`\psi`, without noise. For z use
+    **Draws of the posterior.** The guide alone gives :math:`\psi`, without noise. For z use
     ``Predictive(loss.spread_guide(model, guide), params=params, num_samples=100)``.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
@@ -148,11 +152,10 @@ class SemiImplicitELBO(Loss):
         self, model: Callable[..., Any], guide: Callable[..., Any]
     ) -> Callable[..., Any]:
         """
-        The guide with the noise in place: its draws are those of the posterior that was fitted.
+        The guide with its noise: its draws are those of the fitted posterior.
 
-        It can be sampled, as by ``Predictive(model, guide=loss.spread_guide(model, guide),
-        params=params, num_samples=100)``; to be trained and scored, the loss takes the guide
-        itself.
+        Use it for sampling, as in ``Predictive(model, guide=loss.spread_guide(model, guide),
+        params=params, num_samples=100)``; for training, pass the guide itself to the loss.
 
         :param model: the model, whose supports say where the noise is added.
         :param guide: the guide.
@@ -185,7 +188,7 @@ class SemiImplicitELBO(Loss):
         :param model: the model, as it is.
         :param guide: the guide.
         :raises ValueError: if site, guide and kernel do not fit together; the message names the
-            site and the way out.
+            site and says what to do.
         """
         return self._run("loss", rng_key, param_map, model, guide, args, kwargs)
 

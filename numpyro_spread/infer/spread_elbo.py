@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The ELBO of a model and data that were both passed through noise."""
+"""SpreadELBO: the ELBO of a model and data that were both passed through noise."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class SpreadELBO(Loss):
         \le \mathbb{E}\, \log \tilde p(y),
 
     in nats, and maximising it minimises :math:`\mathrm{KL}[\tilde p_{data} \| \tilde p_{model}]`,
-    which is zero only where the clean distributions agree. At every step and for every particle
-    :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so
-    that the likelihood is scored at y. Importance-weighted bounds (``RenyiELBO``; ``Trace_ELBO``
-    with ``multi_sample_guide``) share one y among the particles of a step, since all of them must
-    bound the same :math:`\log \tilde p(y)`. The model needs no change. At test time nothing is
-    noised: where the model takes ``x=None`` and then draws, ``Predictive(model, params=params,
-    num_samples=1)(rng_key, None)`` gives clean samples.
+    which is zero only where the clean distributions agree. At every step and for every particle a
+    fresh :math:`y \sim k(y \mid x)` is drawn and passed to model and guide **instead of** x, so the
+    likelihood is evaluated at y. Importance-weighted bounds (``RenyiELBO``; ``Trace_ELBO`` with
+    ``multi_sample_guide``) share one y among the particles of a step, since all of them must bound
+    the same :math:`\log \tilde p(y)`. The model needs no change. At test time no noise is added:
+    where the model takes ``x=None`` and then draws,
+    ``Predictive(model, params=params, num_samples=1)(rng_key, None)`` gives clean samples.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro.infer import SVI
@@ -152,7 +152,7 @@ class SpreadELBO(Loss):
         :param model: the model, as it is.
         :param guide: the guide, which is called on y.
         :raises ValueError: if site, argument, data and kernel do not fit together; the message
-            names the site and the way out.
+            names the site and says what to do.
         """
         return self._run("loss", rng_key, param_map, model, guide, args, kwargs)
 

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The Wasserstein distance between data and model, by way of a critic of bounded slope."""
+"""
+WassersteinCritic: the Wasserstein distance between data and model, by a critic of bounded slope.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class WassersteinCritic(CriticLoss):
     .. math::
         W_1(P, Q) = \sup_{|\nabla c| \le 1} E_P[c(x)] - E_Q[c(x)]
 
-    The critic c maximises this less ``gradient_penalty`` :math:`E (|\nabla c| - 1)^2` at random
+    The critic c maximises this minus ``gradient_penalty`` :math:`E (|\nabla c| - 1)^2` at random
     points between data and draws [1, equation 3]; the model minimises :math:`-E_Q[c]`. Both players
     get their own gradients from one backward pass. It needs no overlap of supports. The critic has
     to keep up with the model: several of its steps for one of the generator are usual (5 in [1]).
@@ -47,8 +49,8 @@ class WassersteinCritic(CriticLoss):
         >>> bool(jnp.isfinite(result.losses).all())
         True
 
-    The reported value is :math:`E_P[c] - E_Q[c]`, in the units of x: an estimate of :math:`W_1`
-    once the critic is good, and of nothing before.
+    The reported value is :math:`E_P[c] - E_Q[c]`, in the units of x: it estimates :math:`W_1` only
+    once the critic is good.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, also for critics that
     couple the samples: a compiled step means the whole batch, wherever its parts are.
@@ -60,8 +62,9 @@ class WassersteinCritic(CriticLoss):
 
     :param critic: a module of flax linen, flax nnx or equinox, called as
         ``critic(values, *args, **kwargs)``, which returns one number per datum;
-        ``concat_sites(net, "x")`` makes one out of a plain net.
-    :param gradient_penalty: weight of the penalty; 0 for a critic that is Lipschitz by itself.
+        ``concat_sites(net, "x")`` makes one from a plain net.
+    :param gradient_penalty: weight of the penalty; 0 for a critic that is Lipschitz by
+        construction.
     :param noise: dict from observed site to noise kernel, or a callable that returns it.
     :param update: ``"one_pass"`` or ``"two_pass"``; see :class:`AdversarialDivergence`.
     :param num_particles: number of draws of the model per datum and step.

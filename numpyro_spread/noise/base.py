@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What all noise kernels share: the call, and the recursion of ``spread`` through wrappers."""
+"""Base class of the noise kernels: the call, and the recursion of ``spread`` through wrappers."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class SpreadNoise(FieldsAsPytree):
     are concrete; where those of tracers, as of a scale that is learned, turn out to be wrong,
     results are NaN.
 
-    A kernel of one's own is a frozen dataclass, whose fields are its parameters, that implements
-    :meth:`conditional`. It is for its author to see that it is valid: a stationary kernel is if its
+    To write your own kernel, derive a frozen dataclass whose fields are its parameters and
+    implement :meth:`conditional`. Make sure that it is valid: a stationary kernel is valid if its
     :meth:`characteristic_function` has no zeros.
 
         >>> import dataclasses, jax.numpy as jnp, numpyro.distributions as dist
@@ -131,7 +131,7 @@ class SpreadNoise(FieldsAsPytree):
             under the Gaussian kernels; ``Categorical`` under a channel; mixtures of these; all also
             inside ``Independent``, ``MaskedDistribution`` and ``ExpandedDistribution``.
         :return: :math:`\int k(y \mid x)\, p(x)\, dx`, of the same batch and event shape.
-        :raises NotImplementedError: for every other distribution, naming the pair and the way out.
+        :raises NotImplementedError: for every other distribution, naming the pair and what to do.
         """
         if not isinstance(distribution, Distribution):
             name = type(distribution).__name__
@@ -176,10 +176,10 @@ class SpreadNoise(FieldsAsPytree):
 
     def conditional(self, x: jax.Array, event_dim: int) -> Distribution:
         """
-        What a kernel of one's own implements: the distribution of y given x.
+        The distribution of y given x; implement this method in your own kernel.
 
-        Called by the rest of the class, with values whose type and dims are checked. To ask a
-        kernel for the distribution, call it.
+        The rest of the class calls it with values whose type and dims are checked. To get the
+        distribution from a kernel, call the kernel.
 
         :param x: values of the site, of shape batch + event.
         :param event_dim: number of event dimensions of the site of x.

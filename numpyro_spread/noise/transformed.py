@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Noise around an injective function of x."""
+"""Noise kernels in the coordinates of an injective function of x."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _is_degenerate(value: Any) -> bool:
 
 
 def _valid_parts(transform: Transform) -> Iterator[jax.Array]:
-    """What can only be told under jit: whether parameters that must not be 0 are not."""
+    """Check at run time, under jit, that parameters that must not be 0 are not 0."""
     for part in _parts(transform):
         yield from _valid_parts(part)
     parameter: Any = None
@@ -117,7 +117,7 @@ class TransformedNoise(SpreadNoise):
 
     Injectivity of f is what keeps the spread divergence zero only at equality [1, section 3.2].
     Values that the model observes, and that the guide reads, live in the coordinates of y.
-    NumPyro's transforms are injective on their domain, but for a few that are refused by name; a
+    NumPyro's transforms are injective on their domain, except a few that are refused by name; a
     subclass of your own is trusted unless it says ``bijective = False``.
 
         >>> import jax.numpy as jnp

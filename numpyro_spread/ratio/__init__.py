@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Log-ratios by classification: logit losses, adapters, critics, diagnostics of a critic."""
+"""Log-ratios by classification: adapters, critics, penalties and diagnostics of a critic."""
 
 from typing import Any
 

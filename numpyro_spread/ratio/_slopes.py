@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples have a slope in which logits: read off the jaxpr of a critic, or computed."""
+"""Find which logits depend on which samples: from the jaxpr of a critic, or by derivatives."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def others_move(
     kwargs: Any,
 ) -> bool:
     """
-    Whether some logit has a slope in another sample, at random numbers of the given shapes.
+    Whether some logit depends on another sample, at random numbers of the given shapes.
 
     Any two samples differ in some bit of their numbers: bit by bit, half of the logits are
     differentiated, and the samples of the other half looked at. Where nothing can be seen, yes.

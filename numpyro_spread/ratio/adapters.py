@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""From what a loss hands to a discriminator to what a plain net takes."""
+"""Adapters from what a loss passes to a discriminator to the input of a plain net."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SiteValues(dict[str, jax.Array]):
         return len(self.batch_shape)
 
     def replaced(self, values: Mapping[str, jax.Array]) -> SiteValues:
-        """The same batch and arguments with other values."""
+        """Replace the values; batch shape and arguments stay."""
         return SiteValues(values, self.batch_shape, self.arguments)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[int, ...]]:
@@ -84,14 +84,14 @@ def site_features(
 
 
 class ConcatSites:
-    """A discriminator out of a plain net; see :func:`concat_sites`."""
+    """A discriminator made from a plain net; see :func:`concat_sites`."""
 
     def __init__(self, net: Any, names: tuple[str, ...]) -> None:
         self.net = net
         self.names = names
 
     def features(self, values: Mapping[str, jax.Array], kwargs: Mapping[str, Any]) -> jax.Array:
-        """What the net gets, of shape batch + (features,)."""
+        """Input of the net, of shape batch + (features,)."""
         found = [site_features(values, name, kwargs) for name in self.names or values]
         return found[0] if len(found) == 1 else jnp.concatenate(found, -1)
 
@@ -114,7 +114,7 @@ class ConcatSites:
 
     def __call__(self, values: Mapping[str, jax.Array], *args: Any, **kwargs: Any) -> jax.Array:
         """
-        Logits of shape batch, where the net can be called by itself (not one of flax linen).
+        Logits of shape batch, where the net can be called directly (not with flax linen).
 
         :param values: dict from site to value.
         :param args: arguments of the model; looked up by name in ``values.arguments``.
@@ -129,7 +129,7 @@ class ConcatSites:
 
 def concat_sites(net: Callable[..., Any], *names: str) -> ConcatSites:
     """
-    A discriminator that hands a plain net the named sites, flattened and concatenated.
+    Make a discriminator that passes the named sites, flattened and concatenated, to a plain net.
 
         >>> import jax.numpy as jnp
         >>> critic = concat_sites(lambda features: features.sum(-1), "x", "label")

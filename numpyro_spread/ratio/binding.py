@@ -117,7 +117,7 @@ class Bound:
         raise NotImplementedError
 
     def call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns for the arguments, whatever that is; 16 bits as float32."""
+        """Call the module with the arguments; 16-bit results are converted to float32."""
         return jax.tree.map(widened, self._call(params, *args, **kwargs))
 
     def _call(self, params: Any, *args: Any, **kwargs: Any) -> Any:

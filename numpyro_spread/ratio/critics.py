@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Ready-made critics in flax linen: nets whose logit says that a value came from the data side."""
+"""Ready-made critics in flax linen: nets whose logit is large for values from the data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def leaky_relu(x: jax.Array) -> jax.Array:
 
 def _largest_singular_value(kernel: jax.Array) -> jax.Array:
     """
-    That of a kernel as a matrix of all else by output features, with its gradient u vᵀ.
+    The largest singular value of a kernel as a matrix of all else by output features; its gradient
+    is u vᵀ.
 
     It is computed afresh from a fixed start, since a loss keeps a critic's params only: there is
     no place for the running vector that ``flax.linen.SpectralNorm`` carries along.

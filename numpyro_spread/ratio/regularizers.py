@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Penalties on the gradient of a critic, which keep it from running ahead of the generator."""
+"""Penalties on the gradient of a critic, which stabilise adversarial training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _squared_norms(critic: Critic, values: SiteValues) -> jax.Array:
 @dataclass(frozen=True)
 class Regularizer:
     """
-    What is added to the critic's loss; subclasses say what in :meth:`penalty`.
+    Base class of penalties on the critic's loss; subclasses implement :meth:`penalty`.
 
     Only the critic is trained by it.
     """
@@ -63,7 +63,7 @@ class Regularizer:
 
 def check_regularizer(regularizer: object) -> None:
     """
-    Refuse what is no penalty.
+    Raise an error for anything that is not a penalty.
 
     :param regularizer: a :class:`Regularizer`, or None.
     :raises TypeError: saying what it must be.
@@ -78,9 +78,9 @@ class R1(Regularizer):
     r"""
     :math:`\gamma/2 \; E_P |\nabla_x \mathrm{logit}(x)|^2` at the (noisy) data.
 
-    It makes GAN training converge locally where the plain game orbits or collapses [1, equation 9].
-    With ``every=k`` it is computed at one step in k, chosen at random, and multiplied by k (lazy
-    regularisation, [2, appendix B]).
+    It makes GAN training converge locally where training without it oscillates or collapses [1,
+    equation 9]. With ``every=k`` it is computed at one step in k, chosen at random, and multiplied
+    by k (lazy regularisation, [2, appendix B]).
 
         >>> R1(every=4, gamma=1.0)
         R1(every=4, gamma=1.0)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Losses: each goes into an unmodified SVI."""
+"""The losses. Each is used in an unmodified SVI."""
 
 from pyro_spread.infer.adversarial_divergence import AdversarialDivergence
 from pyro_spread.infer.contrast_elbo import PriorContrastELBO

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One run of guide and model in which implicit sites are scored by a critic."""
+"""Run guide and model once, with a critic that scores the implicit sites."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ class Scored(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """That of ``fn``."""
+        """Support of ``fn``."""
         return self.fn.support
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Scored:
-        """The same score, for more draws."""
+        """Expand the distribution; the score stays the same."""
         return Scored(self.fn.expand(batch_shape), self._score)
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> torch.Tensor:
-        """Draws of ``fn``."""
+        """Sample from ``fn``."""
         return self.fn.rsample(sample_shape)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """What the score says of the value that was drawn."""
+        """The score at the value that was drawn."""
         return self._score().expand(self.batch_shape)
 
 
 @dataclass
 class ImplicitSite:
-    """What is known of an implicit site after the guide has run."""
+    """An implicit site, its draw and its plates, after the guide has run."""
 
     name: str
     fn: TorchDistribution
@@ -94,7 +94,7 @@ class ImplicitSite:
 
     @property
     def plate_shape(self) -> torch.Size:
-        """That without the particles."""
+        """Shape of the plates, without the particles."""
         depth = max(
             (-f.dim for f in self.frames if f.vectorized and f.name != _PARTICLES), default=0
         )
@@ -117,7 +117,7 @@ class ImplicitSite:
 @dataclass
 class ContrastRun:
     """
-    Guide and model of one particle (or of all at once), and what was seen while they ran.
+    Guide and model of one particle (or of all at once), and their recorded sites.
 
     :param score: from this run and a site's name to the estimate of log q at its draw.
     :param prior_cancels: whether contrasts are with the prior, whose density then drops out.
@@ -282,7 +282,7 @@ class ContrastRun:
 
 
 class _InGuide(Messenger):
-    """Replaces implicit sites of the guide by scored ones."""
+    """Replace implicit sites of the guide by scored ones."""
 
     def __init__(self, run: ContrastRun) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ class _InGuide(Messenger):
 
 
 class _InModel(Messenger):
-    """Takes note of the priors of implicit sites, and takes them out where they cancel."""
+    """Record the priors of implicit sites, and remove them where they cancel."""
 
     def __init__(self, run: ContrastRun) -> None:
         super().__init__()

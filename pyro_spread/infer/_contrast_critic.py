@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of implicit sites by a critic, and what the critic learns from the same run."""
+"""A critic that scores implicit sites, and its loss in the same run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CollapsedGuideError(NonFiniteError):
 
 class ContrastCritic(Stateful):
     """
-    A critic that tells a guide's draws from those of a contrast.
+    A critic that distinguishes a guide's draws from those of a contrast.
 
     :param discriminator: one module for all implicit sites, or a ``ModuleDict`` by site.
     :param adaptive: whether the contrast is the Gaussian with the guide's moments, or the prior.
@@ -196,7 +196,7 @@ class ContrastCritic(Stateful):
         return Logits(of_guide, judged(contrast_side), weights, weights), guide_side, contrast_side
 
     def _judge_of(self, run: ContrastRun, names: tuple[str, ...], side: SiteValues) -> Judge:
-        """What is asked for the logits of several draws per datum, or of one."""
+        """The critic to call for the logits of several draws per datum, or of one."""
         critic = self._critic_of(names)
         args, kwargs = run.call_arguments(side)
         if self._lead(run, names) and run.cache.get(("coupled", names)):

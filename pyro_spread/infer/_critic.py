@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A discriminator as the losses keep it: checked, registered, asked for logits."""
+"""Discriminators in the losses: check, register, and compute logits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CALLED = "a module that takes the dict of sites and the arguments of the model"
 
 def check_critic(discriminator: Any) -> None:
     """
-    Refuse what cannot be a discriminator.
+    Raise an error for anything that cannot be a discriminator.
 
     :raises TypeError: saying what it must be.
     """
@@ -78,7 +78,7 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
             param.copy_(stored)
         del store[full_name]
     for param_name, param in discriminator.named_parameters():
-        # As pyro.module would, which refuses a name inside of another's, such as the head's.
+        # As pyro.module would, which refuses a name inside another's, such as the head's.
         if param.requires_grad:
             pyro.param(param_with_module_name(name, param_name), param)
             critic_params[param] = name
@@ -126,7 +126,7 @@ def judge(
 @dataclass(frozen=True)
 class Judge:
     """
-    A discriminator with what it is called with beside the values: from them to logits.
+    A discriminator with the arguments it is called with: a function from values to logits.
 
     :param discriminator: the module.
     :param args: arguments of the model.
@@ -145,7 +145,7 @@ def _refuse_local_coupling(
     discriminator: nn.Module, values: SiteValues, args: Any, kwargs: Any
 ) -> None:
     """
-    A rank's critic sees its shard alone; it is looked at once.
+    Refuse a critic that couples the samples of this rank's shard; checked once.
 
     :raises ValueError: if the samples of the shard move each other's logits.
     """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A game of two players as one loss: both gradients exact, and nothing leaks between them."""
+"""Base class of adversarial losses: exact gradients of both players, without interference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _UPDATES = ("one_pass", "two_pass")
 
 
 class Logits(NamedTuple):
-    """What the critic said about both sides, and how much each sample counts."""
+    """The critic's logits for data and model, and the weight of each sample."""
 
     data: torch.Tensor
     model: torch.Tensor
@@ -62,7 +62,7 @@ class _Report(torch.autograd.Function):
 
 class CriticLoss(Loss):
     """
-    Base of the losses in which a critic compares data with the model's draws.
+    Base class of the losses in which a critic compares data with the model's draws.
 
     Subclasses say what each player minimises, as functions of the logits.
 
@@ -97,18 +97,18 @@ class CriticLoss(Loss):
 
     @abstractmethod
     def _critic_loss(self, logits: Logits) -> torch.Tensor:
-        """What the critic minimises: a scalar."""
+        """The loss of the critic, a scalar."""
 
     @abstractmethod
     def _generator_loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the generator minimises, for every sample of the model."""
+        """The loss of the generator, for every sample of the model."""
 
     @abstractmethod
     def _value(self, logits: Logits) -> torch.Tensor:
-        """What is reported."""
+        """The reported value."""
 
     def _watch(self, logits: Logits) -> None:
-        """Look for signs of trouble; called at every training step."""
+        """Monitor the logits and warn of problems; called at every training step."""
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -123,10 +123,10 @@ class CriticLoss(Loss):
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
-        What is reported, at fresh draws and without penalties; nothing is trained.
+        The reported value, at fresh draws and without penalties; nothing is trained.
 
-        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
-            the site and the way out, and params are as before.
+        :raises ValueError: if sites, plates, masks and noise are inconsistent; the message names
+            the site and says what to do, and params are as before.
         """
         with torch.no_grad():
             sides = self._sides(model, guide, args, kwargs)
@@ -135,9 +135,9 @@ class CriticLoss(Loss):
 
     def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
         """
-        What the critic says about the data handed in and about fresh draws, after the noise.
+        The critic's logits at the given data and at fresh draws of the model, after the noise.
 
-        With held-out data it tells how far the critic can be trusted:
+        With held-out data it shows how far the critic can be trusted:
         ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
 
         :param model: the model.
@@ -164,7 +164,8 @@ class CriticLoss(Loss):
         """
         Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
 
-        The tensor is the derivative of no single function: second derivatives make no sense.
+        The gradients of the players belong to different functions, so second derivatives have no
+        meaning.
         """
         sides = self._sides(model, guide, args, kwargs)
         self._register(model, guide, args, kwargs)
@@ -227,7 +228,7 @@ class CriticLoss(Loss):
         return total / self.num_particles
 
     def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> torch.Tensor:
-        """The reported value, with a surrogate behind it that gives both players' gradients."""
+        """The reported value, whose surrogate gives both players' gradients."""
         factors: list[Any] = []
         generator_learns = any(v.requires_grad for v in sides.model.values())
         inputs = {n: Rescale.apply(v, factors) for n, v in sides.model.items()}

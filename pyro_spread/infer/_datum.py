@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Values with what counts the data in front of the rest of a datum."""
+"""Bring the dimension that counts the data in front of the rest of a datum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     The batch dimension of every site that counts the data, from the right; None for a single datum.
 
     :param sites: dict from name to site of a trace: those that are compared.
-    :raises ValueError: if that cannot be decided, naming site and way out.
+    :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
     shapes = {name: tuple(site["fn"].batch_shape) for name, site in sites.items()}
     return datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the losses check, and how they leave nothing behind when a step fails."""
+"""What the losses check, and how they undo what a failed step changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from spread_core.nonfinite import (
 critic_params = WeakTensorKeyDictionary()
 #: Names of discriminators that no site of the guide asks for, by their loss: they have no params.
 idle_critics: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-# What the distributions of torch say of a value or param outside of its constraint.
+# What the distributions of torch say of a value or param outside its constraint.
 _VALUE = "Expected value argument"
 _VALIDATION = (_VALUE, "Expected parameter")
 _SHOWN = "found invalid values:"
@@ -46,14 +46,15 @@ def as_before_on_error(
     is_step: bool = True,
 ) -> Iterator[StepSnapshot]:
     """
-    Around a method of a loss: if any exception ends it, all but the random state is as before.
+    Run a method of a loss; after any exception everything except the random state is as before.
 
-    That is: params are none the more, the buffers of all nets (the running averages of batch
-    normalisation) and the loss's own counters as they were, and gradients zero if it was a step. If
-    NaN or inf is the reason, the error is a :class:`NonFiniteError` that says where they came from.
+    Params that were added are removed, the buffers of all nets (the running averages of batch
+    normalisation) and the loss's own counters are restored, and gradients are zero if it was a
+    step. If NaN or inf is the reason, the error is a :class:`NonFiniteError` that says where they
+    came from.
 
     :param loss: whose counters are kept.
-    :param model: whose argument names are told.
+    :param model: whose argument names appear in the message.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
     :param is_step: whether the gradients of a step are made.
@@ -83,7 +84,8 @@ def as_one(method: Callable[..., Any]) -> Callable[..., Any]:
     """
     A method ``(self, model, guide, *args, **kwargs)`` of a loss, with :func:`as_before_on_error`.
 
-    After one that leads to gradients the SVI's optimiser ends the step, and undoes it if it fails.
+    After a method that computes gradients, the SVI's optimiser finishes the step, and undoes it if
+    it fails.
     """
     is_step = method.__name__ == "loss_and_grads"
     makes_steps = is_step or method.__name__ == "differentiable_loss"
@@ -120,7 +122,7 @@ def what_is_wrong(x: torch.Tensor) -> str:
 
 
 def player(param: torch.Tensor) -> str:
-    """Whose a param is."""
+    """The player that a param belongs to."""
     return "discriminator" if param in critic_params else "generator"
 
 
@@ -167,8 +169,8 @@ def as_nonfinite(error: Exception) -> NonFiniteError | None:
     """
     The error of a step as one about NaN and inf, if it is about numbers; None if it is not.
 
-    Data outside of a distribution's support are a mistake of the program unless they are NaN or
-    inf; latents there are rounded.
+    Data outside a distribution's support are a mistake of the program unless they are NaN or inf;
+    latents there are rounded.
     """
     found = find_nonfinite(error)
     if found is not None:
@@ -191,7 +193,7 @@ def _explain(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> NonFiniteError | None:
-    """What NaN or inf has to do with an error; None if nothing."""
+    """How NaN or inf caused an error; None if they did not."""
     found, text = find_nonfinite(error), str(error)
     if found is None and not any(part in text for part in _VALIDATION):
         return None

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The noisy values that a model is handed, and a look at what it does with them."""
+"""Noisy values for the arguments of a model, and a check of how the model uses them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _is_drawn_by_rows(
 
 class Watch(Messenger):
     """
-    Looks at what a model does with the values that it was handed.
+    Check what a model does with the values that it was given.
 
     :param handed: these values.
     :raises Learned: in the model, if noise should have been drawn otherwise.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A second opinion on an adversarial ELBO estimate: a fresh critic, and the gap between the two."""
+"""Check an adversarial ELBO estimate with a fresh critic, and compute the gap between the two."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Invalid:
 
     def among(self, scored: torch.Tensor) -> Invalid:
         """
-        Those that matter: who looks at the data may have masked some of the bad ones.
+        The bad data that are not masked where the data are used.
 
         :param scored: which data it has not masked.
         """
@@ -83,9 +83,9 @@ class Invalid:
     @contextmanager
     def blamed(self, may_exclude: bool = False) -> Iterator[None]:
         """
-        Around who computes with the data.
+        Run a computation with the data; blame its errors on bad data, if there are any.
 
-        :raises NonFiniteError: in the place of its error, if there are bad data.
+        :raises NonFiniteError: instead of its error, if there are bad data.
         """
         try:
             yield
@@ -106,7 +106,7 @@ class Invalid:
 
     def replaced(self, value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
         """
-        ``value`` with a good datum in the place of each bad one, so that it can be computed with.
+        ``value`` with a good datum instead of each bad one, so that it can be computed with.
 
         :param value: of a site.
         :param axes: along which its data lie.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of data and latents: the guide's, and those of the model run forward."""
+"""Draw pairs of data and latents, from the guide and from the model run forward."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ _known_plates: Remembered[frozenset[str]] = Remembered()
 
 class JointSides(NamedTuple):
     """
-    Pairs (x, z) of the guide's joint and of the model's, after the noise, with weights or None.
+    Pairs (x, z) of guide and model, after the noise, with weights or None.
 
-    ``log_globals`` is log p - log q of the latents outside of the plates of the data, in nats;
+    ``log_globals`` is log p - log q of the latents outside the plates of the data, in nats;
     ``scales`` is by how much each pair stands for more data.
     """
 
@@ -73,7 +73,7 @@ def draw_joint(
     """
     Run guide and model once: data with the guide's latents, and the model's latents with their x.
 
-    Latents of the guide outside of the plates of the data are global: both sides share the guide's
+    Latents of the guide outside the plates of the data are global: both sides share the guide's
     draws, and they keep their densities.
 
     :param model: the model.
@@ -83,14 +83,14 @@ def draw_joint(
     :param args: positional arguments of model and guide.
     :param kwargs: keyword arguments of both.
     :param watch: to be around the model, if any.
-    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    :raises ValueError: if sites, plates, masks and noise are inconsistent.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     plates = data_plates(model, args, kwargs)
     drawn = {n: s for n, s in guide_trace.nodes.items() if is_latent(s)}
     shared = {n: s for n, s in drawn.items() if plates and not _plates_of(s) & plates}
     # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
-    # them, but their prior's gradient is handed on below.
+    # them, but their prior's gradient is passed on below.
     leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
     with torch.set_grad_enabled(torch.is_grad_enabled()), watch or nullcontext():
         trace = _run_forward(model, guide_trace, leaves, args, kwargs)

@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Guide sites whose draws pass a noise kernel, scored as mixtures over further draws."""
+"""
+Pass draws of guide sites through a noise kernel, and score them as mixtures over further draws.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ class Spread(Messenger):
         def draw(psi: torch.Tensor) -> torch.Tensor:
             return noise.to_support(noise.around(noise.to_reals(psi)).rsample())
 
-        # Itself implicit, so that plates outside of this handler expand what is below the noise.
+        # Itself implicit, so that plates outside this handler expand what is below the noise.
         return ImplicitDistribution(draw, fn, fn.event_shape)
 
 
@@ -145,7 +147,7 @@ class Mixture(TorchDistribution):
     r"""
     z ~ k(z | psi_0), with the log density of :math:`\frac{1}{K+1}\sum_k k(z | \psi_k)`.
 
-    Which psi those are is settled when it is made: that is why it is made outside of all plates.
+    Which psi those are is settled when it is made: that is why it is made outside all plates.
 
     :param noise: the kernel of the site.
     :param fn: the implicit distribution.
@@ -164,7 +166,7 @@ class Mixture(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> Any:
-        """That of the model's site."""
+        """Support of the model's site."""
         if self._noise.support is not None:
             return self._noise.support
         return constraints.independent(constraints.real, self.event_dim)

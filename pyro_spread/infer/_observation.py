@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Did a model observe the values it was handed? Decided on all of the values themselves."""
+"""Check that a model observes the values it was given, by comparing all of the values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_spread.noise import SpreadNoise
 
 class Places:
     """
-    Where the values that a site observed stood among those that the model was handed.
+    Where the values that a site observed stood among those that the model was given.
 
     A model takes the same places at every step, as a rule, and to look there again costs far less
     than to search. What is remembered decides nothing: where it does not hold, all is searched.
@@ -39,7 +39,7 @@ class Places:
 
         :param site: the site.
         :param value: what it observed.
-        :param handed: what the model was handed.
+        :param handed: what the model was given.
         :param kernel: the kernel of the site.
         :param event_dim: number of event dims of the site.
         """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Is what a model observes data, or has it drawn or learned that itself?"""
+"""Check that what a model observes is data, not its own draws or params."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class _Redrawn(Messenger):
 
 @contextmanager
 def _other_stream() -> Iterator[None]:
-    """Random numbers inside are none of those outside."""
+    """Use a separate random stream inside the context."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
         yield
@@ -120,7 +120,7 @@ def _constant(leaf: Any) -> Any:
 
 
 def _is_among(value: Any, given: Collection[int | None]) -> bool:
-    # A param that begins at an argument may share its memory.
+    # A param whose initial value is an argument may share its memory.
     if isinstance(value, torch.Tensor) and value.requires_grad:
         return False
     return _storage(value) in given

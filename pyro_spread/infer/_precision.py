@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Under autocast nets compute in 16 bits; densities, kernels, logits losses and sums do not."""
+"""Autocast: nets compute in 16 bits; densities, kernels, logit losses and sums do not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def nets_only(devices: list[str], programs: tuple[Any, ...]) -> Iterator[None]:
     difference of two log-ratios or a squared distance as |x|² + |y|² - 2 x.y.
 
     :param devices: those with autocast enabled.
-    :param programs: model and guide, which are no nets, even if they are modules.
+    :param programs: model and guide, which do not count as nets even if they are modules.
     """
     dtypes = {device: torch.get_autocast_dtype(device) for device in devices}
     thread, depth = threading.get_ident(), 0
@@ -116,7 +116,7 @@ def _inits(output: Any) -> list[dataclasses.Field[Any]]:
 
 
 class _NoSites(Messenger):
-    """Refuse sample statements inside of what computes in 16 bits."""
+    """Refuse sample statements inside what computes in 16 bits."""
 
     def __init__(self, is_inside: Callable[[], bool]) -> None:
         super().__init__()

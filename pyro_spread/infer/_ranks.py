@@ -1,12 +1,12 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 """
-What the ranks of ``DistributedDataParallel`` have to tell each other.
+Communication between the ranks of ``DistributedDataParallel``.
 
 DDP averages gradients over ranks. Sums over the data need no more than the right scale of their
-plate. Means need the size of the whole batch, and what compares all samples with all needs the
-samples themselves. All of it is told in the forward pass, so that nothing comes in the way of
-DDP's own messages in the backward pass.
+plate. Means need the size of the whole batch, and losses that compare all pairs of samples need the
+samples themselves. All communication takes place in the forward pass, so that it does not interfere
+with DDP's own in the backward pass.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ class Ranks:
 
     @property
     def size(self) -> int:
-        """Their number."""
+        """World size."""
         return distributed.get_world_size(self.group)
 
     @property
     def rank(self) -> int:
-        """The number of this one among them."""
+        """Rank of this process."""
         return distributed.get_rank(self.group)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Of all ranks, elementwise; no gradient."""
+        """All-reduce sum, elementwise; without gradient."""
         total = values.detach().clone()
         distributed.all_reduce(total, group=self.group)
         return total
 
     def first(self, values: torch.Tensor) -> torch.Tensor:
-        """Those of the first rank; no gradient."""
+        """Broadcast from rank 0; without gradient."""
         values = values.detach().clone().contiguous()
         # Not `group_src=0`, which torch has since 2.6 only.
         source = 0 if self.group is None else distributed.get_global_rank(self.group, 0)
@@ -62,7 +62,7 @@ class Ranks:
         return values
 
     def each(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """Those of every rank, which are of one shape; no gradient."""
+        """All-gather of values of equal shape; without gradient."""
         values = values.detach().contiguous()
         gathered = [torch.empty_like(values) for _ in range(self.size)]
         distributed.all_gather(gathered, values, group=self.group)
@@ -70,7 +70,7 @@ class Ranks:
 
     def rows(self, values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """
-        The rows of all ranks in their order; only those of this rank have a gradient.
+        All-gather of rows, in the order of ranks; only the rows of this rank have a gradient.
 
         :param values: the rows of this rank.
         :param sizes: how many rows each rank has.
@@ -94,12 +94,12 @@ def in_module() -> bool:
 
 
 def ranks() -> Ranks | None:
-    """The processes that share the batch of the running loss; None if there is just this one."""
+    """The ranks that share the batch of the running loss; None if there is only one process."""
     return _current.get()
 
 
 def num_ranks() -> int:
-    """Their number."""
+    """World size."""
     current = ranks()
     return 1 if current is None else current.size
 
@@ -127,7 +127,7 @@ def share(weights: torch.Tensor | None, like: torch.Tensor, count: int) -> torch
 
 def agreed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """
-    What all ranks take instead of draws of their own.
+    Broadcast a draw from rank 0, so that all ranks use the same.
 
     :param value: a draw.
     :param like: a tensor on the device of the loss.
@@ -159,7 +159,7 @@ def gathered(
 
 def whole_gradient(loss: torch.Tensor) -> torch.Tensor:
     """
-    A loss that every rank has of all samples, of which its gradient knows the rank's own only.
+    Scale the gradient of a loss over all samples, of which each rank has only its own part.
 
     :param loss: the same on all ranks.
     """
@@ -173,8 +173,8 @@ class LossModule(ELBOModule):
     A loss with its model and guide as one ``nn.Module``.
 
     In a process group its forward pass is that of one rank of ``DistributedDataParallel``, which
-    trains on a shard of the batch. Without gradients it is that of a single process: nothing is
-    told to other ranks, so that one of them may evaluate alone.
+    trains on a shard of the batch. Without gradients there is no communication, so one rank may
+    evaluate alone.
     """
 
     _compared_noise = False
@@ -234,7 +234,7 @@ def _compare_noise(current: Ranks, device: torch.device) -> None:
 
 def check_separable(elbo: ELBO) -> None:
     """
-    Refuse a stock ELBO that is no sum over shards of the data, if there are several.
+    Refuse a stock ELBO that is not a sum over shards of the data, if there are several.
 
     :raises NotImplementedError: saying why.
     """

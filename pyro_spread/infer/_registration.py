@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What all losses of this package have that the stock ones have not."""
+"""Base class of every loss."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _CHECKS = ("held_out_check",)
 
 class Loss(Stateful, ELBO):
     """
-    Base of all losses: code ports to NumPyro, an error leaves nothing behind, arrays of other
-    libraries become tensors, and under autocast only nets compute in 16 bits.
+    Base class of every loss: ``register``, undoing of failed steps, conversion of arrays of other
+    libraries, and autocast for nets only.
     """
 
     #: The processes that share a batch under ``DistributedDataParallel``; None for all of them.
@@ -54,7 +54,7 @@ class Loss(Stateful, ELBO):
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
-        The guide to hand to SVI: here the guide itself. Code ports to NumPyro, where it does more.
+        The guide to pass to SVI: in Pyro the guide itself, so that code can be ported to NumPyro.
 
         :param model: the model.
         :param guide: the guide.
@@ -66,7 +66,7 @@ class Loss(Stateful, ELBO):
     @nets_in_half
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """
-        Like :meth:`loss`, and adds to every param the gradient of its own player's loss.
+        Compute :meth:`loss`, and add to every param the gradient of its own player's loss.
 
         :raises NonFiniteError: if data, params or logits are NaN or inf, naming site or param and
             player; all but the random state is as it was.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Noise that is drawn where a plate's indices point, and everywhere only if all is asked for."""
+"""Noise that is drawn only for the rows that a plate takes, or for all rows if all are used."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class NoisyRows(torch.Tensor):
     """
     A tensor y ~ k(y | x) whose rows are drawn when they are first taken.
 
-    Every row is drawn once: who takes it again, by whatever index, gets the same. Whoever does more
-    than take rows (or ask for shape and type) gets, and thereby draws, all of it.
+    Every row is drawn once: taking it again, by any index, gives the same values. Any operation
+    except taking rows (or asking for shape and type) draws all rows.
 
     :param x: the clean values.
     :param draw: from some rows of x to those of y.

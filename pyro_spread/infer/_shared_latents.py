@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Latents that all data share, where a loss takes its draws for independent ones."""
+"""Warn of latents that all data share, where a loss assumes independent data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def warn_of_shared_latents(
     of_guide: Collection[str],
 ) -> None:
     """
-    Say once for every model that a latent outside of the data's plate comes from its prior.
+    Say once for every model that a latent outside the data's plate comes from its prior.
 
     :param model: the model.
     :param sites: dict from name to site of its trace.

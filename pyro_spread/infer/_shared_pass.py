@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One pass through a critic for two players, each of whom gets a gradient of its own."""
+"""One pass through a critic that gives each of two players its own gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import nn
 from pyro_spread.ratio._samplewise import is_samplewise
 from pyro_spread.ratio.adapters import SiteValues
 
-# Weight below which a sample's pull on the critic is lost in float32 beside that of the others.
+# Weight below which a sample's gradient in the critic is lost in float32 next to that of the
+# others.
 _NEGLIGIBLE = 1e-12
 
 
@@ -59,7 +60,7 @@ class _Share(torch.autograd.Function):
 
 def away_from_zero(pull: torch.Tensor) -> torch.Tensor:
     """
-    Slopes that others can be divided by; the critic does not feel the difference.
+    Derivatives that can be divided by; the change does not affect the critic.
 
     :param pull: slope of the critic's loss at every logit.
     """

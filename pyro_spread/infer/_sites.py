@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of sample site is this?"""
+"""Classify sample sites: implicit, latent, observed, computed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Data and model passed through the same noise, for the losses that score a likelihood."""
+"""Pass data and model through the same noise, for the losses that score a likelihood."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _R = TypeVar("_R")
 
 class Spreading:
     """
-    What a loss does to model and data: y ~ k(y | x) is handed on, and the model is spread.
+    Apply the noise of a loss: draw y ~ k(y | x) for the arguments, and spread the model.
 
     :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
     :param data: dict from site to the model argument that carries its data, or to a way into one.
-    :raises TypeError: if noise is no such dict.
+    :raises TypeError: if noise is not such a dict.
     :raises ValueError: if data names sites that have no kernel.
     """
 
@@ -87,16 +87,16 @@ class Spreading:
         run: Callable[[UseOfData], _R],
     ) -> _R:
         """
-        What ``run`` returns, which draws noise and then runs the model.
+        The result of ``run``, which draws noise and then runs the model.
 
-        How to draw may depend on what the model does with its data. A run that shows it is broken
-        off and made again from the same random state, as if it had been known from the start.
+        How to draw may depend on how the model uses its data. If a run shows that noise must be
+        drawn differently, it is stopped and repeated from the same random state.
 
         :param located: from :meth:`locate`.
         :param model: the model.
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
-        :param run: called with what is known; to be handed to :meth:`draw` or :meth:`hand`.
+        :param run: called with what is known; to be passed to :meth:`draw` or :meth:`hand`.
         """
         shapes = {key: _shape(get_argument(key, args, kwargs)) for key in located.values()}
         use = use_of(model, (tuple(located.items()), tuple(shapes.items())))
@@ -128,7 +128,7 @@ class Spreading:
         kwargs: dict[str, Any],
     ) -> Handed:
         """
-        Fresh y, to be put where x stands.
+        Fresh y, to replace x.
 
         :param use: how the model uses its data, from :meth:`settled`.
         :param located: from :meth:`locate`.
@@ -147,7 +147,7 @@ class Spreading:
         kwargs: dict[str, Any],
     ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """
-        The spread model, and arguments in which fresh y stand instead of x.
+        The spread model, and the arguments with fresh y instead of x.
 
         :param use: how the model uses its data, from :meth:`settled`.
         :param located: from :meth:`locate`.
@@ -166,7 +166,7 @@ class Spreading:
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """
-        Arguments in which fresh y stand instead of x, for who runs the guide alone.
+        The arguments with fresh y instead of x, for running the guide alone.
 
         :param model: the model, which is run where it matters how it observes its data.
         :param args: positional arguments of the model.
@@ -186,13 +186,15 @@ class Spreading:
 
 
 def started(traces: Iterator[Any]) -> Iterator[Any]:
-    """The same traces, of which the first is there already."""
+    """The traces, of which the first has already been made."""
     first = next(traces)
     return itertools.chain([first], traces)
 
 
 class _LossSpread(SpreadMessenger):
-    """The spread handler as a loss uses it: whatever would score the wrong thing is an error."""
+    """
+    The spread handler inside a loss; it raises an error for anything that would score wrong values.
+    """
 
     def __init__(self, handed: Handed, names: Mapping[str, str], places: Places) -> None:
         super().__init__(handed.noise)
@@ -237,7 +239,7 @@ class _LossSpread(SpreadMessenger):
         return self._places.observed(site, value, seen, kernel, event_dim)
 
     def _taken(self, msg: Any, handed: torch.Tensor) -> torch.Tensor:
-        """What the plates around a site take of the value that the model was handed."""
+        """What the plates around a site take of the value that the model was given."""
         value = msg["value"]
         for frame in msg["cond_indep_stack"]:
             dim = frame.dim - msg["fn"].event_dim if frame.vectorized else 0

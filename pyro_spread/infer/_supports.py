@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""On which support the model has a site that the guide draws without a density."""
+"""Find the model's support of the sites that the guide draws without a density."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def find_supports(
     known = _known.get(model)
     other_sites = any(is_pattern(key) for key in kernels)  # a pattern may stand for, in each call
     if known is None or other_sites or not kernels.keys() <= known.keys():
-        # Draws outside of a support are refused later, and in better words than by the sites whose
+        # Draws outside a support are refused later, and in better words than by the sites whose
         # parameters they are.
         with looking(), poutine.block(), pyro.validation_enabled(False):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

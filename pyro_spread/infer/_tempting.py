@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The tempting guide ``Delta(m + s * eps)``, which has no entropy, is found and refused."""
+"""Find and refuse the tempting guide ``Delta(m + s * eps)``, which has no entropy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of both sides: the observed values and the model's own draws at the same sites."""
+"""Samples of data and model: the observed values and the model's own draws at the same sites."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from spread_core.patterns import resolved
 
 class TwoSides(NamedTuple):
     """
-    Values of the data (P) and of the model (Q), after the noise, with weights or None.
+    Samples of the data (P) and of the model (Q), after the noise, with weights or None.
 
     ``noise_left`` holds the kernels whose noise the loss has in closed form.
     """
@@ -54,7 +54,7 @@ def draw_sides(
     closed_form: Callable[[SpreadNoise, torch.Size], bool] | None = None,
 ) -> TwoSides:
     """
-    Run the model once: its draws at observed sites are Q, what it would have observed is P.
+    Run the model once: its draws at observed sites are Q, the observed values are P.
 
     Global latents that the guide has are taken from it, all others from the prior.
 
@@ -65,7 +65,7 @@ def draw_sides(
     :param kwargs: keyword arguments of both.
     :param closed_form: whether the loss has the noise of a kernel on an event shape in closed form,
         so that it is not drawn; asked for sites without masks only.
-    :raises ValueError: if sites, plates, masks and noise do not fit together.
+    :raises ValueError: if sites, plates, masks and noise are inconsistent.
     :raises NotImplementedError: if no gradient can reach the model through its draws.
     """
     guide_trace = poutine.trace(guide or no_guide).get_trace(*args, **kwargs)
@@ -156,7 +156,9 @@ def check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[st
 
 
 class Side:
-    """One side's values, with what counts the data in front and masked elements set to zero."""
+    """
+    Samples of one side, with the dimension of the data in front and masked elements set to zero.
+    """
 
     def __init__(
         self,

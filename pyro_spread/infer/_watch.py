@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Does the critic of a contrast ELBO keep up?"""
+"""Monitor whether the critic of a contrast ELBO keeps up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EVERY = 4
 
 class LagWatch(Stateful):
     """
-    Looks at the critic's logits during training and warns once if they have become guesses.
+    Monitor the critic's logits during training, and warn once if they are no longer reliable.
 
     :param usual: the logit of a critic that cannot tell the sides apart.
     """
@@ -35,7 +35,7 @@ class LagWatch(Stateful):
 
     def __call__(self, logits: Logits) -> None:
         """
-        Take in one step.
+        Count one step.
 
         :param logits: at draws of the guide (``data``) and of its contrast (``model``).
         """

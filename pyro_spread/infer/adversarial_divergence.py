@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A divergence between data and model by way of a classifier that tells them apart."""
+"""AdversarialDivergence: a divergence between data and model, estimated by a classifier."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class AdversarialDivergence(CriticLoss):
     Divergence of the data P from the model Q, with the log-ratio learned by a classifier.
 
     The samples of P are the values the model observes, those of Q its own draws at the same sites,
-    so that no likelihood is needed. The ``discriminator`` is trained to tell them apart by the
-    logistic loss with class prior :math:`\pi`,
+    so no likelihood is needed. The ``discriminator`` is trained to distinguish them by the logistic
+    loss with class prior :math:`\pi`,
 
     .. math::
         \min_D \; \pi E_P[-\log D] + (1 - \pi) E_Q[-\log(1 - D)] = H(\pi) - \mathrm{JS}_\pi[P \| Q],
 
-    and its logit less :math:`\log \pi/(1-\pi)` is the log-ratio :math:`\log P/Q` from which
+    and its logit minus :math:`\log \pi/(1-\pi)` is the log-ratio :math:`\log P/Q` from which
     ``divergence`` is taken [1, 2, 3]. Every param gets the gradient of its own player: the
     discriminator's that of the logistic loss, all others that of the divergence with the
     discriminator frozen, :math:`E_Q[-f^*(f'(P/Q))]`. Both come from one backward pass.
@@ -62,19 +62,18 @@ class AdversarialDivergence(CriticLoss):
         >>> 0 <= svi.step(torch.randn(100)) <= 0.7
         True
 
-    The reported value estimates the divergence in nats; those that are bounded are clipped to
-    their range, as :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`: a critic that is worse than a
-    constant one, as many are at first, gives less than zero. If that lasts for 20 steps, one
-    warning says so, with the value. It is averaged over the data:
-    the scale of a subsampling plate cancels. Masked elements are set to zero on both sides, and a
-    datum that is masked altogether does not count. Where supports do not overlap, one
-    :class:`SupportMismatchWarning` says so; the cure is ``noise``, through which both sides then
-    pass, with fresh draws at every step [4].
+    The reported value estimates the divergence in nats; those that are bounded are clipped to their
+    range, for example :math:`\mathrm{JS}_\pi` to :math:`[0, H(\pi)]`: a critic that is worse than a
+    constant one, as many are at first, would give less than zero. If that lasts for 20 steps, one
+    warning says so, with the value. It is averaged over the data: the scale of a subsampling plate
+    cancels. Masked elements are set to zero in data and draws, and a datum that is masked
+    completely does not count. Where supports do not overlap, a :class:`SupportMismatchWarning` is
+    issued once; the cure is ``noise``, which is added to data and draws, fresh at every step [4].
 
     **Data parallelism** (DDP around ``loss(model, guide)``): exact: every player's mean is that
-    over the whole batch, whatever the shards, if something counts on each. The value is that of
-    the rank's own shard. Discriminators with batch normalisation couple the shard's samples and are
-    refused, but for ``SyncBatchNorm``.
+    over the whole batch, whatever the shards, if something counts on each. The value is that of the
+    rank's own shard. Discriminators with batch normalisation couple the shard's samples and are
+    refused, except ``SyncBatchNorm``.
 
     **References**
 
@@ -89,7 +88,7 @@ class AdversarialDivergence(CriticLoss):
     :param discriminator: a ``torch.nn.Module`` called as
         ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of the contrasted
         sites and ``args`` are those of the model; it returns one logit for every datum.
-        ``concat_sites(net, "x")`` makes one out of a plain net.
+        ``concat_sites(net, "x")`` makes one from a plain net.
     :param divergence: what the model minimises; ``JSPi(0.5)`` by default. Its ``pi`` is the class
         prior of the discriminator.
     :param noise: dict from observed site to noise kernel; or a callable that returns it, called
@@ -166,7 +165,7 @@ class AdversarialDivergence(CriticLoss):
         )
 
     def _estimate(self, logits: Logits) -> torch.Tensor:
-        """The estimate as it is, also outside of its range."""
+        """The estimate as it is, also outside its range."""
         pi = self.divergence.pi
         ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
         return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)

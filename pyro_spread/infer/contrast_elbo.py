@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The ELBO of a guide without a density, whose log-ratio to a contrast a critic learns."""
+"""
+PriorContrastELBO: the ELBO of a guide without a density, with a log-ratio learned by a critic.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ class PriorContrastELBO(Loss):
 
     At an :class:`~pyro_spread.ImplicitDistribution` in the guide, :math:`\log q(z \mid x)` is
     replaced by :math:`T(z, x) + \log c(z)`, where the critic T is trained by the logistic loss to
-    tell the guide's draws from those of a contrast c, so that at its optimum
+    distinguish the guide's draws from those of a contrast c, so that at its optimum
     :math:`T = \log q(z \mid x) / c(z)` [1]. Sites with densities keep them, and scales, masks and
     plates act on the ratio as on any log density: with no implicit site it is the stock
     ``Trace_ELBO``. Guide and model get the gradient with the critic frozen, the critic that of the
@@ -65,9 +67,9 @@ class PriorContrastELBO(Loss):
     :func:`~pyro_spread.ais_log_likelihood` instead, and see :meth:`held_out_check`.
 
     The contrast is adaptive by default [1, section 4]: a Gaussian with the moments of
-    :math:`q(z \mid x)`, datum by datum, and the critic sees z standardised by them. The critic then
-    only has to learn the shape of the guide, whereas against the prior it fails as soon as
-    the KL divergence is a few nats.
+    :math:`q(z \mid x)` for each datum, and the critic sees z standardised by them. The critic then
+    only has to learn the shape of the guide, whereas against the prior it fails as soon as the KL
+    divergence is a few nats.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -98,7 +100,7 @@ class PriorContrastELBO(Loss):
     **Data parallelism** (DDP around ``loss(model, guide)``): exact if the plate of the data says
     what they stand for, since the ELBO is a sum over them: ``plate("data", N, subsample=x)`` on
     shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
-    own size. Without, the gradient is that of the sum divided by that number. The critic's and the
+    own size. Otherwise the gradient is that of the sum divided by that number. The critic's and the
     head's losses are means over the whole batch, whatever the shards, if something counts on each.
     Moments of the adaptive contrast are those of single data. Critics with batch normalisation are
     refused.
@@ -235,7 +237,7 @@ class PriorContrastELBO(Loss):
         Minus the adversarial ELBO estimate in nats, at fresh draws; nothing is trained.
 
         :raises ValueError: if sites, plates, masks and critics do not fit together; the message
-            names the site and the way out, and params are as before.
+            names the site and says what to do, and params are as before.
         """
         with torch.no_grad(), self._unchanged():
             self._register(model, guide, args, kwargs)
@@ -248,7 +250,8 @@ class PriorContrastELBO(Loss):
         """
         Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
 
-        The tensor is the derivative of no single function: second derivatives make no sense.
+        The gradients of the players belong to different functions, so second derivatives have no
+        meaning.
         """
         if not torch.is_grad_enabled():
             return torch.as_tensor(self.loss(model, guide, *args, **kwargs))
@@ -266,9 +269,9 @@ class PriorContrastELBO(Loss):
 
     def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         """
-        What the critic says of the guide's draws and of its contrast's, both fresh.
+        The critic's logits at fresh draws of the guide and of its contrast.
 
-        With held-out data it tells how well the critic is calibrated:
+        With held-out data it shows how well the critic is calibrated:
         ``critic_report(logits.data, logits.model)``. Nothing is trained.
 
         :param model: the model.
@@ -310,12 +313,12 @@ class PriorContrastELBO(Loss):
         **kwargs: Any,
     ) -> EvidenceReport:
         """
-        A fresh critic's opinion on the estimate, with guide and model as they are.
+        Check the estimate with a fresh critic; guide and model stay as they are.
 
-        A copy of the discriminator starts anew and is fitted to fresh draws under the adaptive
-        contrast; then both estimates are taken at the same held-out draws. Nothing of the training
-        run is changed. A guide that has collapsed to a point, as the plain contrast may let it, has
-        no ELBO: then the fresh estimate is NaN, and the report says false evidence.
+        A copy of the discriminator is initialised again and fitted to fresh draws under the
+        adaptive contrast; then both estimates are taken at the same held-out draws. Nothing of the
+        training run is changed. A guide that has collapsed to a point, as the plain contrast may
+        let it, has no ELBO: then the fresh estimate is NaN, and the report says false evidence.
 
         :param model: the model.
         :param guide: the guide.

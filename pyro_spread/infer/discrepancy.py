@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Discrepancies between the data and as many draws of the model: nothing has to be learned."""
+"""
+MMD, EnergyDistance and SlicedWasserstein: discrepancies between data and samples, without a critic.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ Both = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | Non
 
 
 class _Discrepancy(Loss):
-    """Base of the losses that compare a batch of data with a batch of draws."""
+    """Base class of the losses that compare a batch of data with a batch of draws."""
 
     #: What is reported, and its unit.
     _value, _unit = "", ""
@@ -54,8 +56,8 @@ class _Discrepancy(Loss):
         """
         The discrepancy at fresh draws.
 
-        :raises ValueError: if sites, plates, masks and noise do not fit together; the message names
-            the site and the way out, and params are as before.
+        :raises ValueError: if sites, plates, masks and noise are inconsistent; the message names
+            the site and says what to do, and params are as before.
         """
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
@@ -83,7 +85,7 @@ class _Discrepancy(Loss):
         return data, draws, data_weights, model_weights
 
     def _samples(self, values: SiteValues) -> torch.Tensor:
-        """All sites and given arguments side by side, of shape (number, features)."""
+        """All sites and given arguments, concatenated to shape (number, features)."""
         names = [*values, *self.given]
         joined = torch.cat([site_features(values, name) for name in names], -1)
         return joined.reshape(-1, joined.shape[-1])
@@ -98,8 +100,8 @@ class MMD(_Discrepancy):
 
     as the unbiased U-statistic over the batch [1, equation 3]: pairs of different samples only, so
     that its mean is zero where the two agree and single values may be negative. (The V-statistic
-    over particles, as in Pyro's own ``Trace_MMD``, compares latents with their prior.) Draws of the
-    model, of the sites it observes, take the place of y [2].
+    over particles, as in Pyro's own ``Trace_MMD``, compares latents with their prior.) Here y are
+    draws of the model at the sites it observes [2].
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -116,10 +118,10 @@ class MMD(_Discrepancy):
         >>> svi.step(torch.randn(100)) < 1.0
         True
 
-    Sites are laid side by side, as are the arguments in ``given``; without them a model of x given
-    an argument is compared by its average over the arguments only. With :class:`GaussianNoise` and
-    a :class:`GaussianKernel` the noise is in closed form: the MMD of the spread distributions is
-    that of the convolved kernel, and nothing is drawn. In all other cases, such as masked data or a
+    Sites are concatenated, as are the arguments in ``given``; without these, a model of x given an
+    argument is compared only on average over the arguments. With :class:`GaussianNoise` and a
+    :class:`GaussianKernel` the noise is in closed form: the MMD of the spread distributions is that
+    of the convolved kernel, and nothing is drawn. In all other cases, such as masked data or a
     scale for every datum, both sides get fresh noise.
 
     A Pyro kernel, such as those of ``pyro.contrib.gp.kernels``, keeps its parameters: minimising
@@ -265,9 +267,9 @@ class SlicedWasserstein(_Discrepancy):
     Sliced Wasserstein distance between the data P and the model Q, to the power p.
 
     The mean over random directions :math:`\theta` on the sphere of the one-dimensional
-    :math:`W_p^p(\theta^\top x, \theta^\top y)`, which sorting gives exactly [1, 2]. Directions are
-    drawn afresh at every step. Unlike the other two it is biased upwards: two batches of one
-    distribution are a positive distance apart.
+    :math:`W_p^p(\theta^\top x, \theta^\top y)`, which sorting gives exactly [1, 2]. Fresh
+    directions are drawn at every step. Unlike the other two losses it is biased upwards: two
+    batches of one distribution are a positive distance apart.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI

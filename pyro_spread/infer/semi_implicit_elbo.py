@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""A true lower bound for guides without a density, whose draws pass a noise kernel."""
+"""
+SemiImplicitELBO: a true lower bound for guides without a density, by adding noise to their draws.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +57,15 @@ class SemiImplicitELBO(Loss):
 
     A guide site :math:`\psi \sim` :class:`~pyro_spread.ImplicitDistribution` becomes
     :math:`z \sim k(z \mid \psi)`, whose conditional density is known. With K = ``num_mixture``
-    further draws :math:`\psi_1, \dots, \psi_K` of the guide beside the :math:`\psi_0` that made z,
+    further draws :math:`\psi_1, \dots, \psi_K` of the guide in addition to the :math:`\psi_0` that
+    produced z,
 
     .. math::
         \mathbb{E}\Big[ \log p(x, z)
         - \log \frac{1}{K+1} \sum_{k=0}^{K} k(z \mid \psi_k) \Big] \le \log p(x)
 
-    in nats [1, eq. 8; 2, section 3.1]. Other than the contrast ELBOs' estimates this is a **true
-    lower bound** for every K; it grows with K, towards the ELBO of the marginal
+    in nats [1, eq. 8; 2, section 3.1]. Unlike the contrast ELBOs' estimates, this is a **true lower
+    bound** for every K; it grows with K, towards the ELBO of the marginal
     :math:`q(z) = \mathbb{E}\, k(z \mid \psi)` [2]. All :math:`\psi_k` carry gradients. The cost is
     that of K + 1 forward passes of ``fn``, in one vectorised call. Everything else (sites with
     densities, plates, subsampling, masks, particles) is the stock ``elbo``'s.
@@ -87,19 +90,19 @@ class SemiImplicitELBO(Loss):
     **Where the noise is added.** If the model's site of the same name has a constrained support,
     then fn must return values in it; all K + 1 draws are mapped to unconstrained space by
     ``biject_to(support).inv``, the noise is added there, z is the image of the result, and the
-    density contains minus the log-determinant of the Jacobian. A scale is thus one of unconstrained
-    units, its event shape that of the unconstrained value. An auxiliary site, which the model does
-    not have, is in unconstrained space already. The support is looked up once for a model; bounds
-    that move (with data, params or other latents) are refused.
+    density contains minus the log-determinant of the Jacobian. A scale is thus in unconstrained
+    units, and its event shape is that of the unconstrained value. An auxiliary site, which the
+    model does not have, is in unconstrained space already. The support is looked up once for a
+    model; bounds that move (with data, params or other latents) are refused.
 
-    **Draws of the posterior.** The guide by itself gives :math:`\psi`, without noise. For z use
+    **Draws of the posterior.** The guide alone gives :math:`\psi`, without noise. For z use
     ``Predictive(loss.spread_guide(model, guide), ...)``.
 
     **Data parallelism** (DDP around ``loss(model, guide)``): exact if the plate of the data says
     what they stand for, since the bound is a sum over them: ``plate("data", N, subsample=x)`` on
     shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
-    own size. Without, the gradient is that of the sum divided by that number. Latents enumerated
-    outside of all plates couple the data and are refused.
+    own size. Otherwise the gradient is that of the sum divided by that number. Latents enumerated
+    outside all plates couple the data and are refused.
 
     **References**
 
@@ -136,8 +139,8 @@ class SemiImplicitELBO(Loss):
         self.num_mixture = int(num_mixture)
         self.elbo = elbo
         self._supports: Supports = {}
-        # The stock ELBO runs as it is, but for the guide it sees. Wrapped here and no earlier, the
-        # guide is within our handler with the plate of its particles around it.
+        # The stock ELBO runs unchanged, except that it gets another guide. Wrapped here and no
+        # earlier, the guide is within our handler with the plate of its particles around it.
         self._runner = copy.copy(elbo)
         self._runner._get_trace = self._get_trace
         self._runner._guess_max_plate_nesting = self._guess_max_plate_nesting
@@ -161,10 +164,11 @@ class SemiImplicitELBO(Loss):
         self, model: Callable[..., Any], guide: Callable[..., Any]
     ) -> Callable[..., Any]:
         """
-        The guide with the noise in place: its draws are those of the posterior that was fitted.
+        The guide with its noise: its draws are those of the fitted posterior.
 
-        It can be sampled, as by ``Predictive(model, guide=loss.spread_guide(model, guide),
-        num_samples=100)``; to be trained and scored, the loss takes the guide itself.
+        Use it for sampling, as in
+        ``Predictive(model, guide=loss.spread_guide(model, guide), num_samples=100)``; for training,
+        pass the guide itself to the loss.
 
         :param model: the model, whose supports say where the noise is added.
         :param guide: the guide.
@@ -191,12 +195,14 @@ class SemiImplicitELBO(Loss):
         The negative bound in nats, a Monte Carlo estimate.
 
         :raises ValueError: if site, guide and kernel do not fit together; the message names the
-            site and the way out, and params are as before.
+            site and says what to do, and params are as before.
         """
         return self._run("loss", model, guide, args, kwargs)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds the gradients of the surrogate loss to the params' grads."""
+        """
+        Compute :meth:`loss`, and add the gradients of the surrogate loss to the params' grads.
+        """
         return self._run("loss_and_grads", model, guide, args, kwargs)
 
     def differentiable_loss(

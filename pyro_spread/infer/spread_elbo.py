@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The ELBO of a model and data that were both passed through noise."""
+"""SpreadELBO: the ELBO of a model and data that were both passed through noise."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class SpreadELBO(Loss):
         \le \mathbb{E}\, \log \tilde p(y),
 
     in nats, and maximising it minimises :math:`\mathrm{KL}[\tilde p_{data} \| \tilde p_{model}]`,
-    which is zero only where the clean distributions agree. At every step and for every particle
-    :math:`y \sim k(y \mid x)` is drawn afresh and handed to model and guide **instead of** x, so
-    that the likelihood is scored at y. Importance-weighted bounds (Renyi, tail-adaptive, TMC) share
-    one y among the particles of a step, since all of them must bound the same :math:`\log \tilde
-    p(y)`. The model needs no change. At test time nothing is noised: where the model takes
-    ``x=None`` and then draws, ``Predictive(model, num_samples=1)(None)`` gives clean samples.
+    which is zero only where the clean distributions agree. At every step and for every particle a
+    fresh :math:`y \sim k(y \mid x)` is drawn and passed to model and guide **instead of** x, so the
+    likelihood is evaluated at y. Importance-weighted bounds (Renyi, tail-adaptive, TMC) share one y
+    among the particles of a step, since all of them must bound the same :math:`\log \tilde p(y)`.
+    The model needs no change. At test time no noise is added: where the model takes ``x=None`` and
+    then draws, ``Predictive(model, num_samples=1)(None)`` gives clean samples.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -91,8 +91,8 @@ class SpreadELBO(Loss):
     **Data parallelism** (DDP around ``loss(model, guide)``): exact if the plate of the data says
     what they stand for, since the bound is a sum over them: ``plate("data", N, subsample=x)`` on
     shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
-    own size. Without, the gradient is that of the sum divided by that number.
-    ``TraceTailAdaptive_ELBO`` and latents enumerated outside of all plates couple the data and are
+    own size. Otherwise the gradient is that of the sum divided by that number.
+    ``TraceTailAdaptive_ELBO`` and latents enumerated outside all plates couple the data and are
     refused.
 
     **References**
@@ -123,7 +123,7 @@ class SpreadELBO(Loss):
         self._spreading = Spreading(noise, data)
         self.noise, self.data = self._spreading.noise, self._spreading.data
         self.elbo = elbo
-        # The stock ELBO runs as it is, but for where its traces come from.
+        # The stock ELBO runs unchanged, except that its traces are made here.
         self._runner = copy.copy(elbo)
         self._runner._get_traces = self._get_traces
         self._particles = copy.copy(elbo)
@@ -154,12 +154,14 @@ class SpreadELBO(Loss):
         The negative bound in nats, a Monte Carlo estimate with fresh noise.
 
         :raises ValueError: if site, argument, data and kernel do not fit together; the message
-            names the site and the way out, and params and data are as before.
+            names the site and says what to do, and params and data are as before.
         """
         return self._run("loss", model, guide, args, kwargs)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Like :meth:`loss`, and adds the gradients of the surrogate loss to the params' grads."""
+        """
+        Compute :meth:`loss`, and add the gradients of the surrogate loss to the params' grads.
+        """
         return self._run("loss_and_grads", model, guide, args, kwargs)
 
     def differentiable_loss(

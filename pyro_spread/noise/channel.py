@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Noise on class labels."""
+"""Noise kernels for class labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_spread.noise.base import SpreadNoise, as_parameter
 from spread_core.messages import noise
 
 # Columns summed in float32 miss 1 by rounding; singular values below this share of the largest
-# cannot be told from 0 in the single precision that most models run in.
+# cannot be distinguished from 0 in the single precision that most models run in.
 _SUM_TOLERANCE = 1e-5
 _SINGULAR_TOLERANCE = 1e-6
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian noise with a few correlated directions."""
+"""Gaussian noise kernel with a few correlated directions."""
 
 from __future__ import annotations
 

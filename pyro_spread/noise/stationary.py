@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Stationary kernels that act element by element: y = x + scale * standard noise."""
+"""Stationary noise kernels that act element by element: y = x + scale * standard noise."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Noise around an injective function of x."""
+"""Noise kernels in the coordinates of an injective function of x."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from spread_core.messages import noise as noise_messages
 
 
 def _why_not_injective(transform: Any) -> str | None:
-    """The reason, or None where no reason is known. Degenerate parameters pass torch's own flag."""
+    """
+    Why a transform is not injective, or None if no reason is known. Degenerate parameters pass
+    torch's own flag.
+    """
     for part in _parts(transform):
         reason = _why_not_injective(part)
         if reason is not None:

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Log-ratios by classification: logit losses, adapters, critics, diagnostics of a critic."""
+"""Log-ratios by classification: adapters, critics, penalties and diagnostics of a critic."""
 
 from pyro_spread.ratio.adapters import ConcatSites, SiteValues, concat_sites, site_features
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic, SeparableCritic

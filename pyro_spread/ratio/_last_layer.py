@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Critics whose last layer allows no logit of any size."""
+"""Refuse critics whose last layer bounds the logits."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Does a critic judge every sample by itself, or do those of a batch move each other's logits?"""
+"""Decide whether each logit of a critic depends on its own sample only, or on the whole batch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def is_samplewise_here(critic: nn.Module, logits: torch.Tensor, values: SiteValu
 
 def couples(critic: nn.Module, logits: torch.Tensor, values: SiteValues) -> bool:
     """
-    Whether samples move each other's logits, where nothing proves that they don't.
+    Whether logits depend on other samples, where nothing proves that they do not.
 
     The logits are differentiated. The answer is remembered for as long as modes, layers and plain
     attributes of the critic stay what they are.
@@ -100,7 +100,7 @@ def known_to_couple(critic: nn.Module, values: SiteValues) -> bool | None:
 
 
 def with_slopes(values: SiteValues) -> SiteValues:
-    """The same values, those of floating types with a gradient."""
+    """Copies of the values that require a gradient where their type is floating."""
 
     def with_slope(value: torch.Tensor) -> torch.Tensor:
         if value.requires_grad or not value.is_floating_point():

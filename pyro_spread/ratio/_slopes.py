@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples have a slope in which logits: read off the graph of autograd, or computed."""
+"""Find which logits depend on which samples: from the graph of autograd, or by derivatives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def are_apart(
     logits: torch.Tensor, inputs: Sequence[torch.Tensor], batch_shape: torch.Size
 ) -> bool:
     """
-    Whether the graph of ``logits`` proves that each has a slope in its own sample alone.
+    Whether the graph of ``logits`` proves that every logit depends on its own sample alone.
 
     Every node between them must be known to keep samples apart, and its result must still begin
     with the batch. Branches not taken at these values are no part of the graph.
@@ -55,7 +55,7 @@ def are_apart(
 
 def others_move(logits: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool | None:
     """
-    Whether some logit has a slope in another sample at these values; None where slopes are NaN.
+    Whether some logit depends on another sample at these values; None where derivatives are NaN.
 
     Any two samples differ in some bit of their numbers: bit by bit, half of the logits are
     differentiated, and the samples of the other half looked at.

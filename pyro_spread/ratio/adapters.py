@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""From what a loss hands to a discriminator to what a plain net takes."""
+"""Adapters from what a loss passes to a discriminator to the input of a plain net."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SiteValues(dict[str, torch.Tensor]):
         return len(self.batch_shape)
 
     def replaced(self, values: Mapping[str, torch.Tensor]) -> SiteValues:
-        """The same batch and arguments with other values."""
+        """Replace the values; batch shape and arguments stay."""
         return SiteValues(values, self.batch_shape, self.arguments)
 
 
@@ -72,7 +72,7 @@ def site_features(
 
 
 class ConcatSites(nn.Module):
-    """A discriminator out of a plain net; see :func:`concat_sites`."""
+    """A discriminator made from a plain net; see :func:`concat_sites`."""
 
     def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], names: tuple[str, ...]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class ConcatSites(nn.Module):
 
 def concat_sites(net: Callable[[torch.Tensor], torch.Tensor], *names: str) -> ConcatSites:
     """
-    A discriminator that hands a plain net the named sites, flattened and concatenated.
+    Make a discriminator that passes the named sites, flattened and concatenated, to a plain net.
 
         >>> import torch
         >>> critic = concat_sites(torch.nn.Linear(6, 1), "x", "label")

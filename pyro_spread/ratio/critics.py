@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Ready-made critics: nets whose logit says that a value came from the data side."""
+"""Ready-made critics: nets whose logit is large for values from the data."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class MLPCritic(_MLP):
     A multilayer perceptron from features to one logit.
 
     For use as ``concat_sites(MLPCritic(), "x")``. The first layer takes its size from the first
-    input, so nobody passes sizes; layers are initialised as ``torch.nn.Linear`` does.
+    input, so no sizes are needed; layers are initialised as ``torch.nn.Linear`` does.
 
         >>> import torch
         >>> critic = MLPCritic(hidden=(32, 32))

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""How far a critic can be trusted, from its logits at samples that it was not trained on."""
+"""Diagnostics of a critic, from its logits at samples that it was not trained on."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _integrate(
     def tail(u: float, edge: float, direction: float) -> float:
         return at(edge + direction * width * (1.0 - u) / u) * width / u**2
 
-    # Breaks at both kinks and just outside of them: a bump far from the middle is never missed.
+    # Breaks at both kinks and just outside them: a bump far from the middle is never missed.
     # Between far bumps a slow tail spans many orders of magnitude: one break for each.
     width = max(ratio, 1.0)
     decades = 10.0 ** np.arange(2, max(2, np.ceil(np.log10(width))))
@@ -117,7 +117,7 @@ def _integrate(
     breaks = sorted(inner | {ratio / 2})
     options = {"epsabs": 1e-13, "epsrel": 1e-12, "limit": 200}
     total = sum(integrate.quad(at, *pair, **options)[0] for pair in itertools.pairwise(breaks))
-    # Outside of all breaks the integrand varies over the distance, not over the unit of QUADPACK.
+    # Outside all breaks the integrand varies over the distance, not over the unit of QUADPACK.
     for edge, direction in ((breaks[0], -1.0), (breaks[-1], 1.0)):
         total += integrate.quad(tail, 0.0, 1.0, args=(edge, direction), **options)[0]
     return float(total)

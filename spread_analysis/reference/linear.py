@@ -47,7 +47,7 @@ def delta_pca_optimum(covariance: ArrayLike, num_components: int) -> FloatArray:
     :param covariance: Clean covariance of the data, shape ``(dim, dim)``.
     :param num_components: Number :math:`k` of latents.
     :return: Matrix of shape ``(dim, dim)`` and rank at most ``num_components``.
-    :raises ValueError: If ``covariance`` is no covariance or ``num_components`` out of range.
+    :raises ValueError: If ``covariance`` is not a covariance or ``num_components`` out of range.
 
     >>> delta_pca_optimum(np.diag([3.0, 1.0]), 1)
     array([[3., 0.],
@@ -61,7 +61,8 @@ def delta_pca_optimum(covariance: ArrayLike, num_components: int) -> FloatArray:
 def delta_pca_one_sided_optimum(
     covariance: ArrayLike, num_components: int, scale: float
 ) -> FloatArray:
-    r"""What noise on the model's side alone gives: :math:`U_k (L_k - s^2)_+ U_k^\top`, biased.
+    r"""
+    The optimum with noise on the model's side alone: :math:`U_k (L_k - s^2)_+ U_k^\top`, biased.
 
     This is probabilistic PCA with a fixed output variance (Tipping and Bishop 1999, eq. 7).
 
@@ -243,7 +244,7 @@ def expected_linear_elbo(
 
     The guide is :math:`q(z|y) = N(W y + c, C)`; the expectation is over
     :math:`y \sim N(x, s^2 I)`. This is what a spread ELBO estimates from the clean ``x``. Scoring
-    ``x`` in the place of ``y`` would drop the term :math:`\mathrm{tr}(I - A W)` from its gradient.
+    ``x`` instead of ``y`` would drop the term :math:`\mathrm{tr}(I - A W)` from its gradient.
 
     :param x: Clean data of shape ``(..., dim)``.
     :param loading: Matrix :math:`A` of shape ``(dim, num_latents)``.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The page that ``report`` of either backend writes: what it shows, and how."""
+"""The HTML page that ``report`` of either backend writes."""
 
 from __future__ import annotations
 

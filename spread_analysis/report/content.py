@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What a report is about, gathered by a backend; and the metrics that follow from it."""
+"""The contents of a report, gathered by a backend, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class MetricRow(NamedTuple):
 @dataclass(repr=False)
 class Report:
     """
-    What a report shows, for further use.
+    The contents of a report, for further use.
 
     :param title: of the page.
     :param words: about the loss.
-    :param value: what the loss reports at the data handed in.
+    :param value: the value of the loss at the given data.
     :param data: data by observed site, of shape (number,) + event shape.
     :param samples: the model's samples of the same sites.
     :param logits: the critics' logits by critic.
@@ -140,13 +140,13 @@ def check_arguments(
     path: str | os.PathLike[str], losses: ArrayLike | None, history: Any
 ) -> tuple[Path, FloatArray | None]:
     """
-    What can be refused before anything is drawn.
+    Check arguments before anything is drawn.
 
     :param path: of the page to be written.
     :param losses: loss at every step, or None.
     :param history: a History, or None.
     :raises OSError: if nothing can be written there.
-    :raises ValueError: if losses are no vector.
+    :raises ValueError: if losses are not a vector.
     :raises TypeError: if history is something else.
     """
     target = Path(path)
@@ -185,7 +185,7 @@ def pick(values: FloatArray, number: int, seed: int) -> FloatArray:
 
 def compute_metrics(report: Report) -> list[MetricRow]:
     """
-    Model against data by every metric that applies, each beside what other data would score.
+    Model against data by every metric that applies, each next to the score of other data.
 
     Half of the data stands in for a perfect model, so that all numbers are of equally many samples:
     ``report.joined()`` cut to that length. Where a sample is not finite, no metric is a number.
@@ -303,5 +303,5 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def as_settings(settings: Mapping[str, Any] | None) -> dict[str, str]:
-    """What the caller wants to be noted, as text."""
+    """Settings from the caller, as text."""
     return {str(name): shorten(value) for name, value in (settings or {}).items()}

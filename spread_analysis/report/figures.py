@@ -88,7 +88,7 @@ def loss_curve(losses: FloatArray, words: LossWords) -> str:
 
 
 def history_curves(history: History, names: Sequence[str], ylabel: str) -> str:
-    """Some of the numbers taken in during training, in one panel."""
+    """Some of the numbers recorded during training, in one panel."""
     figure, axes = _new(5.2, 3.0)
     ax = axes[0, 0]
     for index, name in enumerate(names):
@@ -171,7 +171,7 @@ def calibration(report: CriticReport, sides: tuple[str, str]) -> str:
 
 
 def overlap(logits: CriticLogits, words: LossWords) -> str:
-    """What the critic says of both sides, as two histograms."""
+    """Histograms of the critic's log-ratio at data and at samples."""
     offset = np.log(words.pi / (1 - words.pi)) if words.is_classifier else 0.0
     sides = [logits.data - offset, logits.model - offset]
     weights = [logits.data_weights, logits.model_weights]

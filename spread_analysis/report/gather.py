@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""From what a backend has drawn to a report: what needs no tensors, for both backends."""
+"""Assemble a report from what a backend has drawn; this part needs no tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PACKAGES = ("pyro-spread", "numpy", "scipy", "matplotlib", "arviz", "scikit-lea
 @dataclass
 class Draws:
     """
-    What a backend has drawn.
+    Samples and data, drawn by a backend.
 
     :param data: data by observed site, of shape (number,) + event shape.
     :param samples: the model's samples of the same sites.
@@ -92,7 +92,7 @@ def assemble(
     packages: Iterable[str],
 ) -> Report:
     """
-    A report but for its metrics.
+    A report without its metrics.
 
     :param options: what the user asked for.
     :param loss: the loss object.
@@ -175,7 +175,8 @@ def pool_latents(
 
     :param runs: of every run of the guide, value and event dims by latent site.
     :param shared: latents that all data share.
-    :param datum: whose latents to show; None is all data together, or the first beside shared ones.
+    :param datum: whose latents to show; None is all data together, or the first if there are shared
+        latents.
     :raises ValueError: if there is no such datum, or no latent of single data.
     """
     shared = set(shared)

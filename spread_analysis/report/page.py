@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page out of a report: everything inside of it, and everything escaped."""
+"""Render a report as one HTML page without external resources; all text is escaped."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ def _alarm(text: str) -> str:
 
 
 def _draw(draw: Callable[[], str], alt: str, caption: str = "", kind: str = "plot") -> str:
-    """A picture, or why there is none: what cannot be drawn does not end the report."""
+    """
+    A picture, or the reason why there is none: a picture that cannot be drawn does not stop the
+    report.
+    """
     try:
         return _picture(draw(), alt, caption, kind)
     except (ValueError, np.linalg.LinAlgError) as error:

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says first: a handful of numbers, green or red where that can be said."""
+"""The tiles at the top of a report: a few numbers, green or red where possible."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def check(report: Report, logits: CriticLogits) -> CriticReport | None:
-    """What can be said of a critic; None for one that is no classifier or not finite."""
+    """Check of a critic; None for one that is not a classifier or not finite."""
     if not report.words.is_classifier or logits.num_not_finite:
         return None
     return critic_report(
@@ -66,7 +66,7 @@ def check(report: Report, logits: CriticLogits) -> CriticReport | None:
 
 def tiles(report: Report) -> list[Tile]:
     """
-    What stands at the top of the page.
+    The tiles at the top of the page.
 
     :param report: with its metrics.
     """
@@ -118,7 +118,7 @@ def is_lost(report: Report, row: MetricRow) -> bool:
 
 
 def orbiting(report: Report) -> bool:
-    """Whether the divergence of a report orbits, as of players that chase each other."""
+    """Whether the divergence of a report oscillates."""
     curves: list[FloatArray] = []
     if report.words.is_divergence and report.losses is not None:
         curves.append(report.losses)
@@ -130,7 +130,7 @@ def orbiting(report: Report) -> bool:
 
 def orbits(curve: ArrayLike, least: float = 0.0) -> bool:
     """
-    Whether the second half of a curve swings to and fro, wide and slowly, about a level.
+    Whether the second half of a curve oscillates widely and slowly about a level.
 
     Noise of minibatches swings too, but without memory: means of blocks of every length from one to
     a twentieth of the half are looked at, in which an orbit shows as neighbours that are alike.

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the number that a loss reports is, and what its critic's logits are about."""
+"""What the reported value of a loss means, and what its critic's logits compare."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def describe(loss: Any) -> LossWords:
 @dataclass(frozen=True)
 class CriticLogits:
     """
-    What a critic said about both sides, flat, with weights or None.
+    A critic's logits for data and model, flat, with weights or None.
 
     :param data: of shape (num_data,); of the guide's draws where a guide is judged.
     :param model: of shape (num_model,).
@@ -61,7 +61,7 @@ class CriticLogits:
 
     @classmethod
     def of(cls, logits: Any) -> CriticLogits:
-        """Out of the named tuple that ``loss.logits`` of either backend returns."""
+        """Convert the named tuple that ``loss.logits`` of either backend returns."""
         data, model = as_array(logits.data), as_array(logits.model)
         weights = [
             None if weight is None else np.broadcast_to(as_array(weight), side.shape).ravel()
@@ -124,7 +124,7 @@ def _mean(values: FloatArray, weights: FloatArray | None) -> float:
 
 def describe_settings(loss: Any) -> dict[str, str]:
     """
-    What a loss was told, as text by name of the argument.
+    The arguments of a loss, as text by name of the argument.
 
     :param loss: the loss object.
     """

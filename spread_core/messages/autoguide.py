@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About guides made from models."""
+"""Messages about guides made from models."""
 
 from __future__ import annotations
 

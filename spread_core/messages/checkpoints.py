@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What is said when a run cannot be saved, or a file cannot be resumed from."""
+"""Messages about runs that cannot be saved and files that cannot be resumed from."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About the contrast ELBOs and the guides without a density that they train."""
+"""Messages about the contrast ELBOs and the guides without a density that they train."""
 
 from __future__ import annotations
 

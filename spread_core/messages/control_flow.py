@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in NumPyro's scan and cond."""
+"""Messages about NumPyro's scan and cond."""
 
 from __future__ import annotations
 

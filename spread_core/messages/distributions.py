@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About distributions without a density."""
+"""Messages about distributions without a density."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def implicit_base(value: object, package: str) -> str:
 
 def check_event_shape(value: object) -> None:
     """
-    Refuse what is no shape of one value.
+    Raise an error for anything that is not the shape of one value.
 
     :raises TypeError: if it is no sequence of sizes.
     """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About evaluation that does not trust the critic."""
+"""Messages about evaluation that does not rely on a critic."""
 
 from __future__ import annotations
 

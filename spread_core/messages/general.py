@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What is said everywhere."""
+"""General messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBERS = re.compile(r"\[(?:nan|inf|True|False|[\[\]()\s\d.,+\-ej]){24,}(?:\]|$
 
 def shortened(text: object, longest: int = 300) -> str:
     """
-    What a foreign error said: on one line, without the arrays in it, and never long.
+    The message of another library's error, shortened to one line without arrays.
 
     :param text: the error, or its text; what Pyro adds about shapes is left out.
     :param longest: number of characters.
@@ -39,7 +39,7 @@ def shown(value: object) -> str:
 
 
 class _Short(reprlib.Repr):
-    """Of containers, their first elements, arrays among them by shape."""
+    """A short repr: the first elements of containers, and the shapes of arrays."""
 
     def repr_instance(self, x: object, level: int) -> str:
         return shown(x)

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About steps that would have ended in NaN or inf."""
+"""Messages about steps that would have ended in NaN or inf."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About what stands where arrays belong."""
+"""Messages about values that are not arrays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def computed_with(argument: str, value: Any, wanted: str, error: BaseException) 
 
 
 def _described(value: Any) -> tuple[str, str]:
-    """What a value is, and how to make an array of it."""
+    """Describe a value, and how to make an array of it."""
     kind = f"of type {type(value).__name__}"
     if isinstance(value, np.ma.MaskedArray):
         return kind, "Its mask would be lost: pass .filled(0), and mask in the model"

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About noise kernels and what they spread."""
+"""Messages about noise kernels and the distributions that they spread."""
 
 from __future__ import annotations
 

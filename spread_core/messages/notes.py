@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What is added to an error that some other library raises."""
+"""Notes added to errors of other libraries."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About losses that compare draws, and their critics."""
+"""Messages about losses that compare samples, and their critics."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What is said when a model is trained by several processes."""
+"""Messages about training with several processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About diagnoses and reports of a training run."""
+"""Messages about diagnoses and reports of a training run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About two samples that are compared: divergences, kernels, distances."""
+"""Messages about the comparison of two samples: divergences, kernels, distances."""
 
 from __future__ import annotations
 

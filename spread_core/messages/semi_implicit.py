@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About the loss ``SemiImplicitELBO`` and the kernels that give implicit guides a density."""
+"""Messages about ``SemiImplicitELBO`` and the kernels that give implicit guides a density."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About simulations that fail: draws of the model that are NaN or inf."""
+"""Messages about simulations that fail: draws of the model that are NaN or inf."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About the handler ``spread`` and the loss ``SpreadELBO``."""
+"""Messages about the handler ``spread`` and the loss ``SpreadELBO``."""
 
 from __future__ import annotations
 

@@ -143,8 +143,9 @@ def test_the_sdist_can_be_tested_and_documented(dist):
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for needed in ("LICENSE", "CHANGELOG.md", "constraints.txt", "Makefile", "docs/conf.py",
-                   "tests/conftest.py", "examples/demo.py", "benchmarks/run.py"):  # fmt: skip
+    for needed in ("LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt", "Makefile",
+                   "docs/conf.py", "tests/conftest.py", "examples/demo.py",
+                   "benchmarks/run.py"):  # fmt: skip
         assert needed in names
     api = {name for name in names if name.startswith("docs/api/")}
     assert "docs/api/index.md" in api

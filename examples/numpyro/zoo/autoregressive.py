@@ -38,7 +38,7 @@ def belief_net(num_pixels):
 
 
 def made(num_pixels, hidden_dim):
-    """The same of any distribution of 17 levels, by way of hidden layers."""
+    """MADE: hidden layers, for any distribution of 17 levels."""
     widths = [max(hidden_dim, num_pixels)] * 2  # NumPyro's masks need as many units as inputs
 
     def pixels(logits):

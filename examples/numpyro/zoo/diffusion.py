@@ -66,7 +66,7 @@ class Diffusion:
         self.grey = np.arange(NUM_LEVELS) / MAX_COUNT
 
     def denoise(self, net, y, scale):
-        """The clean image from the noisy one: a weighted mean of it and of what the net says."""
+        """Estimate the clean image: a weighted mean of the noisy image and the net's output."""
         # Weights as in Karras et al. 2022 (arXiv:2206.00364): at every level the net's input and
         # what it has to give are of the size of one.
         total = jnp.sqrt(self.deviation**2 + scale**2)
@@ -85,13 +85,16 @@ class Diffusion:
         return dist.Normal(y + share * (clean - y), jnp.sqrt(share) * lower).to_event(1)
 
     def top(self, num_images):
-        """Of y at the highest level: as if all images were the mean image."""
+        """Distribution of y at the highest level: as if all images were the mean image."""
         mean = jnp.broadcast_to(self.mean, (num_images, self.mean.size))
         spread_out = jnp.sqrt(self.scales[-1] ** 2 + self.deviation**2)
         return dist.Normal(mean, spread_out).to_event(1)
 
     def counts(self, y):
-        """Of the whole-number pixels, given y at the lowest level: the nearest, nearly always."""
+        """
+        Distribution of the whole-number pixels given y at the lowest level: nearly always the
+        nearest.
+        """
         distance = (y[..., None] - self.grey) / self.scales[0]
         return dist.Categorical(logits=-0.5 * distance**2).to_event(1)
 

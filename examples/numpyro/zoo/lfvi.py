@@ -39,7 +39,7 @@ CRITIC_STEPS = 2
 
 
 def with_noise(net, inputs, eps):
-    """The net at its inputs and noise of its own."""
+    """The net, applied to its inputs and its own noise."""
     inputs = jnp.broadcast_to(inputs, (*eps.shape[:-1], inputs.shape[-1]))
     return net(jnp.concatenate([inputs, eps], -1))
 

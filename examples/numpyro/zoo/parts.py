@@ -1,6 +1,8 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of the zoo share in NumPyro: nets, the loop around ``svi.update``, evaluation."""
+"""
+Code that the files of the zoo share in NumPyro: nets, the loop around ``svi.update``, evaluation.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ def standard_normal(num: int) -> dist.Distribution:
 
 
 def no_guide(*args: Any) -> None:
-    """For models without latents, and for those that are trained by comparing draws."""
+    """Empty guide, for models without latents and for those trained by comparing samples."""
 
 
 def adam(
@@ -89,7 +91,7 @@ def adam(
 
 
 def adversaries(settings: Settings, critic_steps: int = 1) -> optax.GradientTransformation:
-    """One optimiser for both players of a game: steady rates and little momentum."""
+    """One optimiser for both players: constant learning rates and little momentum."""
     player = optax.adam(settings.learning_rate, b1=0.5)
     return two_player(player, player, critic_steps)
 
@@ -135,9 +137,9 @@ def mean_bound(
     **options: Any,
 ) -> float:
     """
-    What the loss says of held-out images, as a bound of log p(x): nats per image.
+    The loss on held-out images as a bound on log p(x), in nats per image.
 
-    :param options: keyword arguments of model and guide that are no arrays.
+    :param options: keyword arguments of model and guide that are not arrays.
     """
 
     def loss(key: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
@@ -182,7 +184,7 @@ def draw(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarra
 
 
 def draw_counts(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarray:
-    """The same of a model of whole-number pixels."""
+    """Draw whole-number pixels from a model."""
     return draw(rng_key, svi, state, *args) / MAX_COUNT
 
 

@@ -56,7 +56,7 @@ class ShiftAndLogScale(nn.Module):
 
 
 class AffineCoupling(T.Transform):
-    """The first dims stay; the others are shifted and scaled by what a net makes of the first."""
+    """The first dims stay; the others are shifted and scaled by a net's output for the first."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector

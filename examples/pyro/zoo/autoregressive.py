@@ -37,7 +37,7 @@ class BeliefNet(nn.Module):
 
 
 class MADE(nn.Module):
-    """The same of any distribution of 17 levels, by way of hidden layers."""
+    """MADE: hidden layers, for any distribution of 17 levels."""
 
     def __init__(self, num_pixels: int, hidden_dim: int) -> None:
         super().__init__()

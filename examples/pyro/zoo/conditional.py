@@ -5,8 +5,9 @@ Maximum likelihood of a conditional model
 =========================================
 
 A model of images given their label, p(x | y): a coin for every pixel and every digit. Trained by
-``Trace_ELBO``, exact since nothing is latent. To compare with models that are not told the label
-it is summed over: log p(x) = log sum_y p(y) p(x | y), with p(y) the shares of the training images.
+``Trace_ELBO``, exact since nothing is latent. To compare with models that are not conditional on
+the label it is summed over: log p(x) = log sum_y p(y) p(x | y), with p(y) the shares of the
+training images.
 
     python examples/pyro/zoo/conditional.py --output zoo-conditional
 """

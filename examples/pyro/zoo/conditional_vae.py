@@ -4,10 +4,10 @@ r"""
 Conditional VAE
 ===============
 
-A VAE whose decoder and encoder are told the label (Sohn, Lee, Yan 2015): it bounds log p(x | y). To
-compare with models that are not told, the bound is summed over labels, :math:`\log \sum_y p(y)
-w_y`, with :math:`w_y = p(x, z \mid y) / q(z \mid x, y)`: a bound of log p(x), since the
-expectation of each weight is p(x | y).
+A VAE whose decoder and encoder are conditional on the label (Sohn, Lee, Yan 2015): it bounds log
+p(x | y). To compare with unconditional models, the bound is summed over labels,
+:math:`\log \sum_y p(y) w_y`, with :math:`w_y = p(x, z \mid y) / q(z \mid x, y)`: a bound of log
+p(x), since the expectation of each weight is p(x | y).
 
     python examples/pyro/zoo/conditional_vae.py --output zoo-conditional-vae
 """

@@ -52,7 +52,7 @@ NUM_FREQUENCIES = 8
 
 
 class Denoiser(nn.Module):
-    """The clean image from the noisy one: a weighted mean of it and of what a net makes of it."""
+    """Estimate the clean image: a weighted mean of the noisy image and a net's output."""
 
     def __init__(self, data: ZooData, hidden_dim: int) -> None:
         super().__init__()
@@ -92,13 +92,16 @@ class Diffusion:
         return dist.Normal(y + share * (clean - y), share.sqrt() * lower).to_event(1)
 
     def top(self, num_images: int) -> dist.Normal:
-        """Of y at the highest level: as if all images were the mean image."""
+        """Distribution of y at the highest level: as if all images were the mean image."""
         mean = self.denoiser.mean.expand(num_images, -1)
         spread_out = (self.scales[-1] ** 2 + self.denoiser.deviation**2).sqrt()
         return dist.Normal(mean, spread_out).to_event(1)
 
     def counts(self, y: torch.Tensor) -> dist.Categorical:
-        """Of the whole-number pixels, given y at the lowest level: the nearest, nearly always."""
+        """
+        Distribution of the whole-number pixels given y at the lowest level: nearly always the
+        nearest.
+        """
         distance = (y.unsqueeze(-1) - self.grey) / self.scales[0]
         return dist.Categorical(logits=-0.5 * distance**2).to_event(1)
 

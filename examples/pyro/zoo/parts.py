@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of the zoo share in Pyro: nets, and the loop around ``svi.step``."""
+"""Code that the files of the zoo share in Pyro: nets, and the loop around ``svi.step``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def start(settings: Settings) -> None:
 
 
 def no_guide(*args: torch.Tensor | int | None) -> None:
-    """For models without latents, and for those that are trained by comparing draws."""
+    """Empty guide, for models without latents and for those trained by comparing samples."""
 
 
 def adam(
@@ -89,7 +89,7 @@ def adam(
 
 
 def adversaries(settings: Settings, critic_steps: int = 1) -> PyroOptim:
-    """One optimiser for both players of a game: steady rates and little momentum."""
+    """One optimiser for both players: constant learning rates and little momentum."""
     options = {"lr": settings.learning_rate, "betas": (0.5, 0.999)}
     return two_player(Adam(options), Adam(options), critic_steps)
 
@@ -120,7 +120,7 @@ def fit(
 
 @torch.no_grad()
 def mean_bound(svi: SVI, *arrays: np.ndarray, num_draws: int = 10) -> float:
-    """What the loss says of held-out images, as a bound of log p(x): nats per image."""
+    """The loss on held-out images as a bound on log p(x), in nats per image."""
     tensors = [torch.as_tensor(array) for array in arrays]
     losses = [svi.evaluate_loss(*tensors) for _ in range(num_draws)]
     return -float(np.mean(losses)) / len(tensors[0])
@@ -133,7 +133,7 @@ def draw(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.nda
 
 
 def draw_counts(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.ndarray:
-    """The same of a model of whole-number pixels."""
+    """Draw whole-number pixels from a model."""
     return draw(model, *args) / MAX_COUNT
 
 

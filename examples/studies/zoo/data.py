@@ -55,7 +55,7 @@ class ZooData:
 
     @property
     def test_labels(self) -> npt.NDArray[np.int64]:
-        """Those of held-out images."""
+        """Labels of the held-out images."""
         return _labels(self.dataset.test_labels)
 
     @property
@@ -76,7 +76,7 @@ class ZooData:
 
     def label_draws(self, num_samples: int, seed: int) -> npt.NDArray[np.int64]:
         """
-        Labels drawn from :attr:`label_shares`, for models that are told the label.
+        Labels drawn from :attr:`label_shares`, for models conditional on the label.
 
         :param num_samples: how many.
         :param seed: of the draws.

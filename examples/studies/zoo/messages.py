@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""About what the systems of the zoo hand in."""
+"""Messages about the results of the systems in the zoo."""
 
 from __future__ import annotations
 

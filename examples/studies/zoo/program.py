@@ -59,7 +59,7 @@ def main(backend: str, system: str, train: TrainRow, argv: Sequence[str] | None 
 
 def add_zoo_options(parser: argparse.ArgumentParser) -> None:
     """
-    The options that every program of the zoo has, beside those of all examples.
+    The options of every program of the zoo, in addition to those of all examples.
 
     :param parser: the parser.
     """
@@ -174,7 +174,7 @@ def run_backend(backend: str, folder: Path, args: argparse.Namespace) -> dict[st
 
 def numbers(trained: Trained, judge: SampleJudge) -> dict[str, Any]:
     """
-    What the table says of one run; None stands for what is not there, or not finite.
+    The table's numbers for one run; None for what is missing or not finite.
 
     :param trained: the run.
     :param judge: measures its samples.

@@ -24,7 +24,7 @@ RESULTS_FILE = "results.json"
 TABLE_FILE = "table.md"
 SAMPLES_FILE = "samples.png"
 SUMMARY_FILE = "summary.png"
-#: The documentation's page includes this file, which is no page of its own.
+#: The documentation's page includes this file, which is not a separate page.
 DOCS_FILE = "zoo_results.inc"
 COLOURS = ("#1f5fa8", "#d1662a")
 _HEADER = (
@@ -41,7 +41,7 @@ _DIGITS = {"log_likelihood": 1, "importance_weighted": 1, "mmd2": 2, "frechet": 
 
 def describe(results: Mapping[str, Any]) -> str:
     """
-    What was compared with what, in words.
+    Describe the comparison in words.
 
     :param results: from :func:`studies.zoo.run_rows`.
     """

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the zoo, what each is told, and what it gives back."""
+"""The rows of the zoo, their settings and their results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Row:
     :param system: the file that trains it, ``examples/{pyro,numpyro}/zoo/<system>.py``.
     :param title: what it is called in the table.
     :param measure: what its log-likelihood is.
-    :param loss: the loss that is handed to SVI.
+    :param loss: the loss that is passed to SVI.
     :param num_steps: gradient steps of the model.
     :param learning_rate: of Adam.
     """
@@ -49,7 +49,7 @@ class Row:
 
 class Settings(NamedTuple):
     """
-    What ``train`` is told of a run.
+    Settings of a run, for ``train``.
 
     :param seed: of everything that is drawn.
     :param num_steps: gradient steps of the model.
@@ -195,7 +195,7 @@ def settings_for(
     row: Row, seed: int, num_samples: int, smoke_test: bool = False, num_steps: int | None = None
 ) -> Settings:
     """
-    What ``train`` is told of a row.
+    Settings of a row, for ``train``.
 
     :param row: the row.
     :param seed: of the run.
@@ -229,7 +229,7 @@ def check_trained(row: Row, trained: Trained, num_samples: int, num_pixels: int)
     samples = np.asarray(trained.samples)
     if samples.shape != (num_samples, num_pixels):
         raise ValueError(messages.samples_shape(row.name, samples.shape, (num_samples, num_pixels)))
-    # Samples that are not finite are no error of the program: the table says that they failed.
+    # Samples that are not finite are not an error of the program: the table shows that they failed.
     if np.isfinite(samples).all() and (samples.min() < 0 or samples.max() > 1):
         raise ValueError(messages.samples_range(row.name, samples.min(), samples.max()))
     if (trained.log_likelihood is None) != (row.measure is None):

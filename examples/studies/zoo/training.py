@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""What the training of all systems has in common, and bounds that are sums over labels."""
+"""Training code that all systems share, and bounds that are sums over labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def mixture_bound(
     log_likelihoods: npt.ArrayLike, label_shares: npt.ArrayLike
 ) -> npt.NDArray[np.float64]:
     r"""
-    Of a model that is told the label, :math:`\log p(x) = \log \sum_y p(y) p(x \mid y)`, in nats.
+    For a model conditional on the label, :math:`\log p(x) = \log \sum_y p(y) p(x \mid y)`, in nats.
 
     With lower bounds of :math:`\log p(x \mid y)` in their place it is a lower bound, since the sum
     grows with each of them. This makes models with and without label comparable.
