@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 2
 export MKL_NUM_THREADS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo zoo test slow system lint format typecheck bench docs clean
+.PHONY: demo zoo test slow system lint format typecheck check-new bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py --output demo-output
@@ -49,6 +49,10 @@ format: $(READY)
 
 typecheck: $(READY)
 	$(BIN)/mypy
+
+# What a new kernel, divergence or loss still lacks.
+check-new: $(READY)
+	$(BIN)/python tests/programs/what_is_missing.py
 
 bench: $(BENCH_READY)
 	$(BIN)/python benchmarks/run.py --output bench-output

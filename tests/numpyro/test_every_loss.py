@@ -162,8 +162,3 @@ def test_a_critic_that_is_not_registered_is_named(name):
     svi = SVI(problem.model, problem.guide, optax.adam(1e-2), problem.loss)
     with pytest.raises(ValueError, match="register"):
         svi.update(svi.init(KEY, X), X)
-
-
-def test_no_loss_is_left_out():
-    made = {type(Problem(name).loss) for name in LOSSES}
-    assert made == every_loss.public_losses(numpyro_spread)

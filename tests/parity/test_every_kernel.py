@@ -183,11 +183,3 @@ def test_units_do_not_matter(backend, name, power, which, seed):
     assert value.dtype == dtype
     digits = 1e-3 if which == 0 else 1e-9
     np.testing.assert_allclose(float(value), expected, rtol=digits, atol=10 * digits)
-
-
-@pytest.mark.parametrize("package", [pyro_spread, numpyro_spread])
-def test_no_kernel_is_left_out(package):
-    public = {n for n in package.__all__ if n.endswith("Noise") and n != "SpreadNoise"}
-    array = torch.as_tensor if package is pyro_spread else jnp.asarray
-    listed = {type(kernel.build(package, array)).__name__ for kernel in KERNELS.values()}
-    assert public == listed

@@ -77,10 +77,3 @@ LOSSES = {
 }
 TRAINS_MODEL = [name for name, loss in LOSSES.items() if loss.trains_model]
 HAS_CRITIC = [name for name, loss in LOSSES.items() if loss.has_critic]
-
-
-def public_losses(p):
-    """The classes of losses that a package exports."""
-    exported = (getattr(p, name) for name in p.__all__)
-    classes = {c for c in exported if isinstance(c, type)}
-    return {c for c in classes if callable(getattr(c, "loss", None))}

@@ -1,0 +1,49 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel, divergence and loss is in both backends, in the tests' lists and on a page."""
+
+import numpy as np
+import what_is_missing
+
+import numpyro_spread
+import pyro_spread
+
+
+def test_nothing_is_missing():
+    assert what_is_missing.missing() == []
+
+
+def test_what_is_missing_is_named():
+    class HalfNoise(pyro_spread.LaplaceNoise):
+        pass
+
+    class OwnLoss(numpyro_spread.EnergyDistance):
+        pass
+
+    HalfNoise.__module__, OwnLoss.__module__ = "pyro_spread.noise.half", "numpyro_spread.infer.own"
+    try:
+        said = what_is_missing.missing()
+    finally:  # no longer of the project
+        HalfNoise.__module__ = OwnLoss.__module__ = __name__
+    assert "numpyro_spread has no kernel HalfNoise: mirror it." in said
+    assert "pyro_spread.HalfNoise is not exported: add it to __all__." in said
+    assert "HalfNoise of pyro_spread is not in tests/programs/every_kernel.py." in said
+    assert "HalfNoise is not on docs/kernels.md." in said
+    assert "pyro_spread.HalfNoise has no docstring." in said
+    assert "pyro_spread has no loss OwnLoss: mirror it." in said
+    assert "OwnLoss is not on docs/choose.md." in said
+
+
+def test_a_loss_has_to_say_what_it_reports():
+    class SilentLoss(numpyro_spread.infer._registration.Loss):
+        """Nothing."""
+
+        def loss(self, rng_key, param_map, model, guide, *args, **kwargs):
+            return np.zeros(())
+
+    SilentLoss.__module__ = "numpyro_spread.infer.silent"
+    try:
+        said = what_is_missing.missing()
+    finally:
+        SilentLoss.__module__ = __name__
+    assert "numpyro_spread.SilentLoss does not say what it reports: write describe()." in said

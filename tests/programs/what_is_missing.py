@@ -1,0 +1,112 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a new kernel, divergence or loss still lacks: ``make check-new`` prints it.
+
+All classes that the packages define are looked at, exported or not. A class that is written in one
+backend only, or that is in no list of the tests and on no page, is named.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+
+import flax.linen
+import jax.numpy as jnp
+import torch
+from every_divergence import DIVERGENCES
+from every_kernel import KERNELS
+from every_loss import LOSSES
+
+ROOT = Path(__file__).parents[2]
+ARRAYS = {"pyro_spread": torch.as_tensor, "numpyro_spread": jnp.asarray}
+NETS = {"pyro_spread": lambda: torch.nn.Linear(1, 1), "numpyro_spread": lambda: flax.linen.Dense(1)}
+# Kind to the module of its base class, that class, the list of the tests and the page.
+KINDS = {
+    "kernel": ("noise.base", "SpreadNoise", "every_kernel.py", "docs/kernels.md"),
+    "divergence": ("divergences", "Divergence", "every_divergence.py", "docs/divergences.md"),
+    "loss": ("infer._registration", "Loss", "every_loss.py", "docs/choose.md"),
+}
+
+
+def defined(kind, package):
+    """
+    Name to class of the concrete, public classes of a kind that the project defines.
+
+    A class from which another one derives is taken for a base.
+    """
+    module = importlib.import_module(package)
+    for info in pkgutil.walk_packages(module.__path__, f"{package}."):
+        importlib.import_module(info.name)
+    home, base, *_ = KINDS[kind]
+    found, left = {}, [getattr(importlib.import_module(f"{package}.{home}"), base)]
+    while left:
+        cls = left.pop()
+        derived = [c for c in cls.__subclasses__() if _is_of(c, package)]
+        left += derived
+        public = _is_of(cls, package) and not cls.__name__.startswith("_")
+        if public and not derived and not inspect.isabstract(cls):
+            found[cls.__name__] = cls
+    return found
+
+
+def listed(kind, package):
+    """Names of the classes in the list of the tests."""
+    p = importlib.import_module(package)
+    if kind == "kernel":
+        made = [kernel.build(p, ARRAYS[package]) for kernel in KERNELS.values()]
+    elif kind == "divergence":
+        made = [make(p) for make, *_ in DIVERGENCES.values()]
+    else:
+        made = [
+            entry.make(p, lambda *sites: p.concat_sites(NETS[package](), *sites))
+            for entry in LOSSES.values()
+        ]
+    return {type(each).__name__ for each in made}
+
+
+def missing(pages=None):
+    """
+    What is missing, one sentence each.
+
+    :param pages: text by path of a page; None reads them.
+    """
+    found = []
+    for kind, (_, base, test_list, page) in KINDS.items():
+        text = (ROOT / page).read_text() if pages is None else pages[page]
+        classes = {package: defined(kind, package) for package in ARRAYS}
+        for name in sorted({name for each in classes.values() for name in each}):
+            for package, here in classes.items():
+                if name not in here:
+                    found.append(f"{package} has no {kind} {name}: mirror it.")
+                    continue
+                if name not in importlib.import_module(package).__all__:
+                    found.append(f"{package}.{name} is not exported: add it to __all__.")
+                if name not in listed(kind, package):
+                    found.append(f"{name} of {package} is not in tests/programs/{test_list}.")
+                if not (here[name].__doc__ or "").strip():
+                    found.append(f"{package}.{name} has no docstring.")
+                if kind == "loss" and "describe" not in _methods(here[name], base):
+                    found.append(
+                        f"{package}.{name} does not say what it reports: write describe()."
+                    )
+            if name not in text:
+                found.append(f"{name} is not on {page}.")
+    return found
+
+
+def _is_of(cls, package):
+    return cls.__module__.partition(".")[0] in (package, "spread_core")
+
+
+def _methods(cls, base):
+    """Names that a class or its bases define, up to the base of its kind."""
+    return {n for each in cls.__mro__ if each.__name__ != base for n in vars(each)}
+
+
+if __name__ == "__main__":
+    sentences = missing()
+    print("\n".join(sentences) or "Nothing is missing.")
+    sys.exit(bool(sentences))
