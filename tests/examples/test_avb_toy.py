@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from example_runs import run_example, summary
 from scipy import special
+from studies import avb_toy_study as study
 
-from spread_analysis import avb_toy_study as study
 from spread_analysis.reference import FOUR_POINTS_OPTIMUM
 
 

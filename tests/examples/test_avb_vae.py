@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 from example_runs import run_example, summary
+from studies import avb_vae_study as study
 
-from spread_analysis import avb_vae_study as study
 from spread_analysis.critic import EvidenceReport
 from spread_analysis.log_evidence import LogEvidence
 

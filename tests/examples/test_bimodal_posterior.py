@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from example_runs import run_example, summary
 from scipy import stats
+from studies import bimodal_study as study
 
-from spread_analysis import bimodal_study as study
 from spread_analysis.reference import bimodal_posterior
 
 

@@ -8,9 +8,9 @@ import warnings
 import numpy as np
 import pytest
 from example_runs import run_example
+from studies import supports_study as study
 
 from spread_analysis import SupportMismatchWarning
-from spread_analysis import supports_study as study
 
 ROW = r"^ +(no noise|noise) +(\S+) +(\S+) +(\S+) +(\S+) % +(\S+)$"
 

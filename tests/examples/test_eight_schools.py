@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from example_runs import run_example, summary
 from scipy import integrate
-
-from spread_analysis import schools_study as study
+from studies import schools_study as study
 
 
 def run(backend, output, *options):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from example_runs import run_example, summary
 from scipy import stats
-
-from spread_analysis import hierarchy_study as study
+from studies import hierarchy_study as study
 
 
 def run(backend, output, *options):

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 from example_runs import run_example
+from studies import interpolation_study as study
 
-from spread_analysis import interpolation_study as study
 from spread_analysis.reference import class_entropy, js_divergence_normals
 
 ROW = r"^ +(\S+) +(mlp|quadratic) +(\S+) +(\S+) +(\S+) +(\S+)  (.*)$"

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from example_runs import run_example, summary
 from scipy import stats
+from studies import simulator_study as study
 from studies.simulator_tasks import TASKS, Table, load_observations
-
-from spread_analysis import simulator_study as study
 
 
 def run(backend, output, *options):
