@@ -23,8 +23,9 @@ BACKENDS = {"pyro_spread": "Pyro", "numpyro_spread": "NumPyro"}
 OWN = (*BACKENDS, "spread_analysis")
 # Private: what it defines is documented where it is exported.
 CORE = "spread_core"
-# What both backends export as their own: each documents it in full.
+# What both backends export: one page has it in full, since Sphinx takes an object once.
 SHARED = f"{CORE}.math"
+HOMES = {"pyro_spread": SHARED, "spread_analysis": CORE}
 
 # One list each; the names of submodules that their package does not export come with the package.
 LISTS = (*OWN, "spread_analysis.reference")
@@ -140,7 +141,9 @@ def _page(package: str) -> str:
 def _words(full: str, obj: Any, package: str) -> str:
     """What is said about an object whose page autodoc cannot make."""
     if isinstance(obj, type):  # documented by another package, under the name it has there
-        owner = obj.__module__.partition(".")[0].replace(CORE, "spread_analysis")
+        owner = obj.__module__.partition(".")[0]
+        if owner == CORE:
+            owner = "pyro_spread" if obj.__module__.startswith(SHARED) else "spread_analysis"
         home = f"{owner}.{obj.__name__}"
         return f"The same class as :py:obj:`{home}`.\n\n{inspect.getdoc(obj)}"
     module = f"{package}.{_home(full, obj, package)}"
@@ -161,7 +164,7 @@ def context() -> dict[str, Any]:
             everything.add(full)
             module = getattr(obj, "__module__", None)
             home = package.partition(".")[0]
-            own = (home, CORE if home == "spread_analysis" else SHARED)
+            own = (home, HOMES.get(home, home))
             foreign = isinstance(obj, type) and not module.startswith(own)
             constant = not isinstance(module, str) and not isinstance(obj, types.ModuleType)
             if foreign or constant:
