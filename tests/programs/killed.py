@@ -74,7 +74,7 @@ def kill_in_the_middle(number):
 
     def open_file(path, mode):
         file = builtins.open(path, mode)  # noqa: SIM115
-        return HalfWritten(file) if "w" in mode else file
+        return HalfWritten(file) if "r" not in mode else file
 
     checkpoint_file.open = open_file
 
@@ -146,6 +146,7 @@ def main(backend, root, kills, seed):
         while pending:
             directory = Path(root, f"{kind}-{number}")
             number += 1
+            assert number <= kills, f"{kind}: {pending[0][0]} kills nothing"
             status = -signal.SIGKILL
             while status == -signal.SIGKILL:
                 what, fault, kill_after = pending[0] if pending else (None, None, None)
