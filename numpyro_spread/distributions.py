@@ -253,7 +253,7 @@ class DeterministicGenerator(Delta):
         count = len(self.batch_shape)
         if reinterpreted_batch_ndims is not None:
             count = reinterpreted_batch_ndims
-        return DeterministicGenerator(self.v, self.event_dim + count)
+        return DeterministicGenerator(self.v, self.event_dim + count) if count else self
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
         """

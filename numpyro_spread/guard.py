@@ -130,6 +130,8 @@ class FiniteGuard(_parents.NumPyroOptim):
                 # Values are checked where they are concrete: compiled, this is a loss of NaN.
                 is_compiled = not is_concrete(*jax.tree.leaves(params))
                 skipped = not is_compiled and is_skippable(error)
+                if self.on_nonfinite == "raise" and not is_compiled:
+                    self._blame_params(params, error)
                 if self.on_nonfinite == "raise" or not skipped:
                     raise
                 value = jnp.full((), jnp.nan)
@@ -137,6 +139,15 @@ class FiniteGuard(_parents.NumPyroOptim):
                 aux = self._seen.unchanged(params)
             state, aux, is_good = self._guarded_update(grads, state, value, aux)
         return value, aux, state, is_good
+
+    def _blame_params(self, params: Any, error: Exception) -> None:
+        """Name the params that are NaN or inf: what was computed from them comes after them."""
+        bad = np.stack([np.asarray(each) for each in _nonfinite(params)])
+        if bad.any():
+            names = _names(params)
+            causes = np.concatenate([bad, np.zeros(1 + 2 * len(names), bool)])
+            said = _describe(causes, names, self.discriminator, float("nan"))
+            raise NonFiniteError(said) from error
 
     def _guarded_update(self, grads: Any, state: Any, value: Any, aux: Any) -> tuple[Any, Any, Any]:
         state = self._checked(state)
