@@ -130,9 +130,10 @@ class FiniteGuard(_parents.NumPyroOptim):
                 # Values are checked where they are concrete: compiled, this is a loss of NaN.
                 is_compiled = not is_concrete(*jax.tree.leaves(params))
                 skipped = not is_compiled and is_skippable(error)
-                if self.on_nonfinite == "raise" and not is_compiled:
+                if not skipped:
+                    raise
+                if self.on_nonfinite == "raise":
                     self._blame_params(params, error)
-                if self.on_nonfinite == "raise" or not skipped:
                     raise
                 value = jnp.full((), jnp.nan)
                 grads = jax.tree.map(lambda param: jnp.full_like(param, jnp.nan), params)

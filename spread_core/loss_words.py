@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from spread_core.monitors import Monitor
+
 NOT_A_BOUND = "estimate, not a bound"
 
 
@@ -54,3 +56,19 @@ def divergence_name(divergence: Any) -> str:
     """The class of a divergence, with its pi where that is a choice of the user."""
     name = type(divergence).__name__
     return f"JSPi({float(divergence.pi):g})" if name == "JSPi" else name
+
+
+class Described:
+    """A loss that reports can ask about itself."""
+
+    def describe(self) -> LossWords:
+        """
+        What the reported number is, and what is better; reports and progress bars ask.
+
+        A loss that does not override this is called by the name of its class.
+        """
+        return LossWords.of_class(type(self))
+
+    def monitors(self) -> list[Monitor]:
+        """What watches the critic during training, and warns once."""
+        return [value for value in vars(self).values() if isinstance(value, Monitor)]

@@ -17,7 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._invalid import tells_of_failures
-from spread_core.loss_words import LossWords
+from spread_core.loss_words import Described
 from spread_core.messages import autoguide
 from spread_core.monitors import Monitor
 
@@ -27,7 +27,7 @@ Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
 _METHODS = ("loss", "loss_with_mutable_state", "logits", "held_out_check")
 
 
-class Loss(ELBO):
+class Loss(Described, ELBO):
     """Base class of every loss: converts tensors of torch among the arguments to arrays."""
 
     #: Where a loss adds noise to the data that the guide sees.
@@ -41,18 +41,6 @@ class Loss(ELBO):
         if "loss_with_mutable_state" in vars(cls):
             told = tells_of_failures(vars(cls)["loss_with_mutable_state"])
             cls.loss_with_mutable_state = told
-
-    def describe(self) -> LossWords:
-        """
-        What the reported number is, and what is better; reports and progress bars ask.
-
-        A loss that does not override this is called by the name of its class.
-        """
-        return LossWords.of_class(type(self))
-
-    def monitors(self) -> list[Monitor]:
-        """What watches the critic during training, and warns once."""
-        return [value for value in vars(self).values() if isinstance(value, Monitor)]
 
     def look(
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any

@@ -14,8 +14,7 @@ from pyro_spread._inputs import takes_arrays
 from pyro_spread.infer._guards import as_one
 from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
-from spread_core.loss_words import LossWords
-from spread_core.monitors import Monitor
+from spread_core.loss_words import Described
 from spread_core.stateful import Stateful
 
 _METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
@@ -23,7 +22,7 @@ _METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
 _CHECKS = ("held_out_check",)
 
 
-class Loss(Stateful, ELBO):
+class Loss(Described, Stateful, ELBO):
     """
     Base class of every loss: ``register``, undoing of failed steps, conversion of arrays of other
     libraries, and autocast for nets only.
@@ -75,18 +74,6 @@ class Loss(Stateful, ELBO):
         if loss.requires_grad:
             loss.backward()
         return float(loss.detach())
-
-    def describe(self) -> LossWords:
-        """
-        What the reported number is, and what is better; reports and progress bars ask.
-
-        A loss that does not override this is called by the name of its class.
-        """
-        return LossWords.of_class(type(self))
-
-    def monitors(self) -> list[Monitor]:
-        """What watches the critic during training, and warns once."""
-        return [value for value in vars(self).values() if isinstance(value, Monitor)]
 
     def look(
         self, model: Any, guide: Any, *args: Any, **kwargs: Any

@@ -173,6 +173,16 @@ class TestRaise:
         with pytest.raises(error, match=message):
             jax.block_until_ready(update(state, X))
 
+    def test_an_error_of_the_user_is_not_blamed_on_params(self):
+        def fails(x):
+            raise KeyError("the user's own mistake")
+
+        svi, state = start("adversarial", "raise")
+        state = poisoned(svi, state, "decoder$params")
+        svi.model = fails
+        with pytest.raises(KeyError, match="own mistake"):
+            svi.update(state, X)
+
     def test_gradients_are_named(self):
         def rooted(x):
             w = numpyro.param("w", 0.0)

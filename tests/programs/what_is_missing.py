@@ -20,6 +20,8 @@ from every_divergence import DIVERGENCES
 from every_kernel import KERNELS
 from every_loss import LOSSES
 
+from spread_core.loss_words import Described
+
 ROOT = Path(__file__).parents[2]
 ARRAYS = {"pyro_spread": torch.as_tensor, "numpyro_spread": jnp.asarray}
 NETS = {"pyro_spread": lambda: torch.nn.Linear(1, 1), "numpyro_spread": lambda: flax.linen.Dense(1)}
@@ -74,7 +76,7 @@ def missing(pages=None):
     :param pages: text by path of a page; None reads them.
     """
     found = []
-    for kind, (_, base, test_list, page) in KINDS.items():
+    for kind, (*_, test_list, page) in KINDS.items():
         text = (ROOT / page).read_text() if pages is None else pages[page]
         classes = {package: defined(kind, package) for package in ARRAYS}
         for name in sorted({name for each in classes.values() for name in each}):
@@ -88,7 +90,7 @@ def missing(pages=None):
                     found.append(f"{name} of {package} is not in tests/programs/{test_list}.")
                 if not (here[name].__doc__ or "").strip():
                     found.append(f"{package}.{name} has no docstring.")
-                if kind == "loss" and "describe" not in _methods(here[name], base):
+                if kind == "loss" and here[name].describe is Described.describe:
                     found.append(
                         f"{package}.{name} does not say what it reports: write describe()."
                     )
@@ -99,11 +101,6 @@ def missing(pages=None):
 
 def _is_of(cls, package):
     return cls.__module__.partition(".")[0] in (package, "spread_core")
-
-
-def _methods(cls, base):
-    """Names that a class or its bases define, up to the base of its kind."""
-    return {n for each in cls.__mro__ if each.__name__ != base for n in vars(each)}
 
 
 if __name__ == "__main__":
