@@ -31,11 +31,11 @@ from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import (
     Guarded,
     Side,
-    _mask,
     check_draws,
     check_noise_sites,
     is_compared,
     refuse_nonfinite,
+    site_mask,
 )
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues
@@ -91,9 +91,9 @@ def draw_joint(
     """
     guide_key, model_key, noise_key = random.split(rng_key, 3)
     guide_trace = run(guide, guide_key, params, {}, args, kwargs)
-    plates = _data_plates(model, model_key, params, args, kwargs)
+    plates = data_plates(model, model_key, params, args, kwargs)
     drawn = {name: site for name, site in guide_trace.items() if is_latent(site)}
-    shared = {n: s for n, s in drawn.items() if plates and not _plates_of(s) & plates}
+    shared = {n: s for n, s in drawn.items() if plates and not plates_of(s) & plates}
     indices = {n: s["value"] for n, s in guide_trace.items() if s["type"] == "plate"}
     fixed = indices | {name: site["value"] for name, site in shared.items()}
     # What globals do to the model's pairs is no part of the gradient: the critic sees them.
@@ -214,15 +214,15 @@ def failed_simulations(
         dims = data_dims(sites)
     axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {n: _mask(n, s, jnp.shape(s["value"])) for n, s in observed.items()}
+    masks = {n: site_mask(n, s, jnp.shape(s["value"])) for n, s in observed.items()}
     return Invalid(values, axes, masks), axes
 
 
-def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
+def plates_of(site: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(frame.name for frame in frames_of(site))
 
 
-def _data_plates(
+def data_plates(
     model: Callable[..., Any],
     rng_key: jax.Array,
     params: Mapping[str, Any],

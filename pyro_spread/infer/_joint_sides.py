@@ -32,7 +32,13 @@ from pyro_spread.infer._sites import (
     lacks_gradient,
     plain_name,
 )
-from pyro_spread.infer._two_sides import Side, _mask, check_draws, check_noise_sites, is_compared
+from pyro_spread.infer._two_sides import (
+    Side,
+    check_draws,
+    check_noise_sites,
+    is_compared,
+    site_mask,
+)
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
@@ -88,12 +94,12 @@ def draw_joint(
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     plates = data_plates(model, args, kwargs)
     drawn = {n: s for n, s in guide_trace.nodes.items() if is_latent(s)}
-    shared = {n: s for n, s in drawn.items() if plates and not _plates_of(s) & plates}
+    shared = {n: s for n, s in drawn.items() if plates and not plates_of(s) & plates}
     # Leaves: what they do to the model's pairs is no part of the gradient, since the critic sees
     # them, but their prior's gradient is passed on below.
     leaves = {name: site["value"].detach().requires_grad_() for name, site in shared.items()}
     with torch.set_grad_enabled(torch.is_grad_enabled()), watch or nullcontext():
-        trace = _run_forward(model, guide_trace, leaves, args, kwargs)
+        trace = run_forward(model, guide_trace, leaves, args, kwargs)
     observed = {n: s for n, s in trace.nodes.items() if is_compared(s)}
     if not observed:
         raise ValueError(players.nothing_observed())
@@ -165,7 +171,7 @@ def failed_simulations(
         dims = data_dims(sites)
     axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
+    masks = {name: site_mask(name, site, site["value"]) for name, site in observed.items()}
     return Invalid(values, axes, masks), axes
 
 
@@ -186,7 +192,7 @@ def data_plates(
     return found
 
 
-def _plates_of(site: Mapping[str, Any]) -> frozenset[str]:
+def plates_of(site: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(frame.name for frame in frames_of(site))
 
 
@@ -194,7 +200,7 @@ def _is_index(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and not is_latent(site) and not site["is_observed"]
 
 
-def _run_forward(
+def run_forward(
     model: Callable[..., Any],
     guide_trace: Any,
     leaves: Mapping[str, torch.Tensor],
