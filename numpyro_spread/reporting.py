@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings as python_warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIRunResult, SVIState
 
+from numpyro_spread._typing import Args, Kwargs, Params, RngKey, Sites
 from numpyro_spread.guard import FiniteGuard, loss_of
 from numpyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from numpyro_spread.infer._joint_sides import data_plates, is_latent, plates_of, run, run_forward
@@ -29,16 +29,18 @@ from numpyro_spread.infer._registration import Loss
 from numpyro_spread.infer._two_sides import is_compared, no_guide, site_mask
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
-from spread_analysis.report import CriticLogits, Report, describe, write_report
+from spread_analysis.report import Report
 from spread_analysis.report.gather import (
     Draws,
     Options,
-    assemble,
+    check_loss,
     count_data,
+    diagnosis,
+    make_report,
     pool_latents,
     rows_of,
 )
-from spread_analysis.report.words import figures_of, shorten
+from spread_analysis.report.words import shorten
 from spread_core.messages import players
 from spread_core.messages import report as report_messages
 
@@ -93,8 +95,8 @@ def diagnose(svi: SVI, svi_state: Any, *args: Any, **kwargs: Any) -> dict[str, f
     params, rng_key = _params_of(svi, svi_state)
     kwargs = {**kwargs, **svi.static_kwargs}
     _check_params(svi, params, args, kwargs)
-    value, logits = _ask(loss, svi, random.fold_in(rng_key, _LOOK), params, args, kwargs)
-    return figures_of(describe(loss), value, logits)
+    value, logits = _look(loss, svi, random.fold_in(rng_key, _LOOK), params, args, kwargs)
+    return diagnosis(loss, value, logits)
 
 
 def report(
@@ -169,31 +171,26 @@ def report(
     loss = _loss_of(svi)
     params, rng_key = _params_of(svi, svi_state)
     kwargs = {**kwargs, **svi.static_kwargs}
-    with python_warnings.catch_warnings(record=True) as caught:
-        python_warnings.simplefilter("always")
-        _check_params(svi, params, args, kwargs)
-        draws = _draw(loss, svi, options, params, args, kwargs)
-    draws.troubles += caught
-    backend = {
+    run = {
         "Optimiser": _describe_optimiser(svi.optim),
         "Networks": _describe_networks(loss, params),
         "Seeds": {} if isinstance(svi_state, Mapping) else {"key of the state": _key_data(rng_key)},
     }
-    found = assemble(options, loss, draws, backend, ("jax", "numpyro", "optax", "flax"))
-    write_report(found)
-    for item in caught:  # they are on the page, and heard of too
-        python_warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-    return found
+
+    def draw() -> Draws:
+        _check_params(svi, params, args, kwargs)
+        return _draw(loss, svi, options, params, args, kwargs)
+
+    return make_report(options, loss, draw, run, ("jax", "numpyro", "optax", "flax"))
 
 
 def _loss_of(svi: SVI) -> Any:
     loss = loss_of(svi)
-    if not isinstance(loss, ELBO):
-        raise ValueError(report_messages.report_no_loss(loss))
+    check_loss(loss, ELBO)
     return loss
 
 
-def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], jax.Array]:
+def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], RngKey]:
     """Values of param and mutable sites, and the key of the state."""
     if isinstance(svi_state, SVIRunResult):
         svi_state = svi_state.state
@@ -206,7 +203,7 @@ def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], jax.Array]:
     raise TypeError(players.bad_range("svi_state", type(svi_state).__name__, wanted))
 
 
-def _check_params(svi: SVI, params: Mapping[str, Any], args: Any, kwargs: Any) -> None:
+def _check_params(svi: SVI, params: Params, args: Args, kwargs: Kwargs) -> None:
     """Model and guide would make up what is missing; they are traced, nothing is computed."""
     wanted: set[str] = set()
 
@@ -219,21 +216,20 @@ def _check_params(svi: SVI, params: Mapping[str, Any], args: Any, kwargs: Any) -
     jax.eval_shape(look, random.key(0))
     if wanted - set(params):
         way_out = "Pass the state of this SVI, or what its run returned; they have all of them."
-        raise ValueError(report_messages.report_unknown_params(wanted - set(params), way_out))
+        raise ValueError(report_messages.unknown_params(wanted - set(params), way_out))
 
 
-def _ask(
-    loss: Any, svi: SVI, rng_key: jax.Array, params: Any, args: Any, kwargs: Any
-) -> tuple[float, dict[str, CriticLogits]]:
+def _look(
+    loss: Any, svi: SVI, rng_key: RngKey, params: Params, args: Args, kwargs: Kwargs
+) -> tuple[float, Mapping[str, Any]]:
     """What the loss reports, and the logits of its critics by critic."""
-    if not isinstance(loss, Loss):
-        return float(loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)), {}
-    value, said = loss.look(rng_key, params, svi.model, svi.guide, *args, **kwargs)
-    return value, {name: CriticLogits.of(logits) for name, logits in said.items()}
+    if isinstance(loss, Loss):
+        return loss.look(rng_key, params, svi.model, svi.guide, *args, **kwargs)
+    return float(loss.loss(rng_key, params, svi.model, svi.guide, *args, **kwargs)), {}
 
 
 def _draw(
-    loss: Any, svi: SVI, options: Options, params: dict[str, Any], args: Any, kwargs: Any
+    loss: Any, svi: SVI, options: Options, params: Params, args: Args, kwargs: Kwargs
 ) -> Draws:
     model, number = svi.model, options.num_samples
     first_key, model_key, guide_key, ask_key = random.split(random.key(options.seed), 4)
@@ -251,7 +247,7 @@ def _draw(
     sites = forward(first_key)
     observed = {n: s for n, s in sites.items() if is_compared(s) and not isinstance(s["fn"], Unit)}
     if not observed:
-        raise ValueError(report_messages.report_no_data())
+        raise ValueError(report_messages.no_data())
     data, samples = {}, {}
     masks = {n: site_mask(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
     for name, site in observed.items():
@@ -274,16 +270,12 @@ def _draw(
     num_runs = number if one_by_one else -(-number // count)
     runs = _posterior(loss, svi, guide_key, num_runs, params, args, kwargs)
     latents, latents_of = pool_latents(runs, shared, options.datum)
-    counted = _num_data(observed, sites)
-    draws = Draws(data, samples, latents, latents_of, num_data=counted)
-    try:
-        draws.value, draws.logits = _ask(loss, svi, ask_key, params, args, kwargs)
-    except ValueError as error:
-        draws.loss_refused(error)
+    draws = Draws(data, samples, latents, latents_of, _num_data(observed, sites))
+    draws.ask(lambda: _look(loss, svi, ask_key, params, args, kwargs))
     return draws
 
 
-def _num_data(observed: Mapping[str, Any], sites: Mapping[str, Any]) -> float:
+def _num_data(observed: Sites, sites: Sites) -> float:
     """How many data the sites are of: elements of the outermost plate, scaled as the loss is."""
     counted = []
     for name, site in observed.items():
@@ -300,7 +292,7 @@ def _num_data(observed: Mapping[str, Any], sites: Mapping[str, Any]) -> float:
 
 
 def _posterior(
-    loss: Any, svi: SVI, rng_key: jax.Array, num_runs: int, params: Any, args: Any, kwargs: Any
+    loss: Any, svi: SVI, rng_key: RngKey, num_runs: int, params: Params, args: Args, kwargs: Kwargs
 ) -> list[dict[str, tuple[Any, int]]]:
     """Latents and their event dims, run by run, given what the guide was trained to see."""
     guide = svi.guide
@@ -324,7 +316,7 @@ def _posterior(
     return [{n: (v[index], event_dims[n]) for n, v in host.items()} for index in range(num_runs)]
 
 
-def _key_data(rng_key: jax.Array) -> str:
+def _key_data(rng_key: RngKey) -> str:
     is_typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
     return str(np.asarray(random.key_data(rng_key) if is_typed else rng_key).tolist())
 
@@ -337,7 +329,7 @@ def _describe_optimiser(optim: Any) -> dict[str, str]:
     return {"optimiser": "an optax optimiser" if kind == "_NumPyroOptim" else shorten(kind)}
 
 
-def _describe_networks(loss: Any, params: Mapping[str, Any]) -> dict[str, str]:
+def _describe_networks(loss: Any, params: Params) -> dict[str, str]:
     """Names of the nets and their numbers of params."""
     found = {}
     for site, value in params.items():

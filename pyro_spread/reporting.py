@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-import warnings as python_warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,11 +18,13 @@ from pyro import poutine
 from pyro.distributions import Unit
 from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
+from pyro.poutine import Trace
 from torch import nn
 
 from pyro_spread import _parents
 from pyro_spread._reachable_modules import loss_of
 from pyro_spread._transaction import looking
+from pyro_spread._typing import Args, Guide, Kwargs, Sites
 from pyro_spread.guard import FiniteGuard
 from pyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from pyro_spread.infer._joint_sides import data_plates, plates_of, run_forward
@@ -33,16 +34,18 @@ from pyro_spread.infer._two_sides import is_compared, site_mask
 from pyro_spread.optim import TwoPlayer
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
-from spread_analysis.report import CriticLogits, Report, describe, write_report
+from spread_analysis.report import Report
 from spread_analysis.report.gather import (
     Draws,
     Options,
-    assemble,
+    check_loss,
     count_data,
+    diagnosis,
+    make_report,
     pool_latents,
     rows_of,
 )
-from spread_analysis.report.words import figures_of, shorten
+from spread_analysis.report.words import shorten
 from spread_core.messages import report as report_messages
 
 __all__ = ["diagnose", "report"]
@@ -87,8 +90,8 @@ def diagnose(svi: SVI, *args: Any, **kwargs: Any) -> dict[str, float]:
     """
     loss = _loss_of(svi)
     with _unchanged(), torch.no_grad():
-        value, logits = _ask(loss, svi, args, kwargs)
-    return figures_of(describe(loss), value, logits)
+        value, logits = _look(loss, svi, args, kwargs)
+    return diagnosis(loss, value, logits)
 
 
 def report(
@@ -156,29 +159,23 @@ def report(
         path, losses, history, num_samples, image_shape, title, settings, warnings, datum, seed
     )
     loss = _loss_of(svi)
-    rng_seed = torch.initial_seed()
-    with python_warnings.catch_warnings(record=True) as caught:
-        python_warnings.simplefilter("always")
-        with _unchanged(), torch.no_grad():
-            pyro.set_rng_seed(seed)
-            draws = _draw(loss, svi, options, args, kwargs)
-    draws.troubles += caught
-    backend = {
+    run = {
         "Optimiser": _describe_optimiser(svi.optim),
         "Networks": _describe_networks(loss),
-        "Seeds": {"of PyTorch, set last": str(rng_seed)},
+        "Seeds": {"of PyTorch, set last": str(torch.initial_seed())},
     }
-    found = assemble(options, loss, draws, backend, ("torch", "pyro-ppl"))
-    write_report(found)
-    for item in caught:  # they are on the page, and heard of too
-        python_warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-    return found
+
+    def draw() -> Draws:
+        with _unchanged(), torch.no_grad():
+            pyro.set_rng_seed(seed)
+            return _draw(loss, svi, options, args, kwargs)
+
+    return make_report(options, loss, draw, run, ("torch", "pyro-ppl"))
 
 
 def _loss_of(svi: SVI) -> Any:
     loss = loss_of(svi)
-    if not isinstance(loss, ELBO):
-        raise ValueError(report_messages.report_no_loss(svi.loss))
+    check_loss(loss, ELBO)
     return loss
 
 
@@ -193,25 +190,24 @@ def _unchanged() -> Iterator[None]:
         new = set(store.keys()) - params
     if new:
         way_out = "Train first: svi.step makes them."
-        raise ValueError(report_messages.report_unknown_params(new, way_out))
+        raise ValueError(report_messages.unknown_params(new, way_out))
 
 
-def _ask(loss: Any, svi: SVI, args: Any, kwargs: Any) -> tuple[float, dict[str, CriticLogits]]:
+def _look(loss: Any, svi: SVI, args: Args, kwargs: Kwargs) -> tuple[float, Mapping[str, Any]]:
     """What the loss reports, and the logits of its critics by critic."""
-    if not isinstance(loss, Loss):
-        return float(loss.loss(svi.model, svi.guide, *args, **kwargs)), {}
-    value, said = loss.look(svi.model, svi.guide, *args, **kwargs)
-    return value, {name: CriticLogits.of(logits) for name, logits in said.items()}
+    if isinstance(loss, Loss):
+        return loss.look(svi.model, svi.guide, *args, **kwargs)
+    return float(loss.loss(svi.model, svi.guide, *args, **kwargs)), {}
 
 
-def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draws:
+def _draw(loss: Any, svi: SVI, options: Options, args: Args, kwargs: Kwargs) -> Draws:
     model, guide, number = svi.model, svi.guide, options.num_samples
     trained = guide, args, kwargs
     if isinstance(loss, Loss):
         trained = loss.guide_as_trained(model, guide, args, kwargs)
     plates = data_plates(model, args, kwargs)
 
-    def run_guide(guide: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def run_guide(guide: Guide, args: Args, kwargs: Kwargs) -> Trace:
         return poutine.trace(guide).get_trace(*args, **kwargs)
 
     trace = run_guide(guide, args, kwargs)
@@ -226,7 +222,7 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
             n: s for n, s in sites.items() if is_compared(s) and not isinstance(s["fn"], Unit)
         }
         if not observed:
-            raise ValueError(report_messages.report_no_data())
+            raise ValueError(report_messages.no_data())
         for name, site in observed.items():
             value = site["value"]
             mask = site_mask(name, site, value)
@@ -251,15 +247,12 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
         )
     latents, latents_of = pool_latents(runs, shared, options.datum)
     joined = {name: np.concatenate(values) for name, values in samples.items()}
-    draws = Draws(data, joined, latents, latents_of, num_data=_num_data(observed))
-    try:
-        draws.value, draws.logits = _ask(loss, svi, args, kwargs)
-    except ValueError as error:
-        draws.loss_refused(error)
+    draws = Draws(data, joined, latents, latents_of, _num_data(observed))
+    draws.ask(lambda: _look(loss, svi, args, kwargs))
     return draws
 
 
-def _num_data(observed: Mapping[str, Any]) -> float:
+def _num_data(observed: Sites) -> float:
     """How many data the sites are of: elements of the outermost plate, scaled as the loss is."""
     counted = []
     for name, site in observed.items():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from spread_core.messages import report
+from spread_core.messages.general import shown
 from spread_core.validation import FloatArray
 
 # What a progress bar shows by default: the first two of these that there are.
@@ -50,10 +50,16 @@ class History:
             try:
                 numbers[str(name)] = float(value)
             except (TypeError, ValueError) as error:
-                raise ValueError(report.history_value(str(name), value)) from error
+                raise ValueError(
+                    f"History.add: '{name}' must be a number, got {shown(value)}."
+                ) from error
             last = self._curves.get(str(name), ([], []))[0][-1:]
             if last and step < last[0]:
-                raise ValueError(report.history_order(str(name), step, last[0]))
+                raise ValueError(
+                    f"History.add: '{name}' was taken in at step {last[0]} already, so step {step} "
+                    "cannot follow. Count steps from the beginning of the run, and begin another "
+                    "History for another run."
+                )
         for name, number in numbers.items():
             steps, curve = self._curves.setdefault(name, ([], []))
             steps.append(int(step))

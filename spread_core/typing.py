@@ -14,7 +14,7 @@ Guide = Callable[..., Any]
 #: Positional arguments of model and guide, as a callee gets them.
 Args = tuple[Any, ...]
 #: Keyword arguments of model and guide.
-Kwargs = Mapping[str, Any]
+Kwargs = dict[str, Any]
 #: The message of one site in a trace.
 Site = Mapping[str, Any]
 #: The sites of a trace by name.

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from spread_analysis.report.content import MetricRow, Report, compute_metrics, write_text
-from spread_analysis.report.page import render
+from spread_analysis.report.content import MetricRow, Report
+from spread_analysis.report.page import write_report
 from spread_analysis.report.words import CriticLogits, describe
 from spread_core.loss_words import NOT_A_BOUND, LossWords
 
@@ -18,17 +18,3 @@ __all__ = [
     "describe",
     "write_report",
 ]
-
-
-def write_report(report: Report) -> Report:
-    """
-    Fill in the metrics and write the page to ``report.path``, as a whole or not at all.
-
-    :param report: all the rest.
-    :return: the same.
-    :raises OSError: if it cannot be written.
-    :raises ImportError: if matplotlib, scikit-learn or ArviZ is missing.
-    """
-    report.metrics = compute_metrics(report)
-    write_text(report.path, render(report))
-    return report

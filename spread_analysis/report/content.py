@@ -1,19 +1,16 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of a report, gathered by a backend, and the metrics computed from them."""
+"""The contents of a report: its data, the metrics computed from them, and the tiles at its top."""
 
 from __future__ import annotations
 
 import math
-import os
-import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from spread_analysis.history import History
 from spread_analysis.metrics import (
@@ -23,29 +20,32 @@ from spread_analysis.metrics import (
     mmd2,
     precision_recall,
 )
-from spread_analysis.report.tiles import summary, summary_html
-from spread_analysis.report.words import CriticLogits, LossWords, shorten
-from spread_core.messages import report as report_messages
-from spread_core.monitors import Monitor
-from spread_core.validation import FloatArray, as_float
+from spread_analysis.report import rendering
+from spread_analysis.report.orbits import orbits
+from spread_analysis.report.words import CriticLogits, LossWords, number
+from spread_core.validation import FloatArray
 
 # The classifier of the benchmark has ten units per dimension: beyond this it takes minutes.
 _C2ST_FEATURES = 10
 _C2ST_SAMPLES = 500
 # It takes longest on few samples, and says nothing there.
 _LEAST_C2ST_SAMPLES = 100
+# Of what other data score, recall or precision below this share has lost something.
+_LEAST_SHARE = 0.85
+# Swings of a divergence in nats that are no orbit: a tenth of log 2.
+_LEAST_NATS = 0.07
 
 
 class MetricRow(NamedTuple):
     """
     One line of the metric table.
 
-    :param name: of the metric.
-    :param model: the model's samples against the data.
-    :param perfect: the same for other data in place of samples: what can be reached. NaN where
-        that was not computed: too few data to be split in two, or too slow.
-    :param best: the ideal, in words.
-    :param meaning: what it says.
+    :param name: name of the metric.
+    :param model: score of the model's samples against the data.
+    :param perfect: score of other data in place of samples, which is what can be reached. NaN where
+        it was not computed: too few data to be split in two, or too slow.
+    :param best: the ideal score, in words.
+    :param meaning: what the metric says.
     """
 
     name: str
@@ -55,28 +55,43 @@ class MetricRow(NamedTuple):
     meaning: str
 
 
+class Tile(NamedTuple):
+    """
+    One number at the top of the page.
+
+    :param value: the number, as text.
+    :param text: what it is.
+    :param good: whether it is good; None where that cannot be said.
+    """
+
+    value: str
+    text: str
+    good: bool | None = None
+
+
 @dataclass(repr=False)
 class Report:
     """
     The contents of a report, for further use.
 
-    :param title: of the page.
-    :param words: about the loss.
-    :param value: the value of the loss at the given data.
+    :param title: title of the page.
+    :param words: what the loss says about itself.
+    :param value: value of the loss at the given data.
     :param data: data by observed site, of shape (number,) + event shape.
     :param samples: the model's samples of the same sites.
-    :param logits: the critics' logits by critic.
+    :param logits: logits by critic.
     :param latents: posterior draws by latent site, of shape (number,) + event shape.
     :param latents_of: whose posterior that is, in words.
     :param losses: the loss at every step, or None.
-    :param history: what was looked at during training, or None.
-    :param image_shape: of an observed site's event, or None.
+    :param history: what :func:`diagnose` recorded during training, or None.
+    :param image_shape: shape of the images at an observed site, or None.
     :param settings: text by name, by group.
-    :param warnings: what was warned of.
+    :param warnings: texts of the warnings.
     :param reasons: why a section has no content, by section.
-    :param metrics: the table.
-    :param path: of the page.
-    :param num_data: how many data the value is of, scaled as it is; NaN if that is not known.
+    :param metrics: rows of the table of metrics.
+    :param path: file of the page.
+    :param num_data: number of data that the value sums over, scaled like the value; NaN if that is
+        not known.
     """
 
     title: str
@@ -98,10 +113,13 @@ class Report:
     num_data: float = math.nan
 
     def __repr__(self) -> str:
-        return summary(self)
+        count = len(self.warnings)
+        warned = f"{count} warning" if count == 1 else f"{count} warnings"
+        value = f"{self.words.label} {number(self.value)}"
+        return f"<Report {self.title!r}: {value}; {warned}; {str(self.path)!r}>"
 
     def _repr_html_(self) -> str:
-        return summary_html(self)
+        return rendering.render("notebook.html", report=self, tiles=tiles(self))
 
     @property
     def image_site(self) -> str | None:
@@ -109,8 +127,12 @@ class Report:
         if self.image_shape is None:
             return None
         size = math.prod(self.image_shape)
-        fitting = [name for name, value in self.data.items() if _event_size(value) == size]
-        return fitting[0] if fitting else None
+        return next((name for name, fitting in self.event_sizes.items() if fitting == size), None)
+
+    @property
+    def event_sizes(self) -> dict[str, int]:
+        """How many numbers a datum has at every observed site."""
+        return {name: math.prod(value.shape[1:]) for name, value in self.data.items()}
 
     def joined(self) -> tuple[FloatArray, FloatArray, list[str]]:
         """
@@ -123,7 +145,7 @@ class Report:
         names = [n for n in names if len(self.samples[n]) == len(self.samples[first])]
         columns = []
         for name in names:
-            size = _event_size(self.data[name])
+            size = self.event_sizes[name]
             columns += [name] if size == 1 else [f"{name}[{index}]" for index in range(size)]
         data, samples = (
             np.concatenate([side[n].reshape(len(side[n]), -1) for n in names], axis=1)
@@ -132,55 +154,68 @@ class Report:
         return data, samples, columns
 
 
-def _event_size(value: FloatArray) -> int:
-    return math.prod(value.shape[1:])
-
-
-def check_arguments(
-    path: str | os.PathLike[str], losses: ArrayLike | None, history: Any
-) -> tuple[Path, FloatArray | None]:
+def tiles(report: Report) -> list[Tile]:
     """
-    Check arguments before anything is drawn.
+    The tiles at the top of the page: a few numbers, green or red where that can be said.
 
-    :param path: of the page to be written.
-    :param losses: loss at every step, or None.
-    :param history: a History, or None.
-    :raises OSError: if nothing can be written there.
-    :raises ValueError: if losses are not a vector.
-    :raises TypeError: if history is something else.
+    :param report: with its metrics.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(report_messages.report_folder(target))
-    if target.is_dir():
-        raise IsADirectoryError(report_messages.report_is_folder(target))
-    if history is not None and not isinstance(history, History):
-        raise TypeError(report_messages.report_history(history))
-    if losses is None:
-        return target, None
-    if hasattr(losses, "detach"):
-        losses = losses.detach().cpu()
-    curve = as_float(losses, "losses")
-    if curve.ndim != 1 or not curve.size:
-        raise ValueError(report_messages.report_losses(curve.shape))
-    return target, curve
+    words, finite = report.words, None if math.isfinite(report.value) else False
+    found = [Tile(number(report.value), f"{words.label}, at these data", finite)]
+    if words.is_sum and report.num_data > 0:
+        text = f"nats per datum; {number(report.num_data)} data"
+        found.append(Tile(number(report.value / report.num_data), text, finite))
+    if orbiting(report):
+        found.append(Tile("orbits", "the divergence swings to and fro and does not settle", False))
+    for name, logits in report.logits.items():
+        of, checked = f" at {name}" if name else "", logits.check(words)
+        if checked is not None:
+            share = f"{checked.accuracy:.1%}"
+            found.append(Tile(share, f"of samples the critic{of} is right about"))
+            overlap = "yes" if checked.supports_overlap else "no"
+            found.append(Tile(overlap, f"supports overlap{of}", checked.supports_overlap))
+    for row in report.metrics:
+        if row.name == "MMD²":
+            found.append(Tile(number(row.model, 3), _beside(f"{row.name} of samples", row)))
+        elif row.name in ("precision", "recall"):
+            good = False if is_lost(report, row) else None
+            found.append(Tile(number(row.model, 3), _beside(row.name, row), good))
+    count = len(report.warnings)
+    found.append(Tile(str(count), "warning" if count == 1 else "warnings", count == 0))
+    return found
 
 
-def check_image_shape(report: Report) -> None:
+def _beside(text: str, row: MetricRow) -> str:
+    if math.isnan(row.perfect):
+        return f"{text} against data"
+    return f"{text} against data; other data score {number(row.perfect, 3)}"
+
+
+def is_lost(report: Report, row: MetricRow) -> bool:
     """
-    Make sure that one of the sites has such images.
+    Whether precision or recall lies well below what other data score, beyond chance.
 
-    :raises ValueError: naming the sites and their sizes.
+    :param report: the report.
+    :param row: a row of its metrics.
     """
-    if report.image_shape is not None and report.image_site is None:
-        sizes = {name: _event_size(value) for name, value in report.data.items()}
-        raise ValueError(report_messages.report_image_shape(report.image_shape, sizes))
+    data, samples, _ = report.joined()
+    if math.isnan(row.model):
+        return not np.isfinite(samples).all()
+    if math.isnan(row.perfect):
+        return False
+    error = math.sqrt(row.model * (1 - row.model) / max(1, min(len(data) // 2, len(samples))))
+    return row.model + 2 * error < _LEAST_SHARE * row.perfect
 
 
-def pick(values: FloatArray, number: int, seed: int) -> FloatArray:
-    """At most ``number`` rows, in an order of chance: data may lie sorted by class."""
-    order = np.random.default_rng(seed).permutation(len(values))[:number]
-    return values[order]
+def orbiting(report: Report) -> bool:
+    """Whether the divergence of a report oscillates."""
+    curves: list[FloatArray] = []
+    if report.words.is_divergence and report.losses is not None:
+        curves.append(report.losses)
+    if report.history is not None and "divergence" in report.history:
+        curves.append(report.history["divergence"][1])
+    least = _LEAST_NATS if report.words.unit == "nats" else 0.0
+    return any(orbits(curve, least) for curve in curves)
 
 
 def compute_metrics(report: Report) -> list[MetricRow]:
@@ -193,115 +228,63 @@ def compute_metrics(report: Report) -> list[MetricRow]:
     :param report: with data and samples.
     """
     data, samples, columns = report.joined()
-    number = min(len(data), len(samples))
-    half = len(data) // 2
-    if half >= 20:
-        number = min(number, half)
-    real, generated = data[:number], samples[:number]
-    others = data[half : half + number] if half >= 20 else None
-    both_finite = bool(np.isfinite(real).all() and np.isfinite(generated).all())
-
-    def of(metric: Callable[[FloatArray, FloatArray], float], least: int) -> tuple[float, float]:
-        if number < least or not both_finite:
-            return math.nan, math.nan
-        perfect = math.nan if others is None else float(metric(real, others))
-        return float(metric(real, generated)), perfect
-
+    count, half = min(len(data), len(samples)), len(data) // 2
+    can_split = half >= 20
+    if can_split:
+        count = min(count, half)
+    real, generated, others = data[:count], samples[:count], data[half : half + count]
+    is_finite = bool(np.isfinite(real).all() and np.isfinite(generated).all())
     bandwidth = 1.0
     pooled = np.concatenate([real, generated])
-    if number >= 2 and both_finite and (np.ptp(pooled, axis=0) > 0).any():
+    if count >= 2 and is_finite and (np.ptp(pooled, axis=0) > 0).any():
         bandwidth = median_heuristic(real, generated)
+
+    def row(
+        name: str,
+        metric: Callable[[FloatArray, FloatArray], float],
+        least: int,
+        best: str,
+        meaning: str,
+    ) -> MetricRow:
+        if count < least or not is_finite:
+            return MetricRow(name, math.nan, math.nan, best, meaning)
+        perfect = float(metric(real, others)) if can_split else math.nan
+        return MetricRow(name, float(metric(real, generated)), perfect, best, meaning)
+
     rows = [
-        MetricRow(
+        row(
             "MMD²",
-            *of(lambda x, y: mmd2(x, y, bandwidth), 2),
+            lambda x, y: mmd2(x, y, bandwidth),
+            2,
             "0",
             "unbiased, Gaussian kernel at the median distance; negative values are noise about 0",
         ),
-        MetricRow(
+        row(
             "Fréchet distance",
-            *of(frechet_distance, 2),
+            frechet_distance,
+            2,
             "0",
             "of Gaussians with the samples' mean and covariance; biased upwards",
         ),
-        MetricRow(
+        row(
             "precision",
-            *of(lambda x, y: precision_recall(x, y).precision, 5),
+            lambda x, y: precision_recall(x, y).precision,
+            5,
             "1",
             "share of the model's samples that look like data",
         ),
-        MetricRow(
+        row(
             "recall",
-            *of(lambda x, y: precision_recall(x, y).recall, 5),
+            lambda x, y: precision_recall(x, y).recall,
+            5,
             "1",
             "share of the data that the model covers: low where it has dropped modes",
         ),
     ]
-    if len(columns) <= _C2ST_FEATURES and number >= _LEAST_C2ST_SAMPLES:
+    if len(columns) <= _C2ST_FEATURES and count >= _LEAST_C2ST_SAMPLES:
         cut = _C2ST_SAMPLES
-        score = c2st(real[:cut], generated[:cut]) if both_finite else math.nan
-        rows.append(
-            MetricRow(
-                "C2ST",
-                score,
-                math.nan,  # chance, by its definition: not worth the time
-                "0.5",
-                "accuracy of a classifier that was trained to tell samples from data",
-            )
-        )
+        score = c2st(real[:cut], generated[:cut]) if is_finite else math.nan
+        told = "accuracy of a classifier that was trained to tell samples from data"
+        # Other data score one half, by the definition of C2ST: not worth the time.
+        rows.append(MetricRow("C2ST", score, math.nan, "0.5", told))
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """
-    Write a file as a whole or not at all.
-
-    :raises OSError: naming the file.
-    """
-    try:
-        # Not by mkstemp, whose files nobody else may read.
-        temporary = path.with_name(f".{path.name[:50]}-{secrets.token_hex(8)}")
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OSError(report_messages.report_unwritable(path, error.strerror or error)) from error
-
-
-def as_warnings(caught: Iterable[Any]) -> list[str]:
-    """Texts of warnings, each once: strings, warnings, or what ``catch_warnings`` recorded."""
-    texts = []
-    for item in caught:
-        warning = getattr(item, "message", item)
-        text = str(warning)
-        if isinstance(warning, Warning):
-            text = f"{type(warning).__name__}: {text}"
-        texts.append(text)
-    return list(dict.fromkeys(texts))
-
-
-def monitor_warnings(monitors: Iterable[Monitor]) -> list[str]:
-    """What monitors of a loss have warned of during training."""
-    return [f"{each.category.__name__}: {each.text()}" for each in monitors if each.warned]
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions by package."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def as_settings(settings: Mapping[str, Any] | None) -> dict[str, str]:
-    """Settings from the caller, as text."""
-    return {str(name): shorten(value) for name, value in (settings or {}).items()}

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from spread_analysis.critic import critic_report
+from spread_analysis.critic import CriticReport, critic_report
 from spread_core.loss_words import LossWords
 from spread_core.validation import FloatArray
 
@@ -69,6 +70,18 @@ class CriticLogits:
         ]
         return cls(data.ravel(), model.ravel(), *weights)
 
+    def check(self, words: LossWords) -> CriticReport | None:
+        """
+        Check the critic's calibration; None if it is no classifier, or its logits are not finite.
+
+        :param words: about the loss.
+        """
+        if not words.is_classifier or self.num_not_finite:
+            return None
+        return critic_report(
+            self.data, self.model, words.pi, 10, self.data_weights, self.model_weights
+        )
+
     @property
     def num_not_finite(self) -> int:
         """How many logits are NaN or infinite."""
@@ -107,19 +120,13 @@ def figures_of(
         ending = f"/{name}" if name else ""
         found = dict.fromkeys(("accuracy", "divergence", "saturated"), np.nan)
         gap = np.nan
-        if not both.num_not_finite:
-            checked = critic_report(
-                both.data, both.model, words.pi, 10, both.data_weights, both.model_weights
-            )
+        if (checked := both.check(words)) is not None:
             found = {key: float(getattr(checked, key)) for key in found}
-            gap = _mean(both.data, both.data_weights) - _mean(both.model, both.model_weights)
+            data_mean = np.average(both.data, weights=both.data_weights)
+            gap = float(data_mean - np.average(both.model, weights=both.model_weights))
         numbers |= {f"critic_{key}{ending}": number for key, number in found.items()}
-        numbers[f"log_ratio_gap{ending}"] = float(gap)
+        numbers[f"log_ratio_gap{ending}"] = gap
     return numbers
-
-
-def _mean(values: FloatArray, weights: FloatArray | None) -> float:
-    return float(np.average(values, weights=weights))
 
 
 def describe_settings(loss: Any) -> dict[str, str]:
@@ -155,3 +162,12 @@ def shorten(value: Any, limit: int = 160) -> str:
         text = text or type(value).__name__
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number as the page shows it; NaN and infinity are shown as such."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{digits}g}".replace("-", "−")

@@ -24,17 +24,18 @@ from spread_analysis.report import (
     CriticLogits,
     LossWords,
     Report,
-    page,
     write_report,
 )
-from spread_analysis.report.content import (
+from spread_analysis.report.content import compute_metrics
+from spread_analysis.report.gather import (
+    Options,
     as_warnings,
-    compute_metrics,
     monitor_warnings,
-    write_text,
+    pool_latents,
+    rows_of,
 )
-from spread_analysis.report.gather import Options, pool_latents, rows_of
-from spread_analysis.report.words import figures_of, shorten
+from spread_analysis.report.page import write_text
+from spread_analysis.report.words import figures_of, number, shorten
 from spread_core.monitors import ClampMonitor, LogitRangeMonitor
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> $\\frac$'
@@ -309,7 +310,7 @@ def test_figures_of_a_critic():
 
 
 def test_numbers_as_the_page_shows_them():
-    shown = [page.number(v) for v in (0.123456, -2.0, float("nan"), -math.inf)]
+    shown = [number(v) for v in (0.123456, -2.0, float("nan"), -math.inf)]
     assert shown == ["0.1235", "−2", "NaN", "−∞"]
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from spread_analysis import History
 from spread_analysis.report import CriticLogits, LossWords, Report, page
-from spread_analysis.report.content import compute_metrics
+from spread_analysis.report.content import compute_metrics, tiles
 from spread_analysis.report.gather import count_data
-from spread_analysis.report.tiles import orbits, tiles
+from spread_analysis.report.orbits import orbits
 
 GAN = LossWords("AdversarialDivergence", "JSPi(0.5) estimate", is_divergence=True)
 ELBO = LossWords("SpreadELBO", "minus the ELBO of the spread data", is_sum=True)

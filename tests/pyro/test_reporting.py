@@ -171,7 +171,7 @@ def test_page(name, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Without the page: what it would show is looked at."""
-    monkeypatch.setattr("pyro_spread.reporting.write_report", lambda found: found)
+    monkeypatch.setattr("spread_analysis.report.gather.write_report", lambda found: found)
 
 
 @pytest.mark.parametrize("name", ["wasserstein", "contrast", "joint", "npe", "stock"])
