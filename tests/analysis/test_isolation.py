@@ -11,7 +11,9 @@ import pytest
 
 import spread_analysis as sa
 
-FORBIDDEN = ("torch", "pyro", "jax", "jaxlib", "numpyro", "sklearn", "matplotlib", "arviz", "ot")
+FORBIDDEN = (
+    "torch", "pyro", "jax", "jaxlib", "numpyro", "sklearn", "matplotlib", "arviz", "jinja2", "ot",
+)  # fmt: skip
 
 
 def run(code):

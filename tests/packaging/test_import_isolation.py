@@ -4,6 +4,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ sys.meta_path.insert(0, Missing())
 """
 
 TORCH, JAX = {"torch", "pyro"}, {"jax", "jaxlib", "numpyro", "optax", "flax"}
-HEAVY = {"matplotlib", "sklearn", "arviz"}
+HEAVY = {"matplotlib", "sklearn", "arviz", "jinja2"}
 
 
 def python(code, blocked=()):
@@ -98,3 +99,14 @@ assert pyro_spread.__all__ == numpyro_spread.__all__
 )
 def test_typed_marker_ships(package):
     assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    "package", ["pyro_spread", "numpyro_spread", "spread_core", "spread_analysis"]
+)
+def test_files_that_are_no_python_ship(package):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"][package]
+    shipped = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    others = {path for path in (ROOT / package).rglob("*") if path.is_file()}
+    assert {path for path in others if path.suffix not in (".py", ".pyc")} == shipped

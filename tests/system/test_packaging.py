@@ -133,7 +133,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         names = set(archive.namelist())
     wanted = {
         str(path.relative_to(ROOT)) for package in PACKAGES for path in ROOT.glob(f"{package}/**/*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".html", ".css") or path.name == "py.typed"
     }  # fmt: skip
     assert wanted == {name for name in names if ".dist-info/" not in name}
     assert any(name.endswith("licenses/LICENSE") for name in names)
