@@ -26,9 +26,8 @@ from numpyro_spread.guard import FiniteGuard, loss_of
 from numpyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from numpyro_spread.infer._joint_sides import data_plates, is_latent, plates_of, run, run_forward
 from numpyro_spread.infer._registration import Loss
-from numpyro_spread.infer._two_sides import is_compared, no_guide, site_mask
+from numpyro_spread.infer._two_sides import is_compared, mask_at, no_guide
 from spread_analysis.history import History
-from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import Report
 from spread_analysis.report.gather import (
     Draws,
@@ -41,6 +40,7 @@ from spread_analysis.report.gather import (
     rows_of,
 )
 from spread_analysis.report.words import shorten
+from spread_core.evaluation import any_of_datum, data_axes
 from spread_core.messages import players
 from spread_core.messages import report as report_messages
 
@@ -249,7 +249,7 @@ def _draw(
     if not observed:
         raise ValueError(report_messages.no_data())
     data, samples = {}, {}
-    masks = {n: site_mask(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
+    masks = {n: mask_at(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
     for name, site in observed.items():
         obs = jnp.broadcast_to(site["infer"]["obs"], jnp.shape(site["value"]))
         if masks[name] is not None:
@@ -283,9 +283,9 @@ def _num_data(observed: Sites, sites: Sites) -> float:
         scale = np.unique(1.0 if site["scale"] is None else np.asarray(site["scale"]))
         if len(scale) > 1:
             return math.nan
-        mask = site_mask(name, site, shape)
+        mask = mask_at(name, site, shape)
         kept = np.ones(shape, bool) if mask is None else np.asarray(mask)
-        axes = [frame.dim - site["fn"].event_dim for frame in frames_of(site)[:1]]
+        axes = data_axes(site, [frame.dim for frame in frames_of(site)[:1]])
         inner = parts_left_out(site, sites)
         counted.append((any_of_datum(kept, axes), float(scale[0]) / inner))
     return count_data(counted)

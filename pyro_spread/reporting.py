@@ -30,10 +30,9 @@ from pyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from pyro_spread.infer._joint_sides import data_plates, plates_of, run_forward
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import is_latent
-from pyro_spread.infer._two_sides import is_compared, site_mask
+from pyro_spread.infer._two_sides import is_compared, mask_at
 from pyro_spread.optim import TwoPlayer
 from spread_analysis.history import History
-from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import Report
 from spread_analysis.report.gather import (
     Draws,
@@ -46,6 +45,7 @@ from spread_analysis.report.gather import (
     rows_of,
 )
 from spread_analysis.report.words import shorten
+from spread_core.evaluation import any_of_datum, data_axes
 from spread_core.messages import report as report_messages
 
 __all__ = ["diagnose", "report"]
@@ -225,7 +225,7 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Args, kwargs: Kwargs) -> 
             raise ValueError(report_messages.no_data())
         for name, site in observed.items():
             value = site["value"]
-            mask = site_mask(name, site, value)
+            mask = mask_at(name, site, value)
             mask = None if mask is None else datum_rows(mask, site)[0]
             if not drawn:
                 obs = torch.as_tensor(site["infer"]["obs"], device=value.device)
@@ -259,9 +259,9 @@ def _num_data(observed: Sites) -> float:
         value, scale = site["value"], torch.as_tensor(site["scale"]).unique()
         if len(scale) > 1 or not all(frame.vectorized for frame in frames_of(site)):
             return math.nan
-        mask = site_mask(name, site, value)
+        mask = mask_at(name, site, value)
         kept = np.ones(value.shape, bool) if mask is None else mask.cpu().numpy()
-        axes = [frame.dim - site["fn"].event_dim for frame in frames_of(site)[:1]]
+        axes = data_axes(site, [frame.dim for frame in frames_of(site)[:1]])
         counted.append((any_of_datum(kept, axes), float(scale) / parts_left_out(site)))
     return count_data(counted)
 

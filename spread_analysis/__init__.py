@@ -4,6 +4,7 @@
 """Analysis of spread models with NumPy and SciPy: exact references, sample metrics, plots."""
 
 from spread_analysis import reference
+from spread_analysis.annealing import Target, annealed_importance
 from spread_analysis.arviz_export import to_arviz
 from spread_analysis.calibration import CalibrationReport, plot_sbc
 from spread_analysis.critic import CriticReport, EvidenceReport, critic_report
@@ -11,7 +12,7 @@ from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import MeanAndError, SampleJudge, SampleQuality, mean_and_error
 from spread_analysis.features import FeatureExtractor, fit_features
 from spread_analysis.history import History
-from spread_analysis.log_evidence import LogEvidence, Target, annealed_importance, log_mean_exp
+from spread_analysis.log_evidence import LogEvidence, log_mean_exp
 from spread_analysis.metrics import (
     PrecisionRecall,
     c2st,

@@ -1,22 +1,19 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Simulation-based calibration: the ranks of true latents among draws of a guide."""
+"""Simulation-based calibration: the test of uniform ranks, and its plot."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 
-from spread_analysis.log_evidence import data_first
 from spread_analysis.plots import COLOURS, INK, axes_for
-from spread_core.messages import simulations
-from spread_core.validation import FloatArray, as_count, as_float, as_probability
+from spread_core.validation import FloatArray, as_count, as_probability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,44 +23,6 @@ Ranks = NDArray[np.int64]
 # A chi-square statistic is one only if every bin expects several counts.
 _COUNTS_PER_BIN = 10
 _MOST_BINS = 20
-# Single precision lets a row come up twice by chance, but not often and not again and again.
-_CHANCE_REPEATS, _CHANCE_SHARE = 2, 0.01
-# Failed simulations for each good one, after which the run is stopped.
-_MOST_FAILURES = 100
-
-
-def simulation_ranks(
-    truth: ArrayLike, draws: ArrayLike, seed: int = 0, kept: ArrayLike | None = None
-) -> Ranks:
-    """
-    How many draws lie below the truth; ties, as discrete latents have them, are broken at random.
-
-    :param truth: the latents that made the data, any shape.
-    :param draws: draws given the data, of shape (num_draws,) + that of ``truth``.
-    :param seed: of the ties.
-    :param kept: elements that count, of the shape of ``truth``; None is all. Others have rank 0.
-    :return: ranks in 0, ..., num_draws, of the shape of ``truth``.
-    :raises ValueError: if shapes do not fit or an entry that counts is NaN.
-
-        >>> simulation_ranks([0.5, 9.0], [[0.0, 1.0], [1.0, 2.0], [0.2, 3.0]])
-        array([2, 3])
-    """
-    values, samples = as_float(truth, "truth"), as_float(draws, "draws")
-    if samples.ndim == 0 or samples.shape[1:] != values.shape or len(samples) == 0:
-        raise ValueError(
-            f"`draws` must have shape (num_draws, {', '.join(map(str, values.shape))}), got "
-            f"{samples.shape}."
-        )
-    if kept is not None:
-        counts = np.broadcast_to(np.asarray(kept, bool), values.shape)
-        values, samples = np.where(counts, values, -1.0), np.where(counts, samples, 0.0)
-    if np.isnan(values).any() or np.isnan(samples).any():
-        raise ValueError("`truth` and `draws` must not hold NaN, which has no rank.")
-    below = (samples < values).sum(0)
-    ties = (samples == values).sum(0)
-    rng = np.random.default_rng(seed)
-    ranks: Ranks = below + rng.integers(0, ties, endpoint=True)
-    return ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,154 +152,6 @@ def _component(ranks: Ranks, index: tuple[int, ...]) -> Ranks:
     chosen: Any = (slice(None), *index)
     found: Ranks = np.ma.compressed(ranks[chosen])
     return found
-
-
-class Ranked(NamedTuple):
-    """
-    One latent site of one run of the model.
-
-    :param truth: what the model drew, of shape batch + event.
-    :param draws: the guide's, of shape (num_draws,) + that of ``truth``.
-    :param kept: elements that neither model nor guide masks out, of the shape of ``truth``.
-    :param axes: axes of ``truth`` along which simulations lie, negative.
-    """
-
-    truth: ArrayLike
-    draws: ArrayLike
-    kept: ArrayLike
-    axes: Sequence[int]
-
-
-class RankTally:
-    """
-    Ranks from several runs of a model, where every simulation counts once.
-
-    A model that reads its latents from a table, or goes round a list of batches, comes back to
-    the same simulations. Ranks of the same simulation are not independent, and counted as if they
-    were they reject the exact posterior. Runs end when nothing new comes.
-
-    :param num_simulations: simulations, at least.
-    :param num_draws: draws of the guide for each.
-    """
-
-    def __init__(self, num_simulations: int, num_draws: int) -> None:
-        self._wanted = as_count(num_simulations, "num_simulations")
-        #: Draws of the guide for each simulation.
-        self.num_draws = as_count(num_draws, "num_draws")
-        self._runs: list[dict[str, tuple[Ranks, NDArray[np.bool_]]]] = []
-        self._new: list[NDArray[np.bool_]] = []
-        self._seen: set[bytes] = set()
-        self._first: dict[str, NDArray] = {}
-        self._unmoved: set[str] = set()
-        self._total = self._repeats = self._failed = self._made = 0
-
-    def add(
-        self,
-        sites: Mapping[str, Ranked],
-        data: Iterable[tuple[ArrayLike, Sequence[int]]],
-        seed: int = 0,
-    ) -> None:
-        """
-        Add one run.
-
-        :param sites: latent sites to rank.
-        :param data: what else tells simulations apart, each with the axes along which they lie.
-        :param seed: of the ties.
-        """
-        run, latents = {}, {}
-        for name, site in sites.items():
-            truth = np.asarray(site.truth)
-            kept = np.asarray(site.kept, bool)
-            ranks = simulation_ranks(truth, site.draws, seed, kept)
-            run[name] = data_first(ranks, site.axes), data_first(kept, site.axes)
-            latents[name] = data_first(truth, site.axes)
-        if not self._runs:
-            self._first, self._unmoved = latents, set(latents)
-        equal = {n for n, v in latents.items() if np.array_equal(v, self._first[n], equal_nan=True)}
-        self._unmoved &= equal
-        self._runs.append(run)
-        rows = [*latents.values(), *(data_first(np.asarray(v), axes) for v, axes in data)]
-        new = np.array([self._is_new(row) for row in zip(*rows, strict=True)])
-        self._new.append(new)
-        self._total += len(new)
-        self._repeats += int((~new).sum())
-
-    def leave_out(self, failed: int, total: int) -> None:
-        """
-        Count simulations of a run that have failed and have to be replaced.
-
-        :param failed: their number.
-        :param total: number of simulations in the run.
-        :raises ValueError: if hardly any succeed.
-        """
-        self._failed += failed
-        self._made += total
-        self._wanted += failed if failed < total else 0
-        if self._failed > _MOST_FAILURES * (1 + self._made - self._failed):
-            raise ValueError(simulations.mostly_failed(self._failed, self._made))
-
-    def _is_new(self, row: Iterable[NDArray]) -> bool:
-        parts = [np.asarray(part, np.float64) for part in row]
-        if all(_is_integer(part) for part in parts):
-            return True  # so do independent draws of discrete sites come up again
-        digest = hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16)
-        before = len(self._seen)
-        self._seen.add(digest.digest())
-        return len(self._seen) > before
-
-    @property
-    def wants_more(self) -> bool:
-        """Whether another run may bring simulations that are missing."""
-        if not self._runs:
-            return True
-        if self._is_round and not self._new[-1].any():
-            return False
-        if self._is_recording and not all(map(_is_integer, self._first.values())):
-            return False
-        return self._total - self._is_round * self._repeats < self._wanted
-
-    @property
-    def _is_recording(self) -> bool:
-        """Whether latents are the same in every run."""
-        if len(self._runs) < 2 or not self._unmoved:
-            return False
-        # A site may be constant by the model; a recording has different rows.
-        rows = [self._first[name] for name in self._unmoved]
-        return len(rows) == len(self._first) or any((row != row[:1]).any() for row in rows)
-
-    @property
-    def _is_round(self) -> bool:
-        """Whether simulations have come up again, more often than by chance."""
-        return self._repeats > max(_CHANCE_REPEATS, _CHANCE_SHARE * self._total)
-
-    def report(self) -> CalibrationReport:
-        """
-        Ranks of all simulations, without repeats and masked elements.
-
-        :raises ValueError: if all of a site is masked.
-        """
-        recorded = self._is_recording or self._is_round
-        runs, new = self._runs, self._new
-        if self._is_recording:
-            runs, new = runs[:1], new[:1]
-        once = np.concatenate(new) | (not recorded)
-        found: dict[str, Ranks] = {}
-        for name in self._first:
-            ranks, kept = (np.concatenate([run[name][i] for run in runs]) for i in (0, 1))
-            rows = once & kept.reshape(len(kept), -1).any(1)
-            if not rows.any():
-                raise ValueError(
-                    f"site '{name}' is masked in all {len(kept)} simulations, so that there is "
-                    "nothing to rank. Leave it out with sites=..., or the mask."
-                )
-            ranks, kept = ranks[rows], kept[rows]
-            found[name] = ranks if kept.all() else np.ma.MaskedArray(ranks, ~kept)
-        return CalibrationReport(found, self.num_draws, recorded)
-
-
-def _is_integer(values: NDArray) -> bool:
-    with np.errstate(invalid="ignore"):
-        return bool((np.asarray(values) % 1 == 0).all())
 
 
 def plot_sbc(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +28,16 @@ def as_float(value: ArrayLike, name: str) -> FloatArray:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` must hold real numbers: {error}") from error
+
+
+def as_host(value: Any) -> FloatArray:
+    """Return an array or tensor of either backend as a float64 array of NumPy.
+
+    :param value: The array, on any device.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().double()  # NumPy has no bfloat16
+    return np.asarray(value, np.float64)
 
 
 def as_finite(value: ArrayLike, name: str) -> FloatArray:

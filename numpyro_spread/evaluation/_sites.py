@@ -4,46 +4,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import random
+from numpyro.distributions import Delta, ExpandedDistribution, Independent, MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_spread._typing import Args, Kwargs, Params, RngKey, Site, Sites
 from numpyro_spread.infer._scan import Inside
-from numpyro_spread.infer._two_sides import site_mask
+from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._two_sides import mask_at
 
 
-def kept_elements(name: str, site: Mapping[str, Any]) -> jax.Array:
+def kept_elements(name: str, site: Site) -> jax.Array:
     """Elements of a site that no mask leaves out, of shape batch + event."""
     shape = jnp.broadcast_shapes(site["fn"].shape(), jnp.shape(site["value"]))
-    mask = site_mask(name, site, shape)
+    mask = mask_at(name, site, shape)
     return jnp.ones(shape, bool) if mask is None else mask
 
 
 def trace_of(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> dict[str, Any]:
+    rng_key: RngKey, params: Params, fn: Callable[..., Any], args: Args, kwargs: Kwargs
+) -> dict[str, Site]:
+    """Run a model or guide; all of its sites."""
     bound = substitute(Inside(fn), data=dict(params))
     return trace(seed(bound, rng_key)).get_trace(*args, **kwargs)
 
 
-def sample_sites(sites: Mapping[str, Any]) -> dict[str, Any]:
+def sample_sites(sites: Sites) -> Sites:
     """The sample sites of a trace: latents and data, not bookkeeping."""
     return {name: site for name, site in sites.items() if site["type"] == "sample"}
 
 
-def shared_dims(sites: Iterable[Any]) -> list[int]:
-    """Dimensions of the plates around all sites, along which data come apart."""
-    plates = [{(f.name, f.dim, f.size) for f in site["cond_indep_stack"]} for site in sites]
-    return sorted(dim for _, dim, _ in set.intersection(*plates))
+def lacks_density(fn: Any, transformed: bool) -> bool:
+    """Whether a distribution of a guide has no density; ``transformed`` allows a Delta."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return is_implicit(fn) or (isinstance(fn, Delta) and not transformed)
 
 
-def numpy_seed(rng_key: jax.Array) -> int:
+def numpy_seed(rng_key: RngKey) -> int:
+    """A seed for NumPy's generator."""
     return int(random.randint(rng_key, (), 0, 2**31 - 1))

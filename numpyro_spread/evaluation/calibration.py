@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,39 +12,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
-from numpyro.distributions import (
-    Unit,
-)
+from numpyro.distributions import Unit
 from numpyro.infer import Predictive
 
 from numpyro_spread._inputs import takes_arrays
-from numpyro_spread.evaluation._sites import (
-    kept_elements,
-    numpy_seed,
-    sample_sites,
-    shared_dims,
-    trace_of,
-)
+from numpyro_spread._typing import Args, Guide, Kwargs, Model, Params, RngKey, Sites
+from numpyro_spread.evaluation._sites import kept_elements, numpy_seed, sample_sites, trace_of
 from numpyro_spread.infer._invalid import Invalid, rows_first
 from numpyro_spread.infer._scan import Unconditioned
-from numpyro_spread.infer._two_sides import site_mask
-from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
-from spread_core.arguments import (
-    argument_name,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-from spread_core.messages import evaluation, players, simulations
+from numpyro_spread.infer._two_sides import mask_at
+from spread_analysis.calibration import CalibrationReport
+from spread_analysis.rank_tally import Ranked, RankTally
+from spread_core.arguments import get_argument, replace_arguments
+from spread_core.evaluation import data_axes, locate_simulated, shared_dims, sites_to_rank
+from spread_core.messages import simulations
 from spread_core.nonfinite import NonFiniteError, Told
 
 
 @takes_arrays
 def simulation_based_calibration(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    rng_key: RngKey,
+    params: Params,
+    model: Model,
+    guide: Guide,
     *args: Any,
     num_simulations: int = 1000,
     num_draws: int = 99,
@@ -104,27 +94,18 @@ def simulation_based_calibration(
     tally, told = RankTally(num_simulations, num_draws), Told()
     first = sample_sites(_simulate(rng_key, params, model, args, kwargs))
     observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
-    for name, site in observed.items():
-        if isinstance(site["fn"], Unit):
-            raise ValueError(players.factor_site(name))
-    located = locate_data(model, observed, args, kwargs, data)
-    for name, key in located.items():
-        given, value = get_argument(key, args, kwargs), observed[name]["value"]
-        if np.shape(given) != value.shape:
-            argument, shapes = argument_name(key, model), (value.shape, np.shape(given))
-            raise ValueError(evaluation.simulated_misfit(name, argument, *shapes))
-
+    located = locate_simulated(model, observed, Unit, args, kwargs, data)
     dims = shared_dims(first.values())
 
     def axes(name: str) -> list[int]:
-        return [dim - first[name]["fn"].event_dim for dim in dims]
+        return data_axes(first[name], dims)
 
-    def failures(sites: Mapping[str, Any]) -> Invalid:
+    def failures(sites: Sites) -> Invalid:
         values = {name: sites[name]["value"] for name in observed}
-        masks = {name: site_mask(name, sites[name], jnp.shape(v)) for name, v in values.items()}
+        masks = {name: mask_at(name, sites[name], jnp.shape(v)) for name, v in values.items()}
         return Invalid(values, {name: axes(name) for name in values}, masks)
 
-    def with_simulated(sites: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def with_simulated(sites: Sites) -> tuple[Args, Kwargs]:
         values = {}
         for name, key in located.items():
             values[key] = sites[name]["value"]
@@ -135,10 +116,7 @@ def simulation_based_calibration(
 
     with nullcontext() if exclude_invalid_x else failures(first).blamed(may_exclude=True):
         guide_trace = trace_of(rng_key, params, guide, *with_simulated(first))
-    drawn = [name for name in guide_trace if name in first]
-    wanted = drawn if sites is None else list(sites)
-    if not wanted or not set(wanted) <= set(drawn):
-        raise ValueError(evaluation.no_calibration_sites(wanted, drawn))
+    wanted = sites_to_rank(sites, guide_trace, first)
     predictive = Predictive(
         guide,
         params=dict(params),
@@ -191,11 +169,5 @@ def simulation_based_calibration(
     return tally.report()
 
 
-def _simulate(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> dict[str, Any]:
+def _simulate(rng_key: RngKey, params: Params, model: Model, args: Args, kwargs: Kwargs) -> Sites:
     return trace_of(rng_key, params, Unconditioned(model), args, kwargs)

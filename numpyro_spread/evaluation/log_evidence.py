@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,37 +13,33 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import random
-from numpyro.distributions import (
-    Delta,
-    ExpandedDistribution,
-    Independent,
-    MaskedDistribution,
-    biject_to,
-)
+from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.handlers import replay
 
 from numpyro_spread._inputs import takes_arrays
+from numpyro_spread._typing import Guide, Model, Params, RngKey, Site, Sites
 from numpyro_spread.evaluation._sites import (
     kept_elements,
+    lacks_density,
     numpy_seed,
     sample_sites,
-    shared_dims,
     trace_of,
 )
 from numpyro_spread.infer._scan import Inside
-from numpyro_spread.infer._sites import is_implicit
-from spread_analysis.log_evidence import (
-    LogEvidence,
-    Packing,
-    Target,
-    annealed_importance,
-    any_of_datum,
-    log_mean_exp,
+from spread_analysis.annealing import Packing, Target, anneal, num_starts
+from spread_analysis.log_evidence import LogEvidence, log_mean_exp
+from spread_core.evaluation import (
+    check_densities,
+    check_evidence,
+    check_masks,
+    continuous_latents,
+    log_weight,
+    observed_data,
+    prior_and_likelihood,
+    shared_dims,
 )
-from spread_core.messages import evaluation
-from spread_core.messages.evaluation import masked_apart
-from spread_core.validation import as_count
+from spread_core.validation import as_count, as_host
 
 # End the names under which a value, and the volume of its change, leave the body of a scan.
 _UNCONSTRAINED, _VOLUME = "$unconstrained", "$volume"
@@ -51,9 +47,9 @@ _UNCONSTRAINED, _VOLUME = "$unconstrained", "$volume"
 
 @takes_arrays
 def ais_log_likelihood(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    model: Callable[..., Any],
+    rng_key: RngKey,
+    params: Params,
+    model: Model,
     *args: Any,
     num_temperatures: int = 1000,
     num_chains: int = 16,
@@ -103,40 +99,26 @@ def ais_log_likelihood(
         has no finite likelihood.
     :raises NotImplementedError: if a latent is discrete.
     """
-    chains = as_count(num_chains, "num_chains")
-    *start_keys, numpy_key = random.split(rng_key, chains + _num_pilots(chains) + 1)
+    *start_keys, numpy_key = random.split(rng_key, num_starts(num_chains) + 1)
     traces, prior_draws = [], []
     for key in start_keys:
         start = _Start(model)
         traces.append(trace_of(key, params, start, args, kwargs))
         prior_draws.append(start.values)
     sites = sample_sites(traces[0])
-    _check_evidence(sites)
-    latents = [name for name, site in sites.items() if not site["is_observed"]]
-    if not latents:
-        raise ValueError(evaluation.nothing_latent(sites))
+    check_evidence(sites)
+    starts, event_dims = {}, {}
+    for name in continuous_latents(sites):
+        starts[name] = np.stack([as_host(values[name]) for values in prior_draws])
+        event_dims[name] = biject_to(sites[name]["fn"].support).domain.event_dim
     dims = shared_dims(sites.values())
-    starts: dict[str, np.ndarray] = {}
-    axes = {}
-    for name in latents:
-        support = sites[name]["fn"].support
-        if support.is_discrete:
-            raise NotImplementedError(evaluation.discrete_latent(name))
-        draws = [values[name] for values in prior_draws]
-        starts[name] = np.stack([np.asarray(draw, np.float64) for draw in draws])
-        axes[name] = [dim - biject_to(support).domain.event_dim for dim in dims]
-    packing = Packing({name: value.shape[1:] for name, value in starts.items()}, axes)
+    packing = Packing.of(starts, event_dims, dims)
 
     def densities(params: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         handler = _Unconstrained(model, values)
-        prior: list[jax.Array] = []
-        likelihood: list[jax.Array] = []
-        for name, site in sample_sites(trace_of(numpy_key, params, handler, args, kwargs)).items():
-            terms = likelihood if site["is_observed"] else prior
-            terms.append(_per_datum(_log_prob(site), dims))
-            if name in handler.log_jacobians:
-                prior.append(_per_datum(handler.log_jacobians[name], dims))
-        return jnp.asarray(sum(prior)), jnp.asarray(sum(likelihood))
+        sites = sample_sites(trace_of(numpy_key, params, handler, args, kwargs))
+        terms = prior_and_likelihood(sites, handler.log_jacobians, dims, _log_prob)
+        return jnp.asarray(terms[0]), jnp.asarray(terms[1])
 
     def with_gradients(params: Any, values: dict[str, jax.Array]) -> Any:
         (prior, likelihood), pull = jax.vjp(lambda v: densities(params, v), values)
@@ -153,29 +135,28 @@ def ais_log_likelihood(
     def target(vectors: np.ndarray) -> Target:
         prior, likelihood, *gradients = all_chains(dict(params), packing.unpack(vectors))
         shape = vectors.shape[:2]
-        prior, likelihood = (np.asarray(t, np.float64).reshape(shape) for t in (prior, likelihood))
-        return Target(prior, likelihood, *map(packing.pack, gradients))
+        terms = (as_host(term).reshape(shape) for term in (prior, likelihood))
+        return Target(*terms, *map(packing.pack, gradients))
 
-    vectors = packing.pack(starts)
-    evidence = annealed_importance(
+    evidence = anneal(
         target,
-        vectors[:chains],
-        vectors[chains:],
-        num_temperatures=num_temperatures,
-        num_leapfrog=num_leapfrog,
-        step_size=step_size,
+        packing,
+        starts,
+        num_chains,
+        num_temperatures,
+        num_leapfrog,
+        step_size,
         seed=numpy_seed(numpy_key),
     )
-    evidence = evidence.reshape(packing.data_shape)
-    return replace(evidence, observed=_observed(sites, dims))
+    return replace(evidence, observed=observed_data(sites, dims, kept_elements))
 
 
 @takes_arrays
 def importance_weighted_bound(
-    rng_key: jax.Array,
-    params: Mapping[str, Any],
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    rng_key: RngKey,
+    params: Params,
+    model: Model,
+    guide: Guide,
     *args: Any,
     num_samples: int = 1000,
     **kwargs: Any,
@@ -218,7 +199,7 @@ def importance_weighted_bound(
         mask different elements of it; the message names it and says what to do.
     """
 
-    def run(rng_key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    def run(rng_key: jax.Array) -> tuple[Sites, Sites, list[int]]:
         guide_key, model_key = random.split(rng_key)
         guide_trace = trace_of(guide_key, params, guide, args, kwargs)
         proposed = sample_sites(guide_trace)
@@ -226,24 +207,16 @@ def importance_weighted_bound(
         sites = sample_sites(trace_of(model_key, params, replayed, args, kwargs))
         return sites, proposed, shared_dims([*sites.values(), *proposed.values()])
 
-    def log_weight(rng_key: jax.Array) -> jax.Array:
-        sites, proposed, dims = run(rng_key)
-        # A latent that the guide leaves out is proposed by its prior, which cancels.
-        scored = [s for n, s in sites.items() if s["is_observed"] or n in proposed]
-        weight: Any = sum(_per_datum(_log_prob(site), dims) for site in scored)
-        for site in proposed.values():
-            weight = weight - _per_datum(_log_prob(site), dims)
-        return jnp.asarray(weight)
+    def weigh(rng_key: jax.Array) -> jax.Array:
+        return jnp.asarray(log_weight(*run(rng_key), _log_prob))
 
-    samples = as_count(num_samples, "num_samples")
+    keys = random.split(rng_key, as_count(num_samples, "num_samples"))
     sites, proposed, dims = run(rng_key)  # scales and masks are concrete only outside jit
-    _check_densities(proposed)
-    _check_evidence(sites)
-    _check_masks(sites, proposed)
-    evidence = log_mean_exp(
-        jax.jit(lambda keys: jax.lax.map(log_weight, keys))(random.split(rng_key, samples))
-    )
-    return replace(evidence, observed=_observed(sites, dims))
+    check_densities(proposed, lacks_density)
+    check_evidence(sites)
+    check_masks(sites, proposed, kept_elements)
+    evidence = log_mean_exp(jax.jit(lambda keys: jax.lax.map(weigh, keys))(keys))
+    return replace(evidence, observed=observed_data(sites, dims, kept_elements))
 
 
 class _Start(Inside):
@@ -307,52 +280,5 @@ class _Unconstrained(Inside):
             self.log_jacobians[msg["name"].removesuffix(_VOLUME)] = msg["value"]
 
 
-def _num_pilots(num_chains: int) -> int:
-    return max(2, num_chains // 4)
-
-
-def _check_evidence(sites: Mapping[str, Any]) -> None:
-    if not any(site["is_observed"] for site in sites.values()):
-        raise ValueError(evaluation.no_evidence_sites())
-    for name, site in sites.items():
-        if site["scale"] is not None and np.any(np.asarray(site["scale"]) != 1):
-            raise ValueError(evaluation.scaled_site(name))
-
-
-def _check_densities(proposed: Mapping[str, Any]) -> None:
-    # Deltas are fine as functions of auxiliary draws that have a density, as in AutoGuides.
-    transformed = any(site["infer"].get("is_auxiliary") for site in proposed.values())
-    for name, site in proposed.items():
-        fn = site["fn"]
-        while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-            fn = fn.base_dist
-        if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
-            raise ValueError(evaluation.density_free_guide(name))
-
-
-def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
-    for name in proposed.keys() & sites.keys():
-        if not np.array_equal(
-            kept_elements(name, sites[name]), kept_elements(name, proposed[name])
-        ):
-            raise ValueError(masked_apart(name))
-
-
-def _observed(sites: Mapping[str, Any], dims: Sequence[int]) -> np.ndarray | None:
-    """Of which data anything is observed, in the shape of the data; None if of all."""
-    found = []
-    for name, site in sites.items():
-        if site["is_observed"]:
-            axes = [dim - site["fn"].event_dim for dim in dims]
-            found.append(any_of_datum(np.asarray(kept_elements(name, site)), axes))
-    observed: np.ndarray = np.logical_or.reduce(found)
-    return None if observed.all() else observed
-
-
-def _log_prob(site: Mapping[str, Any]) -> jax.Array:
+def _log_prob(site: Site) -> jax.Array:
     return jnp.asarray(site["fn"].log_prob(site["value"]))
-
-
-def _per_datum(log_prob: jax.Array, dims: Sequence[int]) -> jax.Array:
-    rest = tuple(dim for dim in range(-jnp.ndim(log_prob), 0) if dim not in dims)
-    return jnp.sum(log_prob, rest)

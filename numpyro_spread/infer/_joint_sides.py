@@ -34,8 +34,8 @@ from numpyro_spread.infer._two_sides import (
     check_draws,
     check_noise_sites,
     is_compared,
+    mask_at,
     refuse_nonfinite,
-    site_mask,
 )
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues
@@ -214,7 +214,7 @@ def failed_simulations(
         dims = data_dims(sites)
     axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {n: site_mask(n, s, jnp.shape(s["value"])) for n, s in observed.items()}
+    masks = {n: mask_at(n, s, jnp.shape(s["value"])) for n, s in observed.items()}
     return Invalid(values, axes, masks), axes
 
 

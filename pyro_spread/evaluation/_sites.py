@@ -4,48 +4,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pyro.distributions import Delta, ExpandedDistribution, Independent
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 
-from pyro_spread.infer._sites import is_computed
-from pyro_spread.infer._two_sides import site_mask
+from pyro_spread._typing import Site, Sites
+from pyro_spread.infer._sites import is_computed, is_implicit
+from pyro_spread.infer._two_sides import mask_at
 
 
-def kept_elements(name: str, site: Mapping[str, Any]) -> np.ndarray:
+def kept_elements(name: str, site: Site) -> NDArray:
     """Elements of a site that no mask leaves out, of shape batch + event."""
     shape = torch.broadcast_shapes(site["fn"].shape(), site["value"].shape)
-    mask = site_mask(name, site, site["value"].expand(shape))
+    mask = mask_at(name, site, site["value"].expand(shape))
     return np.ones(shape, bool) if mask is None else mask.cpu().numpy()
 
 
-def sample_sites(trace: Any) -> dict[str, Any]:
+def sample_sites(trace: Trace) -> Sites:
     """The sample sites of a trace that are latents or data, not bookkeeping."""
     return {
         name: site
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and not isinstance(site["fn"], _Subsample)
-        and not is_computed(site, observation_of(site))
+        # What it observes stands there also where it was drawn anew.
+        and not is_computed(
+            site, site["infer"].get("obs", site["value"] if site["is_observed"] else None)
+        )
     }
 
 
-def observation_of(site: Any) -> Any:
-    """What a site observes, also where it was drawn anew; None for a latent."""
-    return site["infer"].get("obs", site["value"] if site["is_observed"] else None)
-
-
-def shared_dims(sites: Iterable[Any]) -> list[int]:
-    """Dimensions of the plates around all sites, along which data come apart."""
-    plates = [
-        {(f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized}
-        for site in sites
-    ]
-    return sorted(dim for _, dim, _ in set.intersection(*plates))
-
-
-def to_numpy(value: torch.Tensor) -> np.ndarray:
-    return value.detach().double().cpu().numpy()
+def lacks_density(fn: Any, transformed: bool) -> bool:
+    """Whether a distribution of a guide has no density; ``transformed`` allows a Delta."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return is_implicit(fn) or (isinstance(fn, Delta) and not transformed)

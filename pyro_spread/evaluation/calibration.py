@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,29 +15,30 @@ from pyro.infer import Predictive
 
 from pyro_spread._inputs import takes_arrays
 from pyro_spread._transaction import unchanged_buffers
-from pyro_spread.evaluation._sites import kept_elements, sample_sites, shared_dims, to_numpy
+from pyro_spread._typing import Guide, Model, Sites
+from pyro_spread.evaluation._sites import kept_elements, sample_sites
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._two_sides import site_mask
-from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
-from spread_analysis.log_evidence import (
+from pyro_spread.infer._two_sides import mask_at
+from spread_analysis.calibration import CalibrationReport
+from spread_analysis.rank_tally import Ranked, RankTally
+from spread_core.arguments import replace_arguments
+from spread_core.evaluation import (
+    data_axes,
     data_first,
+    locate_simulated,
+    shared_dims,
+    sites_to_rank,
 )
-from spread_core.arguments import (
-    argument_name,
-    get_argument,
-    locate_data,
-    replace_arguments,
-)
-from spread_core.messages import evaluation, players
 from spread_core.nonfinite import Told
+from spread_core.validation import as_host
 
 
 @unchanged_buffers()
 @torch.no_grad()
 @takes_arrays
 def simulation_based_calibration(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Model,
+    guide: Guide,
     *args: Any,
     num_simulations: int = 1000,
     num_draws: int = 99,
@@ -97,16 +98,7 @@ def simulation_based_calibration(
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
         simulated = sample_sites(trace)
         observed = {n: s for n, s in simulated.items() if s["infer"].get("was_observed")}
-        for name, site in observed.items():
-            if isinstance(site["fn"], Unit):
-                raise ValueError(players.factor_site(name))
-        located = locate_data(model, observed, args, kwargs, data)
-        for name, key in located.items():
-            given, value = get_argument(key, args, kwargs), observed[name]["value"]
-            if np.shape(given) != value.shape:
-                argument = argument_name(key, model)
-                shapes = value.shape, np.shape(given)
-                raise ValueError(evaluation.simulated_misfit(name, argument, *shapes))
+        located = locate_simulated(model, observed, Unit, args, kwargs, data)
         dims = shared_dims(simulated.values())
         failed = _invalid(observed, dims)
         invalid = failed if exclude_invalid_x else Invalid({}, {})
@@ -116,7 +108,7 @@ def simulation_based_calibration(
             tally.leave_out(invalid.total, invalid.total)
             continue
         values = {
-            key: invalid.replaced(observed[name]["value"], _axes(observed[name], dims))
+            key: invalid.replaced(observed[name]["value"], data_axes(observed[name], dims))
             for name, key in located.items()
         }
         new_args, new_kwargs = replace_arguments(values, args, kwargs)
@@ -124,10 +116,7 @@ def simulation_based_calibration(
         with failed.blamed(may_exclude=True):
             proposed = poutine.trace(guide).get_trace(*new_args, **new_kwargs).nodes
         if not wanted:
-            drawn = [name for name in proposed if name in simulated]
-            wanted = drawn if sites is None else list(sites)
-            if not wanted or not set(wanted) <= set(drawn):
-                raise ValueError(evaluation.no_calibration_sites(wanted, drawn))
+            wanted = sites_to_rank(sites, proposed, simulated)
         predictive = Predictive(
             guide, num_samples=tally.num_draws, return_sites=tuple(wanted), parallel=parallel
         )
@@ -136,26 +125,22 @@ def simulation_based_calibration(
         run = {}
         for name in wanted:
             site, shape = simulated[name], simulated[name]["value"].shape
-            drawn_values = to_numpy(draws[name]).reshape(tally.num_draws, *shape)
+            drawn_values = as_host(draws[name]).reshape(tally.num_draws, *shape)
             kept = kept_elements(name, site) & kept_elements(name, proposed[name]).reshape(shape)
-            axes = _axes(site, dims)
+            axes = data_axes(site, dims)
             good = invalid.good(len(shape), axes, [shape[axis] for axis in axes])
             kept = kept & np.asarray(good)
             if failed.by_site and not exclude_invalid_x:  # a guide may have masked them
                 ranked = data_first(kept, axes).reshape(failed.total, -1).any(-1)
                 failed.among(torch.as_tensor(ranked)).refuse(may_exclude=True)
-            run[name] = Ranked(to_numpy(site["value"]), drawn_values, kept, axes)
-        seen = [(to_numpy(site["value"]), _axes(site, dims)) for site in observed.values()]
+            run[name] = Ranked(as_host(site["value"]), drawn_values, kept, axes)
+        seen = [(as_host(site["value"]), data_axes(site, dims)) for site in observed.values()]
         tally.add(run, seen, int(torch.randint(2**31, ())))
         tally.leave_out(invalid.num_bad, invalid.total)
     return tally.report()
 
 
-def _axes(site: Mapping[str, Any], dims: Sequence[int]) -> list[int]:
-    return [dim - site["fn"].event_dim for dim in dims]
-
-
-def _invalid(observed: Mapping[str, Any], dims: Sequence[int]) -> Invalid:
+def _invalid(observed: Sites, dims: Sequence[int]) -> Invalid:
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {name: site_mask(name, site, site["value"]) for name, site in observed.items()}
-    return Invalid(values, {n: _axes(site, dims) for n, site in observed.items()}, masks)
+    masks = {name: mask_at(name, site, site["value"]) for name, site in observed.items()}
+    return Invalid(values, {n: data_axes(site, dims) for n, site in observed.items()}, masks)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,33 +12,33 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, ExpandedDistribution, Independent
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 
 from pyro_spread._inputs import takes_arrays
 from pyro_spread._transaction import unchanged_buffers
-from pyro_spread.evaluation._sites import kept_elements, sample_sites, shared_dims, to_numpy
-from pyro_spread.infer._sites import is_implicit
-from spread_analysis.log_evidence import (
-    LogEvidence,
-    Packing,
-    Target,
-    annealed_importance,
-    any_of_datum,
-    log_mean_exp,
+from pyro_spread._typing import Guide, Model, Site
+from pyro_spread.evaluation._sites import kept_elements, lacks_density, sample_sites
+from spread_analysis.annealing import Packing, Target, anneal, num_starts
+from spread_analysis.log_evidence import LogEvidence, log_mean_exp
+from spread_core.evaluation import (
+    check_densities,
+    check_evidence,
+    check_masks,
+    continuous_latents,
+    log_weight,
+    observed_data,
+    prior_and_likelihood,
+    shared_dims,
 )
-from spread_core.messages import evaluation
-from spread_core.messages.evaluation import masked_apart
-from spread_core.validation import as_count
+from spread_core.validation import as_count, as_host
 
 
 @unchanged_buffers()
 @takes_arrays
 def ais_log_likelihood(
-    model: Callable[..., Any],
+    model: Model,
     *args: Any,
     num_temperatures: int = 1000,
     num_chains: int = 16,
@@ -85,44 +85,24 @@ def ais_log_likelihood(
         has no finite likelihood.
     :raises NotImplementedError: if a latent is discrete.
     """
-    chains = as_count(num_chains, "num_chains")
+    number = num_starts(num_chains)
     with torch.no_grad():
-        traces = [
-            poutine.trace(model).get_trace(*args, **kwargs)
-            for _ in range(chains + _num_pilots(chains))
-        ]
+        traces = [poutine.trace(model).get_trace(*args, **kwargs) for _ in range(number)]
     sites = sample_sites(traces[0])
-    _check_evidence(sites)
-    latents = [name for name, site in sites.items() if not site["is_observed"]]
-    if not latents:
-        raise ValueError(evaluation.nothing_latent(sites))
-    dims = shared_dims(sites.values())
-    first: dict[str, torch.Tensor] = {}
-    starts: dict[str, np.ndarray] = {}
-    for name in latents:
-        if sites[name]["fn"].support.is_discrete:
-            raise NotImplementedError(evaluation.discrete_latent(name))
+    check_evidence(sites)
+    first, starts, event_dims = {}, {}, {}
+    for name in continuous_latents(sites):
         draws = [_unconstrained(trace.nodes[name]) for trace in traces]
-        first[name] = draws[0]
-        starts[name] = torch.stack(draws).double().cpu().numpy()
-    event_dims = {n: biject_to(sites[n]["fn"].support).domain.event_dim for n in latents}
-    packing = Packing(
-        {name: value.shape for name, value in first.items()},
-        {name: [dim - event_dims[name] for dim in dims] for name in latents},
-    )
+        first[name], starts[name] = draws[0], as_host(torch.stack(draws))
+        event_dims[name] = biject_to(sites[name]["fn"].support).domain.event_dim
+    dims = shared_dims(sites.values())
+    packing = Packing.of(starts, event_dims, dims)
 
     def densities(values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         handler = _Unconstrained(values)
         trace = poutine.trace(handler(model)).get_trace(*args, **kwargs)
         trace.compute_log_prob()
-        prior: list[torch.Tensor] = []
-        likelihood: list[torch.Tensor] = []
-        for name, site in sample_sites(trace).items():
-            terms = likelihood if site["is_observed"] else prior
-            terms.append(_per_datum(site["log_prob"], dims))
-            if name in handler.log_jacobians:
-                prior.append(_per_datum(handler.log_jacobians[name], dims))
-        return sum(prior), sum(likelihood)  # type: ignore[return-value]
+        return prior_and_likelihood(sample_sites(trace), handler.log_jacobians, dims, _log_prob)
 
     def target(vectors: np.ndarray) -> Target:
         values = {
@@ -138,38 +118,37 @@ def ais_log_likelihood(
         # A density that is constant in z, as of an observed Delta, has no graph of its own.
         zero = sum((0 * value).sum() for value in inputs)
         gradients = [
-            packing.pack(dict(zip(values, map(to_numpy, gradient), strict=True)))
+            packing.pack(dict(zip(values, map(as_host, gradient), strict=True)))
             for gradient in (
                 torch.autograd.grad(prior.sum() + zero, inputs, retain_graph=True),
                 torch.autograd.grad(likelihood.sum() + zero, inputs),
             )
         ]
         shape = vectors.shape[:2]
-        terms = (to_numpy(term).reshape(shape) for term in (prior, likelihood))
+        terms = (as_host(term).reshape(shape) for term in (prior, likelihood))
         return Target(*terms, *gradients)
 
     # Values of latents are checked by what they make of the densities; vmap allows no other check.
-    vectors = packing.pack(starts)
     with pyro.validation_enabled(False):
-        evidence = annealed_importance(
+        evidence = anneal(
             target,
-            vectors[:chains],
-            vectors[chains:],
-            num_temperatures=num_temperatures,
-            num_leapfrog=num_leapfrog,
-            step_size=step_size,
+            packing,
+            starts,
+            num_chains,
+            num_temperatures,
+            num_leapfrog,
+            step_size,
             seed=int(torch.randint(2**31, ())),
         )
-    evidence = evidence.reshape(packing.data_shape)
-    return replace(evidence, observed=_observed(sites, dims))
+    return replace(evidence, observed=observed_data(sites, dims, kept_elements))
 
 
 @unchanged_buffers()
 @torch.no_grad()
 @takes_arrays
 def importance_weighted_bound(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Model,
+    guide: Guide,
     *args: Any,
     num_samples: int = 1000,
     **kwargs: Any,
@@ -210,22 +189,18 @@ def importance_weighted_bound(
     for _ in range(as_count(num_samples, "num_samples")):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         proposed = sample_sites(guide_trace)
-        _check_densities(proposed)
+        check_densities(proposed, lacks_density)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         sites = sample_sites(model_trace)
-        _check_evidence(sites)
-        _check_masks(sites, proposed)
+        check_evidence(sites)
+        check_masks(sites, proposed, kept_elements)
         dims = shared_dims([*sites.values(), *proposed.values()])
         model_trace.compute_log_prob()
         guide_trace.compute_log_prob()
-        # A latent that the guide leaves out is proposed by its prior, which cancels.
-        scored = [s for n, s in sites.items() if s["is_observed"] or n in proposed]
-        weight: Any = sum(_per_datum(site["log_prob"], dims) for site in scored)
-        for site in proposed.values():
-            weight = weight - _per_datum(site["log_prob"], dims)
-        log_weights.append(to_numpy(weight))
-    return replace(log_mean_exp(np.stack(log_weights)), observed=_observed(sites, dims))
+        log_weights.append(as_host(log_weight(sites, proposed, dims, _log_prob)))
+    observed = observed_data(sites, dims, kept_elements)
+    return replace(log_mean_exp(np.stack(log_weights)), observed=observed)
 
 
 class _Unconstrained(Messenger):
@@ -248,53 +223,10 @@ class _Unconstrained(Messenger):
         self.log_jacobians[name] = sum_rightmost(log_jacobian, extra)
 
 
-def _unconstrained(site: Mapping[str, Any]) -> torch.Tensor:
+def _unconstrained(site: Site) -> torch.Tensor:
     value: torch.Tensor = biject_to(site["fn"].support).inv(site["value"])
     return value
 
 
-def _num_pilots(num_chains: int) -> int:
-    return max(2, num_chains // 4)
-
-
-def _check_evidence(sites: Mapping[str, Any]) -> None:
-    if not any(site["is_observed"] for site in sites.values()):
-        raise ValueError(evaluation.no_evidence_sites())
-    for name, site in sites.items():
-        if bool(torch.as_tensor(site["scale"]).ne(1).any()):
-            raise ValueError(evaluation.scaled_site(name))
-
-
-def _check_densities(proposed: Mapping[str, Any]) -> None:
-    # Deltas are fine as functions of auxiliary draws that have a density, as in AutoGuides.
-    transformed = any(site["infer"].get("is_auxiliary") for site in proposed.values())
-    for name, site in proposed.items():
-        fn = site["fn"]
-        while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-            fn = fn.base_dist
-        if is_implicit(fn) or (isinstance(fn, Delta) and not transformed):
-            raise ValueError(evaluation.density_free_guide(name))
-
-
-def _check_masks(sites: Mapping[str, Any], proposed: Mapping[str, Any]) -> None:
-    for name in proposed.keys() & sites.keys():
-        if not np.array_equal(
-            kept_elements(name, sites[name]), kept_elements(name, proposed[name])
-        ):
-            raise ValueError(masked_apart(name))
-
-
-def _observed(sites: Mapping[str, Any], dims: Sequence[int]) -> np.ndarray | None:
-    """Of which data anything is observed, in the shape of the data; None if of all."""
-    found = []
-    for name, site in sites.items():
-        if site["is_observed"]:
-            axes = [dim - site["fn"].event_dim for dim in dims]
-            found.append(any_of_datum(kept_elements(name, site), axes))
-    observed: np.ndarray = np.logical_or.reduce(found)
-    return None if observed.all() else observed
-
-
-def _per_datum(log_prob: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
-    rest = [dim for dim in range(-log_prob.dim(), 0) if dim not in dims]
-    return log_prob.sum(rest) if rest else log_prob
+def _log_prob(site: Site) -> torch.Tensor:
+    return site["log_prob"]

@@ -37,7 +37,7 @@ from pyro_spread.infer._two_sides import (
     check_draws,
     check_noise_sites,
     is_compared,
-    site_mask,
+    mask_at,
 )
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
@@ -171,7 +171,7 @@ def failed_simulations(
         dims = data_dims(sites)
     axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {name: site_mask(name, site, site["value"]) for name, site in observed.items()}
+    masks = {name: mask_at(name, site, site["value"]) for name, site in observed.items()}
     return Invalid(values, axes, masks), axes
 
 

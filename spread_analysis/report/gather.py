@@ -21,7 +21,6 @@ from spread_analysis.report.content import Report
 from spread_analysis.report.page import write_report
 from spread_analysis.report.words import (
     CriticLogits,
-    as_array,
     describe,
     describe_settings,
     figures_of,
@@ -29,7 +28,7 @@ from spread_analysis.report.words import (
 )
 from spread_core.messages.general import shown
 from spread_core.monitors import Monitor
-from spread_core.validation import FloatArray, as_float, check_count
+from spread_core.validation import FloatArray, as_float, as_host, check_count
 
 _PACKAGES = ("pyro-spread", "numpy", "scipy", "matplotlib", "arviz", "scikit-learn")
 
@@ -305,12 +304,12 @@ def rows_of(value: Any, event_dim: int, mask: Any = None) -> FloatArray:
     :param mask: elements that count, of the shape of ``value``, or None. Others are set to zero,
         and rows in which nothing counts are left out.
     """
-    array = as_array(value)
+    array = as_host(value)
     event = array.shape[array.ndim - event_dim :]
     rows = array.reshape(-1, *event)
     if mask is None:
         return rows
-    kept = np.broadcast_to(as_array(mask).astype(bool), array.shape).reshape(rows.shape)
+    kept = np.broadcast_to(as_host(mask).astype(bool), array.shape).reshape(rows.shape)
     rows = np.where(kept, rows, 0.0)
     return rows[kept.reshape(len(rows), -1).any(1)]
 
@@ -337,7 +336,7 @@ def pool_latents(
     if not runs or not runs[0]:
         return {}, ""
     rows = {n: np.stack([rows_of(*run[n]) for run in runs]) for n in local}
-    latents = {n: np.stack([as_array(run[n][0]) for run in runs]) for n in runs[0] if n in shared}
+    latents = {n: np.stack([as_host(run[n][0]) for run in runs]) for n in runs[0] if n in shared}
     if not local:
         return latents, f"{len(runs)} draws of what all data share"
     count = len(rows[local[0]][0])

@@ -13,7 +13,7 @@ import numpy as np
 
 from spread_analysis.critic import CriticReport, critic_report
 from spread_core.loss_words import LossWords
-from spread_core.validation import FloatArray
+from spread_core.validation import FloatArray, as_host
 
 # Attributes of losses that are no settings of theirs, or are shown elsewhere.
 _UNTOLD = {
@@ -63,9 +63,9 @@ class CriticLogits:
     @classmethod
     def of(cls, logits: Any) -> CriticLogits:
         """Convert the named tuple that ``loss.logits`` of either backend returns."""
-        data, model = as_array(logits.data), as_array(logits.model)
+        data, model = as_host(logits.data), as_host(logits.model)
         weights = [
-            None if weight is None else np.broadcast_to(as_array(weight), side.shape).ravel()
+            None if weight is None else np.broadcast_to(as_host(weight), side.shape).ravel()
             for weight, side in ((logits.data_weights, data), (logits.model_weights, model))
         ]
         return cls(data.ravel(), model.ravel(), *weights)
@@ -86,13 +86,6 @@ class CriticLogits:
     def num_not_finite(self) -> int:
         """How many logits are NaN or infinite."""
         return int((~np.isfinite(self.data)).sum() + (~np.isfinite(self.model)).sum())
-
-
-def as_array(value: Any) -> FloatArray:
-    """An array or tensor of either backend in double precision."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    return np.asarray(value, np.float64)
 
 
 def figures_of(

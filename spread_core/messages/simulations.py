@@ -47,13 +47,6 @@ def all_left_out(total: int) -> str:
     )
 
 
-def mostly_failed(failures: int, total: int) -> str:
-    return (
-        f"{failures} of {total} simulations are NaN or inf: too few are left to rank. Narrow the "
-        "prior to where the simulator succeeds."
-    )
-
-
 def exclude_without_forward() -> str:
     return (
         "exclude_invalid_x=True needs KL() and no discriminator: only there the model's "

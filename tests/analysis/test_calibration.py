@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import spread_analysis as sa
-from spread_analysis.calibration import simulation_ranks
+from spread_analysis.rank_tally import simulation_ranks
 
 
 def conjugate_report(shift=0.0, width=1.0, num=2000, num_draws=50, seed=0):

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 import spread_analysis as sa
-from spread_analysis.log_evidence import Packing, annealing_schedule, data_first
+from spread_analysis.annealing import Packing, annealing_schedule
+from spread_core.evaluation import data_first
 
 SCALE = 0.5
 
