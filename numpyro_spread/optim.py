@@ -81,7 +81,12 @@ def two_player(
         if not isinstance(optim, optax.GradientTransformation):
             raise TypeError(player_messages.foreign_player(role, optim, _WANTED, _EXAMPLE))
         if (asked := _more_than_gradients(optim)) is not None:
-            raise TypeError(player_messages.greedy_player(role, asked))
+            raise TypeError(
+                f"two_player: {role} asks for more than SVI gives an optimiser, which is "
+                f"gradients, params and the value of the loss ({asked}). A line search such as "
+                "optax.lbfgs suits no loss that is new at every step: use for example "
+                "optax.adam(1e-3)."
+            )
     check_count("two_player: discriminator_steps", discriminator_steps)
     if ema is not None and not 0 < ema < 1:
         raise ValueError(player_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))

@@ -50,7 +50,9 @@ __all__ = ["diagnose", "report"]
 _LOOK = 0x5EED0006
 
 
-def diagnose(svi: SVI, svi_state: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+def diagnose(
+    svi: SVI, svi_state: SVIState | SVIRunResult | Params, *args: Any, **kwargs: Any
+) -> dict[str, float]:
     """
     The numbers to watch during training: for progress bars, TensorBoard and so on.
 
@@ -102,7 +104,7 @@ def diagnose(svi: SVI, svi_state: Any, *args: Any, **kwargs: Any) -> dict[str, f
 def report(
     path: str | os.PathLike[str],
     svi: SVI,
-    svi_state: Any,
+    svi_state: SVIState | SVIRunResult | Params,
     *args: Any,
     losses: ArrayLike | None = None,
     history: History | None = None,
@@ -190,7 +192,9 @@ def _loss_of(svi: SVI) -> Any:
     return loss
 
 
-def _params_of(svi: SVI, svi_state: Any) -> tuple[dict[str, Any], RngKey]:
+def _params_of(
+    svi: SVI, svi_state: SVIState | SVIRunResult | Params
+) -> tuple[dict[str, Any], RngKey]:
     """Values of param and mutable sites, and the key of the state."""
     if isinstance(svi_state, SVIRunResult):
         svi_state = svi_state.state

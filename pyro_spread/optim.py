@@ -66,7 +66,11 @@ class Composite(PyroOptim):
         """
         parts = self.parts()
         if missing := [name for name in {**parts, **self.own_state()} if name not in state_dict]:
-            raise ValueError(players.other_optimiser(type(self).__name__, missing))
+            raise ValueError(
+                f"{type(self).__name__}.set_state: the state has no {list(missing)}, and is "
+                "that of another optimiser. Build it as the saved run did, with two_player "
+                "and finite_guard where it had them."
+            )
         for name, part in parts.items():
             part.set_state(state_dict[name])
         self.set_own_state({key: value for key, value in state_dict.items() if key not in parts})

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from spread_analysis.plots import COLOURS, INK, axes_for
+from spread_analysis.plots import COLOURS, axes_for, style_axes
 from spread_core.validation import FloatArray, as_count, as_probability
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class CalibrationReport:
         most = max(map(len, self.ranks.values()))
         for site, values in self.p_values().items():
             for index in np.ndindex(values.shape):
-                name = site + (f"[{', '.join(map(str, index))}]" if index else "")
+                name = _component_name(site, index)
                 ranks = _component(self.ranks[site], index)
                 mean = ranks.mean() / self.num_draws if len(ranks) else float("nan")
                 fewer = f"  of {len(ranks)}" if len(ranks) < most else ""
@@ -145,6 +145,10 @@ class CalibrationReport:
         all_there_are = ", all that the model has recorded" if self.recorded else ""
         rows.append(f"{'all':<20} p = {self.p_value():<9.3g} {most} simulations{all_there_are}")
         return "\n".join(rows)
+
+
+def _component_name(site: str, index: tuple[int, ...]) -> str:
+    return site + (f"[{', '.join(map(str, index))}]" if index else "")
 
 
 def _component(ranks: Ranks, index: tuple[int, ...]) -> Ranks:
@@ -194,10 +198,7 @@ def plot_sbc(
     axes.step(edges, np.append(expected, expected[-1]), where="post", color=COLOURS[5], lw=1)
     axes.bar(edges[:-1], counts, 0.92 / len(counts), align="edge", color=COLOURS[0], alpha=0.8)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("rank of the truth among the guide's draws", color=INK)
-    axes.set_ylabel("simulations", color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    name = site + (f"[{', '.join(map(str, index))}]" if index else "")
-    default = f"{name}: p = {report.p_values(num_bins)[site][index]:.2g}"
-    axes.set_title(default if title is None else title, fontsize=11, color=INK)
-    return axes
+    if title is None:
+        name = _component_name(site, index)
+        title = f"{name}: p = {report.p_values(num_bins)[site][index]:.2g}"
+    return style_axes(axes, "rank of the truth among the guide's draws", "simulations", title)

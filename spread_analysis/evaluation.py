@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from spread_analysis.datasets import Dataset
 from spread_analysis.features import fit_features
@@ -67,7 +68,7 @@ def mean_and_error(values: Iterable[float]) -> MeanAndError:
     array = np.asarray(list(values), np.float64)
     if array.size == 0:
         raise ValueError("`values` must hold at least one number, got none.")
-    error = float(array.std(ddof=1) / np.sqrt(array.size)) if array.size > 1 else math.nan
+    error = float(stats.sem(array)) if array.size > 1 else math.nan
     return MeanAndError(float(array.mean()), error)
 
 
@@ -135,6 +136,8 @@ class SampleJudge:
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     A plain-text table: the first column to the left, all others to the right.
+
+    These few lines are no reason for every user to install ``tabulate``.
 
         >>> print(format_table(["model", "nats"], [["VAE", "1.25"], ["spread", "-2"]]))
         model   nats

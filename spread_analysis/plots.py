@@ -37,6 +37,25 @@ def axes_for(ax: Axes | None, figsize: tuple[float, float], caller: str) -> Axes
     return axes
 
 
+def style_axes(
+    axes: Axes,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str | None = None,
+    grid: str | None = None,
+) -> Axes:
+    """Label axes and leave two spines of them; ``grid`` is the colour of a grid, None has none."""
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid is not None:
+        axes.grid(True, color=grid, lw=0.6)
+        axes.set_axisbelow(True)
+    if title is not None:
+        axes.set_title(title, fontsize=11, color=INK)
+    return axes
+
+
 def _as_images(value: ArrayLike, name: str) -> FloatArray:
     """Return images as ``(num, height, width, channels)`` with one or three channels."""
     images = as_finite(value, name)
@@ -238,16 +257,9 @@ def plot_loss_curve(
         if width > 1:
             axes.plot(steps, np.where(finite, values, np.nan), color=colour, alpha=0.25, lw=0.8)
         axes.plot(steps, _running_mean(values, width), color=colour, lw=1.8, label=label or None)
-    axes.set_xlabel(xlabel, color=INK)
-    axes.set_ylabel(ylabel, color=INK)
-    axes.grid(True, color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=9, loc="upper right")
-    if title is not None:
-        axes.set_title(title, fontsize=11, color=INK)
-    return axes
+    return style_axes(axes, xlabel, ylabel, title, grid="#dddddd")
 
 
 def _running_mean(values: FloatArray, window: int) -> FloatArray:
@@ -334,12 +346,7 @@ def plot_density_with_samples(
     )
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
-    axes.set_xlabel(labels[0], color=INK)
-    axes.set_ylabel(labels[1], color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    if title is not None:
-        axes.set_title(title, fontsize=11, color=INK)
-    return axes
+    return style_axes(axes, *labels, title)
 
 
 def plot_calibration(
@@ -366,9 +373,6 @@ def plot_calibration(
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
-    axes.set_xlabel("critic's probability of data", color=INK)
-    axes.set_ylabel("share of data", color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    default = f"calibration error {report.expected_calibration_error:.3f}"
-    axes.set_title(default if title is None else title, fontsize=11, color=INK)
-    return axes
+    if title is None:
+        title = f"calibration error {report.expected_calibration_error:.3f}"
+    return style_axes(axes, "critic's probability of data", "share of data", title)

@@ -36,7 +36,11 @@ def data_dims(frames: Mapping[str, Frames], shapes: Mapping[str, Shape]) -> dict
     """
     for name, plates in frames.items():
         if plates and plates[0].dim is None:
-            raise ValueError(players.sequential_data(name, plates[0].name))
+            raise ValueError(
+                f"site '{name}': its outermost plate '{plates[0].name}' counts the data and is "
+                "sequential, so that every turn of the loop would be another datum. Write it "
+                f"vectorised: with pyro.plate('{plates[0].name}', size): ..."
+            )
         dims = {plate.dim for plate in plates}
         shape = shapes[name]
         loose = [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in dims]
@@ -44,7 +48,12 @@ def data_dims(frames: Mapping[str, Frames], shapes: Mapping[str, Shape]) -> dict
             names = [plate.name for plate in plates if plate.dim is not None]
             raise ValueError(players.undecided_batch(name, shape, names))
         if _is_stack(plates):
-            raise ValueError(players.stacked_plates(name, plates[0].name.removesuffix("_0")))
+            raise ValueError(
+                f"site '{name}': plate_stack('{plates[0].name.removesuffix('_0')}', ...) does "
+                "not say which of its plates counts the data: the first that is entered is "
+                "the rightmost one. Enter the plate over the data by itself, before the "
+                "others."
+            )
     if any(frames.values()):
         found = {name: plates[0].dim if plates else None for name, plates in frames.items()}
     elif all(shapes.values()):
@@ -109,7 +118,11 @@ def check_scale(name: str, scale: Shape, value: Shape, batch: Shape, dim: int | 
         if size not in (1, batch[position]):
             raise ValueError(players.mask_misfit(name, scale, value))
         if size != 1 and position != dim:
-            raise ValueError(players.scale_in_datum(name, scale))
+            raise ValueError(
+                f"site '{name}': a scale of shape {tuple(scale)} differs within a datum, but a "
+                "datum is compared as one and has one weight. Give one number per datum, "
+                "along the outermost plate, or leave elements out with a mask."
+            )
 
 
 def _is_stack(plates: Frames) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from spread_core.messages import spreading
-
 _K = TypeVar("_K")
 
 
@@ -36,7 +34,11 @@ def key_of(noise: Mapping[str, object], site: str) -> str | None:
     keys = [key for key in noise if matches(key, site)]
     for other in keys[1:]:
         if noise[other] is not noise[keys[0]]:
-            raise ValueError(spreading.several_patterns(site, keys))
+            raise ValueError(
+                f"site '{site}' is covered by several keys of noise with different kernels, "
+                f"{sorted(keys)}. Give it a key of its own name, or make the patterns exclude "
+                "each other."
+            )
     return keys[0] if keys else None
 
 
@@ -56,6 +58,10 @@ def resolved(
     covered = {site: key for site in sites if (key := key_of(noise, site)) is not None}
     for key in noise:
         if is_pattern(key) and not any(matches(key, site) for site in sites):
-            raise ValueError(spreading.no_match(key, sites if observed is None else observed))
+            raise ValueError(
+                f"noise has a kernel for sites named '{key}', but the model observes none of "
+                "such a name. Its observed sites are "
+                f"{sorted(sites if observed is None else observed)}."
+            )
     plain = {key: kernel for key, kernel in noise.items() if not is_pattern(key)}
     return plain | {site: noise[key] for site, key in covered.items()}

@@ -1,7 +1,11 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Checks shared by the reference formulas, the sample metrics and the plots."""
+"""
+Checks of arguments. Each returns the value in its final type, or raises an error that names it.
+
+``name`` is always the caller's argument, for the message.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,7 @@ FloatArray = NDArray[np.float64]
 
 
 def as_float(value: ArrayLike, name: str) -> FloatArray:
-    """Return ``value`` as a float64 array.
-
-    :param value: Anything NumPy can read as real numbers.
-    :param name: The caller's argument, for the message.
-    :raises ValueError: If it cannot be read as real numbers.
-    """
+    """Return anything that NumPy reads as real numbers as a float64 array, else ``ValueError``."""
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -31,22 +30,14 @@ def as_float(value: ArrayLike, name: str) -> FloatArray:
 
 
 def as_host(value: Any) -> FloatArray:
-    """Return an array or tensor of either backend as a float64 array of NumPy.
-
-    :param value: The array, on any device.
-    """
+    """Return an array or tensor of either backend, on any device, as a float64 array of NumPy."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().double()  # NumPy has no bfloat16
     return np.asarray(value, np.float64)
 
 
 def as_finite(value: ArrayLike, name: str) -> FloatArray:
-    """Return ``value`` as a float64 array without NaN or inf.
-
-    :param value: Anything NumPy can read as real numbers.
-    :param name: The caller's argument, for the message.
-    :raises ValueError: If an entry is NaN or infinite.
-    """
+    """Return a float64 array; ``ValueError`` if an entry is NaN or infinite."""
     array = as_float(value, name)
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
@@ -55,10 +46,9 @@ def as_finite(value: ArrayLike, name: str) -> FloatArray:
 
 
 def as_positive(value: ArrayLike, name: str, *, allow_inf: bool = False) -> FloatArray:
-    """Return ``value`` as a float64 array of positive numbers.
+    """
+    Return a float64 array of positive numbers.
 
-    :param value: Anything NumPy can read as real numbers.
-    :param name: The caller's argument, for the message.
     :param allow_inf: Whether infinity is a valid value.
     :raises ValueError: If an entry is NaN, zero, negative or (unless allowed) infinite.
     """
@@ -71,12 +61,7 @@ def as_positive(value: ArrayLike, name: str, *, allow_inf: bool = False) -> Floa
 
 
 def as_probability(value: float, name: str) -> float:
-    """Return ``value`` as a float strictly between 0 and 1.
-
-    :param value: The number.
-    :param name: The caller's argument, for the message.
-    :raises ValueError: If it is not inside the open unit interval.
-    """
+    """Return a float; ``ValueError`` unless it lies strictly between 0 and 1."""
     number = float(value)
     if not 0.0 < number < 1.0:
         raise ValueError(f"`{name}` must lie strictly between 0 and 1, got {number}.")
@@ -84,13 +69,10 @@ def as_probability(value: float, name: str) -> float:
 
 
 def as_covariance(value: ArrayLike, name: str) -> FloatArray:
-    """Return ``value`` as a symmetric float64 matrix.
+    """
+    Return a finite, square, symmetric float64 matrix, else ``ValueError``.
 
     Definiteness is left to the factorisation that needs it: clean covariances are often singular.
-
-    :param value: Array of shape ``(dim, dim)``.
-    :param name: The caller's argument, for the message.
-    :raises ValueError: If it is not a finite, square, symmetric matrix.
     """
     matrix = as_finite(value, name)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -102,11 +84,9 @@ def as_covariance(value: ArrayLike, name: str) -> FloatArray:
 
 
 def as_weights(weights: ArrayLike | None, num: int, name: str) -> FloatArray:
-    """Return the weights of ``num`` atoms, uniform if left out.
+    """
+    Return the weights of ``num`` atoms, uniform for None.
 
-    :param weights: Probabilities of shape ``(num,)``, or None.
-    :param num: Number of atoms.
-    :param name: The caller's argument, for the message.
     :raises ValueError: If the shape is wrong, an entry is negative or the sum is not one.
     """
     if weights is None:
@@ -120,11 +100,10 @@ def as_weights(weights: ArrayLike | None, num: int, name: str) -> FloatArray:
 
 
 def as_samples(value: ArrayLike, name: str) -> FloatArray:
-    """Return samples as a float64 matrix with one flattened sample per row.
+    """
+    Return samples as a float64 matrix with one flattened sample per row.
 
     :param value: Array of shape ``(num_samples,) + event_shape``.
-    :param name: The caller's argument, for the message.
-    :return: Array of shape ``(num_samples, event_size)``.
     :raises ValueError: If there is no event dimension, fewer than two samples, or a NaN or inf.
     """
     array = as_float(value, name)
@@ -143,13 +122,10 @@ def as_samples(value: ArrayLike, name: str) -> FloatArray:
 def as_sample_pair(
     x: ArrayLike, y: ArrayLike, name_x: str = "x", name_y: str = "y"
 ) -> tuple[FloatArray, FloatArray]:
-    """Return two sets of samples over the same event as matrices.
+    """
+    Return two sets of samples over the same event as matrices, each as :func:`as_samples` does.
 
-    :param x: Array of shape ``(num_x,) + event_shape``.
-    :param y: Array of shape ``(num_y,) + event_shape``.
-    :param name_x: The caller's first argument, for the message.
-    :param name_y: The caller's second argument, for the message.
-    :raises ValueError: As :func:`as_samples`, and if the event shapes differ.
+    :raises ValueError: Also if the event shapes differ.
     """
     flat_x, flat_y = as_samples(x, name_x), as_samples(y, name_y)
     shape_x, shape_y = np.shape(x)[1:], np.shape(y)[1:]
@@ -162,27 +138,14 @@ def as_sample_pair(
 
 
 def as_count(value: int, name: str, minimum: int = 1) -> int:
-    """Return ``value`` as an int that is at least ``minimum``.
-
-    :param value: The number.
-    :param name: The caller's argument, for the message.
-    :param minimum: Smallest allowed value.
-    :raises ValueError: If it is not an integer or is too small.
-    """
+    """Return an int; ``ValueError`` if the value is no integer or less than ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
     return int(value)
 
 
 def check_count(argument: str, value: object, least: int = 1) -> None:
-    """
-    Raise an error for anything that is not a count, in the words of the losses.
-
-    :param argument: The caller's argument.
-    :param value: Its value.
-    :param least: The least it may be.
-    :raises ValueError: If it is not an integer or less than ``least``.
-    """
+    """Raise a ``ValueError`` in the words of the losses unless the value is an integer >= least."""
     if not isinstance(value, Integral) or value < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise ValueError(players.bad_range(argument, value, wanted))

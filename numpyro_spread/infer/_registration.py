@@ -18,7 +18,6 @@ from numpyro.infer.elbo import ELBO
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread.infer._invalid import tells_of_failures
 from spread_core.loss_words import Described
-from spread_core.messages import autoguide
 from spread_core.monitors import Monitor
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
@@ -101,7 +100,12 @@ class Registered:
         except RuntimeError as error:  # by NumPyro's autoguides
             if "Cannot find valid initial parameters" not in str(error):
                 raise
-            raise RuntimeError(autoguide.no_valid_start(type(self._guide).__name__)) from error
+            raise RuntimeError(
+                f"{type(self._guide).__name__} cannot find valid initial parameters: the model "
+                "has no finite log density there. If it observes a Delta without noise, make "
+                f"the guide from the spread model, {type(self._guide).__name__}(spread(model, "
+                "noise)); else look for a value outside of a distribution's support."
+            ) from error
         if self._after is not None:
             self._after(args, kwargs)
         return result

@@ -20,6 +20,7 @@ from spread_analysis.plots import (
     plot_calibration,
     plot_loss_curve,
     plot_sample_grid,
+    style_axes,
 )
 from spread_analysis.report.words import CriticLogits, LossWords
 from spread_core.monitors import SATURATED_LOGIT
@@ -59,11 +60,7 @@ def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[
 
 
 def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
-    ax.set_xlabel(xlabel, color=INK)
-    ax.set_ylabel(ylabel, color=INK)
-    ax.grid(True, color="#e4e4e4", lw=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    style_axes(ax, xlabel, ylabel, grid="#e4e4e4")
 
 
 def _legend(ax: Axes, **options: Any) -> None:

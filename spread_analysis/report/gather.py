@@ -178,30 +178,21 @@ def make_report(
         warnings.simplefilter("always")
         draws = draw()
     draws.troubles += caught
-    report = assemble(options, loss, draws, settings, packages)
+    report = _assemble(options, loss, draws, settings, packages)
     write_report(report)
     for item in caught:
         warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
     return report
 
 
-def assemble(
+def _assemble(
     options: Options,
     loss: Any,
     draws: Draws,
     settings: Mapping[str, Mapping[str, str]],
     packages: Iterable[str],
 ) -> Report:
-    """
-    A report without its metrics.
-
-    :param options: the arguments of ``report``.
-    :param loss: the loss object.
-    :param draws: what was drawn.
-    :param settings: text by name, by group, about the run.
-    :param packages: the packages of the backend whose versions are shown.
-    :raises ValueError: if no site has images of the shape that was asked for.
-    """
+    """A report without its metrics, from what was drawn; see :func:`make_report`."""
     words = describe(loss)
     if words.no_critic:
         draws.reasons.setdefault("critic", words.no_critic)

@@ -82,11 +82,3 @@ def encoder_features_shape(
         f"encoder returned features of shape {tuple(got)} for the latents in the plates "
         f"'{plates}', expected ({wanted})."
     ) + way_out
-
-
-def no_valid_start(guide: str) -> str:
-    return (
-        f"{guide} cannot find valid initial parameters: the model has no finite log density there. "
-        "If it observes a Delta without noise, make the guide from the spread model, "
-        f"{guide}(spread(model, noise)); else look for a value outside of a distribution's support."
-    )

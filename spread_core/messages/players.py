@@ -196,30 +196,6 @@ def undecided_batch(site: str, shape: Sequence[int], plates: Iterable[str]) -> s
     )
 
 
-def stacked_plates(site: str, prefix: str) -> str:
-    return (
-        f"site '{site}': plate_stack('{prefix}', ...) does not say which of its plates counts the "
-        "data: the first that is entered is the rightmost one. Enter the plate over the data by "
-        "itself, before the others."
-    )
-
-
-def sequential_data(site: str, plate: str) -> str:
-    return (
-        f"site '{site}': its outermost plate '{plate}' counts the data and is sequential, so that "
-        "every turn of the loop would be another datum. Write it vectorised: with "
-        f"pyro.plate('{plate}', size): ..."
-    )
-
-
-def scale_in_datum(site: str, scale: Sequence[int]) -> str:
-    return (
-        f"site '{site}': a scale of shape {tuple(scale)} differs within a datum, but a datum is "
-        "compared as one and has one weight. Give one number per datum, along the outermost plate, "
-        "or leave elements out with a mask."
-    )
-
-
 def own_draw(site: str) -> str:
     return (
         f"site '{site}': what it observes changes with what the model draws, so that it is no data "
@@ -321,21 +297,6 @@ def foreign_player(role: str, value: object, wanted: str, example: str) -> str:
     if isinstance(value, (int, float, str, type(None))) or got.startswith("builtins."):
         got = repr(value)
     return f"two_player: {role} must be {wanted}, got {got}. Use for example {example}."
-
-
-def greedy_player(role: str, asked: str) -> str:
-    return (
-        f"two_player: {role} asks for more than SVI gives an optimiser, which is gradients, params "
-        f"and the value of the loss ({asked}). A line search such as optax.lbfgs suits no loss "
-        "that is new at every step: use for example optax.adam(1e-3)."
-    )
-
-
-def other_optimiser(kind: str, missing: Iterable[str]) -> str:
-    return (
-        f"{kind}.set_state: the state has no {list(missing)}, and is that of another optimiser. "
-        "Build it as the saved run did, with two_player and finite_guard where it had them."
-    )
 
 
 def no_average() -> str:

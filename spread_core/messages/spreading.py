@@ -32,20 +32,6 @@ def no_such_site(site: str, observed: Iterable[str]) -> str:
     )
 
 
-def no_match(pattern: str, observed: Iterable[str]) -> str:
-    return (
-        f"noise has a kernel for sites named '{pattern}', but the model observes none of such a "
-        f"name. Its observed sites are {sorted(observed)}."
-    )
-
-
-def several_patterns(site: str, keys: Iterable[str]) -> str:
-    return (
-        f"site '{site}' is covered by several keys of noise with different kernels, {sorted(keys)}."
-        " Give it a key of its own name, or make the patterns exclude each other."
-    )
-
-
 def site_not_observed(site: str, observed: Iterable[str]) -> str:
     return (
         f"noise names the site '{site}', which the model does not observe: only observed sites are "
