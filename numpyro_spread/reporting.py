@@ -26,7 +26,7 @@ from numpyro_spread.guard import FiniteGuard, loss_of
 from numpyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from numpyro_spread.infer._joint_sides import _data_plates, _plates_of, is_latent, run, run_forward
 from numpyro_spread.infer._registration import Loss
-from numpyro_spread.infer._two_sides import _mask, is_compared, no_guide
+from numpyro_spread.infer._two_sides import is_compared, mask_at, no_guide
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
 from spread_analysis.report import CriticLogits, Report, describe, write_report
@@ -253,7 +253,7 @@ def _draw(
     if not observed:
         raise ValueError(report_messages.report_no_data())
     data, samples = {}, {}
-    masks = {n: _mask(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
+    masks = {n: mask_at(n, site, jnp.shape(site["value"])) for n, site in observed.items()}
     for name, site in observed.items():
         obs = jnp.broadcast_to(site["infer"]["obs"], jnp.shape(site["value"]))
         if masks[name] is not None:
@@ -291,7 +291,7 @@ def _num_data(observed: Mapping[str, Any], sites: Mapping[str, Any]) -> float:
         scale = np.unique(1.0 if site["scale"] is None else np.asarray(site["scale"]))
         if len(scale) > 1:
             return math.nan
-        mask = _mask(name, site, shape)
+        mask = mask_at(name, site, shape)
         kept = np.ones(shape, bool) if mask is None else np.asarray(mask)
         axes = [frame.dim - site["fn"].event_dim for frame in frames_of(site)[:1]]
         inner = parts_left_out(site, sites)

@@ -29,7 +29,7 @@ from pyro_spread.infer._datum import datum_rows, frames_of, parts_left_out
 from pyro_spread.infer._joint_sides import _plates_of, _run_forward, data_plates
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._sites import is_latent
-from pyro_spread.infer._two_sides import _mask, is_compared
+from pyro_spread.infer._two_sides import is_compared, mask_at
 from pyro_spread.optim import TwoPlayer
 from spread_analysis.history import History
 from spread_analysis.log_evidence import any_of_datum
@@ -229,7 +229,7 @@ def _draw(loss: Any, svi: SVI, options: Options, args: Any, kwargs: Any) -> Draw
             raise ValueError(report_messages.report_no_data())
         for name, site in observed.items():
             value = site["value"]
-            mask = _mask(name, site, value)
+            mask = mask_at(name, site, value)
             mask = None if mask is None else datum_rows(mask, site)[0]
             if not drawn:
                 obs = torch.as_tensor(site["infer"]["obs"], device=value.device)
@@ -266,7 +266,7 @@ def _num_data(observed: Mapping[str, Any]) -> float:
         value, scale = site["value"], torch.as_tensor(site["scale"]).unique()
         if len(scale) > 1 or not all(frame.vectorized for frame in frames_of(site)):
             return math.nan
-        mask = _mask(name, site, value)
+        mask = mask_at(name, site, value)
         kept = np.ones(value.shape, bool) if mask is None else mask.cpu().numpy()
         axes = [frame.dim - site["fn"].event_dim for frame in frames_of(site)[:1]]
         counted.append((any_of_datum(kept, axes), float(scale) / parts_left_out(site)))

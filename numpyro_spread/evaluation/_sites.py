@@ -13,13 +13,13 @@ from jax import random
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._scan import Inside
-from numpyro_spread.infer._two_sides import _mask
+from numpyro_spread.infer._two_sides import mask_at
 
 
 def kept_elements(name: str, site: Mapping[str, Any]) -> jax.Array:
     """Elements of a site that no mask leaves out, of shape batch + event."""
     shape = jnp.broadcast_shapes(site["fn"].shape(), jnp.shape(site["value"]))
-    mask = _mask(name, site, shape)
+    mask = mask_at(name, site, shape)
     return jnp.ones(shape, bool) if mask is None else mask
 
 

@@ -27,7 +27,7 @@ from numpyro_spread.evaluation._sites import (
 )
 from numpyro_spread.infer._invalid import Invalid, rows_first
 from numpyro_spread.infer._scan import Unconditioned
-from numpyro_spread.infer._two_sides import _mask
+from numpyro_spread.infer._two_sides import mask_at
 from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_core.arguments import (
     argument_name,
@@ -121,7 +121,7 @@ def simulation_based_calibration(
 
     def failures(sites: Mapping[str, Any]) -> Invalid:
         values = {name: sites[name]["value"] for name in observed}
-        masks = {name: _mask(name, sites[name], jnp.shape(v)) for name, v in values.items()}
+        masks = {name: mask_at(name, sites[name], jnp.shape(v)) for name, v in values.items()}
         return Invalid(values, {name: axes(name) for name in values}, masks)
 
     def with_simulated(sites: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

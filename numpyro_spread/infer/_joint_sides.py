@@ -31,10 +31,10 @@ from numpyro_spread.infer._sites import is_implicit
 from numpyro_spread.infer._two_sides import (
     Guarded,
     Side,
-    _mask,
     check_draws,
     check_noise_sites,
     is_compared,
+    mask_at,
     refuse_nonfinite,
 )
 from numpyro_spread.noise import SpreadNoise
@@ -214,7 +214,7 @@ def failed_simulations(
         dims = data_dims(sites)
     axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {n: _mask(n, s, jnp.shape(s["value"])) for n, s in observed.items()}
+    masks = {n: mask_at(n, s, jnp.shape(s["value"])) for n, s in observed.items()}
     return Invalid(values, axes, masks), axes
 
 

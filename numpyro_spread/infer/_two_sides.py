@@ -121,7 +121,7 @@ def draw_sides(
         name: kernel
         for name, kernel in noise.items()
         if closed_form is not None
-        and _mask(name, observed[name], jnp.shape(observed[name]["value"])) is None
+        and mask_at(name, observed[name], jnp.shape(observed[name]["value"])) is None
         and closed_form(kernel, observed[name]["fn"].event_shape)
     }
     noise = {name: kernel for name, kernel in noise.items() if name not in left}
@@ -209,12 +209,12 @@ class Side:
             # NumPy's arrays stay: they are concrete under jit too, where svi.run captures them.
             dtype = jnp.result_type(widened(site["value"]))
             value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
-            mask = _mask(name, site, jnp.shape(value))
+            mask = mask_at(name, site, jnp.shape(value))
             if name in noise:
                 if mask is not None:  # what may be NaN there need not be a valid mean
                     value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
                 value = draw_at(key, name, noise[name], value)
-                mask = _mask(name, site, jnp.shape(value))
+                mask = mask_at(name, site, jnp.shape(value))
             if mask is not None:
                 value = jnp.where(mask, value, jnp.zeros((), dtype))
                 whole = data_first(mask, event_dim, dim)
@@ -264,7 +264,7 @@ def check_draws(side: Side) -> None:
     note(invalid.counts, invalid.total)
 
 
-def _mask(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:
+def mask_at(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:
     """Which elements of a value of ``shape`` count; None if all do."""
     fn, result = site["fn"], None
     while isinstance(fn, Distribution):

@@ -22,7 +22,7 @@ from numpyro.distributions import (
 from numpyro_spread import _parents
 from numpyro_spread._pytree import FieldsAsPytree, widened
 from spread_core.messages import noise
-from spread_core.noise.base import Backend, Kernel, documented
+from spread_core.noise.base import Backend, Kernel
 
 
 def is_concrete(*values: Any) -> bool:
@@ -111,7 +111,6 @@ BACKEND = Backend(
 is_positive = BACKEND.is_positive
 
 
-@documented
 class SpreadNoise(Kernel[ArrayLike, jax.Array, Distribution], FieldsAsPytree):
     r"""
     A noise kernel :math:`k(y \mid x)`, a small immutable object.

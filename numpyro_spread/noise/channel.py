@@ -14,11 +14,9 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
-from spread_core.noise.base import documented
 from spread_core.noise.channel import SINGULAR_TOLERANCE, SUM_TOLERANCE, Channel
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class ChannelNoise(Channel, SpreadNoise):
     r"""

@@ -17,7 +17,6 @@ from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.distributions.util import validate_sample
 
 from numpyro_spread.noise.base import SpreadNoise
-from spread_core.noise.base import documented
 from spread_core.noise.low_rank import LowRankGaussian
 
 
@@ -45,7 +44,6 @@ class _LowRankNormal(dist.LowRankMultivariateNormal):
         return -0.5 * (self.loc.shape[-1] * math.log(2 * math.pi) + log_det + mahalanobis)
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class LowRankGaussianNoise(LowRankGaussian, SpreadNoise):
     r"""

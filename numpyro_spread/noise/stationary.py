@@ -19,7 +19,6 @@ from numpyro_spread.noise.base import SpreadNoise, is_concrete
 from spread_analysis import student_t_characteristic_function
 from spread_core.messages import noise
 from spread_core.noise import stationary
-from spread_core.noise.base import documented
 
 
 class _ElementwiseNoise(SpreadNoise, stationary.Elementwise, ABC):
@@ -51,7 +50,6 @@ class _ElementwiseNoise(SpreadNoise, stationary.Elementwise, ABC):
                 raise ValueError(noise.bad_positive(type(self).__name__, name, got))
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class GaussianNoise(stationary.Gaussian, _ElementwiseNoise):
     r"""
@@ -90,7 +88,6 @@ class GaussianNoise(stationary.Gaussian, _ElementwiseNoise):
         return jnp.broadcast_to(variance, jnp.broadcast_shapes(variance.shape, loc.shape[-1:]))
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class LaplaceNoise(stationary.Laplace, _ElementwiseNoise):
     r"""
@@ -106,7 +103,6 @@ class LaplaceNoise(stationary.Laplace, _ElementwiseNoise):
         return dist.Laplace(x, *parameters)
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class StudentTNoise(stationary.StudentT, _ElementwiseNoise):
     r"""
@@ -141,7 +137,6 @@ class StudentTNoise(stationary.StudentT, _ElementwiseNoise):
         return jax.pure_callback(on_host, result, *numbers, vmap_method="broadcast_all")
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class LogisticNoise(stationary.Logistic, _ElementwiseNoise):
     r"""

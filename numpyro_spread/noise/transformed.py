@@ -19,7 +19,6 @@ from numpyro_spread import _parents
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
 from spread_core.messages import noise as noise_messages
 from spread_core.noise import transformed
-from spread_core.noise.base import documented
 
 
 def _parts(transform: Any) -> Sequence[Transform]:
@@ -79,7 +78,6 @@ def _is_real_array(transform: Transform) -> bool:
     return codomain is not constraints.complex
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class TransformedNoise(transformed.Transformed, SpreadNoise):
     r"""

@@ -12,13 +12,13 @@ import torch
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread.infer._sites import is_computed
-from pyro_spread.infer._two_sides import _mask
+from pyro_spread.infer._two_sides import mask_at
 
 
 def kept_elements(name: str, site: Mapping[str, Any]) -> np.ndarray:
     """Elements of a site that no mask leaves out, of shape batch + event."""
     shape = torch.broadcast_shapes(site["fn"].shape(), site["value"].shape)
-    mask = _mask(name, site, site["value"].expand(shape))
+    mask = mask_at(name, site, site["value"].expand(shape))
     return np.ones(shape, bool) if mask is None else mask.cpu().numpy()
 
 

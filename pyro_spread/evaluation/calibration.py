@@ -17,7 +17,7 @@ from pyro_spread._inputs import takes_arrays
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.evaluation._sites import kept_elements, sample_sites, shared_dims, to_numpy
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._two_sides import _mask
+from pyro_spread.infer._two_sides import mask_at
 from spread_analysis.calibration import CalibrationReport, Ranked, RankTally
 from spread_analysis.log_evidence import (
     data_first,
@@ -157,5 +157,5 @@ def _axes(site: Mapping[str, Any], dims: Sequence[int]) -> list[int]:
 
 def _invalid(observed: Mapping[str, Any], dims: Sequence[int]) -> Invalid:
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
+    masks = {name: mask_at(name, site, site["value"]) for name, site in observed.items()}
     return Invalid(values, {n: _axes(site, dims) for n, site in observed.items()}, masks)

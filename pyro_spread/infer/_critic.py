@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -24,6 +22,7 @@ from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.regularizers import Regularizer
+from spread_core.arguments import accepts
 from spread_core.caller_warning import warn_user
 from spread_core.messages import players
 from spread_core.messages import ranks as rank_messages
@@ -113,7 +112,7 @@ def judge(
             else:
                 logits = discriminator(values, *args, **kwargs)
     except TypeError as error:
-        if _takes(discriminator.forward, values, *args, **kwargs):
+        if accepts(discriminator.forward, values, *args, **kwargs):
             raise
         raise TypeError(players.no_critic(discriminator, _CALLED)) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
@@ -215,11 +214,3 @@ def penalise(
     with unchanged_buffers():
         penalty = regularizer.penalty(watched, data, model, weights)
     return loss + regularizer.every * share * penalty
-
-
-def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    try:
-        inspect.signature(fn).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True

@@ -32,7 +32,7 @@ from pyro_spread.infer._sites import (
     lacks_gradient,
     plain_name,
 )
-from pyro_spread.infer._two_sides import Side, _mask, check_draws, check_noise_sites, is_compared
+from pyro_spread.infer._two_sides import Side, check_draws, check_noise_sites, is_compared, mask_at
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
@@ -165,7 +165,7 @@ def failed_simulations(
         dims = data_dims(sites)
     axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
     values = {name: site["value"] for name, site in observed.items()}
-    masks = {name: _mask(name, site, site["value"]) for name, site in observed.items()}
+    masks = {name: mask_at(name, site, site["value"]) for name, site in observed.items()}
     return Invalid(values, axes, masks), axes
 
 

@@ -84,7 +84,7 @@ def draw_sides(
         name: kernel
         for name, kernel in noise.items()
         if closed_form is not None
-        and _mask(name, observed[name], observed[name]["value"]) is None
+        and mask_at(name, observed[name], observed[name]["value"]) is None
         and closed_form(kernel, observed[name]["fn"].event_shape)
     }
     noise = {name: kernel for name, kernel in noise.items() if name not in left}
@@ -184,7 +184,7 @@ class Side:
             value, event_dim = value.to(site["value"].dtype), site["fn"].event_dim
             if name in noise:
                 value = draw_at(name, noise[name], value)
-            mask = _mask(name, site, value)
+            mask = mask_at(name, site, value)
             if mask is not None:
                 value = torch.where(mask, value, torch.zeros_like(value))
                 whole = data_first(mask, event_dim, dim)
@@ -220,7 +220,7 @@ def check_draws(side: Side) -> None:
     Invalid(side.values, axes).refuse()
 
 
-def _mask(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tensor | None:
+def mask_at(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tensor | None:
     """Which elements of ``value`` count, in its shape; None if all do."""
     masks = [(site["mask"], site["fn"].event_dim)]
     fn = site["fn"]

@@ -14,7 +14,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 
 from pyro_spread import _parents
 from spread_core.messages import noise
-from spread_core.noise.base import Backend, Kernel, documented
+from spread_core.noise.base import Backend, Kernel
 
 
 def as_parameter(value: float | torch.Tensor) -> float | torch.Tensor:
@@ -78,7 +78,6 @@ BACKEND = Backend(
 is_positive = BACKEND.is_positive
 
 
-@documented
 class SpreadNoise(Kernel[torch.Tensor, torch.Tensor, TorchDistribution]):
     r"""
     A noise kernel :math:`k(y \mid x)`, a small immutable object.

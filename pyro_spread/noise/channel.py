@@ -12,11 +12,9 @@ import torch
 from pyro.distributions import TorchDistribution
 
 from pyro_spread.noise.base import SpreadNoise
-from spread_core.noise.base import documented
 from spread_core.noise.channel import Channel
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class ChannelNoise(Channel, SpreadNoise):
     r"""

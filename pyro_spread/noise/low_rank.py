@@ -14,7 +14,6 @@ from pyro.distributions import TorchDistribution
 from torch.distributions.transforms import ReshapeTransform
 
 from pyro_spread.noise.base import SpreadNoise, like
-from spread_core.noise.base import documented
 from spread_core.noise.low_rank import LowRankGaussian
 
 
@@ -41,7 +40,6 @@ class _LowRankNormal(dist.LowRankMultivariateNormal):
         return -0.5 * (size * math.log(2 * math.pi) + log_det + mahalanobis)
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class LowRankGaussianNoise(LowRankGaussian, SpreadNoise):
     r"""

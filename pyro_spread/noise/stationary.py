@@ -16,7 +16,6 @@ from pyro.distributions import TorchDistribution
 from pyro_spread.noise.base import SpreadNoise, is_positive, like
 from spread_analysis import student_t_characteristic_function
 from spread_core.noise import stationary
-from spread_core.noise.base import documented
 
 
 class _ElementwiseNoise(SpreadNoise, stationary.Elementwise, ABC):
@@ -114,7 +113,6 @@ class _SharedScaleEvent(dist.Independent):
         return self.base_dist._event_log_prob(value, self.reinterpreted_batch_ndims)
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class GaussianNoise(stationary.Gaussian, _ElementwiseNoise):
     r"""
@@ -157,7 +155,6 @@ class GaussianNoise(stationary.Gaussian, _ElementwiseNoise):
         return (like(self.scale, x) ** 2).expand_as(x)
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class LaplaceNoise(stationary.Laplace, _ElementwiseNoise):
     r"""
@@ -175,7 +172,6 @@ class LaplaceNoise(stationary.Laplace, _ElementwiseNoise):
         return dist.Laplace(x, *parameters, validate_args=validate_args)
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class StudentTNoise(stationary.StudentT, _ElementwiseNoise):
     r"""
@@ -204,7 +200,6 @@ class StudentTNoise(stationary.StudentT, _ElementwiseNoise):
         )
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class LogisticNoise(stationary.Logistic, _ElementwiseNoise):
     r"""

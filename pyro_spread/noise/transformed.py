@@ -16,7 +16,6 @@ from pyro_spread import _parents
 from pyro_spread.noise.base import SpreadNoise
 from spread_core.messages import noise as noise_messages
 from spread_core.noise import transformed
-from spread_core.noise.base import documented
 
 
 def _parts(transform: Any) -> list[Transform]:
@@ -50,7 +49,6 @@ def _permutation(transform: Any) -> Any:
     return transform.permutation if isinstance(transform, pyro_transforms.Permute) else None
 
 
-@documented
 @dataclass(frozen=True, eq=False)
 class TransformedNoise(transformed.Transformed, SpreadNoise):
     r"""

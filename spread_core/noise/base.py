@@ -5,18 +5,18 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from spread_core.messages import noise
+from spread_core.messages import general, spreading
+from spread_core.messages import noise as noise_messages
+from spread_core.shared_docs import SharedDocs
 
 ValueT = TypeVar("ValueT")
 ArrayT = TypeVar("ArrayT")
 DistributionT = TypeVar("DistributionT")
-ClassT = TypeVar("ClassT", bound=type)
 
 Shape = tuple[int, ...]
 
@@ -75,20 +75,47 @@ class Backend:
             return False
         return bool(np.all((array > 0) & np.isfinite(array)))
 
+    def is_kernel(self, value: Any) -> bool:
+        """Whether a value is a kernel of this backend."""
+        return isinstance(value, Kernel) and value._backend is self
 
-def documented(cls: ClassT) -> ClassT:
-    """
-    A kernel whose docstring says all that its first base class says, with its own example.
+    def check_noise(self, noise: Any) -> dict[str, Any]:
+        """
+        A copy of ``noise`` if it is a dict from site names to kernels.
 
-    :param cls: the kernel; its docstring is the first line and an example.
-    """
-    first, example = inspect.cleandoc(cls.__doc__ or "").split("\n\n", 1)
-    _, shared = inspect.cleandoc(cls.__bases__[0].__doc__ or "").split("\n\n", 1)
-    lines = shared.split("\n")
-    cut = next(i for i, line in enumerate(lines) if line.startswith(("**References**", ":param")))
-    text, end = ("\n".join(part) for part in (lines[:cut], lines[cut:]))
-    cls.__doc__ = f"{first}\n\n{text}\n{example}\n\n{end}"
-    return cls
+        :param noise: the argument of a handler or loss.
+        :raises TypeError: if it is not.
+        """
+        if not isinstance(noise, Mapping) or not noise:
+            raise TypeError(spreading.bad_noise_argument(noise))
+        for site, kernel in noise.items():
+            if not isinstance(site, str):
+                raise TypeError(spreading.bad_noise_argument(noise))
+            if not self.is_kernel(kernel):
+                raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
+        return dict(noise)
+
+    def as_noise(self, noise: Any) -> Any:
+        """
+        ``noise`` as a loss keeps it: a checked dict, empty for None, or the callable.
+
+        :param noise: the argument of a loss.
+        :raises TypeError: if it is none of these.
+        """
+        if noise is None:
+            return {}
+        by_call = callable(noise) and not self.is_kernel(noise)  # kernels are callable too
+        return noise if by_call else self.check_noise(noise)
+
+    def kernels_of(self, noise: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+        """
+        The kernels of this step.
+
+        :param noise: what :meth:`as_noise` returned.
+        :param args: arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        return self.check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
 
 
 def broadcast(*shapes: Sequence[int]) -> Shape | None:
@@ -107,7 +134,7 @@ def broadcast(*shapes: Sequence[int]) -> Shape | None:
     return tuple(full)
 
 
-class Kernel(Generic[ValueT, ArrayT, DistributionT]):
+class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
     r"""
     A noise kernel :math:`k(y \mid x)`, a small immutable object.
 
@@ -148,10 +175,10 @@ class Kernel(Generic[ValueT, ArrayT, DistributionT]):
         self.check_value(x)
         array = self._backend.widened(x)
         if not 0 <= event_dim <= array.ndim:
-            raise ValueError(noise.event_dim_too_large(repr(self), event_dim, array.ndim))
+            raise ValueError(noise_messages.event_dim_too_large(repr(self), event_dim, array.ndim))
         if event_dim < self.coupled_dims:
             name = type(self).__name__
-            raise ValueError(noise.event_dim_too_small(name, self.coupled_dims, event_dim))
+            raise ValueError(noise_messages.event_dim_too_small(name, self.coupled_dims, event_dim))
         return self._conditional(array, event_dim)
 
     def spread(self, distribution: DistributionT) -> DistributionT:
@@ -166,7 +193,8 @@ class Kernel(Generic[ValueT, ArrayT, DistributionT]):
         """
         fn: Any = distribution
         if not isinstance(fn, self._backend.distribution):
-            raise NotImplementedError(noise.no_spread_rule(type(self).__name__, type(fn).__name__))
+            names = type(self).__name__, type(fn).__name__
+            raise NotImplementedError(noise_messages.no_spread_rule(*names))
         self._check_site((*fn.batch_shape, *fn.event_shape), len(fn.event_shape))
         return self._spread(fn, 0)
 
@@ -177,7 +205,7 @@ class Kernel(Generic[ValueT, ArrayT, DistributionT]):
         :param omega: frequencies, in radians per unit of x.
         :raises NotImplementedError: for kernels that are not stationary.
         """
-        raise NotImplementedError(noise.no_characteristic_function(type(self).__name__))
+        raise NotImplementedError(noise_messages.no_characteristic_function(type(self).__name__))
 
     def check_value(self, x: ValueT) -> None:
         """
@@ -187,7 +215,7 @@ class Kernel(Generic[ValueT, ArrayT, DistributionT]):
         """
         dtype, kind = self._backend.type_of(x)
         if kind != "floating":
-            raise TypeError(noise.integer_under_continuous(type(self).__name__, dtype))
+            raise TypeError(noise_messages.integer_under_continuous(type(self).__name__, dtype))
 
     def conditional(self, x: ArrayT, event_dim: int) -> DistributionT:
         """
@@ -203,7 +231,7 @@ class Kernel(Generic[ValueT, ArrayT, DistributionT]):
         """
         # The kernels of the package implement the method below instead.
         if type(self)._conditional is Kernel._conditional:
-            raise NotImplementedError(noise.no_conditional(type(self).__name__))
+            raise NotImplementedError(noise_messages.no_conditional(type(self).__name__))
         return self._conditional(x, event_dim)
 
     def _conditional(
@@ -286,4 +314,4 @@ class Kernel(Generic[ValueT, ArrayT, DistributionT]):
                 return mixture.to_event(extra)
         name = type(fn).__name__
         known_as = name if separable else f"Independent({name}, {extra})"
-        raise NotImplementedError(noise.no_spread_rule(type(self).__name__, known_as))
+        raise NotImplementedError(noise_messages.no_spread_rule(type(self).__name__, known_as))

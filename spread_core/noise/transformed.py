@@ -94,7 +94,7 @@ class Transformed(Kernel[Any, Any, Any]):
         known = self._transforms
         if not isinstance(self.transform, known.base):
             raise TypeError(noise_messages.not_a_transform(self.transform, known.base_name))
-        if not isinstance(self.noise, Kernel):
+        if not self._backend.is_kernel(self.noise):
             raise TypeError("TransformedNoise: " + noise_messages.not_a_kernel(self.noise))
         for part in known.all_parts(self.transform):
             reason = self._why_not_injective(part)
