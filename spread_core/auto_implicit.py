@@ -69,8 +69,8 @@ class AutoImplicitShared(SharedDocs):
         create_plates: Callable[..., Any] | None = None,
         prefix: str = "auto",
     ) -> None:
-        options = self._parent_options(model, prefix)
-        super().__init__(**options, create_plates=create_plates)
+        options = self._parent_options(model, prefix) | {"create_plates": create_plates}
+        super().__init__(**options)
         check_sizes(noise_dim, hidden, init_samples)
         self._bind_encoder(encoder)
         self.noise_dim, self.hidden, self.init_samples = noise_dim, tuple(hidden), init_samples

@@ -14,6 +14,7 @@ import numpy as np
 
 from numpyro_spread.infer._scan import is_scanned
 from spread_core import datum
+from spread_core.datum import data_first
 
 
 def frames_of(site: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -48,36 +49,6 @@ def are_whole(sites: Mapping[str, Any]) -> bool:
     :param sites: dict from name to site of a trace.
     """
     return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
-
-
-def in_batch(value: Any, site: Mapping[str, Any], dim: int | None) -> Any:
-    """
-    ``value`` in the batch shape of its site, all but the number of data; None if it does not fit.
-
-    :param value: of the site, which may broadcast over inner plates.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
-    own = jnp.shape(value)
-    shape = datum.full_shape(own, batch, event, dim)
-    if shape is None or shape == own:
-        return None if shape is None else value
-    kind = _kind(value)
-    return kind.broadcast_to(kind.reshape(value, own[max(0, len(own) - len(shape)) :]), shape)
-
-
-def data_first(value: Any, event_dim: int, dim: int | None) -> Any:
-    """
-    ``value`` with the dimension that counts the data in front of the rest of the datum.
-
-    :param value: of shape batch + event.
-    :param event_dim: number of event dimensions.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    if dim is None or jnp.ndim(value) == event_dim - dim:
-        return value
-    return _kind(value).moveaxis(value, dim - event_dim, 0)
 
 
 def datum_rows(value: Any, site: Mapping[str, Any]) -> tuple[Any, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from spread_core import datum
+from spread_core.datum import data_first
 
 
 def frames_of(site: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -41,32 +42,6 @@ def are_whole(sites: Mapping[str, Any]) -> bool:
     :param sites: dict from name to site of a trace.
     """
     return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
-
-
-def in_batch(value: torch.Tensor, site: Mapping[str, Any], dim: int | None) -> torch.Tensor | None:
-    """
-    ``value`` in the batch shape of its site, all but the number of data; None if it does not fit.
-
-    :param value: of the site, which may broadcast over inner plates.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
-    shape = datum.full_shape(tuple(value.shape), batch, event, dim)
-    if shape is None:
-        return None
-    return value.reshape(value.shape[max(0, value.dim() - len(shape)) :]).expand(shape)
-
-
-def data_first(value: torch.Tensor, event_dim: int, dim: int | None) -> torch.Tensor:
-    """
-    ``value`` with the dimension that counts the data in front of the rest of the datum.
-
-    :param value: of shape batch + event.
-    :param event_dim: number of event dimensions.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    return value if dim is None else value.movedim(dim - event_dim, 0)
 
 
 def datum_rows(value: torch.Tensor, site: Mapping[str, Any]) -> tuple[torch.Tensor, int]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from spread_core.loss_words import LossWords, divergence_name
@@ -83,7 +82,7 @@ class AdversarialDivergenceShared(CriticLossShared):
     """
 
     #: From a number of logits to an array of them.
-    _zeros: ClassVar[Callable[..., Any]]
+    _zeros: ClassVar[Any]
 
     def __init__(
         self,

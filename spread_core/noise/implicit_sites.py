@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from spread_core.messages import general, semi_implicit
 from spread_core.patterns import key_of, resolved
@@ -56,9 +56,9 @@ class SiteNoiseShared:
     """The kernel of a site, in the unconstrained space of the site's support."""
 
     #: From a constraint to the bijection of all reals onto it.
-    _bijection: Callable[[Any], Any]
+    _bijection: ClassVar[Any]
     #: Sums a number of rightmost dims.
-    _sum_rightmost: Callable[[Any, int], Any]
+    _sum_rightmost: ClassVar[Any]
 
     def __init__(self, site: str, fn: Any, kernel: Any, support: Any) -> None:
         self.site, self.kernel, self.support = site, kernel, support
