@@ -31,7 +31,6 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     """
     The batch dimension of every site that counts the data, from the right; None for a single datum.
 
-    :param sites: dict from name to site of a trace: those that are compared.
     :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
     # The time of a scan, leftmost, is part of a datum; dims count from the right.
@@ -45,8 +44,6 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
 def are_whole(sites: Mapping[str, Any]) -> bool:
     """
     Whether all sites stand in one plate or none does: else draws outside make all data one datum.
-
-    :param sites: dict from name to site of a trace.
     """
     return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
 
@@ -55,7 +52,6 @@ def datum_rows(value: Any, site: Mapping[str, Any]) -> tuple[Any, int]:
     """
     ``value`` laid out with a row for every element of the outermost plate, and its event dims then.
 
-    :param value: of the shape of the site's value.
     :param site: of a trace; without such a plate the value stays.
     """
     event_dim, frame = site["fn"].event_dim, next(iter(frames_of(site)), None)
@@ -74,10 +70,6 @@ def weight_of_data(
     """
     The scale of a site, one for each datum.
 
-    :param name: of the site.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    :param batch_shape: number of data.
     :raises ValueError: if it does not fit, or differs within a datum.
     """
     scale, batch = 1.0 if site["scale"] is None else site["scale"], list(site["fn"].batch_shape)
@@ -93,9 +85,6 @@ def parts_left_out(site: Mapping[str, Any], sites: Mapping[str, Any]) -> float:
     The factor that inner plates which subsample put into the scale of a site.
 
     A datum with fewer parts still is one datum.
-
-    :param site: of a trace.
-    :param sites: a trace that has the plates.
     """
     inner = [frame for frame in frames_of(site)[1:] if frame.name in sites]
     return math.prod(sites[frame.name]["args"][0] / frame.size for frame in inner)

@@ -98,8 +98,6 @@ class Mixture(Distribution):
     Draws come with the psi they were made from, as NumPyro's intermediates; only such draws can be
     scored.
 
-    :param noise: the kernel of the site.
-    :param fn: the implicit distribution.
     :param num_mixture: number K of further draws.
     """
 

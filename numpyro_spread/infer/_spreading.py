@@ -72,10 +72,6 @@ class Spreading(SpreadingShared):
         """
         The noise of one step, to be drawn from once per particle.
 
-        :param params: values of param sites.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         :raises ValueError: if data cannot be spread, or noise has params that SVI does not know.
         """
         noise = kernels_with_params(self.noise, params, args, kwargs)
@@ -96,10 +92,6 @@ class Spreading(SpreadingShared):
         How to draw may depend on what the model does with its data. A run that shows it is broken
         off and made again, as if it had been known from the start.
 
-        :param params: values of param sites.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         :param run: called with the step to draw from.
         """
         while True:
@@ -123,10 +115,7 @@ class Spreading(SpreadingShared):
         """
         The noise of a step that may run the guide alone: the model is looked at before.
 
-        :param params: values of param sites.
         :param model: the model, which is traced where it matters how it observes its data.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         """
 
         def look(step: SpreadStep) -> SpreadStep:
@@ -197,10 +186,6 @@ class SpreadStep:
         Evaluate the spread model and the guide on fresh noise with ``evaluate``.
 
         Where plates subsample and nothing but their rows is read, noise is drawn for these alone.
-
-        :param rng_key: random key.
-        :param guide: the guide.
-        :param evaluate: called with model, guide, their arguments and a random key.
         """
         taken_by = self._taken_by()
         if taken_by:

@@ -28,7 +28,6 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     """
     The batch dimension of every site that counts the data, from the right; None for a single datum.
 
-    :param sites: dict from name to site of a trace: those that are compared.
     :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
     shapes = {name: tuple(site["fn"].batch_shape) for name, site in sites.items()}
@@ -38,8 +37,6 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
 def are_whole(sites: Mapping[str, Any]) -> bool:
     """
     Whether all sites stand in one plate or none does: else draws outside make all data one datum.
-
-    :param sites: dict from name to site of a trace.
     """
     return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
 
@@ -48,7 +45,6 @@ def datum_rows(value: torch.Tensor, site: Mapping[str, Any]) -> tuple[torch.Tens
     """
     ``value`` laid out with a row for every element of the outermost plate, and its event dims then.
 
-    :param value: of the shape of the site's value.
     :param site: of a trace; without such a plate the value stays.
     """
     event_dim, frame = site["fn"].event_dim, next(iter(frames_of(site)), None)
@@ -66,10 +62,6 @@ def weight_of_data(
     """
     The scale of a site, one for each datum.
 
-    :param name: of the site.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    :param batch_shape: number of data.
     :raises ValueError: if it does not fit, or differs within a datum.
     """
     scale, batch = torch.as_tensor(site["scale"]), list(site["fn"].batch_shape)
@@ -84,8 +76,6 @@ def parts_left_out(site: Mapping[str, Any]) -> float:
     The factor that inner plates which subsample put into the scale of a site.
 
     A datum with fewer parts still is one datum.
-
-    :param site: of a trace.
     """
     inner = [frame for frame in frames_of(site)[1:] if frame.vectorized]
     return math.prod(float(frame.full_size or frame.size) / float(frame.size) for frame in inner)

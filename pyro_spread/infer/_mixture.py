@@ -90,8 +90,6 @@ class Mixture(TorchDistribution):
 
     Which psi those are is settled when it is made: that is why it is made outside all plates.
 
-    :param noise: the kernel of the site.
-    :param fn: the implicit distribution.
     :param psi: draws of ``fn`` of shape (K + 1,) + batch + event.
     :param mask: elements of the batch whose density counts.
     """

@@ -71,7 +71,6 @@ def is_computed(site: Mapping[str, Any], value: Any) -> bool:
     So do ``pyro.deterministic`` and what a reparametriser leaves where a latent was: a Delta that
     is masked out and stands at the value.
 
-    :param site: of a trace.
     :param value: what it observes.
     """
     if site["infer"].get("_deterministic"):

@@ -83,10 +83,6 @@ class Spreading(SpreadingShared):
         How to draw may depend on how the model uses its data. If a run shows that noise must be
         drawn differently, it is stopped and repeated from the same random state.
 
-        :param located: from :meth:`locate`.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         :param run: called with what is known; to be passed to :meth:`draw` or :meth:`hand`.
         """
         shapes = {key: _shape(get_argument(key, args, kwargs)) for key in located.values()}
@@ -118,14 +114,7 @@ class Spreading(SpreadingShared):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Handed:
-        """
-        Fresh y, to replace x.
-
-        :param use: how the model uses its data, from :meth:`settled`.
-        :param located: from :meth:`locate`.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
-        """
+        """Fresh y, to replace x."""
         # Kernels of a callable are made afresh for every particle: each has its own backward.
         return Handed(kernels_of(self.noise, args, kwargs), use, located, args, kwargs)
 
@@ -137,15 +126,7 @@ class Spreading(SpreadingShared):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """
-        The spread model, and the arguments with fresh y instead of x.
-
-        :param use: how the model uses its data, from :meth:`settled`.
-        :param located: from :meth:`locate`.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
-        """
+        """The spread model, and the arguments with fresh y instead of x."""
         handed = self.hand(use, located, args, kwargs)
         if not handed.noise:
             return model, args, kwargs
@@ -160,8 +141,6 @@ class Spreading(SpreadingShared):
         The arguments with fresh y instead of x, for running the guide alone.
 
         :param model: the model, which is run where it matters how it observes its data.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         """
         located = self.locate(model, args, kwargs)
 

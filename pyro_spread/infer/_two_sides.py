@@ -62,8 +62,6 @@ def draw_sides(
     :param model: the model; its observed sites are compared.
     :param guide: empty, or over global latents.
     :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
-    :param args: positional arguments of model and guide.
-    :param kwargs: keyword arguments of both.
     :param closed_form: whether the loss has the noise of a kernel on an event shape in closed form,
         so that it is not drawn; asked for sites without masks only.
     :raises ValueError: if sites, plates, masks and noise are inconsistent.
