@@ -21,8 +21,6 @@ def as_array(value: Any) -> Any:
     The numbers of a tensor of torch as a NumPy array; anything else as it is.
 
     NumPy's own arrays stay: JAX takes them, and their values are known under jit too.
-
-    :param value: anything.
     """
     if not is_foreign(value, "torch", "Tensor"):
         return value
@@ -59,8 +57,6 @@ def observed_array(site: str, value: Any) -> Any:
     """
     What a site observes, as an array; unknown types are left to its distribution.
 
-    :param site: its name.
-    :param value: the observed value.
     :raises ValueError: if it is a list, a labelled or masked array, or the like.
     """
     value = as_array(value)

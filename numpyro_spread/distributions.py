@@ -18,6 +18,7 @@ from numpyro.distributions import Delta, Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_spread._pytree import widened
+from spread_core.densityless import DeterministicGeneratorShared, ImplicitShared
 from spread_core.inspection import is_inspected
 from spread_core.messages import distributions
 
@@ -34,27 +35,19 @@ def _as_pytree(fn: Callable[..., Any]) -> Any:
     return Partial(fn)
 
 
-class ImplicitDistribution(Distribution):
+class ImplicitDistribution(ImplicitShared, Distribution):
     r"""
     The distribution of ``fn(eps)`` for ``eps ~ base_dist``: it can be sampled, it has no density.
 
-    It carries ``(fn, base_dist)`` and never a drawn value, so that ``expand``, ``sample_shape``,
-    vectorised particles and ``Predictive`` all draw fresh noise. It is a pytree: arrays that ``fn``
-    needs cross jit, vmap and scan as arguments of a :class:`jax.tree_util.Partial` (a plain
-    ``functools.partial`` is converted); those that it closes over do not.
+    It is a pytree: arrays that ``fn`` needs cross jit, vmap and scan as arguments of a
+    :class:`jax.tree_util.Partial` (a plain ``functools.partial`` is converted); those that it
+    closes over do not.
 
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
         >>> base = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
         >>> d = ImplicitDistribution(lambda eps: eps[..., :2] ** 2, base, event_shape=(2,))
         >>> d.expand([5]).sample(jax.random.key(0), (7,)).shape
         (7, 5, 2)
-
-    :param fn: callable from noise of shape sample + batch + base event shape to values of shape
-        sample + batch + ``event_shape``; a ``Partial``, function or module, differentiable in its
-        parameters.
-    :param base_dist: distribution of the noise; its batch shape is the batch shape here.
-    :param event_shape: shape of one value, a tuple.
-    :raises TypeError: if fn is not callable, base_dist no distribution or event_shape no tuple.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -69,11 +62,7 @@ class ImplicitDistribution(Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        if not callable(fn):
-            raise TypeError(distributions.implicit_fn(fn))
-        if not isinstance(base_dist, Distribution):
-            raise TypeError(distributions.implicit_base(base_dist, "numpyro"))
-        distributions.check_event_shape(event_shape)
+        self._check(fn, base_dist, event_shape, Distribution, "numpyro")
         self.fn = _as_pytree(fn)
         self.base_dist = base_dist
         # The dims that vmap and scan put in front of the arrays follow from the dims they had
@@ -85,11 +74,6 @@ class ImplicitDistribution(Distribution):
     def support(self) -> constraints.Constraint:
         """All real values, since ``SVI.init`` needs a support; fn may reach only some of them."""
         return constraints.independent(constraints.real, self.event_dim)
-
-    @property
-    def has_rsample(self) -> bool:
-        """Whether draws are differentiable in the parameters of fn and ``base_dist``."""
-        return bool(self.base_dist.has_rsample)
 
     def expand(self, batch_shape: Sequence[int]) -> ImplicitDistribution:
         """The distribution over ``batch_shape`` independent draws: it is the noise that expands."""
@@ -116,8 +100,7 @@ class ImplicitDistribution(Distribution):
         """
         value = widened(self.fn(self.base_dist.sample(key, sample_shape)))
         expected = self.shape(sample_shape)
-        if jnp.shape(value) != expected:
-            raise ValueError(distributions.implicit_output_shape(jnp.shape(value), expected))
+        self._check_draws(jnp.shape(value), expected)
         return value
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
@@ -227,20 +210,13 @@ class _SideBySide(Distribution):
         return jnp.moveaxis(draw(self.each, keys), 0, len(sample_shape))
 
 
-class DeterministicGenerator(Delta):
+class DeterministicGenerator(DeterministicGeneratorShared, Delta):
     r"""
     The likelihood :math:`p(x \mid z) = \delta(x - g(z))` of a deterministic generator.
-
-    A ``Delta`` that refuses to be scored: where a stock ``Delta`` silently gives -inf, ``log_prob``
-    is an error that names the losses for such models. Under
-    :class:`~numpyro_spread.SpreadELBO` the two are the same.
 
         >>> import jax.numpy as jnp
         >>> DeterministicGenerator(jnp.zeros((5, 2)), event_dim=1).batch_shape
         (5,)
-
-    :param value: the output g(z), of shape batch + event.
-    :param event_dim: number of event dimensions of ``value``.
     """
 
     def __init__(

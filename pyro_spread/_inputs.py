@@ -28,8 +28,6 @@ def as_tensor(value: Any) -> Any:
     The numbers of a NumPy or JAX array as a tensor; anything else as it is.
 
     NumPy's float64 becomes torch's default type: it is what NumPy gives whoever asked for none.
-
-    :param value: anything.
     """
     if is_plain_numeric(value):
         tensor = _from_numpy(value)
@@ -86,8 +84,6 @@ def observed_tensor(site: str, value: Any) -> Any:
     """
     What a site observes, as a tensor; unknown types are left to its distribution.
 
-    :param site: its name.
-    :param value: the observed value.
     :raises ValueError: if it is a list, a labelled or masked array, or the like.
     """
     value = as_tensor(value)

@@ -18,7 +18,7 @@ __all__ = [
     "clipping_of",
     "constraint_of",
     "copy_all",
-    "is_inverse",
+    "inverted",
     "is_scheduler",
     "load_optimizer_state",
     "mask_of",
@@ -105,9 +105,9 @@ def wrapper_tensor(cls: Any, like: torch.Tensor) -> Any:
     )
 
 
-def is_inverse(transform: Any) -> bool:
-    """Whether a transform is the inverse of one, made by its ``inv``."""
-    return isinstance(transform, transforms._InverseTransform)
+def inverted(transform: Any) -> Any:
+    """The transform whose inverse this one is; None if it is not an inverse."""
+    return transform.inv if isinstance(transform, transforms._InverseTransform) else None
 
 
 def mask_of(fn: Any) -> Any:

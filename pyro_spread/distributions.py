@@ -11,28 +11,20 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 
+from spread_core.densityless import DeterministicGeneratorShared, ImplicitShared
 from spread_core.inspection import is_inspected
 from spread_core.messages import distributions
 
 
-class ImplicitDistribution(TorchDistribution):
+class ImplicitDistribution(ImplicitShared, TorchDistribution):
     r"""
     The distribution of ``fn(eps)`` for ``eps ~ base_dist``: it can be sampled, it has no density.
-
-    It carries ``(fn, base_dist)`` and never a drawn value, so that ``expand``, ``sample_shape``,
-    vectorised particles and ``Predictive`` all draw fresh noise.
 
         >>> import torch, pyro.distributions as dist
         >>> base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
         >>> d = ImplicitDistribution(lambda eps: eps[..., :2] ** 2, base, event_shape=(2,))
         >>> d.expand([5]).rsample((7,)).shape
         torch.Size([7, 5, 2])
-
-    :param fn: callable from noise of shape sample + batch + base event shape to values of shape
-        sample + batch + ``event_shape``; a module or a function, differentiable in its parameters.
-    :param base_dist: distribution of the noise; its batch shape is the batch shape here.
-    :param event_shape: shape of one value, a tuple.
-    :raises TypeError: if fn is not callable, base_dist no distribution or event_shape no tuple.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -45,11 +37,7 @@ class ImplicitDistribution(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        if not callable(fn):
-            raise TypeError(distributions.implicit_fn(fn))
-        if not isinstance(base_dist, torch.distributions.Distribution):
-            raise TypeError(distributions.implicit_base(base_dist, "pyro"))
-        distributions.check_event_shape(event_shape)
+        self._check(fn, base_dist, event_shape, torch.distributions.Distribution, "pyro")
         self.fn = fn
         self.base_dist = base_dist
         super().__init__(
@@ -60,11 +48,6 @@ class ImplicitDistribution(TorchDistribution):
     def support(self) -> Any:
         """All real values; fn may reach only some of them."""
         return constraints.independent(constraints.real, len(self.event_shape))
-
-    @property
-    def has_rsample(self) -> bool:
-        """Whether draws are differentiable in the parameters of fn and ``base_dist``."""
-        return bool(self.base_dist.has_rsample)
 
     def has_rsample_(self, value: bool) -> ImplicitDistribution:
         """
@@ -93,8 +76,7 @@ class ImplicitDistribution(TorchDistribution):
         sample_shape = torch.Size(sample_shape)
         value = self.fn(draw(sample_shape))
         expected = self._extended_shape(sample_shape)
-        if value.shape != expected:
-            raise ValueError(distributions.implicit_output_shape(value.shape, expected))
+        self._check_draws(value.shape, expected)
         return value
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
@@ -110,20 +92,13 @@ class ImplicitDistribution(TorchDistribution):
         raise NotImplementedError(distributions.implicit_has_no_density())
 
 
-class DeterministicGenerator(dist.Delta):
+class DeterministicGenerator(DeterministicGeneratorShared, dist.Delta):
     r"""
     The likelihood :math:`p(x \mid z) = \delta(x - g(z))` of a deterministic generator.
-
-    A ``Delta`` that refuses to be scored: where a stock ``Delta`` silently gives -inf, ``log_prob``
-    is an error that names the losses for such models. Under :class:`~pyro_spread.SpreadELBO` the
-    two are the same.
 
         >>> import torch
         >>> DeterministicGenerator(torch.zeros(5, 2), event_dim=1).batch_shape
         torch.Size([5])
-
-    :param value: the output g(z), of shape batch + event.
-    :param event_dim: number of event dimensions of ``value``.
     """
 
     def __init__(

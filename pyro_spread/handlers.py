@@ -13,26 +13,8 @@ from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 
-from pyro_spread.noise import SpreadNoise
-from spread_core.messages import general, spreading
-from spread_core.messages import noise as noise_messages
-from spread_core.patterns import key_of, resolved
-
-
-def check_noise(noise: Any) -> dict[str, SpreadNoise]:
-    """
-    A copy of ``noise`` if it is a dict from site names to kernels.
-
-    :raises TypeError: if it is not.
-    """
-    if not isinstance(noise, Mapping) or not noise:
-        raise TypeError(spreading.bad_noise_argument(noise))
-    for site, kernel in noise.items():
-        if not isinstance(site, str):
-            raise TypeError(spreading.bad_noise_argument(noise))
-        if not isinstance(kernel, SpreadNoise):
-            raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
-    return dict(noise)
+from pyro_spread.noise.base import BACKEND, SpreadNoise
+from spread_core.noise.handler import SpreadSites
 
 
 def is_delta(fn: Any, value: Any = None) -> bool:
@@ -56,70 +38,27 @@ def is_data(msg: Any) -> bool:
     return msg["is_observed"] and not msg["infer"].get("_deterministic", False)
 
 
-class SpreadMessenger(Messenger):
+class SpreadMessenger(SpreadSites, Messenger):
     """
     Replace the distribution at observed sites by its spread; see :func:`spread`.
 
     :param noise: dict from site to kernel.
     """
 
+    _as_value = staticmethod(torch.as_tensor)
+
     def __init__(self, noise: Mapping[str, SpreadNoise]) -> None:
         super().__init__()
-        self.noise = check_noise(noise)
-        self._keys: dict[str, str | None] = {}
-        self._seen: set[str] = set()
-        self._observed: set[str] = set()
-
-    def __enter__(self) -> Any:
-        self._seen, self._observed = set(), set()
-        return super().__enter__()
-
-    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        super().__exit__(exc_type, exc_value, traceback)
-        if exc_type is None:
-            self._check_complete()
-
-    def _check_complete(self) -> None:
-        for key in resolved(self.noise, self._seen, self._observed):
-            if key not in self._seen:
-                raise ValueError(spreading.no_such_site(key, self._observed))
-
-    def _kernel_at(self, site: str) -> SpreadNoise | None:
-        """The kernel of a site, under its own name or a pattern."""
-        if site not in self._keys:
-            self._keys[site] = key_of(self.noise, site)
-        key = self._keys[site]
-        return None if key is None else self.noise[key]
+        self._begin(BACKEND.check_noise(noise))
 
     def _pyro_sample(self, msg: Any) -> None:
-        site = msg["name"]
-        self._seen.add(site)
-        if not is_data(msg):
-            return
-        self._observed.add(site)
-        kernel = self._kernel_at(site)
+        kernel = self._see(msg["name"], is_data(msg))
         if kernel is not None:
-            self._spread(msg, kernel)
-
-    def _spread(self, msg: Any, kernel: SpreadNoise) -> None:
-        if msg["infer"].get("_spread"):
-            raise ValueError(spreading.already_spread(msg["name"]))
-        try:
-            observed = torch.as_tensor(msg["value"])
-            kernel.check_value(observed)
-            msg["fn"] = kernel.spread(msg["fn"])
-            event, value = msg["fn"].event_shape, observed.shape
-            if value[len(value) - len(event) :] != event:
-                raise ValueError(spreading.value_misfit(value, event))
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise type(error)(general.at_site(msg["name"], error)) from error
-        msg["infer"]["_spread"] = True
+            self._spread(msg, msg["name"], kernel, msg["value"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self._observed or not is_data(msg):
-            return
-        if self._kernel_at(msg["name"]) is not None:
-            raise ValueError(spreading.conditioned_outside(msg["name"]))
+        if is_data(msg):
+            self._check_too_late(msg["name"])
 
 
 def spread(

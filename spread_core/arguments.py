@@ -20,6 +20,15 @@ Key = int | str | tuple[Part, ...]
 _known_names: Remembered[list[str]] = Remembered()
 
 
+def accepts(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Whether a function can be called with these arguments."""
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
 def positional_names(fn: Callable[..., Any]) -> list[str]:
     """
     Names of the arguments that ``fn`` accepts by position; empty when they cannot be known.

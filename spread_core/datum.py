@@ -7,6 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from array_api_compat import array_namespace
+
+from spread_core.math._arrays import array_type
 from spread_core.messages import players
 
 Shape = tuple[int, ...]
@@ -99,6 +103,40 @@ def full_shape(value: Shape, batch: Shape, event: Shape, dim: int | None) -> Sha
     aligned = [*[1] * missing, *target], [*[1] * -missing, *own]
     fits = all(b in (1, a) for a, b in zip(*aligned, strict=True))
     return (*target, *event) if fits else None
+
+
+def in_batch(value: Any, site: Mapping[str, Any], dim: int | None) -> Any:
+    """
+    ``value`` in the batch shape of its site, all but the number of data; None if it does not fit.
+
+    :param value: of the site, which may broadcast over inner plates.
+    :param site: of a trace.
+    :param dim: of the data, from :func:`data_dims`.
+    """
+    own, fn = tuple(np.shape(value)), site["fn"]
+    shape = full_shape(own, tuple(fn.batch_shape), tuple(fn.event_shape), dim)
+    if shape is None or shape == own:
+        return None if shape is None else value
+    xp = _functions_for(value)
+    return xp.broadcast_to(xp.reshape(value, own[max(0, len(own) - len(shape)) :]), shape)
+
+
+def data_first(value: Any, event_dim: int, dim: int | None) -> Any:
+    """
+    ``value`` with the dimension that counts the data in front of the rest of the datum.
+
+    :param value: of shape batch + event.
+    :param event_dim: number of event dimensions.
+    :param dim: of the data, from :func:`data_dims`.
+    """
+    if dim is None or len(np.shape(value)) == event_dim - dim:
+        return value
+    return _functions_for(value).moveaxis(value, dim - event_dim, 0)
+
+
+def _functions_for(value: Any) -> Any:
+    # NumPy's arrays stay, and stay known inside a compiled step; so do plain numbers.
+    return array_namespace(value) if array_type(value) else np
 
 
 def check_scale(name: str, scale: Shape, value: Shape, batch: Shape, dim: int | None) -> None:

@@ -26,15 +26,7 @@ _looked_at: WeakSet[Bound] = WeakSet()
 def warn_of_coupling(
     critic: Bound, params: Any, values: SiteValues, args: Any, kwargs: Any
 ) -> None:
-    """
-    Say once per critic that a gradient penalty assumes logits of samples by themselves.
-
-    :param critic: the discriminator.
-    :param params: its own.
-    :param values: of one side.
-    :param args: arguments of the model.
-    :param kwargs: keyword arguments of the model.
-    """
+    """Say once per critic that a gradient penalty assumes logits of samples by themselves."""
     if critic in _looked_at:
         return
     _looked_at.add(critic)
@@ -56,13 +48,9 @@ def penalty_in_turn(
     """
     The penalty on the critic whenever it has its turn, else zero; differentiable in ``params``.
 
-    :param rng_key: random key.
-    :param regularizer: the penalty, or None.
     :param judge: from params and values to logits.
-    :param params: the critic's.
     :param data: values of the side with label one, as constants.
     :param model: values of the other side, as constants.
-    :param weights: of the data samples.
     """
     if regularizer is None:
         return jnp.zeros(())

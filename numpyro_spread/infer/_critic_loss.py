@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from numpyro.handlers import block
 
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import with_gradients
-from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
+from numpyro_spread.infer._noise import as_noise, kernels_of
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise.base import is_concrete
@@ -24,79 +23,26 @@ from numpyro_spread.ratio._slopes import are_apart, others_move
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import weighted_mean
-from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
+from numpyro_spread.ratio.regularizers import check_regularizer
+from spread_core.losses.critic_loss import CriticLossShared, Logits
 from spread_core.messages import players, spreading
-from spread_core.validation import check_count
 
-_UPDATES = ("one_pass", "two_pass")
 # Weight below which a sample's gradient in the critic is lost in float32 next to that of the
 # others.
 _NEGLIGIBLE = 1e-12
 
 
-class Logits(NamedTuple):
-    """The critic's logits for data and model, and the weight of each sample."""
+class CriticLoss(CriticLossShared, Loss):
+    """Base class of the losses in which a critic compares data with the model's draws."""
 
-    data: jax.Array
-    model: jax.Array
-    data_weights: jax.Array | None
-    model_weights: jax.Array | None
-
-    def range(self) -> tuple[jax.Array, jax.Array]:
-        """The least and the largest logit of both sides."""
-        low = jnp.minimum(self.data.min(), self.model.min())
-        return low, jnp.maximum(self.data.max(), self.model.max())
-
-
-class CriticLoss(Loss):
-    """
-    Base class of the losses in which a critic compares data with the model's draws.
-
-    Subclasses say what each player minimises, as functions of the logits.
-
-    :param discriminator: a module ``discriminator(values, *args, **kwargs) -> logits``.
-    :param noise: dict from site to kernel, a callable that returns one, or None.
-    :param regularizer: penalty on the critic, or None.
-    :param update: ``"one_pass"`` or ``"two_pass"``; None chooses.
-    :param num_particles: number of draws of the model per datum and step.
-    :param name: of the discriminator among the params.
-    """
+    _as_noise = staticmethod(as_noise)
+    _check_regularizer = staticmethod(check_regularizer)
 
     #: Draws need no enumeration; ``SVI.init`` asks.
     can_infer_discrete = True
 
-    def __init__(
-        self,
-        discriminator: Any,
-        noise: Noise | None,
-        regularizer: Regularizer | None,
-        update: str | None,
-        num_particles: int,
-        name: str,
-    ) -> None:
-        check_count("num_particles", num_particles)
-        super().__init__(num_particles)
-        if update is not None and update not in _UPDATES:
-            raise ValueError(players.bad_choice("update", update, _UPDATES))
-        check_regularizer(regularizer)
-        self.discriminator = discriminator
+    def _bind(self, discriminator: Any) -> None:
         self._critic = bind(discriminator)
-        self.noise = as_noise(noise)
-        self.regularizer = regularizer
-        self.update = update
-        self.name = name
-
-    @abstractmethod
-    def _critic_loss(self, logits: Logits) -> jax.Array:
-        """The loss of the critic, a scalar."""
-
-    @abstractmethod
-    def _generator_loss(self, logits: jax.Array) -> jax.Array:
-        """The loss of the generator, for every sample of the model."""
-
-    @abstractmethod
-    def _value(self, logits: Logits) -> jax.Array:
-        """The reported value."""
 
     def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
         """Look for signs of trouble; called at every step."""

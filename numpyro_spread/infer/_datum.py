@@ -14,6 +14,7 @@ import numpy as np
 
 from numpyro_spread.infer._scan import is_scanned
 from spread_core import datum
+from spread_core.datum import data_first
 
 
 def frames_of(site: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -30,7 +31,6 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     """
     The batch dimension of every site that counts the data, from the right; None for a single datum.
 
-    :param sites: dict from name to site of a trace: those that are compared.
     :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
     # The time of a scan, leftmost, is part of a datum; dims count from the right.
@@ -44,47 +44,14 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
 def are_whole(sites: Mapping[str, Any]) -> bool:
     """
     Whether all sites stand in one plate or none does: else draws outside make all data one datum.
-
-    :param sites: dict from name to site of a trace.
     """
     return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
-
-
-def in_batch(value: Any, site: Mapping[str, Any], dim: int | None) -> Any:
-    """
-    ``value`` in the batch shape of its site, all but the number of data; None if it does not fit.
-
-    :param value: of the site, which may broadcast over inner plates.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
-    own = jnp.shape(value)
-    shape = datum.full_shape(own, batch, event, dim)
-    if shape is None or shape == own:
-        return None if shape is None else value
-    kind = _kind(value)
-    return kind.broadcast_to(kind.reshape(value, own[max(0, len(own) - len(shape)) :]), shape)
-
-
-def data_first(value: Any, event_dim: int, dim: int | None) -> Any:
-    """
-    ``value`` with the dimension that counts the data in front of the rest of the datum.
-
-    :param value: of shape batch + event.
-    :param event_dim: number of event dimensions.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    if dim is None or jnp.ndim(value) == event_dim - dim:
-        return value
-    return _kind(value).moveaxis(value, dim - event_dim, 0)
 
 
 def datum_rows(value: Any, site: Mapping[str, Any]) -> tuple[Any, int]:
     """
     ``value`` laid out with a row for every element of the outermost plate, and its event dims then.
 
-    :param value: of the shape of the site's value.
     :param site: of a trace; without such a plate the value stays.
     """
     event_dim, frame = site["fn"].event_dim, next(iter(frames_of(site)), None)
@@ -103,10 +70,6 @@ def weight_of_data(
     """
     The scale of a site, one for each datum.
 
-    :param name: of the site.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    :param batch_shape: number of data.
     :raises ValueError: if it does not fit, or differs within a datum.
     """
     scale, batch = 1.0 if site["scale"] is None else site["scale"], list(site["fn"].batch_shape)
@@ -122,9 +85,6 @@ def parts_left_out(site: Mapping[str, Any], sites: Mapping[str, Any]) -> float:
     The factor that inner plates which subsample put into the scale of a site.
 
     A datum with fewer parts still is one datum.
-
-    :param site: of a trace.
-    :param sites: a trace that has the plates.
     """
     inner = [frame for frame in frames_of(site)[1:] if frame.name in sites]
     return math.prod(sites[frame.name]["args"][0] / frame.size for frame in inner)

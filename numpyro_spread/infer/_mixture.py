@@ -18,7 +18,6 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
-from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import sum_rightmost
 
 from numpyro_spread.distributions import ImplicitDistribution
@@ -28,11 +27,11 @@ from numpyro_spread.infer._sites import is_implicit, mask_of_implicit, plain_nam
 from numpyro_spread.infer._supports import Supports
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete, where_valid
-from spread_core.messages import contrasts, distributions, general, players, semi_implicit
-from spread_core.patterns import key_of, resolved
+from spread_core.messages import contrasts, distributions, players, semi_implicit
+from spread_core.noise.implicit_sites import ImplicitSites, SiteNoiseShared
 
 
-class Spread(Inside):
+class Spread(ImplicitSites, Inside):
     """
     Sends the draws at implicit guide sites through their kernels.
 
@@ -46,60 +45,25 @@ class Spread(Inside):
         supports: Supports,
         num_mixture: int,
     ) -> None:
-        self.kernels = kernels
-        self.supports = supports
+        self._begin(kernels, supports)
         self.num_mixture = num_mixture
-        self._seen: set[str] = set()
-        self._implicit: set[str] = set()
         super().__init__(fn)
-
-    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        super().__exit__(exc_type, exc_value, traceback)
-        if exc_type is None:
-            for site in resolved(self.kernels, self._implicit):
-                if site not in self._seen:
-                    raise ValueError(semi_implicit.semi_no_such_site(site, self._implicit))
-
-    def _kernel_at(self, site: str, implicit: bool) -> SpreadNoise | None:
-        """The kernel of a site; patterns stand for implicit sites only."""
-        key = key_of(self.kernels, site) if implicit or site in self.kernels else None
-        return None if key is None else self.kernels[key]
 
     def visit(self, msg: Any, inside: bool) -> None:
         """Put the kernel round an implicit site."""
         site, fn = msg["name"], msg["fn"]
-        self._seen.add(site)
-        implicit = is_implicit(fn)
-        if implicit:
-            self._implicit.add(site)
-        kernel = self._kernel_at(site, implicit)
-        if kernel is None:
-            if implicit:
-                raise ValueError(semi_implicit.semi_missing_kernel(site, self.kernels))
-            return
-        if msg["is_observed"] or msg["value"] is not None:
-            raise ValueError(semi_implicit.semi_fixed_site(site))
-        if not implicit:
-            raise ValueError(semi_implicit.semi_not_implicit(site, plain_name(fn)))
-        noise = SiteNoise(site, fn, kernel, self.supports.get(site))
-        msg["fn"] = Mixture(noise, _guarded(site, fn), self.num_mixture)
+        kernel = self._kernel_for(msg, is_implicit(fn), plain_name)
+        if kernel is not None:
+            noise = SiteNoise(site, fn, kernel, self.supports.get(site))
+            msg["fn"] = Mixture(noise, _guarded(site, fn), self.num_mixture)
 
 
 @jax.tree_util.register_pytree_node_class
-class SiteNoise:
+class SiteNoise(SiteNoiseShared):
     """The kernel of a site, in the unconstrained space of the site's support."""
 
-    def __init__(self, site: str, fn: Distribution, kernel: SpreadNoise, support: Any) -> None:
-        self.site, self.kernel, self.support = site, kernel, support
-        self.event_dim = fn.event_dim
-        self.transform: Transform | None = None
-        if support is not None:
-            try:
-                self.transform = biject_to(support)
-            except NotImplementedError as error:
-                message = semi_implicit.semi_no_bijection(site, support)
-                raise NotImplementedError(message) from error
-            self.event_dim += self.transform.domain.event_dim - self.transform.codomain.event_dim
+    _bijection = staticmethod(biject_to)
+    _sum_rightmost = staticmethod(sum_rightmost)
 
     def tree_flatten(self) -> tuple[tuple[SpreadNoise], SiteNoise]:
         """Into the kernel; the rest is static."""
@@ -126,28 +90,6 @@ class SiteNoise:
             raise ValueError(semi_implicit.semi_outside_support(self.site, self.support))
         return u
 
-    def to_support(self, u: jax.Array) -> jax.Array:
-        """The image of an unconstrained value."""
-        return u if self.transform is None else self.transform(u)
-
-    def around(self, psi: jax.Array) -> Distribution:
-        """The kernel around unconstrained draws of shape sample + batch + event."""
-        try:
-            conditional = self.kernel(psi, self.event_dim)
-        except (TypeError, ValueError) as error:
-            raise type(error)(general.at_site(self.site, error)) from error
-        if conditional.shape() != psi.shape:
-            shapes = (conditional.shape(), psi.shape)
-            raise ValueError(semi_implicit.semi_kernel_shape(self.site, *shapes))
-        return conditional
-
-    def log_jacobian(self, u: jax.Array, z: jax.Array) -> ArrayLike:
-        """Of the map from u to z, summed over the event."""
-        if self.transform is None:
-            return 0.0
-        surplus = self.event_dim - self.transform.domain.event_dim
-        return sum_rightmost(self.transform.log_abs_det_jacobian(u, z), surplus)
-
 
 class Mixture(Distribution):
     r"""
@@ -156,8 +98,6 @@ class Mixture(Distribution):
     Draws come with the psi they were made from, as NumPyro's intermediates; only such draws can be
     scored.
 
-    :param noise: the kernel of the site.
-    :param fn: the implicit distribution.
     :param num_mixture: number K of further draws.
     """
 

@@ -8,25 +8,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from numpyro.handlers import seed, substitute, trace
 
-from numpyro_spread.handlers import check_noise
-from numpyro_spread.noise import SpreadNoise
-from spread_core.messages import general
+from numpyro_spread.noise.base import BACKEND, SpreadNoise
+from spread_core.messages import general, spreading
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
 
-def as_noise(noise: Noise | None) -> Noise:
-    """``noise`` as a loss keeps it: a checked dict, empty for None, or the callable."""
-    if noise is None:
-        return {}
-    by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
-    return noise if by_call else check_noise(noise)
+as_noise = BACKEND.as_noise
+kernels_of = BACKEND.kernels_of
 
 
-def kernels_of(noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The kernels of this step."""
-    return check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
+def kernels_with_params(
+    noise: Noise, params: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    The kernels of this step, made with params that are given.
+
+    :raises ValueError: if a callable ``noise`` has params that SVI does not know.
+    """
+    with trace() as sites, seed(rng_seed=0), substitute(data=params):
+        kernels = kernels_of(noise, args, kwargs)
+    unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
+    if unknown:
+        raise ValueError(spreading.unregistered_params(unknown))
+    return kernels
 
 
 def draw_at(rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any) -> jax.Array:

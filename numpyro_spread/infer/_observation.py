@@ -54,14 +54,10 @@ def sites_of_other_values(
     The model is traced once more, abstractly, as a function of the handed values alone: reshapes,
     subsets and casts of them pass, anything computed from them and anything else does not.
 
-    :param model: the model, unspread.
     :param handed: dict from spread site to the shape of its value.
     :param located: dict from spread site to the argument that carries its value.
     :param suspects: dict from the sites to decide on to the number of successive elements that must
         stay together, since the kernel treats them differently: 1 if it does not.
-    :param params: values of param sites.
-    :param args: positional arguments of the model.
-    :param kwargs: keyword arguments of the model.
     """
     sites = sorted(suspects)
     shapes = {located[site]: shape for site, shape in handed.items()}  # sites may share one

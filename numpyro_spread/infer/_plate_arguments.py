@@ -31,9 +31,6 @@ def named_arguments(
     :param model: the model, whose signature gives the names.
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
-    :param sites: a trace that has the plates.
-    :param frames: the plates of the data.
-    :param batch_shape: shape of these plates.
     """
     arguments = dict(zip(positional_names(model), args, strict=False)) | dict(kwargs)
     return subsampled(arguments, sites, frames, batch_shape)
@@ -45,14 +42,7 @@ def subsampled(
     frames: Iterable[Any],
     batch_shape: tuple[int, ...],
 ) -> dict[_K, Any]:
-    """
-    ``arguments``, those of full data reduced to what plates subsampled.
-
-    :param arguments: dict of arguments.
-    :param sites: a trace that has the plates.
-    :param frames: the plates of the data.
-    :param batch_shape: shape of these plates.
-    """
+    """``arguments``, those of full data reduced to what plates subsampled."""
     arguments = dict(arguments)
     batch_ndim = len(batch_shape)
     for frame in sorted(frames, key=lambda frame: frame.dim):
@@ -82,12 +72,6 @@ def by_datum(
     The arguments, reduced to what plates subsampled, with what counts the data in front.
 
     An argument may be laid out as a site is, over its plates, or over the data alone.
-
-    :param arguments: dict from name to argument of the model.
-    :param sites: dict from name to site: those that are compared.
-    :param dims: their dimensions that count the data, from ``data_dims``.
-    :param trace: a trace that has the plates.
-    :param batch_shape: number of data.
     """
     names = sorted(sites, key=lambda name: -len(sites[name]["fn"].batch_shape))
     placed = [(sites[name], dim) for name in names if (dim := dims[name]) is not None]

@@ -38,7 +38,6 @@ class Inside(Messenger):
         """
         A sample site, after the handlers inside this one have seen it.
 
-        :param msg: its message.
         :param inside: whether it is in a body, from which only arrays of the trace get out.
         """
 

@@ -49,7 +49,6 @@ def time_last(value: Any, batch_ndim: int, time: int = 0) -> Any:
     """
     ``value`` with its time right of the plates.
 
-    :param value: an array.
     :param batch_ndim: number of dims of the plates, which stand right of the time.
     :param time: the dim of the time.
     """

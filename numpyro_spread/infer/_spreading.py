@@ -12,49 +12,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, seed, substitute
 
 from numpyro_spread._inputs import WANTED
-from numpyro_spread.handlers import check_noise, is_delta, site_of, spread
+from numpyro_spread.handlers import is_delta, site_of, spread
 from numpyro_spread.infer._handed import Handed, Watch, draw_noise, draw_rows
-from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
+from numpyro_spread.infer._noise import kernels_of, kernels_with_params
 from numpyro_spread.infer._observation import sites_of_other_values
 from numpyro_spread.infer._rows import PlatesAt, draw_indices, is_drawn_by_rows, on_rows
 from numpyro_spread.infer._scan import Inside
-from numpyro_spread.noise import SpreadNoise
-from numpyro_spread.noise.base import is_concrete
-from spread_core.arguments import (
-    Key,
-    argument_name,
-    check_data_sites,
-    get_argument,
-    locate_data,
-)
+from numpyro_spread.noise.base import BACKEND, SpreadNoise, is_concrete
+from spread_core.arguments import Key, argument_name, get_argument
 from spread_core.inputs import is_misplaced
-from spread_core.messages import general, inputs, spreading
+from spread_core.messages import inputs, spreading
+from spread_core.noise.handler import SpreadingShared, SpreadSitesInLoss
 from spread_core.nonfinite import NonFiniteError
-from spread_core.paths import Where
-from spread_core.patterns import key_of, resolved
+from spread_core.patterns import key_of
 from spread_core.use_of_data import Learned, use_of
 
 _R = TypeVar("_R")
 
 
-class Spreading:
-    """
-    Apply the noise of a loss: draw y ~ k(y | x) for the arguments, and spread the model.
+class Spreading(SpreadingShared):
+    """Apply the noise of a loss: draw y ~ k(y | x) for the arguments, and spread the model."""
 
-    :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
-    :param data: dict from site to the model argument that carries its data, or to a way into one.
-    :raises TypeError: if noise is not such a dict.
-    :raises ValueError: if data names sites that have no kernel.
-    """
-
-    def __init__(self, noise: Noise | None, data: Mapping[str, Where] | None) -> None:
-        self.noise = as_noise(noise)
-        self.data = dict(data or {})
-        if isinstance(self.noise, Mapping):
-            check_data_sites(self.data, self.noise)
+    _backend = BACKEND
 
     def check(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -67,25 +49,18 @@ class Spreading:
         # Predictive runs guides without data: then there is nothing to check.
         if not self.noise or all(argument is None for argument in (*args, *kwargs.values())):
             return
-        self.locate(model, kernels_of(self.noise, args, kwargs), args, kwargs)
+        self._located(model, kernels_of(self.noise, args, kwargs), args, kwargs)
 
-    def locate(
-        self,
-        model: Callable[..., Any],
-        noise: Mapping[str, SpreadNoise],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> dict[str, Key]:
-        """
-        Where the data of every site are, after a check that they can be spread.
+    @staticmethod
+    def _check_array(site: str, argument: str, x: Any) -> None:
+        if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or is_misplaced(x):
+            raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
 
-        :raises ValueError: naming site and argument.
-        """
-        located = locate_data(model, noise, args, kwargs, self.data)
-        for site, key in located.items():
-            kernel, x = noise[str(key_of(noise, site))], get_argument(key, args, kwargs)
-            _check_data(site, kernel, argument_name(key, model), x)
-        return located
+    @staticmethod
+    def _check_finite(site: str, argument: str, x: Any) -> None:
+        # NumPy sees through jit where the data are captured, as svi.run captures them.
+        if is_concrete(x) and not np.all(np.isfinite(np.asarray(x))):
+            raise NonFiniteError(spreading.nonfinite_data(site, argument))
 
     def step(
         self,
@@ -97,14 +72,10 @@ class Spreading:
         """
         The noise of one step, to be drawn from once per particle.
 
-        :param params: values of param sites.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         :raises ValueError: if data cannot be spread, or noise has params that SVI does not know.
         """
-        noise = self._kernels(params, args, kwargs)
-        located = self.locate(model, noise, args, kwargs) if noise else {}
+        noise = kernels_with_params(self.noise, params, args, kwargs)
+        located = self._located(model, noise, args, kwargs) if noise else {}
         return SpreadStep(noise, located, params, model, args, kwargs)
 
     def settled(
@@ -121,10 +92,6 @@ class Spreading:
         How to draw may depend on what the model does with its data. A run that shows it is broken
         off and made again, as if it had been known from the start.
 
-        :param params: values of param sites.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         :param run: called with the step to draw from.
         """
         while True:
@@ -148,10 +115,7 @@ class Spreading:
         """
         The noise of a step that may run the guide alone: the model is looked at before.
 
-        :param params: values of param sites.
         :param model: the model, which is traced where it matters how it observes its data.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         """
 
         def look(step: SpreadStep) -> SpreadStep:
@@ -166,18 +130,6 @@ class Spreading:
             return step
 
         return self.settled(params, model, args, kwargs, look)
-
-    def _kernels(
-        self, params: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, SpreadNoise]:
-        if not callable(self.noise):
-            return dict(self.noise)
-        with trace() as sites, seed(rng_seed=0), substitute(data=params):
-            noise = check_noise(self.noise(*args, **kwargs))
-        unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
-        if unknown:
-            raise ValueError(spreading.unregistered_params(unknown))
-        return noise
 
 
 class SpreadStep:
@@ -234,10 +186,6 @@ class SpreadStep:
         Evaluate the spread model and the guide on fresh noise with ``evaluate``.
 
         Where plates subsample and nothing but their rows is read, noise is drawn for these alone.
-
-        :param rng_key: random key.
-        :param guide: the guide.
-        :param evaluate: called with model, guide, their arguments and a random key.
         """
         taken_by = self._taken_by()
         if taken_by:
@@ -304,7 +252,7 @@ class SpreadStep:
             raise ValueError(spreading.observed_other_value(others[0]))
 
 
-class _LossSpread(spread):
+class _LossSpread(SpreadSitesInLoss, spread):
     """
     The spread handler inside a loss; it raises an error for anything that would score wrong values.
     """
@@ -330,23 +278,13 @@ class _LossSpread(spread):
             if is_delta(msg["fn"]):
                 raise ValueError(spreading.unspread_delta(site, self.noise))
             return
-        label = key_of(self._names, site)
-        if label is None:
-            raise ValueError(spreading.no_handed_value(site, str(self._keys[site])))
-        handed, shape = self._handed.values[label], jnp.shape(msg["value"])
-        if 0 in shape and handed.size > 0:
-            raise ValueError(spreading.empty_observation(site, self._names[label], shape))
+        shape = jnp.shape(msg["value"])
+        handed = self._handed_to(site, shape, self._names, self._handed.values)
         if not _is_same(msg["value"], handed):
             # Decided later, outside the transformations that the stock ELBO runs the model in.
             placed = 0 if kernel._moves_with_data() else kernel._placed_dims(msg["fn"].event_dim)
             width = math.prod(shape[max(0, len(shape) - placed) :]) if placed else 1
             self._suspects[site] = width
-
-    def _check_complete(self) -> None:
-        super()._check_complete()
-        for site in resolved(self.noise, self._observed):
-            if site not in self._observed:
-                raise ValueError(spreading.site_not_observed(site, self._observed))
 
 
 def _is_same(value: Any, handed: jax.Array) -> bool:
@@ -355,15 +293,3 @@ def _is_same(value: Any, handed: jax.Array) -> bool:
     if not is_concrete(value, handed):
         return False
     return np.array_equal(np.asarray(value), np.asarray(handed))
-
-
-def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or is_misplaced(x):
-        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
-    try:
-        kernel.check_value(x)
-    except (TypeError, ValueError) as error:
-        raise type(error)(general.at_site(site, error)) from error
-    # NumPy sees through jit where the data are captured, as svi.run captures them.
-    if is_concrete(x) and not np.all(np.isfinite(np.asarray(x))):
-        raise NonFiniteError(spreading.nonfinite_data(site, argument))

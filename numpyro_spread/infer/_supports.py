@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpyro_spread.infer._scan import Inside
 from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from spread_core.messages import semi_implicit
+from spread_core.noise.implicit_sites import fixed_support
 from spread_core.patterns import key_of
 
 #: Constraints by site; all reals, as at sites that the model does not have, are left out.
@@ -71,25 +71,11 @@ class _Found(Inside):
     def visit(self, msg: Any, inside: bool) -> None:
         site, fn = msg["name"], msg["fn"]
         if key_of(self._kernels, site) is not None and isinstance(fn, Distribution):
-            self._found[site] = _fixed(site, fn.support, fn.event_dim)
+            support = fixed_support(site, fn.support, fn.event_dim, constraints, _bound)
+            self._found[site] = support
 
 
-def _fixed(site: str, support: Any, event_dim: int) -> Any:
-    """``support`` with bounds that do not depend on batch elements; None for all reals."""
-    if isinstance(support, constraints.independent):
-        base = _fixed(site, support.base_constraint, event_dim)
-        ndims = support.reinterpreted_batch_ndims
-        return None if base is None else constraints.independent(base, ndims)
-    if isinstance(support, type(constraints.real)):
+def _bound(value: Any) -> tuple[Any, bool] | None:
+    if not isinstance(value, jax.Array | np.ndarray):
         return None
-    fixed = copy.copy(support)
-    for name, bound in vars(support).items():
-        if isinstance(bound, jax.Array | np.ndarray):
-            if not is_concrete(bound):
-                raise ValueError(semi_implicit.semi_moving_support(site))
-            bound = np.asarray(bound)
-            rows = bound.reshape(-1, *bound.shape[max(bound.ndim - event_dim, 0) :])
-            if not np.all(rows == rows[:1]):
-                raise ValueError(semi_implicit.semi_moving_support(site))
-            setattr(fixed, name, rows[0])
-    return fixed
+    return (np.asarray(value), True) if is_concrete(value) else (value, False)

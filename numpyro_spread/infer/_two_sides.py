@@ -18,7 +18,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro_spread import _parents
 from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
-from numpyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
+from numpyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._invalid import Invalid, note
 from numpyro_spread.infer._noise import draw_at
@@ -31,6 +31,7 @@ from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
+from spread_core.datum import data_first, in_batch
 from spread_core.messages import control_flow, general, players, spreading
 from spread_core.nonfinite import NonFiniteError
 from spread_core.patterns import resolved
@@ -81,13 +82,9 @@ def draw_sides(
 
     Global latents that the guide has are taken from it, all others from the prior.
 
-    :param rng_key: random key.
-    :param params: values of param and mutable sites.
     :param model: the model; its observed sites are compared.
     :param guide: empty, or over global latents.
     :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
-    :param args: positional arguments of model and guide.
-    :param kwargs: keyword arguments of both.
     :param closed_form: whether the loss has the noise of a kernel on an event shape in closed form,
         so that it is not drawn; asked for sites without masks only.
     :raises ValueError: if sites, plates, masks and noise are inconsistent.

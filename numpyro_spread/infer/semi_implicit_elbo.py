@@ -7,51 +7,40 @@ SemiImplicitELBO: a true lower bound for guides without a density, by adding noi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from numbers import Integral
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from numpyro import infer
-from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread.infer._mixture import Spread
-from numpyro_spread.infer._noise import Noise, as_noise, kernels_of
+from numpyro_spread.infer._noise import kernels_with_params
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._supports import find_supports
-from numpyro_spread.noise import ChannelNoise, SpreadNoise, TransformedNoise
-from spread_core.loss_words import LossWords
-from spread_core.messages import general, semi_implicit, spreading
+from numpyro_spread.noise.base import BACKEND
+from spread_core.losses.over_stock_elbo import StockELBOs
+from spread_core.losses.semi_implicit_elbo import SemiImplicitELBOShared, refuse_discrete
+from spread_core.messages import spreading
 
-_ACCEPTED = (
-    infer.RenyiELBO,
+_STOCK = StockELBOs(
     infer.Trace_ELBO,
-    infer.TraceEnum_ELBO,
-    infer.TraceGraph_ELBO,
-    infer.TraceMeanField_ELBO,
+    ELBO,
+    "numpyro.infer.elbo.ELBO",
+    (
+        infer.RenyiELBO,
+        infer.Trace_ELBO,
+        infer.TraceEnum_ELBO,
+        infer.TraceGraph_ELBO,
+        infer.TraceMeanField_ELBO,
+    ),
 )
 
 
-class SemiImplicitELBO(Loss):
+class SemiImplicitELBO(SemiImplicitELBOShared, Loss):
     r"""
     Evidence lower bound for implicit guides, critic-free: draws of the guide pass a noise kernel.
-
-    A guide site :math:`\psi \sim` :class:`~numpyro_spread.ImplicitDistribution` becomes
-    :math:`z \sim k(z \mid \psi)`, whose conditional density is known. With K = ``num_mixture``
-    further draws :math:`\psi_1, \dots, \psi_K` of the guide in addition to the :math:`\psi_0` that
-    produced z,
-
-    .. math::
-        \mathbb{E}\Big[ \log p(x, z)
-        - \log \frac{1}{K+1} \sum_{k=0}^{K} k(z \mid \psi_k) \Big] \le \log p(x)
-
-    in nats [1, eq. 8; 2, section 3.1]. Unlike the contrast ELBOs' estimates, this is a **true lower
-    bound** for every K; it grows with K, towards the ELBO of the marginal
-    :math:`q(z) = \mathbb{E}\, k(z \mid \psi)` [2]. All :math:`\psi_k` carry gradients. The cost is
-    that of K + 1 forward passes of ``fn``, in one vectorised call. Everything else (sites with
-    densities, plates, subsampling, masks, particles) is the stock ``elbo``'s.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from jax.tree_util import Partial
@@ -73,59 +62,23 @@ class SemiImplicitELBO(Loss):
         >>> bool(jnp.isfinite(result.losses).all())
         True
 
-    **Where the noise is added.** If the model's site of the same name has a constrained support,
-    then fn must return values in it; all K + 1 draws are mapped to unconstrained space by
-    ``biject_to(support).inv``, the noise is added there, z is the image of the result, and the
-    density contains minus the log-determinant of the Jacobian. A scale is thus in unconstrained
-    units, and its event shape is that of the unconstrained value. An auxiliary site, which the
-    model does not have, is in unconstrained space already. Bounds of a support that move (with
-    params or other latents, or under jit with data) are refused. Values of fn outside the support
-    are an error where they are concrete, in an eager ``loss.loss(...)``, and make a loss of NaN
-    under jit.
-
-    **Draws of the posterior.** The guide alone gives :math:`\psi`, without noise. For z use
-    ``Predictive(loss.spread_guide(model, guide), params=params, num_samples=100)``.
+    Values of fn outside the support are an error where they are concrete, in an eager
+    ``loss.loss(...)``, and make a loss of NaN under jit.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
     a compiled step means the whole batch, wherever its parts are.
-
-    **References**
-
-    [1] `Semi-Implicit Variational Inference`, Mingzhang Yin, Mingyuan Zhou,
-    https://arxiv.org/abs/1805.11183
-
-    [2] `Doubly Semi-Implicit Variational Inference`, Dmitry Molchanov, Valery Kharitonov, Artem
-    Sobolev, Dmitry Vetrov, https://arxiv.org/abs/1810.02789
-
-    :param noise: dict from implicit guide site to noise kernel, one for each; or a callable that
-        returns it, called with the model's arguments at every step, in which ``numpyro.param``
-        and ``flax_module`` may be used, so that a scale is learned or amortised, if the guide goes
-        through :meth:`register`.
-    :param num_mixture: number K >= 0 of further draws; 0 is the hierarchical bound.
-    :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default. Also ``TraceGraph_ELBO``,
-        ``TraceMeanField_ELBO``, ``TraceEnum_ELBO``, and ``RenyiELBO`` (a bound too where
-        its alpha is not negative, since :math:`p(x, z)` over the mixture is an unbiased estimate of
-        p(x)).
-    :raises TypeError: if noise is not such a dict, or elbo not an ELBO.
-    :raises ValueError: if num_mixture is not such an integer or a kernel is discrete.
-    :raises NotImplementedError: if elbo is one that cannot be used, saying why.
     """
 
-    def __init__(self, noise: Noise, num_mixture: int = 10, elbo: ELBO | None = None) -> None:
-        elbo = infer.Trace_ELBO() if elbo is None else elbo
-        _check_elbo(elbo)
-        super().__init__(elbo.num_particles, elbo.vectorize_particles)
-        is_integer = isinstance(num_mixture, Integral) and not isinstance(num_mixture, bool)
-        if not is_integer or num_mixture < 0:
-            raise ValueError(semi_implicit.semi_bad_num_mixture(num_mixture))
-        self.noise: Noise = _check_noise(noise)
-        self.num_mixture = int(num_mixture)
-        self.elbo = elbo
+    _stock = _STOCK
+    _backend = BACKEND
 
-    def describe(self) -> LossWords:
-        """What the reported number is, and what is better."""
-        value = "minus the semi-implicit bound"
-        return LossWords(type(self).__name__, value, is_sum=True)
+    def _checked(self, elbo: Any) -> Any:
+        checked = super()._checked(elbo)
+        if getattr(checked, "multi_sample_guide", False):
+            why = "the guide's own samples would be taken for a batch. Use num_particles."
+            name = f"{type(checked).__name__}(multi_sample_guide=True)"
+            raise NotImplementedError(spreading.elbo_refused(type(self).__name__, name, why))
+        return checked
 
     @property
     def can_infer_discrete(self) -> bool:
@@ -164,7 +117,7 @@ class SemiImplicitELBO(Loss):
 
         @functools.wraps(guide, updated=())
         def spread(*args: Any, **kwargs: Any) -> Any:
-            kernels = _kernels(self.noise, args, kwargs)
+            kernels = self._kernels(args, kwargs)
             supports = find_supports(model, guide, kernels, {}, args, kwargs)
             return Spread(guide, kernels, supports, 0)(*args, **kwargs)
 
@@ -211,48 +164,8 @@ class SemiImplicitELBO(Loss):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        with trace() as sites, seed(rng_seed=0), substitute(data=params):
-            kernels = _kernels(self.noise, args, kwargs)
-        unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
-        if unknown:
-            raise ValueError(spreading.unregistered_params(unknown))
+        kernels = kernels_with_params(self.noise, params, args, kwargs)
+        refuse_discrete(kernels)
         supports = find_supports(model, guide, kernels, params, args, kwargs)
         mixed = Spread(guide, kernels, supports, self.num_mixture)
         return getattr(self.elbo, method)(rng_key, params, Inside(model), mixed, *args, **kwargs)
-
-
-def _check_elbo(elbo: Any) -> None:
-    if not isinstance(elbo, ELBO):
-        raise TypeError(semi_implicit.semi_no_elbo(elbo, "numpyro.infer.elbo.ELBO"))
-    if not isinstance(elbo, _ACCEPTED):
-        reason = "whether it is a lower bound is not known. Subclass one of the stock ELBOs."
-        raise NotImplementedError(semi_implicit.semi_elbo_refused(type(elbo).__name__, reason))
-    if getattr(elbo, "multi_sample_guide", False):
-        reason = "the guide's own samples would be taken for a batch. Use num_particles."
-        name = f"{type(elbo).__name__}(multi_sample_guide=True)"
-        raise NotImplementedError(semi_implicit.semi_elbo_refused(name, reason))
-
-
-def _check_noise(noise: Any) -> Noise:
-    by_call = callable(noise) and not isinstance(noise, SpreadNoise)
-    if not by_call and (not isinstance(noise, Mapping) or not noise):
-        raise TypeError(semi_implicit.semi_bad_noise(noise))
-    checked = as_noise(noise)
-    if isinstance(checked, Mapping):
-        _refuse_discrete(checked)
-    return checked
-
-
-def _kernels(noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, SpreadNoise]:
-    kernels = kernels_of(noise, args, kwargs)
-    _refuse_discrete(kernels)
-    return kernels
-
-
-def _refuse_discrete(kernels: Mapping[str, SpreadNoise]) -> None:
-    for site, kernel in kernels.items():
-        while isinstance(kernel, TransformedNoise):
-            kernel = kernel.noise
-        if isinstance(kernel, ChannelNoise):
-            name = type(kernel).__name__
-            raise ValueError(general.at_site(site, semi_implicit.semi_discrete_kernel(name)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,13 +15,12 @@ from jax import random
 from numpyro import infer
 from numpyro.infer.elbo import ELBO
 
-from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
-from spread_core.loss_words import LossWords
+from spread_core.losses.over_stock_elbo import StockELBOs
+from spread_core.losses.spread_elbo import SpreadELBOShared
 from spread_core.messages import spreading
-from spread_core.paths import Where
 
 _AVERAGING = (
     infer.Trace_ELBO,
@@ -31,28 +30,12 @@ _AVERAGING = (
 )
 # All particles of these enter one log-mean-exp: they must bound the same log p(y).
 _SHARING = (infer.RenyiELBO,)
+_STOCK = StockELBOs(infer.Trace_ELBO, ELBO, "numpyro.infer.elbo.ELBO", _AVERAGING + _SHARING)
 
 
-class SpreadELBO(Loss):
+class SpreadELBO(SpreadELBOShared, Loss):
     r"""
     Evidence lower bound of the spread model, for models whose likelihood is zero almost everywhere.
-
-    Data and model pass through the same noise kernel :math:`k(y \mid x)`, and the stock ``elbo`` is
-    evaluated on the result [1, section 4]. With :math:`p(x \mid z) = \delta(x - g(z))`,
-
-    .. math::
-        \mathbb{E}_{p(x)\, k(y|x)}\Big[ \mathbb{E}_{q(z|y)} \log k(y \mid g(z))
-        - \mathrm{KL}[q(z \mid y) \,\|\, p(z)] \Big]
-        \le \mathbb{E}\, \log \tilde p(y),
-
-    in nats, and maximising it minimises :math:`\mathrm{KL}[\tilde p_{data} \| \tilde p_{model}]`,
-    which is zero only where the clean distributions agree. At every step and for every particle a
-    fresh :math:`y \sim k(y \mid x)` is drawn and passed to model and guide **instead of** x, so the
-    likelihood is evaluated at y. Importance-weighted bounds (``RenyiELBO``; ``Trace_ELBO`` with
-    ``multi_sample_guide``) share one y among the particles of a step, since all of them must bound
-    the same :math:`\log \tilde p(y)`. The model needs no change. At test time no noise is added:
-    where the model takes ``x=None`` and then draws,
-    ``Predictive(model, params=params, num_samples=1)(rng_key, None)`` gives clean samples.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro.infer import SVI
@@ -75,50 +58,25 @@ class SpreadELBO(Loss):
 
     Values can be checked only where they are concrete: in eager calls, in ``svi.run`` (which
     captures the data) and, if the guide went through :meth:`register`, in ``SVI.init``. Structure,
-    shapes and types are checked under jit too, when it traces, at no cost when it runs. Under a
-    plate that subsamples full data inside the model, noise is drawn for the rows that are taken,
-    and for all of them only if model or guide read them all.
+    shapes and types are checked under jit too, when it traces, at no cost when it runs.
+
+    Clean samples are those of
+    ``Predictive(model, params=params, num_samples=1)(rng_key, None)``.
 
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, with every ``elbo``:
     a compiled step means the whole batch, wherever its parts are.
-
-    **References**
-
-    [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
-    https://arxiv.org/abs/1811.08968
-
-    :param noise: dict from observed site to noise kernel, in which ``"x_*"`` stands for all
-        observed sites of such a name; or a callable that returns it, called
-        with the model's (clean) arguments at every step, in which ``numpyro.param`` may be used if
-        the guide goes through :meth:`register`. An annealed scale that is an argument of the model
-        reaches the kernel that way, also under jit.
-    :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
-    :param data: dict from site to the name of the model argument that carries its data, or to a
-        way into one: ``"batch.image"`` or ``("batch", "image")``. Left out: the argument of the
-        site's name, else the first.
-    :raises TypeError: if noise is not such a dict or elbo not an ELBO.
-    :raises NotImplementedError: if elbo is one that cannot be spread, saying why.
     """
 
-    def __init__(
-        self, noise: Noise, elbo: ELBO | None = None, data: Mapping[str, Where] | None = None
-    ) -> None:
-        elbo = infer.Trace_ELBO() if elbo is None else elbo
-        _check_elbo(elbo)
-        super().__init__(elbo.num_particles, elbo.vectorize_particles)
-        if noise is None:
-            raise TypeError(spreading.bad_noise_argument(noise))
-        self._spreading = Spreading(noise, data)
-        self.noise, self.data = self._spreading.noise, self._spreading.data
-        self.elbo = elbo
-        # Averaged bounds are run particle by particle, each on a y of its own.
-        self._particle = copy.copy(elbo)
-        self._particle.num_particles = 1
+    _stock = _STOCK
+    _make_spreading = Spreading
 
-    def describe(self) -> LossWords:
-        """What the reported number is, and what is better."""
-        value = "minus the ELBO of the spread data"
-        return LossWords(type(self).__name__, value, is_sum=True)
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"vectorize_particles": self.elbo.vectorize_particles}
+
+    def _prepare(self) -> None:
+        # Averaged bounds are run particle by particle, each on a y of its own.
+        self._particle = copy.copy(self.elbo)
+        self._particle.num_particles = 1
 
     @property
     def can_infer_discrete(self) -> bool:
@@ -201,11 +159,3 @@ class SpreadELBO(Loss):
             result = jax.tree.map(lambda loss: jnp.mean(loss, axis=0), losses)
         step.check_observed()
         return result
-
-
-def _check_elbo(elbo: Any) -> None:
-    if not isinstance(elbo, ELBO):
-        raise TypeError(spreading.no_elbo(elbo, "numpyro.infer.elbo.ELBO"))
-    if not isinstance(elbo, _AVERAGING + _SHARING):
-        reason = "how its particles share noise is not known. Subclass one of the stock ELBOs."
-        raise NotImplementedError(spreading.elbo_refused(type(elbo).__name__, reason))

@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
@@ -18,14 +16,8 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.distributions.util import validate_sample
 
-from numpyro_spread.noise.base import (
-    SpreadNoise,
-    as_parameter,
-    is_concrete,
-    is_positive,
-    positive_parameter,
-)
-from spread_core.messages import noise
+from numpyro_spread.noise.base import SpreadNoise
+from spread_core.noise.low_rank import LowRankGaussian
 
 
 class _LowRankNormal(dist.LowRankMultivariateNormal):
@@ -53,67 +45,22 @@ class _LowRankNormal(dist.LowRankMultivariateNormal):
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankGaussianNoise(SpreadNoise):
+class LowRankGaussianNoise(LowRankGaussian, SpreadNoise):
     r"""
     Gaussian spread noise with covariance :math:`s^2 I + F F^\top`, F of shape D x R.
-
-    Densities use the matrix determinant lemma and the Woodbury identity, so that the cost is
-    :math:`O(D R^2)` and no D x D matrix is ever formed. An event of several dimensions (an image)
-    is flattened to its D elements.
 
         >>> import jax.numpy as jnp
         >>> noise = LowRankGaussianNoise(0.1, jnp.ones((4, 1)))
         >>> noise(jnp.zeros((3, 4)), event_dim=1).event_shape
         (4,)
-
-    The exact spread KL never gains from a factor that is learned without a constraint: its optimum
-    is F = 0. Learning it needs a constraint (trace, determinant or Lipschitz) and the entropy term.
-
-    :param scale: isotropic standard deviation s: a number, or an array of shape () or (D,).
-    :param factor: array of shape (D, R), in units of x.
-    :raises ValueError: if scale is not positive and finite or factor is not a finite matrix.
     """
 
     scale: ArrayLike
     factor: ArrayLike
 
-    coupled_dims = 1
-
-    def __post_init__(self) -> None:
-        if not is_positive(self.scale):
-            raise ValueError(noise.bad_positive("LowRankGaussianNoise", "scale", self.scale))
-        object.__setattr__(self, "scale", positive_parameter(self.scale))
-        object.__setattr__(self, "factor", as_parameter(self.factor))
-        shape, scale_shape = jnp.shape(self.factor), jnp.shape(self.scale)
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(noise.factor_shape(shape))
-        if is_concrete(self.factor) and not np.all(np.isfinite(np.asarray(self.factor))):
-            raise ValueError(noise.bad_factor())
-        if scale_shape not in ((), (1,), shape[:1]):
-            raise ValueError(noise.low_rank_scale_shape(scale_shape, shape))
-
-    def characteristic_function(self, omega: ArrayLike) -> jax.Array:
-        r"""
-        :math:`\exp(-\omega^\top (s^2 I + F F^\top)\, \omega / 2)`.
-
-        :param omega: frequencies of shape (..., D).
-        :return: array of shape (...).
-        """
-        omega = jnp.asarray(omega)
-        isotropic = jnp.square(self.scale * omega).sum(-1)
-        return jnp.exp(-0.5 * (isotropic + jnp.square(omega @ self.factor).sum(-1)))
-
-    def _coupled_dims_of(self, x: jax.Array) -> int:
-        size = jnp.shape(self.factor)[0]
-        for event_dim in range(1, x.ndim + 1):
-            if math.prod(x.shape[-event_dim:]) == size:
-                return event_dim
-        raise ValueError(noise.factor_misfit(jnp.shape(self.factor), x.shape[-1:]))
-
-    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
-        return True  # events of every form are flattened
-
-    def _conditional(self, x: jax.Array, event_dim: int) -> Distribution:
+    def _conditional(
+        self, x: jax.Array, event_dim: int, validate_args: bool | None = None
+    ) -> Distribution:
         return self._around(x, event_dim, self._variance(x))
 
     def _around(self, loc: jax.Array, event_dim: int, variance: jax.Array) -> Distribution:
@@ -121,8 +68,7 @@ class LowRankGaussianNoise(SpreadNoise):
         cut = loc.ndim - event_dim
         batch_shape, event_shape = loc.shape[:cut], loc.shape[cut:]
         shape = jnp.shape(self.factor)
-        if math.prod(event_shape) != shape[0]:
-            raise ValueError(noise.factor_misfit(shape, event_shape))
+        self._check_fit(event_shape)
         flat = loc.reshape((*batch_shape, shape[0]))
         factor = jnp.asarray(self.factor, flat.dtype)
         y = _LowRankNormal(flat, factor, variance)
@@ -139,15 +85,14 @@ class LowRankGaussianNoise(SpreadNoise):
             loc, scale = (jnp.broadcast_to(v, fn.batch_shape) for v in (fn.loc, fn.scale))
             cut = loc.ndim - extra
             added = jnp.square(scale).reshape((*loc.shape[:cut], -1))
-            if added.shape[-1] != jnp.shape(self.factor)[0]:
-                raise ValueError(noise.factor_misfit(jnp.shape(self.factor), loc.shape[cut:]))
+            self._check_fit(loc.shape[cut:])
             return self._around(loc, extra, self._variance(loc) + added)
         if extra > 0:
             return None
         low_rank = isinstance(fn, dist.LowRankMultivariateNormal)
         joint = low_rank or type(fn) is dist.MultivariateNormal
-        if joint and fn.event_shape != jnp.shape(self.factor)[:1]:
-            raise ValueError(noise.factor_misfit(jnp.shape(self.factor), fn.event_shape))
+        if joint:
+            self._check_fit(fn.event_shape)
         if low_rank:
             own = jnp.broadcast_to(
                 jnp.asarray(self.factor, fn.loc.dtype),

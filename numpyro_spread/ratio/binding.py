@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from numpyro_spread._pytree import widened
 from numpyro_spread.ratio.adapters import ConcatSites, SiteValues
+from spread_core.arguments import accepts
 from spread_core.messages import players
 from spread_core.messages.notes import noting
 
@@ -41,14 +41,6 @@ def bind(discriminator: Any) -> Bound:
 
 def _loaded(name: str) -> Any:
     return sys.modules.get(name)
-
-
-def _takes(fn: Any, *args: Any, **kwargs: Any) -> bool:
-    try:
-        inspect.signature(fn).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
 
 
 class Bound:
@@ -93,7 +85,7 @@ class Bound:
                 with noting(lambda: players.critic_failed(shapes, values.batch_shape)):
                     logits = self._call(params, values, *args, **kwargs)
             except TypeError as error:
-                if _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
+                if accepts(type(self.net).__call__, self.net, values, *args, **kwargs):
                     raise
                 raise TypeError(players.no_critic(self.net, _CALLED)) from error
         else:
@@ -131,7 +123,7 @@ class Bound:
 class _Linen(Bound):
     def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
         if self._adapter is None:
-            if not _takes(type(self.net).__call__, self.net, values, *args, **kwargs):
+            if not accepts(type(self.net).__call__, self.net, values, *args, **kwargs):
                 raise TypeError(players.no_critic(self.net, _CALLED))
             return self.init_call(rng_key, values, *args, **kwargs)
         return self.init_call(rng_key, self._adapter.features(values, kwargs))

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -24,6 +22,7 @@ from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.regularizers import Regularizer
+from spread_core.arguments import accepts
 from spread_core.caller_warning import warn_user
 from spread_core.messages import players
 from spread_core.messages import ranks as rank_messages
@@ -59,7 +58,6 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
     Put the discriminator's params into the store, where SVI looks for them.
 
     :param name: of the discriminator in the store.
-    :param discriminator: the module.
     :raises ValueError: if the store holds the params of another one under this name.
     """
     if in_module():  # which hands its params out itself
@@ -90,10 +88,6 @@ def judge(
     """
     Logits of the batch shape.
 
-    :param discriminator: the module.
-    :param values: values of the contrasted sites.
-    :param args: arguments of the model.
-    :param kwargs: keyword arguments of the model.
     :param frozen: whether the discriminator's params get no gradient, but only ``values``.
     :raises TypeError: if it cannot be called like this.
     :raises ValueError: if the logits are of another shape, or not finite; or if they couple the
@@ -113,7 +107,7 @@ def judge(
             else:
                 logits = discriminator(values, *args, **kwargs)
     except TypeError as error:
-        if _takes(discriminator.forward, values, *args, **kwargs):
+        if accepts(discriminator.forward, values, *args, **kwargs):
             raise
         raise TypeError(players.no_critic(discriminator, _CALLED)) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != values.batch_shape:
@@ -125,13 +119,7 @@ def judge(
 
 @dataclass(frozen=True)
 class Judge:
-    """
-    A discriminator with the arguments it is called with: a function from values to logits.
-
-    :param discriminator: the module.
-    :param args: arguments of the model.
-    :param kwargs: keyword arguments of the model.
-    """
+    """A discriminator with the arguments it is called with: a function from values to logits."""
 
     discriminator: nn.Module
     args: Any
@@ -172,7 +160,6 @@ def has_turn(regularizer: Regularizer | None, like: torch.Tensor) -> bool:
     """
     Whether the penalty comes at this step, which is the same step on all ranks.
 
-    :param regularizer: the penalty, or None.
     :param like: a tensor on the device of the loss.
     """
     if regularizer is None or regularizer.every == 1:
@@ -193,12 +180,9 @@ def penalise(
     """
     The critic's loss with its penalty, whenever that has its turn.
 
-    :param loss: a scalar.
-    :param regularizer: the penalty, or None.
     :param critic: from values to logits.
     :param data: values of the side with label one.
     :param model: values of the other side.
-    :param weights: of the data samples.
     :param share: this rank's share in the mean over data, if there are several.
     """
     if not has_turn(regularizer, loss):
@@ -215,11 +199,3 @@ def penalise(
     with unchanged_buffers():
         penalty = regularizer.penalty(watched, data, model, weights)
     return loss + regularizer.every * share * penalty
-
-
-def _takes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    try:
-        inspect.signature(fn).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from pyro_spread.infer._critic import (
     penalise,
     register_critic,
 )
-from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._noise import as_noise, kernels_of
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._shared_pass import Rescale, away_from_zero, learns_others
@@ -27,25 +26,9 @@ from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.ratio._samplewise import couples, is_samplewise_here
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import weighted_mean
-from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
+from pyro_spread.ratio.regularizers import check_regularizer
+from spread_core.losses.critic_loss import CriticLossShared, Logits
 from spread_core.messages import players
-from spread_core.validation import check_count
-
-_UPDATES = ("one_pass", "two_pass")
-
-
-class Logits(NamedTuple):
-    """The critic's logits for data and model, and the weight of each sample."""
-
-    data: torch.Tensor
-    model: torch.Tensor
-    data_weights: torch.Tensor | None
-    model_weights: torch.Tensor | None
-
-    def range(self) -> tuple[float, float]:
-        """The least and the largest logit of both sides."""
-        (low, high), (other_low, other_high) = self.data.aminmax(), self.model.aminmax()
-        return min(float(low), float(other_low)), max(float(high), float(other_high))
 
 
 class _Report(torch.autograd.Function):
@@ -60,52 +43,14 @@ class _Report(torch.autograd.Function):
         return None, grad
 
 
-class CriticLoss(Loss):
-    """
-    Base class of the losses in which a critic compares data with the model's draws.
+class CriticLoss(CriticLossShared, Loss):
+    """Base class of the losses in which a critic compares data with the model's draws."""
 
-    Subclasses say what each player minimises, as functions of the logits.
+    _as_noise = staticmethod(as_noise)
+    _check_regularizer = staticmethod(check_regularizer)
 
-    :param discriminator: a module ``discriminator(values, *args, **kwargs) -> logits``.
-    :param noise: dict from site to kernel, a callable that returns one, or None.
-    :param regularizer: penalty on the critic, or None.
-    :param update: ``"one_pass"`` or ``"two_pass"``; None chooses.
-    :param num_particles: number of draws of the model per datum and step.
-    :param name: of the discriminator in the param store.
-    """
-
-    def __init__(
-        self,
-        discriminator: nn.Module,
-        noise: Noise | None,
-        regularizer: Regularizer | None,
-        update: str | None,
-        num_particles: int,
-        name: str,
-    ) -> None:
-        super().__init__(num_particles=num_particles)
+    def _bind(self, discriminator: Any) -> None:
         check_critic(discriminator)
-        if update is not None and update not in _UPDATES:
-            raise ValueError(players.bad_choice("update", update, _UPDATES))
-        check_count("num_particles", num_particles)
-        check_regularizer(regularizer)
-        self.discriminator = discriminator
-        self.noise = as_noise(noise)
-        self.regularizer = regularizer
-        self.update = update
-        self.name = name
-
-    @abstractmethod
-    def _critic_loss(self, logits: Logits) -> torch.Tensor:
-        """The loss of the critic, a scalar."""
-
-    @abstractmethod
-    def _generator_loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """The loss of the generator, for every sample of the model."""
-
-    @abstractmethod
-    def _value(self, logits: Logits) -> torch.Tensor:
-        """The reported value."""
 
     def _watch(self, logits: Logits) -> None:
         """Monitor the logits and warn of problems; called at every training step."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from spread_core import datum
+from spread_core.datum import data_first
 
 
 def frames_of(site: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -27,7 +28,6 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     """
     The batch dimension of every site that counts the data, from the right; None for a single datum.
 
-    :param sites: dict from name to site of a trace: those that are compared.
     :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
     shapes = {name: tuple(site["fn"].batch_shape) for name, site in sites.items()}
@@ -37,43 +37,14 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
 def are_whole(sites: Mapping[str, Any]) -> bool:
     """
     Whether all sites stand in one plate or none does: else draws outside make all data one datum.
-
-    :param sites: dict from name to site of a trace.
     """
     return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
-
-
-def in_batch(value: torch.Tensor, site: Mapping[str, Any], dim: int | None) -> torch.Tensor | None:
-    """
-    ``value`` in the batch shape of its site, all but the number of data; None if it does not fit.
-
-    :param value: of the site, which may broadcast over inner plates.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    batch, event = tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
-    shape = datum.full_shape(tuple(value.shape), batch, event, dim)
-    if shape is None:
-        return None
-    return value.reshape(value.shape[max(0, value.dim() - len(shape)) :]).expand(shape)
-
-
-def data_first(value: torch.Tensor, event_dim: int, dim: int | None) -> torch.Tensor:
-    """
-    ``value`` with the dimension that counts the data in front of the rest of the datum.
-
-    :param value: of shape batch + event.
-    :param event_dim: number of event dimensions.
-    :param dim: of the data, from :func:`data_dims`.
-    """
-    return value if dim is None else value.movedim(dim - event_dim, 0)
 
 
 def datum_rows(value: torch.Tensor, site: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
     """
     ``value`` laid out with a row for every element of the outermost plate, and its event dims then.
 
-    :param value: of the shape of the site's value.
     :param site: of a trace; without such a plate the value stays.
     """
     event_dim, frame = site["fn"].event_dim, next(iter(frames_of(site)), None)
@@ -91,10 +62,6 @@ def weight_of_data(
     """
     The scale of a site, one for each datum.
 
-    :param name: of the site.
-    :param site: of a trace.
-    :param dim: of the data, from :func:`data_dims`.
-    :param batch_shape: number of data.
     :raises ValueError: if it does not fit, or differs within a datum.
     """
     scale, batch = torch.as_tensor(site["scale"]), list(site["fn"].batch_shape)
@@ -109,8 +76,6 @@ def parts_left_out(site: Mapping[str, Any]) -> float:
     The factor that inner plates which subsample put into the scale of a site.
 
     A datum with fewer parts still is one datum.
-
-    :param site: of a trace.
     """
     inner = [frame for frame in frames_of(site)[1:] if frame.vectorized]
     return math.prod(float(frame.full_size or frame.size) / float(frame.size) for frame in inner)

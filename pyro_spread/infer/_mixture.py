@@ -16,54 +16,26 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
-from torch.distributions.transforms import Transform
 
 from pyro_spread.distributions import ImplicitDistribution
 from pyro_spread.infer._sites import is_implicit, is_learned, mask_of_implicit, plain_name
 from pyro_spread.infer._supports import Supports
 from pyro_spread.noise import SpreadNoise
-from spread_core.messages import contrasts, general, players, semi_implicit
-from spread_core.patterns import key_of, resolved
+from spread_core.messages import contrasts, players, semi_implicit
+from spread_core.noise.implicit_sites import ImplicitSites, SiteNoiseShared
 
 
-class Spread(Messenger):
+class Spread(ImplicitSites, Messenger):
     """Sends the draws at implicit guide sites through their kernels."""
 
     def __init__(self, kernels: Mapping[str, SpreadNoise], supports: Supports) -> None:
         super().__init__()
-        self.kernels = kernels
-        self.supports = supports
-        self._seen: set[str] = set()
-        self._implicit: set[str] = set()
-
-    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        super().__exit__(exc_type, exc_value, traceback)
-        if exc_type is None:
-            for site in resolved(self.kernels, self._implicit):
-                if site not in self._seen:
-                    raise ValueError(semi_implicit.semi_no_such_site(site, self._implicit))
-
-    def _kernel_at(self, site: str, implicit: bool) -> SpreadNoise | None:
-        """The kernel of a site; patterns stand for implicit sites only."""
-        key = key_of(self.kernels, site) if implicit or site in self.kernels else None
-        return None if key is None else self.kernels[key]
+        self._begin(kernels, supports)
 
     def _pyro_sample(self, msg: Any) -> None:
-        site, fn = msg["name"], msg["fn"]
-        self._seen.add(site)
-        implicit = is_implicit(fn)
-        if implicit:
-            self._implicit.add(site)
-        kernel = self._kernel_at(site, implicit)
-        if kernel is None:
-            if implicit:
-                raise ValueError(semi_implicit.semi_missing_kernel(site, self.kernels))
-            return
-        if msg["is_observed"] or msg["value"] is not None:
-            raise ValueError(semi_implicit.semi_fixed_site(site))
-        if not implicit:
-            raise ValueError(semi_implicit.semi_not_implicit(site, plain_name(fn)))
-        msg["fn"] = self._replace(site, fn, kernel)
+        kernel = self._kernel_for(msg, is_implicit(msg["fn"]), plain_name)
+        if kernel is not None:
+            msg["fn"] = self._replace(msg["name"], msg["fn"], kernel)
 
     def _replace(self, site: str, fn: Any, kernel: SpreadNoise) -> TorchDistribution:
         noise = SiteNoise(site, fn, kernel, self.supports.get(site))
@@ -92,20 +64,11 @@ class Mix(Spread):
         )
 
 
-class SiteNoise:
+class SiteNoise(SiteNoiseShared):
     """The kernel of a site, in the unconstrained space of the site's support."""
 
-    def __init__(self, site: str, fn: Any, kernel: SpreadNoise, support: Any) -> None:
-        self.site, self.kernel, self.support = site, kernel, support
-        self.event_dim = len(fn.event_shape)
-        self.transform: Transform | None = None
-        if support is not None:
-            try:
-                self.transform = biject_to(support).with_cache(1)
-            except NotImplementedError as error:
-                message = semi_implicit.semi_no_bijection(site, support)
-                raise NotImplementedError(message) from error
-            self.event_dim += self.transform.domain.event_dim - self.transform.codomain.event_dim
+    _bijection = staticmethod(lambda support: biject_to(support).with_cache(1))
+    _sum_rightmost = staticmethod(sum_rightmost)
 
     def to_reals(self, psi: torch.Tensor) -> torch.Tensor:
         """Draws of the guide in unconstrained space."""
@@ -120,28 +83,6 @@ class SiteNoise:
             raise ValueError(semi_implicit.semi_outside_support(self.site, self.support))
         return u
 
-    def to_support(self, u: torch.Tensor) -> torch.Tensor:
-        """The image of an unconstrained value."""
-        return u if self.transform is None else self.transform(u)
-
-    def around(self, psi: torch.Tensor) -> TorchDistribution:
-        """The kernel around unconstrained draws of shape sample + batch + event."""
-        try:
-            conditional = self.kernel(psi, self.event_dim)
-        except (TypeError, ValueError) as error:
-            raise type(error)(general.at_site(self.site, error)) from error
-        got = conditional.batch_shape + conditional.event_shape
-        if got != psi.shape:
-            raise ValueError(semi_implicit.semi_kernel_shape(self.site, got, psi.shape))
-        return conditional
-
-    def log_jacobian(self, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor | float:
-        """Of the map from u to z, summed over the event."""
-        if self.transform is None:
-            return 0.0
-        surplus = self.event_dim - self.transform.domain.event_dim
-        return sum_rightmost(self.transform.log_abs_det_jacobian(u, z), surplus)
-
 
 class Mixture(TorchDistribution):
     r"""
@@ -149,8 +90,6 @@ class Mixture(TorchDistribution):
 
     Which psi those are is settled when it is made: that is why it is made outside all plates.
 
-    :param noise: the kernel of the site.
-    :param fn: the implicit distribution.
     :param psi: draws of ``fn`` of shape (K + 1,) + batch + event.
     :param mask: elements of the batch whose density counts.
     """

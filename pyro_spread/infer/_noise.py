@@ -5,28 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
-from pyro_spread.handlers import check_noise
-from pyro_spread.noise import SpreadNoise
+from pyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.messages import general
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
 
-def as_noise(noise: Noise | None) -> Noise:
-    """``noise`` as a loss keeps it: a checked dict, empty for None, or the callable."""
-    if noise is None:
-        return {}
-    by_call = callable(noise) and not isinstance(noise, SpreadNoise)  # kernels are callable too
-    return noise if by_call else check_noise(noise)
-
-
-def kernels_of(noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The kernels of this step."""
-    return check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
+as_noise = BACKEND.as_noise
+kernels_of = BACKEND.kernels_of
 
 
 def draw_at(site: str, kernel: SpreadNoise, value: torch.Tensor) -> torch.Tensor:

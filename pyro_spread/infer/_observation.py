@@ -37,11 +37,7 @@ class Places:
         Where a kernel treats elements differently they must keep their places: only whole blocks,
         events as a rule, may be taken or permuted. Labels repeat: there only their counts tell.
 
-        :param site: the site.
-        :param value: what it observed.
         :param handed: what the model was given.
-        :param kernel: the kernel of the site.
-        :param event_dim: number of event dims of the site.
         """
         if torch.jit.is_tracing():
             return True

@@ -22,10 +22,7 @@ def subsampled(
     """
     The arguments, those of full data reduced to what plates subsampled.
 
-    :param arguments: dict from name to argument of the model.
-    :param frames: the plates of the data.
     :param indices: dict from plate to the indices that it took.
-    :param batch_shape: shape of these plates.
     """
     arguments = dict(arguments)
     batch_ndim = len(batch_shape)
@@ -58,11 +55,7 @@ def by_datum(
 
     An argument may be laid out as a site is, over its plates, or over the data alone.
 
-    :param arguments: dict from name to argument of the model.
-    :param sites: dict from name to site: those that are compared.
-    :param dims: their dimensions that count the data, from ``data_dims``.
     :param indices: dict from plate to the indices that it took.
-    :param batch_shape: number of data.
     """
     names = sorted(sites, key=lambda name: -len(sites[name]["fn"].batch_shape))
     placed = [(sites[name], dim) for name in names if (dim := dims[name]) is not None]

@@ -39,14 +39,14 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
         if isinstance(fn, MaskedDistribution):
             if fn.event_dim != outer.event_dim and not isinstance(_parents.mask_of(fn), bool):
                 raise ValueError(contrasts.masked_event(site))
-            mask = both(mask, _parents.mask_of(fn))
+            mask = combine_masks(mask, _parents.mask_of(fn))
         if isinstance(fn, ImplicitDistribution):
             break
         fn = fn.base_dist
     return mask
 
 
-def both(first: Any, second: Any) -> Any:
+def combine_masks(first: Any, second: Any) -> Any:
     """Two masks as one; None stands for everything."""
     if first is None or first is True:
         return second
@@ -71,7 +71,6 @@ def is_computed(site: Mapping[str, Any], value: Any) -> bool:
     So do ``pyro.deterministic`` and what a reparametriser leaves where a latent was: a Delta that
     is masked out and stands at the value.
 
-    :param site: of a trace.
     :param value: what it observes.
     """
     if site["infer"].get("_deterministic"):

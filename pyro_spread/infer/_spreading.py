@@ -20,43 +20,29 @@ from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._noise import Noise, as_noise, kernels_of
+from pyro_spread.infer._noise import Noise, kernels_of
 from pyro_spread.infer._observation import Places
 from pyro_spread.infer._plate_arguments import is_index
 from pyro_spread.infer._rows import NoisyRows
-from pyro_spread.noise import SpreadNoise
-from spread_core.arguments import (
-    Key,
-    argument_name,
-    check_data_sites,
-    get_argument,
-    locate_data,
-)
-from spread_core.messages import general, inputs, spreading
+from pyro_spread.noise.base import BACKEND, SpreadNoise
+from spread_core.arguments import Key, argument_name, get_argument
+from spread_core.messages import inputs, spreading
+from spread_core.noise.handler import SpreadingShared, SpreadSitesInLoss
 from spread_core.nonfinite import NonFiniteError
 from spread_core.paths import Where
-from spread_core.patterns import key_of, resolved
 from spread_core.use_of_data import Learned, UseOfData, use_of
 
 _R = TypeVar("_R")
 
 
-class Spreading:
-    """
-    Apply the noise of a loss: draw y ~ k(y | x) for the arguments, and spread the model.
+class Spreading(SpreadingShared):
+    """Apply the noise of a loss: draw y ~ k(y | x) for the arguments, and spread the model."""
 
-    :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
-    :param data: dict from site to the model argument that carries its data, or to a way into one.
-    :raises TypeError: if noise is not such a dict.
-    :raises ValueError: if data names sites that have no kernel.
-    """
+    _backend = BACKEND
 
     def __init__(self, noise: Noise | None, data: Mapping[str, Where] | None) -> None:
-        self.noise = as_noise(noise)
+        super().__init__(noise, data)
         self._places = Places()
-        self.data = dict(data or {})
-        if isinstance(self.noise, Mapping):
-            check_data_sites(self.data, self.noise)
 
     def modules(self) -> torch.nn.ModuleList:
         """What is learnable in the kernels."""
@@ -71,12 +57,17 @@ class Spreading:
 
         :raises ValueError: naming site and argument.
         """
-        noise = kernels_of(self.noise, args, kwargs)
-        located = locate_data(model, noise, args, kwargs, self.data)
-        for site, key in located.items():
-            kernel, x = noise[str(key_of(noise, site))], get_argument(key, args, kwargs)
-            _check_data(site, kernel, argument_name(key, model), x)
-        return located
+        return self._located(model, kernels_of(self.noise, args, kwargs), args, kwargs)
+
+    @staticmethod
+    def _check_array(site: str, argument: str, x: Any) -> None:
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
+
+    @staticmethod
+    def _check_finite(site: str, argument: str, x: Any) -> None:
+        if not is_finite(x):
+            raise NonFiniteError(spreading.nonfinite_data(site, argument))
 
     def settled(
         self,
@@ -92,10 +83,6 @@ class Spreading:
         How to draw may depend on how the model uses its data. If a run shows that noise must be
         drawn differently, it is stopped and repeated from the same random state.
 
-        :param located: from :meth:`locate`.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         :param run: called with what is known; to be passed to :meth:`draw` or :meth:`hand`.
         """
         shapes = {key: _shape(get_argument(key, args, kwargs)) for key in located.values()}
@@ -127,14 +114,7 @@ class Spreading:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Handed:
-        """
-        Fresh y, to replace x.
-
-        :param use: how the model uses its data, from :meth:`settled`.
-        :param located: from :meth:`locate`.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
-        """
+        """Fresh y, to replace x."""
         # Kernels of a callable are made afresh for every particle: each has its own backward.
         return Handed(kernels_of(self.noise, args, kwargs), use, located, args, kwargs)
 
@@ -146,15 +126,7 @@ class Spreading:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """
-        The spread model, and the arguments with fresh y instead of x.
-
-        :param use: how the model uses its data, from :meth:`settled`.
-        :param located: from :meth:`locate`.
-        :param model: the model.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
-        """
+        """The spread model, and the arguments with fresh y instead of x."""
         handed = self.hand(use, located, args, kwargs)
         if not handed.noise:
             return model, args, kwargs
@@ -169,8 +141,6 @@ class Spreading:
         The arguments with fresh y instead of x, for running the guide alone.
 
         :param model: the model, which is run where it matters how it observes its data.
-        :param args: positional arguments of the model.
-        :param kwargs: keyword arguments of the model.
         """
         located = self.locate(model, args, kwargs)
 
@@ -191,7 +161,7 @@ def started(traces: Iterator[Any]) -> Iterator[Any]:
     return itertools.chain([first], traces)
 
 
-class _LossSpread(SpreadMessenger):
+class _LossSpread(SpreadSitesInLoss, SpreadMessenger):
     """
     The spread handler inside a loss; it raises an error for anything that would score wrong values.
     """
@@ -223,14 +193,9 @@ class _LossSpread(SpreadMessenger):
 
     def _observes_handed(self, msg: Any, kernel: SpreadNoise) -> bool:
         site, value = msg["name"], torch.as_tensor(msg["value"])
-        label = key_of(self._names, site)
-        if label is None:
-            raise ValueError(spreading.no_handed_value(site, str(self._keys[site])))
-        handed = self._handed.values[label]
+        handed = self._handed_to(site, value.shape, self._names, self._handed.values)
         if msg["value"] is handed:
             return True
-        if value.numel() == 0 and handed.numel() > 0:
-            raise ValueError(spreading.empty_observation(site, self._names[label], value.shape))
         event_dim = msg["fn"].event_dim
         taken = self._taken(msg, handed)
         if taken is not handed and self._places.observed(site, value, taken, kernel, event_dim):
@@ -250,12 +215,6 @@ class _LossSpread(SpreadMessenger):
                 handed = handed.index_select(dim, indices)
         return handed
 
-    def _check_complete(self) -> None:
-        super()._check_complete()
-        for site in resolved(self.noise, self._observed):
-            if site not in self._observed:
-                raise ValueError(spreading.site_not_observed(site, self._observed))
-
 
 def _shape(x: Any) -> tuple[int, ...]:
     return tuple(getattr(x, "shape", ()))
@@ -273,14 +232,3 @@ def _parameters(kernel: SpreadNoise) -> torch.nn.Module:
             parts = (part for part in value.parts if isinstance(part, torch.nn.Module))
             setattr(module, name, torch.nn.ModuleList(parts))
     return module
-
-
-def _check_data(site: str, kernel: SpreadNoise, argument: str, x: Any) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise ValueError(inputs.misplaced_argument(site, argument, x, WANTED))
-    try:
-        kernel.check_value(x)
-    except (TypeError, ValueError) as error:
-        raise type(error)(general.at_site(site, error)) from error
-    if not is_finite(x):
-        raise NonFiniteError(spreading.nonfinite_data(site, argument))

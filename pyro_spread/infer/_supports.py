@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from pyro.distributions import constraints
 
 from pyro_spread._transaction import looking
 from pyro_spread.noise import SpreadNoise
-from spread_core.messages import semi_implicit
+from spread_core.noise.implicit_sites import fixed_support
 from spread_core.patterns import is_pattern, key_of, matches
 from spread_core.remembered import Remembered
 
@@ -66,25 +65,12 @@ def support_in(trace: Any, site: str) -> Any:
     node = trace.nodes.get(site)
     if node is None or node["type"] != "sample":
         return None
-    return _fixed(site, node["fn"].support, len(node["fn"].event_shape))
+    fn = node["fn"]
+    return fixed_support(site, fn.support, len(fn.event_shape), constraints, _bound)
 
 
-def _fixed(site: str, support: Any, event_dim: int) -> Any:
-    """``support`` with bounds that do not depend on batch elements; None for all reals."""
-    if isinstance(support, constraints.independent):
-        base = _fixed(site, support.base_constraint, event_dim)
-        ndims = support.reinterpreted_batch_ndims
-        return None if base is None else constraints.independent(base, ndims)
-    if isinstance(support, type(constraints.real)):
-        return None
-    fixed = copy.copy(support)
-    for name, bound in vars(support).items():
-        if isinstance(bound, torch.Tensor):
-            rows = bound.reshape(-1, *bound.shape[max(bound.dim() - event_dim, 0) :])
-            if bound.requires_grad or not bool((rows == rows[:1]).all()):
-                raise ValueError(semi_implicit.semi_moving_support(site))
-            setattr(fixed, name, rows[0])
-    return fixed
+def _bound(value: Any) -> tuple[torch.Tensor, bool] | None:
+    return (value, not value.requires_grad) if isinstance(value, torch.Tensor) else None
 
 
 def same_support(first: Any, second: Any) -> bool:

@@ -15,7 +15,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread import _parents
 from pyro_spread._inputs import observed_tensor
-from pyro_spread.infer._datum import data_dims, data_first, data_plate, in_batch, weight_of_data
+from pyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._noise import draw_at
@@ -26,6 +26,7 @@ from pyro_spread.infer._sites import is_computed, is_latent, is_learned, plain_n
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
+from spread_core.datum import data_first, in_batch
 from spread_core.messages import general, players, spreading
 from spread_core.nonfinite import NonFiniteError
 from spread_core.patterns import resolved
@@ -61,8 +62,6 @@ def draw_sides(
     :param model: the model; its observed sites are compared.
     :param guide: empty, or over global latents.
     :param noise: dict from site to the kernel that both sides pass through, each with fresh noise.
-    :param args: positional arguments of model and guide.
-    :param kwargs: keyword arguments of both.
     :param closed_form: whether the loss has the noise of a kernel on an event shape in closed form,
         so that it is not drawn; asked for sites without masks only.
     :raises ValueError: if sites, plates, masks and noise are inconsistent.

@@ -44,7 +44,7 @@ class LagWatch(Stateful):
         if not (self._monitor.streak or self._range.streak) and self._seen % _EVERY:
             return
         with torch.no_grad():
-            self._range.observe(*logits.range())
+            self._range.observe(*map(float, logits.range()))
             data, model, data_weights, model_weights = logits
             right = weighted_mean((data > 0).to(data.dtype), data_weights)
             left = weighted_mean((model < 0).to(model.dtype), model_weights)

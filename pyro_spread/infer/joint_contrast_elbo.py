@@ -36,7 +36,7 @@ from pyro_spread.infer._noise import Noise, draw_at
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
-from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
+from pyro_spread.infer._sites import combine_masks, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.infer._two_sides import is_compared
@@ -453,7 +453,7 @@ def _leave_out(site: Any, invalid: Invalid, dim: int | None) -> None:
     good = invalid.good(log_prob.dim(), dims, [log_prob.shape[d] for d in dims])
     site["log_prob"] = torch.where(torch.as_tensor(good), log_prob, torch.zeros_like(log_prob))
     site["log_prob_sum"] = site["log_prob"].sum()
-    site["mask"] = both(site["mask"], good)
+    site["mask"] = combine_masks(site["mask"], good)
 
 
 def _of_data(elements: torch.Tensor, dim: int | None, number: int) -> torch.Tensor:
@@ -467,7 +467,7 @@ def _weights(site: Mapping[str, Any]) -> torch.Tensor:
     """How much each element of a scored site counts, with scale and mask."""
     mask, fn = site["mask"], site["fn"]
     while isinstance(fn, MaskedDistribution):
-        mask, fn = both(mask, _parents.mask_of(fn)), fn.base_dist
+        mask, fn = combine_masks(mask, _parents.mask_of(fn)), fn.base_dist
     weights = torch.ones_like(site["log_prob"]) * site["scale"]
     return weights if mask is None else weights * mask
 

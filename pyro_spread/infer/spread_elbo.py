@@ -12,14 +12,13 @@ import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 
-from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading, started
 from spread_core.arguments import Key
-from spread_core.loss_words import LossWords
+from spread_core.losses.over_stock_elbo import StockELBOs
+from spread_core.losses.spread_elbo import SpreadELBOShared
 from spread_core.messages import spreading
-from spread_core.paths import Where
 from spread_core.use_of_data import UseOfData
 
 # All particles of these enter one log-mean-exp: they must bound the same log p(y).
@@ -36,31 +35,22 @@ _JIT = (
     infer.JitTraceGraph_ELBO,
     infer.JitTraceMeanField_ELBO,
 )
-_REFUSED = {
-    "Trace_MMD": "it compares latent samples with the prior and is no bound on log p(y).",
-    "ReweightedWakeSleep": "its sleep phase draws data from the model instead of spreading them.",
-}
+_STOCK = StockELBOs(
+    infer.Trace_ELBO,
+    ELBO,
+    "pyro.infer.ELBO",
+    _AVERAGING + _SHARING,
+    {
+        infer.Trace_MMD: "it compares latent samples with the prior and is no bound on log p(y).",
+        infer.ReweightedWakeSleep: "its sleep phase draws data from the model instead of "
+        "spreading them.",
+    },
+)
 
 
-class SpreadELBO(Loss):
+class SpreadELBO(SpreadELBOShared, Loss):
     r"""
     Evidence lower bound of the spread model, for models whose likelihood is zero almost everywhere.
-
-    Data and model pass through the same noise kernel :math:`k(y \mid x)`, and the stock ``elbo`` is
-    evaluated on the result [1, section 4]. With :math:`p(x \mid z) = \delta(x - g(z))`,
-
-    .. math::
-        \mathbb{E}_{p(x)\, k(y|x)}\Big[ \mathbb{E}_{q(z|y)} \log k(y \mid g(z))
-        - \mathrm{KL}[q(z \mid y) \,\|\, p(z)] \Big]
-        \le \mathbb{E}\, \log \tilde p(y),
-
-    in nats, and maximising it minimises :math:`\mathrm{KL}[\tilde p_{data} \| \tilde p_{model}]`,
-    which is zero only where the clean distributions agree. At every step and for every particle a
-    fresh :math:`y \sim k(y \mid x)` is drawn and passed to model and guide **instead of** x, so the
-    likelihood is evaluated at y. Importance-weighted bounds (Renyi, tail-adaptive, TMC) share one y
-    among the particles of a step, since all of them must bound the same :math:`\log \tilde p(y)`.
-    The model needs no change. At test time no noise is added: where the model takes ``x=None`` and
-    then draws, ``Predictive(model, num_samples=1)(None)`` gives clean samples.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -79,10 +69,9 @@ class SpreadELBO(Loss):
         >>> svi.step(torch.randn(100)) < float("inf")
         True
 
-    Under a plate that subsamples full data inside the model, noise is drawn for the rows that are
-    taken, and for all of them only if model or guide read them all. A kernel's ``nn.Parameter`` is
-    trained through ``loss(model, guide)`` only: under ``SVI`` make the scale a ``pyro.param`` in a
-    callable ``noise``.
+    A kernel's ``nn.Parameter`` is trained through ``loss(model, guide)`` only: under ``SVI`` make
+    the scale a ``pyro.param`` in a callable ``noise``. Clean samples are those of
+    ``Predictive(model, num_samples=1)(None)``.
 
     With ``vectorize_particles=True`` an averaged bound still runs its particles one after another:
     each sees its own y, and a model written for x of shape (N, ...) cannot take (particles, N,
@@ -94,35 +83,13 @@ class SpreadELBO(Loss):
     own size. Otherwise the gradient is that of the sum divided by that number.
     ``TraceTailAdaptive_ELBO`` and latents enumerated outside all plates couple the data and are
     refused.
-
-    **References**
-
-    [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
-    https://arxiv.org/abs/1811.08968
-
-    :param noise: dict from observed site to noise kernel, in which ``"x_*"`` stands for all
-        observed sites of such a name; or a callable that returns it, called
-        with the model's (clean) arguments at every draw, in which ``pyro.param`` may be used. An
-        annealed scale that is an argument of the model reaches the kernel that way.
-    :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
-    :param data: dict from site to the name of the model argument that carries its data, or to a
-        way into one: ``"batch.image"`` or ``("batch", "image")``. Left out: the argument of the
-        site's name, else the first.
-    :raises TypeError: if noise is not such a dict or elbo not an ELBO.
-    :raises NotImplementedError: if elbo is one that cannot be spread, saying why.
     """
 
-    def __init__(
-        self, noise: Noise, elbo: ELBO | None = None, data: Mapping[str, Where] | None = None
-    ) -> None:
-        elbo = infer.Trace_ELBO() if elbo is None else elbo
-        _check_elbo(elbo)
-        super().__init__(num_particles=elbo.num_particles)
-        if noise is None:
-            raise TypeError(spreading.bad_noise_argument(noise))
-        self._spreading = Spreading(noise, data)
-        self.noise, self.data = self._spreading.noise, self._spreading.data
-        self.elbo = elbo
+    _stock = _STOCK
+    _make_spreading = Spreading
+
+    def _prepare(self) -> None:
+        elbo = self.elbo
         # The stock ELBO runs unchanged, except that its traces are made here.
         self._runner = copy.copy(elbo)
         self._runner._get_traces = self._get_traces
@@ -133,11 +100,6 @@ class SpreadELBO(Loss):
             if elbo.vectorize_particles and elbo.num_particles > 1:
                 self._particles.max_plate_nesting -= 1  # it reserved a dim for the particles
             self._particles.num_particles, self._particles.vectorize_particles = 1, False
-
-    def describe(self) -> LossWords:
-        """What the reported number is, and what is better."""
-        value = "minus the ELBO of the spread data"
-        return LossWords(type(self).__name__, value, is_sum=True)
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> LossModule:
         """
@@ -168,10 +130,7 @@ class SpreadELBO(Loss):
         self, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Like :meth:`loss`, as a tensor to differentiate."""
-        if not hasattr(self.elbo, "differentiable_loss"):
-            name = type(self.elbo).__name__
-            reason = "it has no differentiable_loss. Use it through SVI, or another ELBO here."
-            raise NotImplementedError(spreading.elbo_refused(name, reason))
+        self._check_differentiable()
         return self._run("differentiable_loss", model, guide, args, kwargs)
 
     def _run(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -199,18 +158,6 @@ class SpreadELBO(Loss):
             for traces in self._spreading.settled(located, model, args, kwargs, pairs):
                 check_traces(traces)
                 yield traces
-
-
-def _check_elbo(elbo: Any) -> None:
-    for name, why in _REFUSED.items():
-        refused = getattr(infer, name, None)
-        if refused is not None and isinstance(elbo, refused):
-            raise NotImplementedError(spreading.elbo_refused(name, why))
-    if not isinstance(elbo, ELBO):
-        raise TypeError(spreading.no_elbo(elbo, "pyro.infer.ELBO"))
-    if not isinstance(elbo, _AVERAGING + _SHARING):
-        reason = "how its particles share noise is not known. Subclass one of the stock ELBOs."
-        raise NotImplementedError(spreading.elbo_refused(type(elbo).__name__, reason))
 
 
 def _check_positional(located: Mapping[str, Key], elbo: str) -> None:

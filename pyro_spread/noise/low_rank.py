@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions.transforms import ReshapeTransform
 
-from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive, like
-from spread_core.messages import noise
+from pyro_spread.noise.base import SpreadNoise, like
+from spread_core.noise.low_rank import LowRankGaussian
 
 
 class _LowRankNormal(dist.LowRankMultivariateNormal):
@@ -42,71 +41,24 @@ class _LowRankNormal(dist.LowRankMultivariateNormal):
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankGaussianNoise(SpreadNoise):
+class LowRankGaussianNoise(LowRankGaussian, SpreadNoise):
     r"""
     Gaussian spread noise with covariance :math:`s^2 I + F F^\top`, F of shape D x R.
-
-    Densities use the matrix determinant lemma and the Woodbury identity, so that the cost is
-    :math:`O(D R^2)` and no D x D matrix is ever formed. An event of several dimensions (an image)
-    is flattened to its D elements.
 
         >>> import torch
         >>> noise = LowRankGaussianNoise(0.1, torch.ones(4, 1))
         >>> noise(torch.zeros(3, 4), event_dim=1).event_shape
         torch.Size([4])
-
-    The exact spread KL never gains from a factor that is learned without a constraint: its optimum
-    is F = 0. Learning it needs a constraint (trace, determinant or Lipschitz) and the entropy term.
-
-    :param scale: isotropic standard deviation s: a number, or a tensor of shape () or (D,).
-    :param factor: tensor of shape (D, R), in units of x.
-    :raises ValueError: if scale is not positive and finite or factor is not a finite matrix.
     """
 
     scale: float | torch.Tensor
     factor: torch.Tensor
 
-    coupled_dims = 1
-
-    def __post_init__(self) -> None:
-        if not is_positive(self.scale):
-            raise ValueError(noise.bad_positive("LowRankGaussianNoise", "scale", self.scale))
-        object.__setattr__(self, "scale", as_parameter(self.scale))
-        object.__setattr__(self, "factor", torch.as_tensor(as_parameter(self.factor)))
-        if self.factor.dim() != 2 or 0 in self.factor.shape:
-            raise ValueError(noise.factor_shape(self.factor.shape))
-        if not bool(torch.isfinite(self.factor.detach()).all()):
-            raise ValueError(noise.bad_factor())
-        scale_shape = torch.as_tensor(self.scale).shape
-        if scale_shape not in (torch.Size(), torch.Size([1]), self.factor.shape[:1]):
-            raise ValueError(noise.low_rank_scale_shape(scale_shape, self.factor.shape))
-
-    def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
-        r"""
-        :math:`\exp(-\omega^\top (s^2 I + F F^\top)\, \omega / 2)`.
-
-        :param omega: frequencies of shape (..., D).
-        :return: tensor of shape (...).
-        """
-        omega = torch.as_tensor(omega)
-        isotropic = ((self.scale * omega) ** 2).sum(-1)
-        return torch.exp(-0.5 * (isotropic + ((omega @ self.factor.to(omega)) ** 2).sum(-1)))
-
-    def _coupled_dims_of(self, x: torch.Tensor) -> int:
-        size = self.factor.shape[0]
-        for event_dim in range(1, x.dim() + 1):
-            if math.prod(x.shape[-event_dim:]) == size:
-                return event_dim
-        raise ValueError(noise.factor_misfit(self.factor.shape, x.shape[-1:]))
-
-    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
-        return True  # events of every form are flattened
-
     def _conditional(
         self, x: torch.Tensor, event_dim: int, validate_args: bool | None = None
     ) -> TorchDistribution:
         flat, event_shape = self._flatten(x, event_dim)
-        y = self._around(flat, self._variance(x), self.factor.to(x), validate_args)
+        y = _LowRankNormal(flat, self.factor.to(x), self._variance(x), validate_args)
         if event_dim == 1:
             return y
         reshape = ReshapeTransform(flat.shape[-1:], event_shape)
@@ -114,18 +66,8 @@ class LowRankGaussianNoise(SpreadNoise):
 
     def _flatten(self, x: torch.Tensor, event_dim: int) -> tuple[torch.Tensor, torch.Size]:
         event_shape = x.shape[x.dim() - event_dim :]
-        if math.prod(event_shape) != self.factor.shape[0]:
-            raise ValueError(noise.factor_misfit(self.factor.shape, event_shape))
+        self._check_fit(event_shape)
         return x.reshape(x.shape[: x.dim() - event_dim] + self.factor.shape[:1]), event_shape
-
-    def _around(
-        self,
-        loc: torch.Tensor,
-        variance: torch.Tensor,
-        factor: torch.Tensor,
-        validate_args: bool | None = None,
-    ) -> TorchDistribution:
-        return _LowRankNormal(loc, factor, variance, validate_args=validate_args)
 
     def _variance(self, x: torch.Tensor) -> torch.Tensor:
         return (like(self.scale, x) ** 2).expand(self.factor.shape[:1])
@@ -140,7 +82,7 @@ class LowRankGaussianNoise(SpreadNoise):
             batch_shape = fn.cov_factor.shape[:-2]
             own = self.factor.to(fn.loc).expand(batch_shape + self.factor.shape)
             factor = torch.cat([fn.cov_factor, own], dim=-1)
-            return self._around(fn.loc, fn.cov_diag + self._variance(fn.loc), factor)
+            return _LowRankNormal(fn.loc, factor, fn.cov_diag + self._variance(fn.loc))
         if isinstance(fn, torch.distributions.MultivariateNormal):
             self._flatten(fn.loc, 1)
             # A dense covariance came in, so a dense one may go out.
@@ -152,7 +94,7 @@ class LowRankGaussianNoise(SpreadNoise):
     def _spread_normal(self, fn: torch.distributions.Normal, extra: int) -> TorchDistribution:
         loc, event_shape = self._flatten(fn.loc, extra)
         variance = fn.scale.reshape(loc.shape) ** 2 + self._variance(loc)
-        y = self._around(loc, variance, self.factor.to(loc))
+        y = _LowRankNormal(loc, self.factor.to(loc), variance)
         if extra == 1:
             return y
         return dist.TransformedDistribution(y, [ReshapeTransform(loc.shape[-1:], event_shape)])

@@ -4,11 +4,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +13,13 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_spread.noise.base import SpreadNoise, as_parameter, is_positive, like
+from pyro_spread.noise.base import SpreadNoise, is_positive, like
 from spread_analysis import student_t_characteristic_function
-from spread_core.messages import noise
+from spread_core.noise import stationary
 
 
-class _ElementwiseNoise(SpreadNoise, ABC):
+class _ElementwiseNoise(SpreadNoise, stationary.Elementwise, ABC):
     """Independent noise with a ``scale`` on every element of x."""
-
-    scale: float | torch.Tensor
-
-    def __post_init__(self) -> None:
-        for name in self._fields():
-            value = getattr(self, name)
-            if not is_positive(value):
-                raise ValueError(noise.bad_positive(type(self).__name__, name, value))
-            object.__setattr__(self, name, as_parameter(value))
-
-    @classmethod
-    @functools.cache
-    def _fields(cls) -> list[str]:
-        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
     @abstractmethod
     def _around(
@@ -52,64 +35,6 @@ class _ElementwiseNoise(SpreadNoise, ABC):
         values = (getattr(self, name) for name in self._fields())
         parameters = [like(v, x) if isinstance(v, torch.Tensor) else v for v in values]
         return self._around(x, *parameters, validate_args=validate_args).to_event(event_dim)
-
-    def draw(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_site(x.shape, 0)
-        return super().draw(x)
-
-    @functools.cached_property
-    def _shape(self) -> torch.Size:
-        parameters = (getattr(self, name) for name in self._fields())
-        shapes = [v.shape for v in parameters if isinstance(v, torch.Tensor)]
-        return torch.broadcast_shapes(*shapes) if shapes else torch.Size()
-
-    def _moves_with_data(self) -> bool:
-        return not self._shape
-
-    def _placed_dims(self, event_dim: int) -> int:
-        return max(event_dim, self._rank, 1)
-
-    def _drawn_alike(self, drawn: Sequence[int], scored: Sequence[int], event_dim: int) -> bool:
-        rank = self._rank
-        return rank == 0 or tuple(drawn[-rank:]) == tuple(scored[-rank:])
-
-    @property
-    def _rank(self) -> int:
-        """Number of rightmost dims over which the parameters differ."""
-        sizes = list(self._shape)
-        while sizes and sizes[0] == 1:
-            del sizes[0]
-        return len(sizes)
-
-    def _check_event(self, shape: torch.Size, event_dim: int) -> None:
-        """A scale may broadcast like any parameter, but never widen the event of x."""
-        full = self._broadcast(shape)
-        if full is None or full[len(full) - event_dim :] != shape[len(shape) - event_dim :]:
-            raise ValueError(noise.scale_misfit(type(self).__name__, self._shape, shape, event_dim))
-
-    def _check_site(self, shape: torch.Size, event_dim: int) -> None:
-        if self._broadcast(shape) != shape:
-            raise ValueError(noise.scale_misfit(type(self).__name__, self._shape, shape, event_dim))
-
-    def _broadcast(self, shape: torch.Size) -> torch.Size | None:
-        if not self._shape:
-            return shape
-        try:
-            return torch.broadcast_shapes(self._shape, shape)
-        except RuntimeError:
-            return None
-
-    def _for_components(self, event_dim: int) -> SpreadNoise:
-        if len(self._shape) <= event_dim:
-            return self
-
-        def with_component_dim(value: Any) -> Any:
-            if isinstance(value, torch.Tensor) and value.dim() > event_dim:
-                return value.unsqueeze(value.dim() - event_dim)
-            return value
-
-        changes = {name: with_component_dim(getattr(self, name)) for name in self._fields()}
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 class _SharedScaleNormal(dist.Normal):
@@ -189,12 +114,9 @@ class _SharedScaleEvent(dist.Independent):
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianNoise(_ElementwiseNoise):
+class GaussianNoise(stationary.Gaussian, _ElementwiseNoise):
     r"""
     Gaussian spread noise, :math:`y = x + s\,\epsilon` with :math:`\epsilon \sim N(0, I)`.
-
-    Its characteristic function is :math:`\exp(-s^2\omega^2/2)`. ``spread`` is exact for ``Delta``,
-    ``Normal``, ``MultivariateNormal``, ``LowRankMultivariateNormal`` and mixtures of them.
 
         >>> import torch, pyro.distributions as dist
         >>> noise = GaussianNoise(0.3)
@@ -202,10 +124,6 @@ class GaussianNoise(_ElementwiseNoise):
         torch.Size([5])
         >>> noise.spread(dist.Normal(0.0, 0.4)).scale
         tensor(0.5000)
-
-    :param scale: standard deviation s, in units of x: a number, or a tensor that broadcasts to the
-        event shape of x.
-    :raises ValueError: if scale is not positive and finite.
     """
 
     scale: float | torch.Tensor
@@ -217,10 +135,6 @@ class GaussianNoise(_ElementwiseNoise):
         if not self._shape:
             return _SharedScaleNormal(x, scale, validate_args)
         return dist.Normal(x, scale, validate_args=validate_args)
-
-    def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
-        r""":math:`\exp(-s^2\omega^2/2)` for every frequency in ``omega``."""
-        return torch.exp(-0.5 * (self.scale * torch.as_tensor(omega)) ** 2)
 
     def _spread_exactly(self, fn: Any, extra: int) -> TorchDistribution | None:
         if isinstance(fn, torch.distributions.Normal):
@@ -242,14 +156,12 @@ class GaussianNoise(_ElementwiseNoise):
 
 
 @dataclass(frozen=True, eq=False)
-class LaplaceNoise(_ElementwiseNoise):
+class LaplaceNoise(stationary.Laplace, _ElementwiseNoise):
     r"""
     Laplace spread noise, of density :math:`\exp(-|y - x|/b)/(2b)` in every element.
 
-    Its characteristic function is :math:`1/(1 + b^2\omega^2)`.
-
-    :param scale: scale b, in units of x: a number, or a tensor that broadcasts to the event shape.
-    :raises ValueError: if scale is not positive and finite.
+        >>> LaplaceNoise(1.0).characteristic_function(1.0)
+        tensor(0.5000)
     """
 
     scale: float | torch.Tensor
@@ -257,26 +169,16 @@ class LaplaceNoise(_ElementwiseNoise):
     def _around(
         self, x: torch.Tensor, *parameters: Any, validate_args: bool | None
     ) -> TorchDistribution:
-        (scale,) = parameters
-        return dist.Laplace(x, scale, validate_args=validate_args)
-
-    def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
-        r""":math:`1/(1 + b^2\omega^2)` for every frequency in ``omega``."""
-        return 1.0 / (1.0 + (self.scale * torch.as_tensor(omega)) ** 2)
+        return dist.Laplace(x, *parameters, validate_args=validate_args)
 
 
 @dataclass(frozen=True, eq=False)
-class StudentTNoise(_ElementwiseNoise):
+class StudentTNoise(stationary.StudentT, _ElementwiseNoise):
     r"""
     Student t spread noise with ``df`` degrees of freedom; ``df=1`` is Cauchy noise.
 
-    Its characteristic function is
-    :math:`K_{\nu/2}(u)\, u^{\nu/2} / (\Gamma(\nu/2)\, 2^{\nu/2-1})` with
-    :math:`u = \sqrt\nu\, s|\omega|`; for Cauchy noise :math:`\exp(-s|\omega|)`.
-
-    :param df: degrees of freedom, a number or tensor.
-    :param scale: scale s, in units of x: a number, or a tensor that broadcasts to the event shape.
-    :raises ValueError: if df or scale is not positive and finite.
+        >>> StudentTNoise(df=1.0, scale=1.0).characteristic_function(0.0)
+        tensor(1.)
     """
 
     df: float | torch.Tensor
@@ -299,14 +201,12 @@ class StudentTNoise(_ElementwiseNoise):
 
 
 @dataclass(frozen=True, eq=False)
-class LogisticNoise(_ElementwiseNoise):
+class LogisticNoise(stationary.Logistic, _ElementwiseNoise):
     r"""
     Logistic spread noise, whose distribution function is :math:`1/(1 + e^{-(y-x)/s})`.
 
-    Its characteristic function is :math:`\pi s\omega / \sinh(\pi s\omega)`.
-
-    :param scale: scale s, in units of x: a number, or a tensor that broadcasts to the event shape.
-    :raises ValueError: if scale is not positive and finite.
+        >>> LogisticNoise(1.0).characteristic_function(0.0)
+        tensor(1.)
     """
 
     scale: float | torch.Tensor
@@ -314,14 +214,4 @@ class LogisticNoise(_ElementwiseNoise):
     def _around(
         self, x: torch.Tensor, *parameters: Any, validate_args: bool | None
     ) -> TorchDistribution:
-        (scale,) = parameters
-        return dist.Logistic(x, scale, validate_args=validate_args)
-
-    def characteristic_function(self, omega: torch.Tensor) -> torch.Tensor:
-        r""":math:`\pi s\omega / \sinh(\pi s\omega)` for every frequency in ``omega``."""
-        u = torch.abs(torch.pi * self.scale * torch.as_tensor(omega))
-        # u / sinh(u) written with decaying exponentials only: sinh overflows at 89 in float32. The
-        # inner where keeps 0/0 out of the gradient.
-        one = torch.ones_like(u)
-        safe = torch.where(u == 0, one, u)
-        return torch.where(u == 0, one, 2 * safe * torch.exp(-safe) / -torch.expm1(-2 * safe))
+        return dist.Logistic(x, *parameters, validate_args=validate_args)

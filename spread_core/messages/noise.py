@@ -31,6 +31,11 @@ def scale_misfit(kernel: str, scale: Sequence[int], x: Sequence[int], event_dim:
     )
 
 
+def parameters_misfit(kernel: str, shapes: Sequence[Sequence[int]]) -> str:
+    listed = " and ".join(str(tuple(shape)) for shape in shapes)
+    return f"{kernel}: parameters of shapes {listed} do not broadcast to one shape."
+
+
 def event_dim_too_small(kernel: str, needed: int, event_dim: int) -> str:
     return (
         f"{kernel} couples the last {needed} dimension(s) of the value, but the event has only "

@@ -94,17 +94,6 @@ def semi_outside_support(site: str, support: object) -> str:
     )
 
 
-def semi_elbo_refused(name: str, why: str) -> str:
-    return f"SemiImplicitELBO cannot wrap {name}: {why}"
-
-
-def semi_no_elbo(value: object, base: str) -> str:
-    return (
-        f"SemiImplicitELBO: elbo must be an instance of {base}, such as Trace_ELBO(), got "
-        f"{shown(value)}."
-    )
-
-
 def semi_messenger_guide() -> str:
     return (
         "SemiImplicitELBO cannot use an AutoMessenger guide: it runs the model inside of itself, "

@@ -101,14 +101,12 @@ def no_handed_value(site: str, key: str) -> str:
     )
 
 
-def elbo_refused(name: str, why: str) -> str:
-    return f"SpreadELBO cannot wrap {name}: {why}"
+def elbo_refused(loss: str, name: str, why: str) -> str:
+    return f"{loss} cannot wrap {name}: {why}"
 
 
-def no_elbo(value: object, base: str) -> str:
-    return (
-        f"SpreadELBO: elbo must be an instance of {base}, such as Trace_ELBO(), got {shown(value)}."
-    )
+def no_elbo(loss: str, value: object, base: str) -> str:
+    return f"{loss}: elbo must be an instance of {base}, such as Trace_ELBO(), got {shown(value)}."
 
 
 def messenger_guide() -> str:

@@ -1,0 +1,93 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Losses with a critic: what is the same in both backends."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace
+
+from spread_core.messages import players
+from spread_core.shared_docs import SharedDocs
+from spread_core.validation import check_count
+
+_UPDATES = ("one_pass", "two_pass")
+
+
+class Logits(NamedTuple):
+    """The critic's logits for data and model, and the weight of each sample."""
+
+    data: Any
+    model: Any
+    data_weights: Any = None
+    model_weights: Any = None
+
+    def range(self) -> tuple[Any, Any]:
+        """The least and the largest logit of both sides."""
+        xp = array_namespace(self.data)
+        low = xp.minimum(self.data.min(), self.model.min())
+        return low, xp.maximum(self.data.max(), self.model.max())
+
+
+class CriticLossShared(SharedDocs):
+    """
+    Base class of the losses in which a critic compares data with the model's draws.
+
+    Subclasses say what each player minimises, as functions of the logits.
+
+    :param discriminator: a module ``discriminator(values, *args, **kwargs) -> logits``.
+    :param noise: dict from site to kernel, a callable that returns one, or None.
+    :param regularizer: penalty on the critic, or None.
+    :param update: ``"one_pass"`` or ``"two_pass"``; None chooses.
+    :param num_particles: number of draws of the model per datum and step.
+    :param name: of the discriminator among the params.
+    """
+
+    def __init__(
+        self,
+        discriminator: Any,
+        noise: Any,
+        regularizer: Any,
+        update: str | None,
+        num_particles: int,
+        name: str,
+    ) -> None:
+        check_count("num_particles", num_particles)
+        options: dict[str, Any] = {"num_particles": num_particles}
+        super().__init__(**options)
+        self._bind(discriminator)
+        if update is not None and update not in _UPDATES:
+            raise ValueError(players.bad_choice("update", update, _UPDATES))
+        self._check_regularizer(regularizer)
+        self.discriminator = discriminator
+        self.noise = self._as_noise(noise)
+        self.regularizer = regularizer
+        self.update = update
+        self.name = name
+
+    def _bind(self, discriminator: Any) -> None:
+        """Refuse what cannot be a discriminator in this backend."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _check_regularizer(regularizer: Any) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def _as_noise(noise: Any) -> Any:
+        """The backend's check of the argument ``noise``."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _critic_loss(self, logits: Logits) -> Any:
+        """The loss of the critic, a scalar."""
+
+    @abstractmethod
+    def _generator_loss(self, logits: Any) -> Any:
+        """The loss of the generator, for every sample of the model."""
+
+    @abstractmethod
+    def _value(self, logits: Logits) -> Any:
+        """The reported value."""
