@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import platform
-import random
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from torch import nn
 
 from pyro_spread import _optimizer_state as optimizers
 from pyro_spread import _parents
-from pyro_spread._called_modules import Look, called_by, forget_garbage, note
-from pyro_spread._optimiser_copy import OptimiserState
+from pyro_spread._called_modules import Called, called_by, each_call, note
 from pyro_spread._reachable_modules import (
     Held,
     find_modules,
@@ -30,7 +28,7 @@ from pyro_spread._reachable_modules import (
     loss_of,
     unreached,
 )
-from pyro_spread._transaction import StepSnapshot
+from pyro_spread._snapshot import StepSnapshot, random_state, set_random_state
 from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
 from spread_core.bounds import describe, same, text
 from spread_core.checkpoint_file import Codec, Reading
@@ -133,38 +131,16 @@ def loss_state(svi: SVI) -> Any:
     return loss.get_state() if hasattr(loss, "get_state") else {}
 
 
-def random_state() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if cuda else None,
-        "numpy": np.random.get_state(legacy=False),
-        "python": {"version": version, "state": np.array(internal, np.int64), "gauss": gauss},
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    python = state["python"]
-    internal = tuple(int(word) for word in python["state"])
-    random.setstate((python["version"], internal, python["gauss"]))
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    # Devices that no longer exist need no random state.
-    for device, each in enumerate(state["cuda"] or []):
-        if torch.cuda.is_available() and device < torch.cuda.device_count():
-            torch.cuda.set_rng_state(each, device)
-
-
 def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
     """Take a step that changes nothing, so that params are in the store and layers have shapes."""
+    called = Called()
     try:
         # As a step does it, since what is compiled or looked up at its first call draws numbers.
-        with poutine.block(), Look() as look:
+        with poutine.block(), each_call(called.add):
             svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     except Exception as error:
         raise reading.refuse(checkpoints.undeclared(error)) from error
-    note(svi, look.called)
+    note(svi, called)
 
 
 def prepare_params(reading: Reading) -> list[Commit]:
@@ -250,7 +226,7 @@ def check_called(
     :raises ValueError: naming the module.
     """
     if unreached(found, called_by(svi, loss_of(svi))):
-        forget_garbage()
+        gc.collect()  # modules that a step made for itself and that only the collector still knows
     if calls := unreached(found, called_by(svi, loss_of(svi))):
         named = [(repr(module).partition("\n")[0][:80], names) for module, names in calls]
         raise refuse(checkpoints.unreached_modules(named))
@@ -347,46 +323,24 @@ def _describe(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
 
 
-class Snapshot:
+def snapshot(svi: SVI, modules: Mapping[str, nn.Module] | None) -> StepSnapshot:
     """A copy of what declaring params changes, to restore it if the load fails."""
-
-    def __init__(self, svi: SVI, modules: Mapping[str, nn.Module] | None) -> None:
-        found = find_modules(svi, modules)
-        held = held_beside_params(found).values()
-        self._loss, self._loss_state = loss_of(svi), loss_state(svi)
-        self._random = random_state()
-        self._step = StepSnapshot(self._loss)
-        self._step.optimiser = OptimiserState(svi.optim, list(_parents.stored_params().values()))
-        self._values = [
-            (each.tensor, each.tensor.detach().clone()) for each in held if each.tensor is not None
-        ]
-        self._extras = [
-            (each.module, copy.deepcopy(held_state(each))) for each in held if each.tensor is None
-        ]
-        for part in dict.fromkeys(part for _, net in found for part in net.modules()):
-            self._step.buffers.keep(part)
-        params = [
-            *_parents.stored_params().values(),
-            *(p for _, net in found for p in net.parameters()),
-        ]
-        self._grads = [(p, p.grad, p.grad if p.grad is None else p.grad.clone()) for p in params]
-
-    def restore(self) -> None:
-        """Undo."""
-        self._step.store.clear_grads(_parents.stored_params().values())
-        self._step.restore()
-        with torch.no_grad():
-            for tensor, value in self._values:
-                tensor.copy_(value)
-            for param, grad, kept in self._grads:
-                if grad is not None and kept is not None:
-                    grad.copy_(kept)  # a step adds to it
-                param.grad = grad
-        # Code of the user, which may be what has failed: the one does not stop the others.
-        for module, extra in self._extras:
-            with suppress(Exception):
-                module.set_extra_state(extra)
-        if hasattr(self._loss, "set_state"):
-            with suppress(Exception):
-                self._loss.set_state(self._loss_state)
-        set_random_state(self._random)
+    before, loss, found = StepSnapshot(), loss_of(svi), find_modules(svi, modules)
+    params = [
+        *_parents.stored_params().values(),
+        *(param for _, net in found for param in net.parameters()),
+    ]
+    params = [p for p in dict.fromkeys(params) if not nn.parameter.is_lazy(p)]
+    before.keep_store()
+    before.keep_optimiser(svi.optim, params)
+    before.keep_grads(params)
+    for part in dict.fromkeys(part for _, net in found for part in net.modules()):
+        before.keep_buffers(part)
+    for held in held_beside_params(found).values():
+        if held.tensor is None:
+            extra = copy.deepcopy(held_state(held))
+            before.undo_by(held.module.set_extra_state, extra)
+    if hasattr(loss, "set_state"):
+        before.undo_by(loss.set_state, loss_state(svi))
+    before.keep_random_state()
+    return before

@@ -143,7 +143,7 @@ def load_checkpoint(
         if not same(found.get(what), live[what]):
             raise reading.refuse(checkpoints.other_class(what, found.get(what), live[what]))
     strict = reading.checkpoint.versions == state.versions()
-    before = state.Snapshot(svi, modules)
+    before = state.snapshot(svi, modules)
     try:
         declared = reading.part("params", dict).keys() <= set(pyro.get_param_store().keys())
         if not declared or not optimizers.has_stepped(svi.optim):

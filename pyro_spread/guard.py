@@ -14,7 +14,8 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
-from pyro_spread._transaction import StepSnapshot, optimiser_step
+from pyro_spread._snapshot import StepSnapshot
+from pyro_spread._transaction import optimiser_step
 from pyro_spread.infer._guards import (
     as_before_on_error,
     as_nonfinite,
