@@ -276,7 +276,8 @@ def finite_guard(
         >>> guard_status(svi, state).skipped
         1
 
-    It costs a selection over params and optimiser state per step.
+    It costs a selection over params and optimiser state per step. ``optax.apply_if_finite`` sees
+    gradients only: it names no param, and keeps the new mutable state of a step that it skips.
 
     :param svi: the SVI, whose ``optim`` and ``loss`` are replaced; call its ``init`` after that.
     :param on_nonfinite: ``"raise"``, ``"skip"`` or ``"reduce"``.

@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_spread import _optimizer_state as optimizers
+from pyro_spread import _optimiser_state as optimisers
 from pyro_spread import _parents
 from pyro_spread._called_modules import Called, called_by, each_call, note
 from pyro_spread._reachable_modules import (
@@ -30,13 +30,12 @@ from pyro_spread._reachable_modules import (
 )
 from pyro_spread._snapshot import StepSnapshot, random_state, set_random_state
 from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
-from spread_core.bounds import describe, same, text
-from spread_core.checkpoint_file import Codec, Reading
+from spread_core.bounds import describe, same
+from spread_core.checkpoint_checks import Commit, check_bounds, check_names, loss_state
+from spread_core.checkpoint_file import CheckpointReader, Codec
 from spread_core.checkpoint_tree import MalformedError
 from spread_core.messages import checkpoints
-from spread_core.stateful import Stateful
 
-Commit = optimizers.Commit
 _UNSAVED = (torch.complex128, torch.complex32)
 
 
@@ -92,7 +91,7 @@ def versions() -> dict[str, str]:
 def classes(svi: SVI) -> dict[str, Any]:
     loss = loss_of(svi)
     name = type(loss).__name__ if hasattr(type(loss), "loss") else "function"
-    return {"loss": name, "optimizer": optimizers.describe(svi.optim)}
+    return {"loss": name, "optimizer": optimisers.describe(svi.optim)}
 
 
 def param_state(name: str) -> dict[str, Any]:
@@ -126,12 +125,7 @@ def held_state(held: Held) -> Any:
     return held.module.get_extra_state() if held.tensor is None else held.tensor
 
 
-def loss_state(svi: SVI) -> Any:
-    loss = loss_of(svi)
-    return loss.get_state() if hasattr(loss, "get_state") else {}
-
-
-def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
+def declare(reader: CheckpointReader, svi: SVI, args: Any, kwargs: Any) -> None:
     """Take a step that changes nothing, so that params are in the store and layers have shapes."""
     called = Called()
     try:
@@ -139,32 +133,31 @@ def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
         with poutine.block(), each_call(called.add):
             svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     except Exception as error:
-        raise reading.refuse(checkpoints.undeclared(error)) from error
+        raise reader.refuse(checkpoints.undeclared(error)) from error
     note(svi, called)
 
 
-def prepare_params(reading: Reading) -> list[Commit]:
+def prepare_params(reader: CheckpointReader) -> list[Commit]:
     """Check the params against those of the store; the returned functions put them in place."""
-    saved, store = reading.part("params", dict), pyro.get_param_store()
-    _check_names(reading, "params", saved, store.keys(), checkpoints.late_params())
+    saved, store = reader.part("params", dict), pyro.get_param_store()
+    check_names(reader, "params", saved, store.keys(), checkpoints.late_params())
     commits = []
     for name, param in store.named_parameters():
         state = saved[name] if isinstance(saved[name], dict) else {}
         value: Any = state.get("value")
         grad: Any = state.get("grad")
-        _check_array(reading, "param", name, value, param)
+        _check_array(reader, "param", name, value, param)
         constraint = _constraint(_parents.constraint_of(name))
         if not same(state.get("constraint"), constraint):
             found, live = str(state.get("constraint")), constraint
-            raise reading.refuse(checkpoints.other_array("constraint of", name, found, live))
+            raise reader.refuse(checkpoints.other_array("constraint of", name, found, live))
         bounds = describe(_parents.constraint_of(name), _array)
         # Files of earlier versions do not have them.
-        if not same(found_bounds := state.get("bounds", bounds), bounds):
-            raise reading.refuse(checkpoints.other_bounds(name, text(found_bounds), text(bounds)))
+        check_bounds(reader, name, state.get("bounds", bounds), bounds)
         if isinstance(grad, torch.Tensor):
-            _check_array(reading, "gradient of", name, grad, param)
+            _check_array(reader, "gradient of", name, grad, param)
         elif not (grad is None or same(grad, "zeros")):
-            raise reading.refuse(checkpoints.malformed(f"the gradient of '{name}' is no array"))
+            raise reader.refuse(checkpoints.malformed(f"the gradient of '{name}' is no array"))
         commits.append(_put_param(param, value, grad))
     return commits
 
@@ -182,29 +175,29 @@ def _put_param(param: torch.Tensor, value: torch.Tensor, grad: Any) -> Commit:
 
 
 def prepare_modules(
-    reading: Reading, svi: SVI, modules: Mapping[str, nn.Module] | None
+    reader: CheckpointReader, svi: SVI, modules: Mapping[str, nn.Module] | None
 ) -> list[Commit]:
     """Check what nets hold in addition to params; the returned functions put it in place."""
-    saved, found = reading.part("modules", dict), find_modules(svi, modules)
+    saved, found = reader.part("modules", dict), find_modules(svi, modules)
     live = held_beside_params(found)
-    check_called(svi, found, reading.refuse)
-    further = reading.state.get("further_modules", [])
+    check_called(svi, found, reader.refuse)
+    further = reader.state.get("further_modules", [])
     if not isinstance(further, list) or not all(type(name) is str for name in further):
-        raise reading.refuse(checkpoints.malformed("'further_modules' are no names"))
+        raise reader.refuse(checkpoints.malformed("'further_modules' are no names"))
     # What only a wider walk finds: earlier versions did not keep it.
     mine = set(further_names(svi, modules, live))
-    if "further_modules" not in reading.state and (lost := sorted(mine - saved.keys())):
+    if "further_modules" not in reader.state and (lost := sorted(mine - saved.keys())):
         warnings.warn(checkpoints.unknown_then(lost), UserWarning, stacklevel=3)
         live = {name: held for name, held in live.items() if name not in lost}
     if gone := sorted((set(further) & saved.keys()) - live.keys()):
         warnings.warn(checkpoints.unknown_now(gone), UserWarning, stacklevel=3)
     names = [name for name in saved if name not in gone]
     way_out = checkpoints.other_state() + ", and give the same modules="
-    _check_names(reading, "buffers of nets", names, live, way_out)
+    check_names(reader, "buffers of nets", names, live, way_out)
     commits = []
     for key, held in live.items():
         if held.tensor is not None:
-            _check_array(reading, "buffer", key, saved[key], held.tensor)
+            _check_array(reader, "buffer", key, saved[key], held.tensor)
         commits.append(_put_held(held, saved[key]))
     return commits
 
@@ -243,7 +236,7 @@ def _put_held(held: Held, value: Any) -> Commit:
     return commit
 
 
-def check_optimizer(svi: SVI) -> None:
+def check_optimiser(svi: SVI) -> None:
     """
     Refuse an optimiser whose state would not be whole in a file.
 
@@ -256,65 +249,47 @@ def check_optimizer(svi: SVI) -> None:
         set_random_state(before)
 
 
-def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
+def prepare_optimiser(reader: CheckpointReader, svi: SVI, strict: bool) -> Commit:
     """Check the states of the optimisers; the returned functions put them in place."""
-    state = reading.part("optimizer", dict)
+    state = reader.part("optimizer", dict)
     try:
-        return optimizers.prepare(svi.optim, state, strict)
+        return optimisers.prepare(svi.optim, state, strict)
     except Exception as error:  # torch says anything of a state that is none
-        raise reading.refuse(checkpoints.malformed(f"optimizer: {error}")) from error
+        raise reader.refuse(checkpoints.malformed(f"optimizer: {error}")) from error
 
 
-def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
+def prepare_attributes(reader: CheckpointReader, svi: SVI) -> Commit:
     """Check what the user's own classes of optimisers keep in addition to torch's state."""
-    saved = reading.state.get("optimizer_attributes", {})  # earlier versions do not write it
+    saved = reader.state.get("optimizer_attributes", {})  # earlier versions do not write it
     before = copy.deepcopy(attributes(svi.optim))
     if not fit(saved, before):
         what = "attributes of the optimiser are of other types"
-        raise reading.refuse(checkpoints.malformed(what))
+        raise reader.refuse(checkpoints.malformed(what))
     return lambda: set_attributes(svi.optim, saved)
 
 
-def prepare_loss(reading: Reading, svi: SVI) -> Commit:
-    """Check the counters of the loss; the returned functions put them in place."""
-    state, loss = reading.part("loss", dict), loss_of(svi)
-    try:
-        if isinstance(loss, Stateful):
-            loss._check_state(state)
-    except ValueError as error:
-        raise reading.refuse(checkpoints.malformed(str(error))) from error
-    return lambda: loss.set_state(state) if hasattr(loss, "set_state") else None
-
-
-def prepare_random(reading: Reading) -> Commit:
+def prepare_random(reader: CheckpointReader) -> Commit:
     """Check the random states by trying them out; the returned functions put them in place."""
-    state, before = reading.part("random", dict), random_state()
+    state, before = reader.part("random", dict), random_state()
     try:
         set_random_state(state)
     except Exception as error:
-        raise reading.refuse(checkpoints.malformed(f"random state: {error}")) from error
+        raise reader.refuse(checkpoints.malformed(f"random state: {error}")) from error
     finally:
         set_random_state(before)
     live = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (found := len(state["cuda"] or [])) > live:
-        message = checkpoints.other_devices(reading.path, found, live)
+        message = checkpoints.other_devices(reader.path, found, live)
         warnings.warn(message, UserWarning, stacklevel=3)
     return lambda: set_random_state(state)
 
 
-def _check_names(
-    reading: Reading, what: str, saved: Collection[str], live: Collection[str], way_out: str
+def _check_array(
+    reader: CheckpointReader, what: str, name: str, saved: Any, live: torch.Tensor
 ) -> None:
-    missing = [name for name in live if name not in saved]
-    unexpected = [name for name in saved if name not in live]
-    if missing or unexpected:
-        raise reading.refuse(checkpoints.other_names(what, missing, unexpected, way_out))
-
-
-def _check_array(reading: Reading, what: str, name: str, saved: Any, live: torch.Tensor) -> None:
     found, wanted = (_describe(value) for value in (saved, live))
     if found != wanted:
-        raise reading.refuse(checkpoints.other_array(what, name, found, wanted))
+        raise reader.refuse(checkpoints.other_array(what, name, found, wanted))
 
 
 def _describe(value: Any) -> str:
@@ -341,6 +316,6 @@ def snapshot(svi: SVI, modules: Mapping[str, nn.Module] | None) -> StepSnapshot:
             extra = copy.deepcopy(held_state(held))
             before.undo_by(held.module.set_extra_state, extra)
     if hasattr(loss, "set_state"):
-        before.undo_by(loss.set_state, loss_state(svi))
+        before.undo_by(loss.set_state, loss_state(loss))
     before.keep_random_state()
     return before

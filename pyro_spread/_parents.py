@@ -20,12 +20,12 @@ __all__ = [
     "copy_all",
     "is_inverse",
     "is_scheduler",
-    "load_optimizer_state",
+    "load_optimiser_state",
     "mask_of",
     "name_of_param",
     "no_torch_function",
-    "optimizer_of",
-    "optimizer_state",
+    "optimiser_of",
+    "optimiser_state",
     "store_tables",
     "stored_params",
     "tree_leaves",
@@ -66,7 +66,7 @@ def name_of_param(param: torch.Tensor) -> str | None:
 # --- optimisers
 
 
-def optimizer_of(optim: PyroOptim, param: torch.Tensor) -> Any:
+def optimiser_of(optim: PyroOptim, param: torch.Tensor) -> Any:
     """A new torch optimiser, or scheduler, of the kind that ``optim`` makes for ``param``."""
     return optim._get_optim(param)
 
@@ -82,8 +82,8 @@ def waiting_states(optim: PyroOptim) -> dict[str, Any]:
     return waiting
 
 
-optimizer_state = _get_state_dict
-load_optimizer_state = _load_state_dict
+optimiser_state = _get_state_dict
+load_optimiser_state = _load_state_dict
 
 
 # --- tensors and distributions

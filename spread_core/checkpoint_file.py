@@ -6,6 +6,9 @@ Checkpoint files: written atomically, and verified by a hash when read.
 A checkpoint is one safetensors file. Its header holds, as the only metadata, the SHA-256 of the
 file (with the digest itself as zeros) followed by JSON. Files are numbered in the order in which
 they were written, so that the last is the newest also after a run went back to an earlier step.
+
+``orbax.checkpoint`` and ``torch.save`` stay out of this: one file serves both backends, reading it
+runs no code, and a damaged, forged or foreign file is refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -199,7 +202,7 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_number(path), path.name))
 
 
-class Reading:
+class CheckpointReader:
     """
     A checkpoint of which every bit has been checked.
 

@@ -135,7 +135,7 @@ def unusable_state(name: str, what: str) -> str:
     return f"the state for param '{name}' is none that its optimiser can step from ({what})"
 
 
-def unsaved_optimizer(kind: str, where: str) -> str:
+def unsaved_optimiser(kind: str, where: str) -> str:
     return (
         f"the optimiser {kind} keeps state that its state_dict does not hold, so that it would be "
         f"lost: {where}. Give {kind} methods that return and take back all of it: state_dict and "
@@ -228,7 +228,7 @@ def deleted_array(where: str) -> str:
     )
 
 
-def spread_array(where: str) -> str:
+def sharded_array(where: str) -> str:
     return (
         f"{where} cannot be saved: parts of it lie on devices of other processes. Gather or "
         "replicate it first. Nothing was written"
