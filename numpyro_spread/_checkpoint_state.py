@@ -64,11 +64,17 @@ def _to_tensor(where: str, value: Any) -> tuple[str, np.ndarray] | None:
     if isinstance(value, jax.Array):
         kind = _WEAK if value.aval.weak_type else "jax"
         if value.is_deleted():
-            raise ValueError(checkpoints.deleted_array(where))
+            raise ValueError(
+                f"{where} cannot be saved: its buffer was donated to a later step. Save the "
+                "newest state. Nothing was written"
+            )
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             kind, value = f"{_KEY}{random.key_impl(value)}", random.key_data(value)
         if not value.is_fully_addressable and not value.is_fully_replicated:
-            raise ValueError(checkpoints.sharded_array(where))
+            raise ValueError(
+                f"{where} cannot be saved: parts of it lie on devices of other processes. Gather "
+                "or replicate it first. Nothing was written"
+            )
     elif isinstance(value, np.generic):
         kind = "scalar"
     elif not isinstance(value, np.ndarray):
@@ -214,8 +220,9 @@ def restored(reader: CheckpointReader, like: SVIState) -> SVIState:
         found, wanted = _describe(saved[name]), _describe(leaf)
         if found != wanted:
             text = checkpoints.other_array("leaf", name, found, wanted)
-            hint = checkpoints.x64_hint() if _is_precision(saved[name], leaf) else ""
-            raise reader.refuse(text + hint)
+            if _is_precision(saved[name], leaf):
+                text += "; if only the precision differs, set jax_enable_x64 as the saved run did"
+            raise reader.refuse(text)
         values.append(saved[name].like(leaf) if isinstance(saved[name], _Array) else saved[name])
     # A state may also differ in what has no leaves, such as steps of an optimiser without state.
     found_nodes, live_nodes = reader.part("nodes", list), nodes(like)

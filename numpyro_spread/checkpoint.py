@@ -121,4 +121,7 @@ def _check(svi: Any, svi_state: Any) -> None:
     if not isinstance(svi, SVI):
         raise TypeError(checkpoints.no_svi(svi, "numpyro.infer.SVI"))
     if not isinstance(svi_state, SVIState) or not jax.tree.leaves(svi_state):
-        raise TypeError(checkpoints.no_svi_state(svi_state))
+        raise TypeError(
+            "`svi_state` must be an SVIState, as svi.init and svi.update return, got "
+            f"{type(svi_state).__name__}"
+        )

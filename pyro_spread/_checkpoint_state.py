@@ -133,14 +133,23 @@ def declare(reader: CheckpointReader, svi: SVI, args: Any, kwargs: Any) -> None:
         with poutine.block(), each_call(called.add):
             svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     except Exception as error:
-        raise reader.refuse(checkpoints.undeclared(error)) from error
+        raise reader.refuse(
+            "the params are not declared yet, and declaring them failed "
+            f"({type(error).__name__}: {error}). Give load_checkpoint the arguments of a step, as "
+            "in load_checkpoint(directory, svi, batch), or take one step before"
+        ) from error
     note(svi, called)
 
 
 def prepare_params(reader: CheckpointReader) -> list[Commit]:
     """Check the params against those of the store; the returned functions put them in place."""
     saved, store = reader.part("params", dict), pyro.get_param_store()
-    check_names(reader, "params", saved, store.keys(), checkpoints.late_params())
+    way_out = (
+        "Give arguments under which the model declares them; params of another SVI in the same "
+        "store have to be declared first, by its evaluate_loss. If the store still holds those "
+        "of an earlier model, call pyro.clear_param_store() first"
+    )
+    check_names(reader, "params", saved, store.keys(), way_out)
     commits = []
     for name, param in store.named_parameters():
         state = saved[name] if isinstance(saved[name], dict) else {}
@@ -279,7 +288,10 @@ def prepare_random(reader: CheckpointReader) -> Commit:
         set_random_state(before)
     live = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (found := len(state["cuda"] or [])) > live:
-        message = checkpoints.other_devices(reader.path, found, live)
+        message = (
+            f"checkpoint {reader.path} has the random state of {found} CUDA devices, here are "
+            f"{live}. It is loaded, but the run will not go on bit for bit as it would have"
+        )
         warnings.warn(message, UserWarning, stacklevel=3)
     return lambda: set_random_state(state)
 

@@ -36,8 +36,15 @@ def state_of(optim: PyroOptim) -> dict[str, Any]:
         return parts | optim.own_state()
     state = optim.get_state()
     if None in state:
-        raise ValueError(checkpoints.unnamed_params())
-    return state if keeps_own_state(optim) else _sorted({**_parents.waiting_states(optim), **state})
+        raise ValueError(
+            "the optimiser moves params that are not in the param store, as with "
+            "pyro.settings.set(module_local_params=True). Save such modules by torch, or switch "
+            "it off"
+        )
+    if keeps_own_state(optim):
+        return state
+    # Pyro steps through a set of tensors, whose order is that of their addresses.
+    return dict(sorted({**_parents.waiting_states(optim), **state}.items()))
 
 
 def has_stepped(optim: PyroOptim) -> bool:
@@ -45,11 +52,6 @@ def has_stepped(optim: PyroOptim) -> bool:
     if isinstance(optim, Composite):
         return any(map(has_stepped, optim.parts().values()))
     return bool(optim.optim_objs)
-
-
-def _sorted(state: dict[str, Any]) -> dict[str, Any]:
-    # Pyro steps through a set of tensors, whose order is that of their addresses.
-    return dict(sorted(state.items()))
 
 
 def keeps_own_state(optim: PyroOptim) -> bool:

@@ -10,29 +10,11 @@ from typing import Any
 import pyro
 import torch
 from pyro.optim import PyroOptim
-from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
+from pyro.optim.optim import _get_state_dict, _load_state_dict
+from pyro.optim.optim import is_scheduler as is_scheduler
 from torch.distributions import transforms
-from torch.utils._pytree import tree_leaves, tree_map
-
-__all__ = [
-    "clipping_of",
-    "constraint_of",
-    "copy_all",
-    "is_inverse",
-    "is_scheduler",
-    "load_optimiser_state",
-    "mask_of",
-    "name_of_param",
-    "no_torch_function",
-    "optimiser_of",
-    "optimiser_state",
-    "store_tables",
-    "stored_params",
-    "tree_leaves",
-    "tree_map",
-    "waiting_states",
-    "wrapper_tensor",
-]
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
 
 _TABLES = ("_params", "_param_to_name", "_constraints")
 

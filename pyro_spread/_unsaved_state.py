@@ -27,20 +27,12 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 # Torch notes here that a step was made, to warn of one order of calls, and load_state_dict adds
 # the other.
 _NOTES = frozenset(("_opt_called", "differentiable"))
-# Attributes that Pyro's own classes have.
-_OF_PYRO = frozenset(
-    (
-        "pt_optim_constructor",
-        "pt_optim_args",
-        "pt_optim_args_argc",
-        "pt_clip_args",
-        "optim_objs",
-        "grad_clip",
-        "_state_waiting_to_be_consumed",
-        "pt_scheduler_constructor",
-        "kwargs",
+# Attributes of every optimiser and schedule of Pyro.
+_OF_PYRO = vars(
+    pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.SGD, "optim_args": lambda name: {}, "gamma": 1.0}
     )
-)
+).keys()
 
 
 def refuse_unsaved(optim: PyroOptim) -> None:

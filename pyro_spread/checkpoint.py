@@ -77,7 +77,9 @@ def save_checkpoint(
     _check_svi(svi)
     store = pyro.get_param_store()
     if not store:
-        raise ValueError(checkpoints.nothing_declared())
+        raise ValueError(
+            "the param store is empty, so there is nothing to save: take one step of the SVI first"
+        )
     state.check_optimiser(svi)
     found = find_modules(svi, modules)
     if hidden := strangers(found):
