@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,11 +16,11 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread.guard import loss_of
-from spread_core.bounds import describe, same, text
-from spread_core.checkpoint_file import Codec, Reading
+from spread_core import checkpoint_checks as checks
+from spread_core.bounds import describe
+from spread_core.checkpoint_file import CheckpointReader, Codec
 from spread_core.checkpoint_tree import MalformedError
 from spread_core.messages import checkpoints
-from spread_core.stateful import Stateful
 
 # By the names that safetensors gives them.
 _DTYPES = {
@@ -65,11 +64,17 @@ def _to_tensor(where: str, value: Any) -> tuple[str, np.ndarray] | None:
     if isinstance(value, jax.Array):
         kind = _WEAK if value.aval.weak_type else "jax"
         if value.is_deleted():
-            raise ValueError(checkpoints.deleted_array(where))
+            raise ValueError(
+                f"{where} cannot be saved: its buffer was donated to a later step. Save the "
+                "newest state. Nothing was written"
+            )
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             kind, value = f"{_KEY}{random.key_impl(value)}", random.key_data(value)
         if not value.is_fully_addressable and not value.is_fully_replicated:
-            raise ValueError(checkpoints.spread_array(where))
+            raise ValueError(
+                f"{where} cannot be saved: parts of it lie on devices of other processes. Gather "
+                "or replicate it first. Nothing was written"
+            )
     elif isinstance(value, np.generic):
         kind = "scalar"
     elif not isinstance(value, np.ndarray):
@@ -186,70 +191,47 @@ def _array(value: Any) -> np.ndarray | None:
     return np.asarray(value, np.float64)
 
 
-def check_bounds(reading: Reading, svi: SVI) -> None:
+def check_bounds(reader: CheckpointReader, svi: SVI) -> None:
     """
     Refuse params under another constraint.
 
     :raises CheckpointError: naming the param and both constraints.
     """
     live = bounds(svi)
-    found = reading.part("bounds", dict) if "bounds" in reading.state else live
+    found = reader.part("bounds", dict) if "bounds" in reader.state else live
     for name in live.keys() & found.keys():
-        if not same(found[name], live[name]):
-            saved = found[name] if isinstance(found[name], dict) else {}
-            pairs = [(saved.get(key), each) for key, each in live[name].items()]
-            one, other = next(pair for pair in pairs if not same(*pair))
-            raise reading.refuse(checkpoints.other_bounds(name, text(one), text(other)))
+        saved = found[name]
+        if not isinstance(saved, dict) or saved.keys() != live[name].keys():
+            saved = {}
+        for key, each in live[name].items():
+            checks.check_bounds(reader, name, saved.get(key), each)
 
 
-def loss_state(svi: SVI) -> Any:
-    """The state that the loss keeps on the host."""
-    loss = loss_of(svi)
-    if not hasattr(loss, "get_state"):
-        return {}
-    jax.effects_barrier()  # compiled steps may still be reporting
-    return loss.get_state()
-
-
-def prepare_loss(reading: Reading, svi: SVI) -> Callable[[], None]:
-    """Check what the loss keeps on the host; the returned function puts it in place."""
-    saved, loss = reading.part("loss", dict), loss_of(svi)
-    try:
-        if isinstance(loss, Stateful):
-            loss._check_state(saved)
-    except ValueError as error:
-        raise reading.refuse(checkpoints.malformed(str(error))) from error
-    return lambda: loss.set_state(saved) if hasattr(loss, "set_state") else None
-
-
-def restored(reading: Reading, like: SVIState) -> SVIState:
+def restored(reader: CheckpointReader, like: SVIState) -> SVIState:
     """
     The state of the file.
 
     :raises CheckpointError: naming the first leaf that differs from those of ``like``.
     """
-    saved, live = reading.part("leaves", dict), leaves(like)
-    missing = [name for name in live if name not in saved]
-    unexpected = [name for name in saved if name not in live]
-    if missing or unexpected:
-        way_out = checkpoints.other_state()
-        raise reading.refuse(checkpoints.other_names("leaves", missing, unexpected, way_out))
+    saved, live = reader.part("leaves", dict), leaves(like)
+    checks.check_names(reader, "leaves", saved, live)
     values = []
     for name, leaf in live.items():
         found, wanted = _describe(saved[name]), _describe(leaf)
         if found != wanted:
             text = checkpoints.other_array("leaf", name, found, wanted)
-            hint = checkpoints.x64_hint() if _is_precision(saved[name], leaf) else ""
-            raise reading.refuse(text + hint)
+            if _is_precision(saved[name], leaf):
+                text += "; if only the precision differs, set jax_enable_x64 as the saved run did"
+            raise reader.refuse(text)
         values.append(saved[name].like(leaf) if isinstance(saved[name], _Array) else saved[name])
     # A state may also differ in what has no leaves, such as steps of an optimiser without state.
-    found_nodes, live_nodes = reading.part("nodes", list), nodes(like)
+    found_nodes, live_nodes = reader.part("nodes", list), nodes(like)
     if not all(_is_node(node) for node in found_nodes):
-        raise reading.refuse(checkpoints.malformed("its 'nodes' are not pairs of names"))
+        raise reader.refuse(checkpoints.malformed("its 'nodes' are not pairs of names"))
     if found_nodes != live_nodes:
         pairs = zip([*found_nodes, None], [*live_nodes, None], strict=False)
         first, second = next(pair for pair in pairs if pair[0] != pair[1])
-        raise reading.refuse(checkpoints.other_class("structure", first, second))
+        raise reader.refuse(checkpoints.other_class("structure", first, second))
     return jax.tree.unflatten(jax.tree.structure(like), values)
 
 

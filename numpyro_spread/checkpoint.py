@@ -13,8 +13,9 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
 from numpyro_spread import _checkpoint_state as state
-from spread_core.bounds import same
-from spread_core.checkpoint_file import Checkpoint, Reading, write
+from numpyro_spread.guard import loss_of
+from spread_core.checkpoint_checks import check_classes, loss_state, prepare_loss
+from spread_core.checkpoint_file import Checkpoint, CheckpointReader, write
 from spread_core.messages import checkpoints
 
 
@@ -60,12 +61,13 @@ def save_checkpoint(
         written, and earlier checkpoints stay.
     """
     _check(svi, svi_state)
+    jax.effects_barrier()  # compiled steps may still be reporting to the loss
     content = {
         "classes": state.classes(svi),
         "nodes": state.nodes(svi_state),
         "leaves": state.leaves(svi_state),
         "bounds": state.bounds(svi),
-        "loss": state.loss_state(svi),
+        "loss": loss_state(loss_of(svi)),
     }
     return write(state.codec(), directory, step, content, metadata, state.versions(), keep)
 
@@ -105,21 +107,21 @@ def load_checkpoint(
         there is one, which is not taken silently.
     """
     _check(svi, svi_state)
-    reading = Reading(state.codec(), path)
-    found, live = reading.part("classes", dict), state.classes(svi)
-    for what in live:
-        if not same(found.get(what), live[what]):
-            raise reading.refuse(checkpoints.other_class(what, found.get(what), live[what]))
-    commit_loss = state.prepare_loss(reading, svi)
-    restored = state.restored(reading, svi_state)
-    state.check_bounds(reading, svi)
-    reading.warn_of_versions(state.versions())  # an error, for those who want it so
+    reader = CheckpointReader(state.codec(), path)
+    check_classes(reader, state.classes(svi))
+    commit_loss = prepare_loss(reader, loss_of(svi))
+    restored = state.restored(reader, svi_state)
+    state.check_bounds(reader, svi)
+    reader.warn_of_versions(state.versions())  # an error, for those who want it so
     commit_loss()
-    return restored, reading.checkpoint
+    return restored, reader.checkpoint
 
 
 def _check(svi: Any, svi_state: Any) -> None:
     if not isinstance(svi, SVI):
         raise TypeError(checkpoints.no_svi(svi, "numpyro.infer.SVI"))
     if not isinstance(svi_state, SVIState) or not jax.tree.leaves(svi_state):
-        raise TypeError(checkpoints.no_svi_state(svi_state))
+        raise TypeError(
+            "`svi_state` must be an SVIState, as svi.init and svi.update return, got "
+            f"{type(svi_state).__name__}"
+        )

@@ -178,19 +178,20 @@ class FiniteGuard(_parents.NumPyroOptim):
                     culprits = [name for name, is_bad in zip(seen, bad_data, strict=True) if is_bad]
                     said = guard_messages.nonfinite_argument("NaN or inf", culprits, said)
                 elif not np.any(bad[: len(names)]):
-                    said = self._failed_simulations() or said
+                    # What the loss noticed before the guard.
+                    said, self._told.last = self._told.last or said, ""
                 raise NonFiniteError(said)
 
             _call_if(~is_good, fail, bad, value, bad_data)
 
         def chosen(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: _where(is_good, a, b), new, old)
+            return jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, old)
 
         good = jnp.where(is_good, state.good + 1, 0)
         factor = jnp.where(is_good, 1.0, self.factor if self.on_nonfinite == "reduce" else 1.0)
         grows = is_good & (good % self.recover_after == 0)
         scale = jnp.where(grows, state.step_scale / self.factor, state.step_scale * factor)
-        failed = jnp.where(is_good, 0, 1).astype(jnp.int32)
+        failed, last = jnp.where(is_good, 0, 1).astype(jnp.int32), state.last_loss
         after = GuardState(
             chosen(moved, state.guarded),
             state.skipped + failed,
@@ -198,18 +199,13 @@ class FiniteGuard(_parents.NumPyroOptim):
             good,
             jnp.minimum(scale, 1.0),
             jnp.where(is_good, state.last, bad),
-            _last_loss(is_good, state.last_loss, value),
+            last if value is None else jnp.where(is_good, last, value).astype(last.dtype),
         )
         if self.on_nonfinite != "raise":
             self._warn_of_a_row(after, params)
         if isinstance(aux, Both):
             aux = None if aux.new is None else chosen(aux.new, aux.old)
         return after, aux, is_good
-
-    def _failed_simulations(self) -> str:
-        """Failed simulations that the loss noticed before the guard."""
-        said, self._told.last = self._told.last, ""
-        return said
 
     def _warn_of_a_row(self, state: GuardState, params: Any) -> None:
         names = _names(params)
@@ -276,7 +272,8 @@ def finite_guard(
         >>> guard_status(svi, state).skipped
         1
 
-    It costs a selection over params and optimiser state per step.
+    It costs a selection over params and optimiser state per step. ``optax.apply_if_finite`` sees
+    gradients only: it names no param, and keeps the new mutable state of a step that it skips.
 
     :param svi: the SVI, whose ``optim`` and ``loss`` are replaced; call its ``init`` after that.
     :param on_nonfinite: ``"raise"``, ``"skip"`` or ``"reduce"``.
@@ -349,15 +346,6 @@ def _names(params: Any) -> list[str]:
 
 def _nonfinite(tree: Any) -> list[jax.Array]:
     return [~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-
-
-def _last_loss(is_good: Any, last: Any, value: Any) -> Any:
-    return last if value is None else jnp.where(is_good, last, value).astype(last.dtype)
-
-
-def _where(condition: Any, new: Any, old: Any) -> Any:
-    """Either leaf, as an array: random keys too."""
-    return jnp.where(condition, new, old)
 
 
 def _differentiate(fn: Any, params: Any, forward: bool) -> tuple[tuple[Any, Any], Any]:

@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import platform
-import random
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_spread import _optimizer_state as optimizers
+from pyro_spread import _optimiser_state as optimisers
 from pyro_spread import _parents
-from pyro_spread._called_modules import Look, called_by, forget_garbage, note
-from pyro_spread._optimiser_copy import OptimiserState
+from pyro_spread._called_modules import Called, called_by, each_call, note
 from pyro_spread._reachable_modules import (
     Held,
     find_modules,
@@ -30,15 +28,14 @@ from pyro_spread._reachable_modules import (
     loss_of,
     unreached,
 )
-from pyro_spread._transaction import StepSnapshot
+from pyro_spread._snapshot import StepSnapshot, random_state, set_random_state
 from pyro_spread._unsaved_state import attributes, fit, refuse_unsaved, set_attributes
-from spread_core.bounds import describe, same, text
-from spread_core.checkpoint_file import Codec, Reading
+from spread_core.bounds import describe, same
+from spread_core.checkpoint_checks import Commit, check_bounds, check_names, loss_state
+from spread_core.checkpoint_file import CheckpointReader, Codec
 from spread_core.checkpoint_tree import MalformedError
 from spread_core.messages import checkpoints
-from spread_core.stateful import Stateful
 
-Commit = optimizers.Commit
 _UNSAVED = (torch.complex128, torch.complex32)
 
 
@@ -94,7 +91,7 @@ def versions() -> dict[str, str]:
 def classes(svi: SVI) -> dict[str, Any]:
     loss = loss_of(svi)
     name = type(loss).__name__ if hasattr(type(loss), "loss") else "function"
-    return {"loss": name, "optimizer": optimizers.describe(svi.optim)}
+    return {"loss": name, "optimizer": optimisers.describe(svi.optim)}
 
 
 def param_state(name: str) -> dict[str, Any]:
@@ -128,67 +125,48 @@ def held_state(held: Held) -> Any:
     return held.module.get_extra_state() if held.tensor is None else held.tensor
 
 
-def loss_state(svi: SVI) -> Any:
-    loss = loss_of(svi)
-    return loss.get_state() if hasattr(loss, "get_state") else {}
-
-
-def random_state() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if cuda else None,
-        "numpy": np.random.get_state(legacy=False),
-        "python": {"version": version, "state": np.array(internal, np.int64), "gauss": gauss},
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    python = state["python"]
-    internal = tuple(int(word) for word in python["state"])
-    random.setstate((python["version"], internal, python["gauss"]))
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    # Devices that no longer exist need no random state.
-    for device, each in enumerate(state["cuda"] or []):
-        if torch.cuda.is_available() and device < torch.cuda.device_count():
-            torch.cuda.set_rng_state(each, device)
-
-
-def declare(reading: Reading, svi: SVI, args: Any, kwargs: Any) -> None:
+def declare(reader: CheckpointReader, svi: SVI, args: Any, kwargs: Any) -> None:
     """Take a step that changes nothing, so that params are in the store and layers have shapes."""
+    called = Called()
     try:
         # As a step does it, since what is compiled or looked up at its first call draws numbers.
-        with poutine.block(), Look() as look:
+        with poutine.block(), each_call(called.add):
             svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     except Exception as error:
-        raise reading.refuse(checkpoints.undeclared(error)) from error
-    note(svi, look.called)
+        raise reader.refuse(
+            "the params are not declared yet, and declaring them failed "
+            f"({type(error).__name__}: {error}). Give load_checkpoint the arguments of a step, as "
+            "in load_checkpoint(directory, svi, batch), or take one step before"
+        ) from error
+    note(svi, called)
 
 
-def prepare_params(reading: Reading) -> list[Commit]:
+def prepare_params(reader: CheckpointReader) -> list[Commit]:
     """Check the params against those of the store; the returned functions put them in place."""
-    saved, store = reading.part("params", dict), pyro.get_param_store()
-    _check_names(reading, "params", saved, store.keys(), checkpoints.late_params())
+    saved, store = reader.part("params", dict), pyro.get_param_store()
+    way_out = (
+        "Give arguments under which the model declares them; params of another SVI in the same "
+        "store have to be declared first, by its evaluate_loss. If the store still holds those "
+        "of an earlier model, call pyro.clear_param_store() first"
+    )
+    check_names(reader, "params", saved, store.keys(), way_out)
     commits = []
     for name, param in store.named_parameters():
         state = saved[name] if isinstance(saved[name], dict) else {}
         value: Any = state.get("value")
         grad: Any = state.get("grad")
-        _check_array(reading, "param", name, value, param)
+        _check_array(reader, "param", name, value, param)
         constraint = _constraint(_parents.constraint_of(name))
         if not same(state.get("constraint"), constraint):
             found, live = str(state.get("constraint")), constraint
-            raise reading.refuse(checkpoints.other_array("constraint of", name, found, live))
+            raise reader.refuse(checkpoints.other_array("constraint of", name, found, live))
         bounds = describe(_parents.constraint_of(name), _array)
         # Files of earlier versions do not have them.
-        if not same(found_bounds := state.get("bounds", bounds), bounds):
-            raise reading.refuse(checkpoints.other_bounds(name, text(found_bounds), text(bounds)))
+        check_bounds(reader, name, state.get("bounds", bounds), bounds)
         if isinstance(grad, torch.Tensor):
-            _check_array(reading, "gradient of", name, grad, param)
+            _check_array(reader, "gradient of", name, grad, param)
         elif not (grad is None or same(grad, "zeros")):
-            raise reading.refuse(checkpoints.malformed(f"the gradient of '{name}' is no array"))
+            raise reader.refuse(checkpoints.malformed(f"the gradient of '{name}' is no array"))
         commits.append(_put_param(param, value, grad))
     return commits
 
@@ -206,29 +184,29 @@ def _put_param(param: torch.Tensor, value: torch.Tensor, grad: Any) -> Commit:
 
 
 def prepare_modules(
-    reading: Reading, svi: SVI, modules: Mapping[str, nn.Module] | None
+    reader: CheckpointReader, svi: SVI, modules: Mapping[str, nn.Module] | None
 ) -> list[Commit]:
     """Check what nets hold in addition to params; the returned functions put it in place."""
-    saved, found = reading.part("modules", dict), find_modules(svi, modules)
+    saved, found = reader.part("modules", dict), find_modules(svi, modules)
     live = held_beside_params(found)
-    check_called(svi, found, reading.refuse)
-    further = reading.state.get("further_modules", [])
+    check_called(svi, found, reader.refuse)
+    further = reader.state.get("further_modules", [])
     if not isinstance(further, list) or not all(type(name) is str for name in further):
-        raise reading.refuse(checkpoints.malformed("'further_modules' are no names"))
+        raise reader.refuse(checkpoints.malformed("'further_modules' are no names"))
     # What only a wider walk finds: earlier versions did not keep it.
     mine = set(further_names(svi, modules, live))
-    if "further_modules" not in reading.state and (lost := sorted(mine - saved.keys())):
+    if "further_modules" not in reader.state and (lost := sorted(mine - saved.keys())):
         warnings.warn(checkpoints.unknown_then(lost), UserWarning, stacklevel=3)
         live = {name: held for name, held in live.items() if name not in lost}
     if gone := sorted((set(further) & saved.keys()) - live.keys()):
         warnings.warn(checkpoints.unknown_now(gone), UserWarning, stacklevel=3)
     names = [name for name in saved if name not in gone]
     way_out = checkpoints.other_state() + ", and give the same modules="
-    _check_names(reading, "buffers of nets", names, live, way_out)
+    check_names(reader, "buffers of nets", names, live, way_out)
     commits = []
     for key, held in live.items():
         if held.tensor is not None:
-            _check_array(reading, "buffer", key, saved[key], held.tensor)
+            _check_array(reader, "buffer", key, saved[key], held.tensor)
         commits.append(_put_held(held, saved[key]))
     return commits
 
@@ -250,7 +228,7 @@ def check_called(
     :raises ValueError: naming the module.
     """
     if unreached(found, called_by(svi, loss_of(svi))):
-        forget_garbage()
+        gc.collect()  # modules that a step made for itself and that only the collector still knows
     if calls := unreached(found, called_by(svi, loss_of(svi))):
         named = [(repr(module).partition("\n")[0][:80], names) for module, names in calls]
         raise refuse(checkpoints.unreached_modules(named))
@@ -267,7 +245,7 @@ def _put_held(held: Held, value: Any) -> Commit:
     return commit
 
 
-def check_optimizer(svi: SVI) -> None:
+def check_optimiser(svi: SVI) -> None:
     """
     Refuse an optimiser whose state would not be whole in a file.
 
@@ -280,65 +258,50 @@ def check_optimizer(svi: SVI) -> None:
         set_random_state(before)
 
 
-def prepare_optimizer(reading: Reading, svi: SVI, strict: bool) -> Commit:
+def prepare_optimiser(reader: CheckpointReader, svi: SVI, strict: bool) -> Commit:
     """Check the states of the optimisers; the returned functions put them in place."""
-    state = reading.part("optimizer", dict)
+    state = reader.part("optimizer", dict)
     try:
-        return optimizers.prepare(svi.optim, state, strict)
+        return optimisers.prepare(svi.optim, state, strict)
     except Exception as error:  # torch says anything of a state that is none
-        raise reading.refuse(checkpoints.malformed(f"optimizer: {error}")) from error
+        raise reader.refuse(checkpoints.malformed(f"optimizer: {error}")) from error
 
 
-def prepare_attributes(reading: Reading, svi: SVI) -> Commit:
+def prepare_attributes(reader: CheckpointReader, svi: SVI) -> Commit:
     """Check what the user's own classes of optimisers keep in addition to torch's state."""
-    saved = reading.state.get("optimizer_attributes", {})  # earlier versions do not write it
+    saved = reader.state.get("optimizer_attributes", {})  # earlier versions do not write it
     before = copy.deepcopy(attributes(svi.optim))
     if not fit(saved, before):
         what = "attributes of the optimiser are of other types"
-        raise reading.refuse(checkpoints.malformed(what))
+        raise reader.refuse(checkpoints.malformed(what))
     return lambda: set_attributes(svi.optim, saved)
 
 
-def prepare_loss(reading: Reading, svi: SVI) -> Commit:
-    """Check the counters of the loss; the returned functions put them in place."""
-    state, loss = reading.part("loss", dict), loss_of(svi)
-    try:
-        if isinstance(loss, Stateful):
-            loss._check_state(state)
-    except ValueError as error:
-        raise reading.refuse(checkpoints.malformed(str(error))) from error
-    return lambda: loss.set_state(state) if hasattr(loss, "set_state") else None
-
-
-def prepare_random(reading: Reading) -> Commit:
+def prepare_random(reader: CheckpointReader) -> Commit:
     """Check the random states by trying them out; the returned functions put them in place."""
-    state, before = reading.part("random", dict), random_state()
+    state, before = reader.part("random", dict), random_state()
     try:
         set_random_state(state)
     except Exception as error:
-        raise reading.refuse(checkpoints.malformed(f"random state: {error}")) from error
+        raise reader.refuse(checkpoints.malformed(f"random state: {error}")) from error
     finally:
         set_random_state(before)
     live = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (found := len(state["cuda"] or [])) > live:
-        message = checkpoints.other_devices(reading.path, found, live)
+        message = (
+            f"checkpoint {reader.path} has the random state of {found} CUDA devices, here are "
+            f"{live}. It is loaded, but the run will not go on bit for bit as it would have"
+        )
         warnings.warn(message, UserWarning, stacklevel=3)
     return lambda: set_random_state(state)
 
 
-def _check_names(
-    reading: Reading, what: str, saved: Collection[str], live: Collection[str], way_out: str
+def _check_array(
+    reader: CheckpointReader, what: str, name: str, saved: Any, live: torch.Tensor
 ) -> None:
-    missing = [name for name in live if name not in saved]
-    unexpected = [name for name in saved if name not in live]
-    if missing or unexpected:
-        raise reading.refuse(checkpoints.other_names(what, missing, unexpected, way_out))
-
-
-def _check_array(reading: Reading, what: str, name: str, saved: Any, live: torch.Tensor) -> None:
     found, wanted = (_describe(value) for value in (saved, live))
     if found != wanted:
-        raise reading.refuse(checkpoints.other_array(what, name, found, wanted))
+        raise reader.refuse(checkpoints.other_array(what, name, found, wanted))
 
 
 def _describe(value: Any) -> str:
@@ -347,46 +310,24 @@ def _describe(value: Any) -> str:
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
 
 
-class Snapshot:
+def snapshot(svi: SVI, modules: Mapping[str, nn.Module] | None) -> StepSnapshot:
     """A copy of what declaring params changes, to restore it if the load fails."""
-
-    def __init__(self, svi: SVI, modules: Mapping[str, nn.Module] | None) -> None:
-        found = find_modules(svi, modules)
-        held = held_beside_params(found).values()
-        self._loss, self._loss_state = loss_of(svi), loss_state(svi)
-        self._random = random_state()
-        self._step = StepSnapshot(self._loss)
-        self._step.optimiser = OptimiserState(svi.optim, list(_parents.stored_params().values()))
-        self._values = [
-            (each.tensor, each.tensor.detach().clone()) for each in held if each.tensor is not None
-        ]
-        self._extras = [
-            (each.module, copy.deepcopy(held_state(each))) for each in held if each.tensor is None
-        ]
-        for part in dict.fromkeys(part for _, net in found for part in net.modules()):
-            self._step.buffers.keep(part)
-        params = [
-            *_parents.stored_params().values(),
-            *(p for _, net in found for p in net.parameters()),
-        ]
-        self._grads = [(p, p.grad, p.grad if p.grad is None else p.grad.clone()) for p in params]
-
-    def restore(self) -> None:
-        """Undo."""
-        self._step.store.clear_grads(_parents.stored_params().values())
-        self._step.restore()
-        with torch.no_grad():
-            for tensor, value in self._values:
-                tensor.copy_(value)
-            for param, grad, kept in self._grads:
-                if grad is not None and kept is not None:
-                    grad.copy_(kept)  # a step adds to it
-                param.grad = grad
-        # Code of the user, which may be what has failed: the one does not stop the others.
-        for module, extra in self._extras:
-            with suppress(Exception):
-                module.set_extra_state(extra)
-        if hasattr(self._loss, "set_state"):
-            with suppress(Exception):
-                self._loss.set_state(self._loss_state)
-        set_random_state(self._random)
+    before, loss, found = StepSnapshot(), loss_of(svi), find_modules(svi, modules)
+    params = [
+        *_parents.stored_params().values(),
+        *(param for _, net in found for param in net.parameters()),
+    ]
+    params = [p for p in dict.fromkeys(params) if not nn.parameter.is_lazy(p)]
+    before.keep_store()
+    before.keep_optimiser(svi.optim, params)
+    before.keep_grads(params)
+    for part in dict.fromkeys(part for _, net in found for part in net.modules()):
+        before.keep_buffers(part)
+    for held in held_beside_params(found).values():
+        if held.tensor is None:
+            extra = copy.deepcopy(held_state(held))
+            before.undo_by(held.module.set_extra_state, extra)
+    if hasattr(loss, "set_state"):
+        before.undo_by(loss.set_state, loss_state(loss))
+    before.keep_random_state()
+    return before

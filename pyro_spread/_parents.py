@@ -10,29 +10,11 @@ from typing import Any
 import pyro
 import torch
 from pyro.optim import PyroOptim
-from pyro.optim.optim import _get_state_dict, _load_state_dict, is_scheduler
+from pyro.optim.optim import _get_state_dict, _load_state_dict
+from pyro.optim.optim import is_scheduler as is_scheduler
 from torch.distributions import transforms
-from torch.utils._pytree import tree_leaves, tree_map
-
-__all__ = [
-    "clipping_of",
-    "constraint_of",
-    "copy_all",
-    "inverted",
-    "is_scheduler",
-    "load_optimizer_state",
-    "mask_of",
-    "name_of_param",
-    "no_torch_function",
-    "optimizer_of",
-    "optimizer_state",
-    "store_tables",
-    "stored_params",
-    "tree_leaves",
-    "tree_map",
-    "waiting_states",
-    "wrapper_tensor",
-]
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
 
 _TABLES = ("_params", "_param_to_name", "_constraints")
 
@@ -66,7 +48,7 @@ def name_of_param(param: torch.Tensor) -> str | None:
 # --- optimisers
 
 
-def optimizer_of(optim: PyroOptim, param: torch.Tensor) -> Any:
+def optimiser_of(optim: PyroOptim, param: torch.Tensor) -> Any:
     """A new torch optimiser, or scheduler, of the kind that ``optim`` makes for ``param``."""
     return optim._get_optim(param)
 
@@ -82,8 +64,8 @@ def waiting_states(optim: PyroOptim) -> dict[str, Any]:
     return waiting
 
 
-optimizer_state = _get_state_dict
-load_optimizer_state = _load_state_dict
+optimiser_state = _get_state_dict
+load_optimiser_state = _load_state_dict
 
 
 # --- tensors and distributions

@@ -4,11 +4,19 @@
 
 from __future__ import annotations
 
+import collections
+import contextvars
 import functools
+import gc
+import sys
+import sysconfig
 import types
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from torch import nn
@@ -16,13 +24,17 @@ from torch import nn
 from pyro_spread import _parents
 
 # What these define leads to no net of the user, but to half of the interpreter.
-LIBRARIES = frozenset(
+_LIBRARIES = frozenset(
     ("torch", "pyro", "numpy", "scipy", "builtins", "logging", "pyro_spread", "spread_core")
 ) | {"spread_analysis"}
 _FOLLOWED_LIBRARIES = frozenset(("pyro", "pyro_spread", "functools"))  # objects that wrap a model
-_MOST_ITEMS, _MOST_OBJECTS, _MOST_LEVELS = 1000, 20_000, 16
-OWN = frozenset(vars(nn.Module()))
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+_OWN = frozenset(vars(nn.Module()))
 _DIVIDER = "$$$"
+_ATOMS = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, torch.dtype)
+# A narrow search stops here, a wide one at many more objects only.
+_MOST_ITEMS, _MOST_OBJECTS, _MOST_LEVELS = 1000, 20_000, 16
+_MOST_OBJECTS_OF_ALL = 500_000
 
 
 class Held(NamedTuple):
@@ -43,93 +55,183 @@ def find_modules(
     """
     Nets that model, guide and loss hold, close over or name, and ``extra``, each with a path.
 
+    A narrow search comes first: files call its nets by its paths. A wide one adds the nets that
+    only it finds, which files list apart, since those of earlier versions do not have them.
+
     :param svi: the SVI.
     :param extra: more nets by name.
-    :param wide: whether to go on where the first versions of this function did not go; what is
-        found there comes last, and what they found has the same path as ever.
+    :param wide: whether to search widely too.
     """
-    walk = _Walk()
-    for name, module in (extra or {}).items():
-        walk(module, name, 0)
     starts = {"model": svi.model, "guide": svi.guide, "loss": loss_of(svi)}
-    for name, start in starts.items():
-        walk(start, name, 0)
-    if not wide:
-        return walk.found
-    from pyro_spread._wider_walk import WiderWalk
-
-    return walk.found + WiderWalk(walk.found)(starts)
+    search = _Search()
+    search([*(extra or {}).items(), *starts.items()], wide=False)
+    if wide:
+        search(list(starts.items()), wide=True)
+    return search.found
 
 
-class _Walk:
-    """Search functions, partials, containers and plain objects; nothing is called."""
+class _Search:
+    """
+    Search everything that the user's own code names or holds; nothing is called.
+
+    Narrow: functions, partials, containers and plain objects, depth first. Wide: also classes,
+    modules, containers of any kind and length, and caches, breadth first and at any depth.
+    """
 
     def __init__(self) -> None:
         self.found: list[tuple[str, nn.Module]] = []
-        self._seen: dict[int, Any] = {}  # the objects too, so that no id is used twice
+        self._known: set[int] = set()
 
-    def __call__(self, value: Any, path: str, level: int) -> None:
-        skipped = isinstance(value, torch.Tensor | types.ModuleType | type | str | bytes | int)
-        if skipped or id(value) in self._seen or level > _MOST_LEVELS:
-            return
-        if len(self._seen) >= _MOST_OBJECTS:
-            return
-        self._seen[id(value)] = value
+    def __call__(self, starts: list[tuple[str, Any]], wide: bool) -> None:
+        self._wide = wide
+        # Attributes of a module count as far as some code on the way names them.
+        self._names: set[str] = set()
+        modules: dict[types.ModuleType, str] = {}
+        seen: dict[int, Any] = {}  # the objects too, so that no id is used twice
+        queue: collections.deque[tuple[str, Any, int]] = collections.deque()
+
+        def add(parts: Iterable[tuple[str, Any]], prefix: str, level: int) -> None:
+            new = [
+                (prefix + name, part, level)
+                for name, part in parts
+                if not isinstance(part, _ATOMS) and id(part) not in seen
+            ]
+            queue.extend(new if wide else reversed(new))
+
+        add(starts, "", 0)
+        while queue and len(seen) < (_MOST_OBJECTS_OF_ALL if wide else _MOST_OBJECTS):
+            path, value, level = queue.popleft() if wide else queue.pop()
+            if id(value) not in seen and (wide or level <= _MOST_LEVELS):
+                seen[id(value)] = value
+                if isinstance(value, nn.Module) and id(value) not in self._known:
+                    self.found.append((path, value))
+                    self._known |= {id(part) for part in value.modules()}
+                if not isinstance(value, types.ModuleType):
+                    add(self._parts(value), f"{path}.", level + 1)
+                elif _top(value.__name__) not in _LIBRARIES | sys.stdlib_module_names:
+                    modules[value] = path
+            for module, its_path in modules.items() if wide and not queue else ():
+                named = sorted(self._names & vars(module).keys())
+                add(((name, vars(module)[name]) for name in named), f"{its_path}.", 0)
+
+    def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, nn.Module):
-            self.found.append((path, value))
-        for name, part in _parts(value):
-            self(part, f"{path}.{name}", level + 1)
+            for module in value.modules():  # an autoguide keeps its model in a tuple
+                yield from ((k, v) for k, v in vars(module).items() if k not in _OWN)
+                if self._wide:
+                    yield type(module).__name__, type(module)
+        elif isinstance(value, types.FunctionType):
+            yield from self._parts_of_function(value)
+        elif self._wide:
+            yield from self._parts_seen_widely(value)
+        elif isinstance(value, types.MethodType):
+            yield "self", value.__self__
+            yield "function", value.__func__
+        elif isinstance(value, functools.partial):
+            yield "function", value.func
+            yield from ((str(i), v) for i, v in enumerate(value.args))
+            yield from value.keywords.items()
+            yield from vars(value).items()
+        elif isinstance(value, Mapping):
+            if len(value) <= _MOST_ITEMS:
+                yield from ((str(k), v) for k, v in value.items())
+        elif isinstance(value, list | tuple | set | frozenset):
+            if len(value) <= _MOST_ITEMS:
+                yield from ((str(i), v) for i, v in enumerate(value))
+        elif not isinstance(value, type) and hasattr(value, "__dict__") and _is_followed(value):
+            yield from vars(value).items()
 
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, nn.Module):
-        for module in value.modules():  # an autoguide keeps its model in a tuple
-            yield from ((k, v) for k, v in vars(module).items() if k not in OWN)
-    elif isinstance(value, types.MethodType):
-        yield "self", value.__self__
-        yield "function", value.__func__
-    elif isinstance(value, functools.partial):
-        yield "function", value.func
-        yield from ((str(i), v) for i, v in enumerate(value.args))
-        yield from value.keywords.items()
-        yield from vars(value).items()
-    elif isinstance(value, types.FunctionType):
-        yield from _parts_of_function(value)
-    elif isinstance(value, Mapping):
-        if len(value) <= _MOST_ITEMS:
-            yield from ((str(k), v) for k, v in value.items())
-    elif isinstance(value, list | tuple | set | frozenset):
-        if len(value) <= _MOST_ITEMS:
-            yield from ((str(i), v) for i, v in enumerate(value))
-    elif hasattr(value, "__dict__") and is_followed(type(value)):
-        yield from vars(value).items()
-
-
-def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    yield from ((f"default{i}", v) for i, v in enumerate(fn.__defaults__ or ()))
-    yield from (fn.__kwdefaults__ or {}).items()
-    yield from vars(fn).items()
-    if (fn.__module__ or "").partition(".")[0] not in LIBRARIES:
-        for name in global_names(fn.__code__):
+    def _parts_of_function(self, fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            with suppress(ValueError):  # not assigned yet
+                yield name, cell.cell_contents
+        yield from ((f"default{i}", v) for i, v in enumerate(fn.__defaults__ or ()))
+        yield from (fn.__kwdefaults__ or {}).items()
+        yield from vars(fn).items()
+        if _top(fn.__module__) in _LIBRARIES or (self._wide and not _is_users(fn.__module__)):
+            return
+        for name in _named(fn.__code__, self._wide):
+            self._names.add(name)
             if name in fn.__globals__:
                 yield name, fn.__globals__[name]
+            elif self._wide and name in sys.modules:  # imported by the function, or looked up
+                yield name, sys.modules[name]
+
+    def _parts_seen_widely(self, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, type):
+            if _is_users(value.__module__):
+                yield from vars(value).items()
+                yield from ((base.__name__, base) for base in value.__bases__)
+                yield "metaclass", type(value)
+            return
+        if isinstance(value, np.ndarray):
+            if value.dtype == object:
+                yield from ((str(i), item) for i, item in enumerate(value.flat))
+            return
+        if isinstance(value, weakref.ref):
+            yield "of", value()
+            return
+        if isinstance(value, contextvars.ContextVar):
+            yield "value", value.get(None)
+            return
+        if isinstance(value, Mapping):
+            yield from ((str(key), part) for key, part in _items(value.items))
+            yield from (("key", key) for key in _items(value.keys))
+        elif isinstance(value, list | tuple | set | frozenset | collections.deque):
+            yield from ((str(i), item) for i, item in enumerate(_items(value.__iter__)))
+        kind = type(value)
+        if _top(kind.__module__) != "builtins" and not _is_followed(value):
+            return
+        yield from getattr(value, "__dict__", {}).items()
+        yield kind.__name__, kind
+        if _top(kind.__module__) in _LIBRARIES - {"builtins"}:
+            return
+        # Slots, caches, iterators: whatever the collector sees.
+        for i, part in enumerate(gc.get_referents(value)):
+            if part is not kind and not (isinstance(part, dict) and "__builtins__" in part):
+                yield str(i), part
 
 
-def global_names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
+def _items(items: Callable[[], Iterable[Any]]) -> list[Any]:
+    try:
+        return list(items())
+    except Exception:  # code of the user, or a container that another thread is changing
+        return []
+
+
+def _named(code: types.CodeType, constants: bool) -> Iterator[str]:
+    """Names that a function's code uses, and then, if asked for, its strings."""
+    codes = list(_codes(code))
+    yield from (name for each in codes for name in each.co_names)
+    if constants:
+        strings = (constant for each in codes for constant in each.co_consts)
+        yield from (constant for constant in strings if isinstance(constant, str))
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from global_names(constant)
+            yield from _codes(constant)
 
 
-def is_followed(cls: type) -> bool:
-    package = cls.__module__.partition(".")[0]
-    return package in _FOLLOWED_LIBRARIES or package not in LIBRARIES
+def _top(module: str | None) -> str:
+    return (module or "").partition(".")[0]
+
+
+def _is_followed(value: Any) -> bool:
+    top = _top(type(value).__module__)
+    return top in _FOLLOWED_LIBRARIES or top not in _LIBRARIES
+
+
+@functools.cache
+def _is_users(module: str | None) -> bool:
+    """Whether a module is the user's code: neither this project's, nor Python's, nor installed."""
+    top = _top(module)
+    if top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"}:
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return not file.startswith(_INSTALLED)
 
 
 def held_beside_params(found: list[tuple[str, nn.Module]]) -> dict[str, Held]:

@@ -17,9 +17,9 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 
-from pyro_spread import _optimizer_state as optimizers
+from pyro_spread import _optimiser_state as optimisers
 from pyro_spread import _parents
-from pyro_spread._optimizer_trial import is_of_library
+from pyro_spread._optimiser_trial import is_of_library
 from pyro_spread.optim import Composite
 from spread_core.messages import checkpoints
 
@@ -27,20 +27,12 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 # Torch notes here that a step was made, to warn of one order of calls, and load_state_dict adds
 # the other.
 _NOTES = frozenset(("_opt_called", "differentiable"))
-# Attributes that Pyro's own classes have.
-_OF_PYRO = frozenset(
-    (
-        "pt_optim_constructor",
-        "pt_optim_args",
-        "pt_optim_args_argc",
-        "pt_clip_args",
-        "optim_objs",
-        "grad_clip",
-        "_state_waiting_to_be_consumed",
-        "pt_scheduler_constructor",
-        "kwargs",
+# Attributes of every optimiser and schedule of Pyro.
+_OF_PYRO = vars(
+    pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.SGD, "optim_args": lambda name: {}, "gamma": 1.0}
     )
-)
+).keys()
 
 
 def refuse_unsaved(optim: PyroOptim) -> None:
@@ -57,32 +49,32 @@ def refuse_unsaved(optim: PyroOptim) -> None:
         for part in optim.parts().values():
             refuse_unsaved(part)
         return
-    if optimizers.keeps_own_state(optim):
+    if optimisers.keeps_own_state(optim):
         return
     for name, value in _attributes(optim):
         if not is_plain(value) and (found := holder(value)):
             where = f"its attribute {name!r} is or holds a {found}"
-            raise ValueError(checkpoints.unsaved_optimizer(type(optim).__name__, where))
+            raise ValueError(checkpoints.unsaved_optimiser(type(optim).__name__, where))
     params = pyro.get_param_store()
     for param, live in optim.optim_objs.items():
         if not is_of_library(optim):
             clip = _parents.clipping_of(optim, param)
             if found := _difference(optim.grad_clip.get(param), clip, "gradient clipping", {}):
-                raise ValueError(checkpoints.unsaved_optimizer(type(optim).__name__, found))
+                raise ValueError(checkpoints.unsaved_optimiser(type(optim).__name__, found))
         if _is_known(live):
             continue
-        again = _parents.optimizer_of(optim, param)
-        _parents.load_optimizer_state(again, _parents.optimizer_state(live))
+        again = _parents.optimiser_of(optim, param)
+        _parents.load_optimiser_state(again, _parents.optimiser_state(live))
         if found := _difference(live, again, "", {}):
             where = f"'{found}' of param '{params.param_name(param)}' is not in it"
-            raise ValueError(checkpoints.unsaved_optimizer(type(live).__name__, where))
+            raise ValueError(checkpoints.unsaved_optimiser(type(live).__name__, where))
 
 
 def attributes(optim: PyroOptim) -> dict[str, Any]:
     """Numbers, strings and containers of them that a user's class of optimiser keeps for itself."""
     if isinstance(optim, Composite):
         return {role: attributes(part) for role, part in optim.parts().items()}
-    if optimizers.keeps_own_state(optim):
+    if optimisers.keeps_own_state(optim):
         return {}
     return {name: value for name, value in _attributes(optim) if is_plain(value)}
 
@@ -159,7 +151,7 @@ def _difference(one: Any, other: Any, path: str, seen: dict[tuple[int, int], Any
     if type(one) is not type(other):
         return path or type(one).__name__
     if isinstance(one, (torch.Tensor, *_ATOMS)):
-        return "" if optimizers.contains(other, one) else path
+        return "" if optimisers.contains(other, one) else path
     here, there = _parts(one), _parts(other)
     if here is None or there is None or len(here) != len(there):
         return path

@@ -14,12 +14,17 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_spread import _checkpoint_state as state
-from pyro_spread import _optimizer_state as optimizers
+from pyro_spread import _optimiser_state as optimisers
 from pyro_spread._called_modules import watch
-from pyro_spread._reachable_modules import find_modules, held_beside_params, strangers
+from pyro_spread._reachable_modules import (
+    find_modules,
+    held_beside_params,
+    loss_of,
+    strangers,
+)
 from pyro_spread._unsaved_state import attributes
-from spread_core.bounds import same
-from spread_core.checkpoint_file import Checkpoint, Reading, write
+from spread_core.checkpoint_checks import check_classes, loss_state, prepare_loss
+from spread_core.checkpoint_file import Checkpoint, CheckpointReader, write
 from spread_core.messages import checkpoints
 
 
@@ -72,8 +77,10 @@ def save_checkpoint(
     _check_svi(svi)
     store = pyro.get_param_store()
     if not store:
-        raise ValueError(checkpoints.nothing_declared())
-    state.check_optimizer(svi)
+        raise ValueError(
+            "the param store is empty, so there is nothing to save: take one step of the SVI first"
+        )
+    state.check_optimiser(svi)
     found = find_modules(svi, modules)
     if hidden := strangers(found):
         raise ValueError(checkpoints.hidden_modules(hidden))
@@ -82,11 +89,11 @@ def save_checkpoint(
     content = {
         "classes": state.classes(svi),
         "params": {name: state.param_state(name) for name in list(store.keys())},
-        "optimizer": optimizers.state_of(svi.optim),
+        "optimizer": optimisers.state_of(svi.optim),
         "optimizer_attributes": attributes(svi.optim),
         "modules": {k: state.held_state(held) for k, held in held_beside_params(found).items()},
         "further_modules": state.further_names(svi, modules, held_beside_params(found)),
-        "loss": state.loss_state(svi),
+        "loss": loss_state(loss_of(svi)),
         "random": state.random_state(),
     }
     return write(state.codec(), directory, step, content, metadata, state.versions(), keep)
@@ -137,34 +144,31 @@ def load_checkpoint(
     """
     _check_svi(svi)
     watch(svi)  # what comes after is seen, also where there is no checkpoint yet
-    reading = Reading(state.codec(), path)
-    found, live = reading.part("classes", dict), state.classes(svi)
-    for what in live:
-        if not same(found.get(what), live[what]):
-            raise reading.refuse(checkpoints.other_class(what, found.get(what), live[what]))
-    strict = reading.checkpoint.versions == state.versions()
-    before = state.Snapshot(svi, modules)
+    reader = CheckpointReader(state.codec(), path)
+    check_classes(reader, state.classes(svi))
+    strict = reader.checkpoint.versions == state.versions()
+    before = state.snapshot(svi, modules)
     try:
-        declared = reading.part("params", dict).keys() <= set(pyro.get_param_store().keys())
-        if not declared or not optimizers.has_stepped(svi.optim):
-            state.declare(reading, svi, args, kwargs)
-        params = state.prepare_params(reading)
+        declared = reader.part("params", dict).keys() <= set(pyro.get_param_store().keys())
+        if not declared or not optimisers.has_stepped(svi.optim):
+            state.declare(reader, svi, args, kwargs)
+        params = state.prepare_params(reader)
         commits = [
             # Those that may call code of the user, and so fail, come first.
-            *state.prepare_modules(reading, svi, modules),
-            state.prepare_loss(reading, svi),
-            state.prepare_optimizer(reading, svi, strict),
-            state.prepare_attributes(reading, svi),
+            *state.prepare_modules(reader, svi, modules),
+            prepare_loss(reader, loss_of(svi)),
+            state.prepare_optimiser(reader, svi, strict),
+            state.prepare_attributes(reader, svi),
             *params,
-            state.prepare_random(reading),
+            state.prepare_random(reader),
         ]
-        reading.warn_of_versions(state.versions())  # an error, for those who want it so
+        reader.warn_of_versions(state.versions())  # an error, for those who want it so
         for commit in commits:
             commit()
     except BaseException:
         before.restore()
         raise
-    return reading.checkpoint
+    return reader.checkpoint
 
 
 def _check_svi(svi: Any) -> None:

@@ -14,7 +14,8 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
-from pyro_spread._transaction import StepSnapshot, optimiser_step
+from pyro_spread._snapshot import StepSnapshot
+from pyro_spread._transaction import optimiser_step
 from pyro_spread.infer._guards import (
     as_before_on_error,
     as_nonfinite,
@@ -218,7 +219,9 @@ def finite_guard(
         >>> guard_status(svi).skipped
         1
 
-    It costs a copy of params and optimiser state and a sum over the gradients per step.
+    It costs a copy of params and optimiser state and a sum over the gradients per step. Torch's
+    ``clip_grad_norm_(error_if_nonfinite=True)`` sees gradients only: it names no param, and does
+    not undo what the model has changed by then.
 
     :param svi: the SVI, whose ``optim`` and ``loss_and_grads`` are replaced.
     :param on_nonfinite: ``"raise"``, ``"skip"`` or ``"reduce"``.

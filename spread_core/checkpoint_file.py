@@ -6,6 +6,9 @@ Checkpoint files: written atomically, and verified by a hash when read.
 A checkpoint is one safetensors file. Its header holds, as the only metadata, the SHA-256 of the
 file (with the digest itself as zeros) followed by JSON. Files are numbered in the order in which
 they were written, so that the last is the newest also after a run went back to an earlier step.
+
+``orbax.checkpoint`` and ``torch.save`` stay out of this: one file serves both backends, reading it
+runs no code, and a damaged, forged or foreign file is refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -101,10 +104,10 @@ def write(
     :raises RuntimeError: if another process saves in the directory at the same moment.
     """
     if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
-        raise ValueError(messages.bad_step(step))
+        raise ValueError(f"`step` must be an integer >= 0, got {step!r}")
     wrong = isinstance(keep, bool) or not isinstance(keep, Integral) or keep < 1
     if keep is not None and wrong:
-        raise ValueError(messages.bad_keep(keep))
+        raise ValueError(f"`keep` must be an integer >= 1, or None to keep all, got {keep!r}")
     tensors: dict[str, Any] = {}
     content = {
         "format_version": FORMAT_VERSION,
@@ -199,7 +202,7 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_number(path), path.name))
 
 
-class Reading:
+class CheckpointReader:
     """
     A checkpoint of which every bit has been checked.
 
@@ -278,16 +281,22 @@ class Reading:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
                 if link := _dead_link(self.path):
-                    raise self.refuse(messages.dead_link(link)) from error
+                    why = f"{link} is a link whose target is not there. Mount or restore it, or "
+                    raise self.refuse(why + "remove the link") from error
                 if self.path == path:
                     break
-        raise FileNotFoundError(messages.no_checkpoint(path))
+        raise FileNotFoundError(
+            f"no checkpoint in {path}. save_checkpoint writes them there; "
+            "a run that starts catches this FileNotFoundError and begins at step 0"
+        )
 
     def _open(self) -> tuple[dict[str, Any], bytes]:
         """The JSON and the whole file, once the digest is right."""
         # A pipe is not opened, since that waits for somebody who writes to it.
         if not stat.S_ISREG(self.path.stat().st_mode):
-            raise self.refuse(messages.no_file())
+            raise self.refuse(
+                "not a file but a folder, pipe or device. Move it away, or give the path of a file"
+            )
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(_LENGTH)
@@ -312,9 +321,12 @@ class Reading:
         found.update(blank)
         found.update(rest)
         if found.hexdigest().encode() != digest:
-            raise self.refuse(messages.bad_digest())
+            raise self.refuse("damaged, its bytes do not give the SHA-256 checksum that it carries")
         if content["backend"] != self._codec.backend:
-            raise self.refuse(messages.other_backend(content["backend"], self._codec.backend))
+            raise self.refuse(
+                f"written by {content['backend']!r}, not {self._codec.backend}. Load it with the "
+                "load_checkpoint of the package that wrote it"
+            )
         return content, head + header + rest
 
     def _content(self, header: bytes) -> dict[str, Any]:
@@ -353,7 +365,10 @@ class Reading:
     def _check_version(self, content: Mapping[str, Any]) -> None:
         version = content.get("format_version")
         if type(version) is not int or version > FORMAT_VERSION:
-            raise self.refuse(messages.newer_format(version, FORMAT_VERSION))
+            raise self.refuse(
+                f"format version {version!r}, but this pyro-spread reads up to {FORMAT_VERSION}. "
+                "Upgrade pyro-spread to the version that wrote it"
+            )
         if "backend" not in content:
             raise self.refuse(messages.malformed("its JSON lacks the backend"))
 

@@ -27,7 +27,7 @@ class Stateful:
         :param state: the state.
         :raises ValueError: if it is that of another class; nothing is changed.
         """
-        self._check_state(state)
+        check_state(self, state)
         for name, value in state.items():
             mine = getattr(self, name)
             if isinstance(mine, Stateful):
@@ -35,12 +35,19 @@ class Stateful:
             else:
                 setattr(self, name, value)
 
-    def _check_state(self, state: Any) -> None:
-        if not isinstance(state, dict) or state.keys() != set(self._remembers):
-            raise ValueError(f"{type(self).__name__} has another state: {sorted(self._remembers)}")
-        for name, value in state.items():
-            mine = getattr(self, name)
-            if isinstance(mine, Stateful):
-                mine._check_state(value)
-            elif type(value) is not type(mine):
-                raise ValueError(f"{type(self).__name__}: {name} is a {type(mine).__name__}")
+
+def check_state(owner: Stateful, state: Any) -> None:
+    """
+    Refuse a state that :meth:`Stateful.get_state` of this object does not return.
+
+    :raises ValueError: naming the class.
+    """
+    name, remembered = type(owner).__name__, owner._remembers
+    if not isinstance(state, dict) or state.keys() != set(remembered):
+        raise ValueError(f"{name} has another state: {sorted(remembered)}")
+    for attribute, value in state.items():
+        mine = getattr(owner, attribute)
+        if isinstance(mine, Stateful):
+            check_state(mine, value)
+        elif type(value) is not type(mine):
+            raise ValueError(f"{name}: {attribute} is a {type(mine).__name__}")

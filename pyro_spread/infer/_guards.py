@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_spread import _parents
-from pyro_spread._transaction import StepSnapshot, arm, is_running, transaction
+from pyro_spread._snapshot import StepSnapshot
+from pyro_spread._transaction import arm, is_running, transaction
 from spread_core.arguments import positional_names
 from spread_core.messages import guard as guard_messages
 from spread_core.nonfinite import (
@@ -69,7 +70,7 @@ def as_before_on_error(
             except BaseException as error:
                 params = captured(capture)
                 if is_step:
-                    step.store.clear_grads(params)
+                    step.clear_grads(params)
                 if isinstance(error, Exception):
                     # While params have names.
                     reason = _explain(error, params, model, args, kwargs)

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
-from pyro.util import get_rng_state, set_rng_state
 from torch.distributions.transforms import ComposeTransform
 
 from pyro_spread._inputs import WANTED
-from pyro_spread._transaction import Buffers, StoreState, looking
+from pyro_spread._snapshot import StepSnapshot
+from pyro_spread._transaction import looking
 from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._handed import Handed, Watch
@@ -90,14 +90,14 @@ class Spreading(SpreadingShared):
         if use.complete and self._is_free():
             return run(use)
         while True:
-            state, store, buffers = get_rng_state(), StoreState(), Buffers()
+            before = StepSnapshot()
+            before.keep_store()
+            before.keep_random_state()
             try:
-                with buffers:
+                with before:
                     result = run(use)
             except Learned:
-                buffers.restore()
-                store.restore()
-                set_rng_state(state)
+                before.restore()
                 continue
             use.complete = True
             return result

@@ -11,7 +11,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 
-from pyro_spread._transaction import NotSettledError, is_settled, looking
+from pyro_spread._snapshot import NotSettledError, is_settled
+from pyro_spread._transaction import looking
 from pyro_spread.infer._sites import is_latent
 from spread_core.messages import contrasts
 from spread_core.remembered import Remembered

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from spread_core import checkpoint_file
-from spread_core.checkpoint_file import CheckpointError, Codec, Reading, checkpoints, write
+from spread_core.checkpoint_file import CheckpointError, CheckpointReader, Codec, checkpoints, write
 
 VERSIONS = {"library": "1.0"}
 STATE = {"weights": {"w": np.arange(3.0), "n": np.int64(7)}, "count": 3}
@@ -40,7 +40,7 @@ def put(directory, step=1, state=STATE, metadata=None, keep=3):
 
 
 def get(path):
-    return Reading(codec(), path)
+    return CheckpointReader(codec(), path)
 
 
 def craft(path, content, tensors=None, rest=b""):
@@ -70,10 +70,10 @@ def test_everything_comes_back(tmp_path):
         "array": np.ones((2, 0, 3), np.float32),
         "zero-dim": np.array(3, np.uint8),
     }
-    reading = get(put(tmp_path, 5, metadata=metadata))
-    found = reading.checkpoint.metadata
-    assert reading.checkpoint.step == 5
-    assert reading.checkpoint.versions == VERSIONS
+    reader = get(put(tmp_path, 5, metadata=metadata))
+    found = reader.checkpoint.metadata
+    assert reader.checkpoint.step == 5
+    assert reader.checkpoint.versions == VERSIONS
     for key in ("plain", "tuple", "numbers", "keys", "counter"):
         assert found[key] == metadata[key]
     assert type(found["tuple"]) is tuple
@@ -82,9 +82,9 @@ def test_everything_comes_back(tmp_path):
     for key in ("array", "zero-dim"):
         assert found[key].dtype == metadata[key].dtype
         assert found[key].shape == metadata[key].shape
-    assert reading.state["count"] == 3
-    assert np.array_equal(reading.state["weights"]["w"], STATE["weights"]["w"])
-    assert type(reading.state["weights"]["n"]) is np.int64
+    assert reader.state["count"] == 3
+    assert np.array_equal(reader.state["weights"]["w"], STATE["weights"]["w"])
+    assert type(reader.state["weights"]["n"]) is np.int64
 
 
 def test_nan_comes_back(tmp_path):
@@ -270,7 +270,7 @@ def test_foreign_files(tmp_path, data, what):
 def test_another_backend(tmp_path):
     path = put(tmp_path)
     with pytest.raises(CheckpointError, match=r"written by 'some', not other.*load_checkpoint of"):
-        Reading(codec("other"), path)
+        CheckpointReader(codec("other"), path)
 
 
 def test_a_later_format(tmp_path):
@@ -355,8 +355,8 @@ def test_nothing_in_a_file_is_run(tmp_path):
         bytes_of,
         payload,
     )
-    reading = get(hidden)
-    assert reading.checkpoint.metadata["py/object"] == payload.hex()
+    reader = get(hidden)
+    assert reader.checkpoint.metadata["py/object"] == payload.hex()
     assert not proof.exists()
 
 
@@ -379,10 +379,10 @@ def test_without_safetensors_the_extra_is_named(tmp_path):
         write(bare, tmp_path, 1, STATE, None, VERSIONS, 3)
     path = put(tmp_path)
     with pytest.raises(ImportError, match=r"pip install 'pyro-spread\[numpyro\]'"):
-        Reading(bare, path)
+        CheckpointReader(bare, path)
 
 
 def test_other_versions_are_said(tmp_path):
-    reading = get(put(tmp_path))
+    reader = get(put(tmp_path))
     with pytest.warns(UserWarning, match=r"other library versions \(library 1.0, now 2.0\)"):
-        reading.warn_of_versions({"library": "2.0"})
+        reader.warn_of_versions({"library": "2.0"})

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from spread_core import checkpoint_file
-from spread_core.checkpoint_file import CheckpointError, Codec, Reading, checkpoints, write
+from spread_core.checkpoint_file import CheckpointError, CheckpointReader, Codec, checkpoints, write
 
 CODEC = Codec(
     "some",
@@ -27,7 +27,7 @@ def put(directory, step=1, keep=3):
 
 
 def get(path):
-    return Reading(CODEC, path)
+    return CheckpointReader(CODEC, path)
 
 
 @pytest.mark.parametrize("target", ["/archive/that/is/not/mounted", "a-loop"])

@@ -16,7 +16,7 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_spread import AdversarialDivergence, concat_sites, finite_guard, two_player
-from pyro_spread._transaction import Buffers
+from pyro_spread._snapshot import StepSnapshot
 from spread_core.remembered import Remembered
 
 X = torch.linspace(-1.0, 2.0, 16)
@@ -102,7 +102,7 @@ def test_one_name_for_two_critics_is_refused_in_another_thread_too():
 
 def test_buffers_of_other_threads_are_left_alone():
     norm = nn.BatchNorm1d(2)
-    with Buffers() as kept, ThreadPoolExecutor(1) as pool:
+    with StepSnapshot() as kept, ThreadPoolExecutor(1) as pool:
         pool.submit(norm, torch.randn(8, 2)).result()
     kept.restore()
     assert int(norm.num_batches_tracked) == 1

@@ -37,7 +37,7 @@ def check_state(
     whole = state if _parents.is_scheduler(fresh) else {"optimizer": state}
     base = whole["optimizer"]
     known = is_of_library(_base(fresh))
-    _check_settings(name, _parents.optimizer_state(_base(fresh)), base, known and strict)
+    _check_settings(name, _parents.optimiser_state(_base(fresh)), base, known and strict)
     if _parents.is_scheduler(fresh) and is_of_library(fresh):
         found, live = whole["scheduler"], fresh.state_dict()
         if (strict and found.keys() != live.keys()) or not _alike(found, live):
@@ -45,7 +45,7 @@ def check_state(
     grad = _grad_that_works(param, build)
     if grad is None:  # one cannot look at a step of this optimiser, which waits for something else
         return
-    empty = {**base, "state": _parents.optimizer_state(_base(build()))["state"]}
+    empty = {**base, "state": _parents.optimiser_state(_base(build()))["state"]}
     with _Trial(param, grad) as trial:
         reference = trial.step(name, build, {**whole, "optimizer": empty}, len(whole) > 1)
     held = _base(reference).state.get(param, {})
@@ -111,7 +111,7 @@ def _base(optimizer: Any) -> Any:
 def _load(optimizer: Any, whole: dict[str, Any]) -> None:
     # A copy, since torch takes the tensors themselves.
     state = whole if _parents.is_scheduler(optimizer) else whole["optimizer"]
-    _parents.load_optimizer_state(optimizer, copy.deepcopy(state))
+    _parents.load_optimiser_state(optimizer, copy.deepcopy(state))
 
 
 def _grad_that_works(param: torch.Tensor, build: Callable[[], Any]) -> torch.Tensor | None:

@@ -4,18 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 
 from pyro_spread import _parents
-from pyro_spread._optimizer_trial import check_state
+from pyro_spread._optimiser_trial import check_state
 from pyro_spread.optim import Composite
+from spread_core.checkpoint_checks import Commit
 from spread_core.messages import checkpoints
-
-Commit = Callable[[], None]
 
 
 def describe(optim: PyroOptim) -> Any:
@@ -38,8 +36,15 @@ def state_of(optim: PyroOptim) -> dict[str, Any]:
         return parts | optim.own_state()
     state = optim.get_state()
     if None in state:
-        raise ValueError(checkpoints.unnamed_params())
-    return state if keeps_own_state(optim) else _sorted({**_parents.waiting_states(optim), **state})
+        raise ValueError(
+            "the optimiser moves params that are not in the param store, as with "
+            "pyro.settings.set(module_local_params=True). Save such modules by torch, or switch "
+            "it off"
+        )
+    if keeps_own_state(optim):
+        return state
+    # Pyro steps through a set of tensors, whose order is that of their addresses.
+    return dict(sorted({**_parents.waiting_states(optim), **state}.items()))
 
 
 def has_stepped(optim: PyroOptim) -> bool:
@@ -47,11 +52,6 @@ def has_stepped(optim: PyroOptim) -> bool:
     if isinstance(optim, Composite):
         return any(map(has_stepped, optim.parts().values()))
     return bool(optim.optim_objs)
-
-
-def _sorted(state: dict[str, Any]) -> dict[str, Any]:
-    # Pyro steps through a set of tensors, whose order is that of their addresses.
-    return dict(sorted(state.items()))
 
 
 def keeps_own_state(optim: PyroOptim) -> bool:
@@ -106,16 +106,16 @@ def prepare(optim: PyroOptim, state: dict[str, Any], strict: bool) -> Commit:
 
 def _rebuilt(optim: PyroOptim, name: str, state: Any, strict: bool) -> Any:
     param = _parents.stored_params()[name]
-    optimizer = _parents.optimizer_of(optim, param)
+    optimizer = _parents.optimiser_of(optim, param)
     if _parents.is_scheduler(optimizer) != ("scheduler" in state):
         raise ValueError(checkpoints.not_taken_back(name))
     own = state.get("scheduler", {})
     # A schedule's state is its attributes: none of them may take the place of a method.
     if any(callable(getattr(type(optimizer), str(key), None)) for key in own):
         raise ValueError(checkpoints.not_taken_back(name))
-    check_state(name, param, lambda: _parents.optimizer_of(optim, param), state, strict)
-    _parents.load_optimizer_state(optimizer, state)
-    if strict and not contains(_parents.optimizer_state(optimizer), state):
+    check_state(name, param, lambda: _parents.optimiser_of(optim, param), state, strict)
+    _parents.load_optimiser_state(optimizer, state)
+    if strict and not contains(_parents.optimiser_state(optimizer), state):
         raise ValueError(checkpoints.not_taken_back(name))
     return optimizer
 
