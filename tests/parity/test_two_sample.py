@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Two-sample statistics of both backends against double loops in NumPy, values and gradients."""
+"""Two-sample statistics of both backends and NumPy against double loops, values and gradients."""
 
 import itertools
 
@@ -15,6 +15,7 @@ import pyro_spread
 from numpyro_spread.infer import _two_sample as theirs
 from pyro_spread.infer import _two_sample as ours
 from spread_analysis import metrics
+from spread_core.math import two_sample
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=(7, 3)), 0.5 + RNG.normal(size=(6, 3))
@@ -116,7 +117,7 @@ def numerical_gradient(function, y, step=1e-5):
 
 
 def both(statistic, y):
-    """Value and gradient of ``statistic(package, functions, array, y)`` from both backends."""
+    """Value and gradient of ``statistic(package, functions, array, y)``; NumPy has the value."""
     tensor = torch.tensor(y, requires_grad=True)
     one = statistic(pyro_spread, ours, torch.as_tensor, tensor)
     one.backward()
@@ -128,6 +129,9 @@ def both(statistic, y):
     other_value, other_grad = jax.jit(value_and_grad)(jnp.asarray(y))
     np.testing.assert_allclose(other_value, one.item(), rtol=1e-10, atol=1e-13)
     np.testing.assert_allclose(other_grad, tensor.grad.numpy(), rtol=1e-10, atol=1e-13)
+    third = statistic(pyro_spread, two_sample, np.asarray, y)
+    assert isinstance(third, np.float64)
+    np.testing.assert_allclose(third, one.item(), rtol=1e-10, atol=1e-13)
     return one.item(), tensor.grad.numpy()
 
 
