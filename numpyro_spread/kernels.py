@@ -14,8 +14,11 @@ Positive definite kernels k(x, y) of the two-sample losses, here on arrays of JA
 """
 
 from numpyro_spread._pytree import register_fields
-from spread_core.math.kernels import *  # noqa: F403  # what is public there is public here
-from spread_core.math.kernels import __all__ as __all__
-from spread_core.math.kernels import register_classes
+from spread_core.math import kernels
+from spread_core.math.kernels import *
+from spread_core.math.kernels import ConvolvedGaussianKernel as ConvolvedGaussianKernel
 
-register_classes("jax", register_fields)
+__all__: list[str] = []
+__all__ += kernels.__all__
+
+kernels.register_classes("jax", register_fields)

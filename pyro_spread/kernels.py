@@ -12,5 +12,9 @@ Positive definite kernels k(x, y) of the two-sample losses, here on tensors.
     tensor([[0.3679]])
 """
 
-from spread_core.math.kernels import *  # noqa: F403  # what is public there is public here
-from spread_core.math.kernels import __all__ as __all__
+from spread_core.math import kernels
+from spread_core.math.kernels import *
+from spread_core.math.kernels import ConvolvedGaussianKernel as ConvolvedGaussianKernel
+
+__all__: list[str] = []
+__all__ += kernels.__all__

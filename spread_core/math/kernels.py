@@ -26,7 +26,6 @@ from spread_core.math.distances import absolute_distances, check_pair, squared_d
 from spread_core.messages import noise, samples
 
 __all__ = [
-    "ConvolvedGaussianKernel",
     "GaussianKernel",
     "LaplaceKernel",
     "RationalQuadraticKernel",

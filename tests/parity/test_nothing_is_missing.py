@@ -27,7 +27,7 @@ def test_what_is_missing_is_named():
         HalfNoise.__module__ = OwnLoss.__module__ = __name__
     assert "numpyro_spread has no kernel HalfNoise: mirror it." in said
     assert "pyro_spread.HalfNoise is not exported: add it to __all__." in said
-    assert "HalfNoise of pyro_spread is not in tests/programs/every_kernel.py." in said
+    assert "HalfNoise of pyro_spread is not in KERNELS of tests/programs/every.py." in said
     assert "HalfNoise is not on docs/kernels.md." in said
     assert "pyro_spread.HalfNoise has no docstring." in said
     assert "pyro_spread has no loss OwnLoss: mirror it." in said

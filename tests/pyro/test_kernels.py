@@ -8,17 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from every import ANY_WIDTH, MMD_KERNELS
 
-from pyro_spread import GaussianKernel, LaplaceKernel, RationalQuadraticKernel
+import pyro_spread
+from pyro_spread import GaussianKernel
 from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from spread_core.math import two_sample
 
-KERNELS = {
-    "gaussian": GaussianKernel([0.5, 2.0]),
-    "convolved": GaussianKernel(0.7).convolved(0.2),
-    "rational": RationalQuadraticKernel([0.5, 2.0]),
-    "laplace": LaplaceKernel(1.5),
-}
+KERNELS = {name: MMD_KERNELS[name][0](pyro_spread) for name in ANY_WIDTH}
 
 
 def _randn(*shape, seed=0, dtype=torch.float32):
