@@ -24,26 +24,42 @@ def widened(value: Any) -> Any:
     return value
 
 
+def register_fields(cls: type) -> None:
+    """
+    Make a dataclass a pytree, its fields as children.
+
+    :param cls: the class; its decorator may run later.
+    """
+
+    def flatten(instance: Any) -> tuple[tuple[Any, ...], None]:
+        return tuple(getattr(instance, name) for name in field_names(cls)), None
+
+    def unflatten(_: None, children: Any) -> Any:
+        # Without __post_init__: JAX unflattens with placeholders that no check would pass.
+        instance: Any = object.__new__(cls)
+        for name, child in zip(field_names(cls), children, strict=True):
+            object.__setattr__(instance, name, child)
+        return instance
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
+
+def field_names(cls: Any) -> list[str]:
+    """
+    Names of the fields of a dataclass.
+
+    :param cls: the class.
+    """
+    return [field.name for field in dataclasses.fields(cls)]
+
+
 class FieldsAsPytree:
     """Makes every dataclass derived from it a pytree, its fields as children."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        jax.tree_util.register_pytree_node(cls, cls._flatten_tree, cls._unflatten_tree)
+        register_fields(cls)
 
     @classmethod
     def _fields(cls) -> list[str]:
-        # Asked for late: the dataclass decorator runs after __init_subclass__.
-        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-
-    @staticmethod
-    def _flatten_tree(kernel: Any) -> tuple[tuple[Any, ...], None]:
-        return tuple(getattr(kernel, name) for name in kernel._fields()), None
-
-    @classmethod
-    def _unflatten_tree(cls, _: None, children: Any) -> Any:
-        # Without __post_init__: JAX unflattens with placeholders that no check would pass.
-        kernel = object.__new__(cls)
-        for name, child in zip(cls._fields(), children, strict=True):
-            object.__setattr__(kernel, name, child)
-        return kernel
+        return field_names(cls)

@@ -12,28 +12,9 @@ Divergences of the data P from the model Q, here on arrays of JAX.
     Array([80.], dtype=float32)
 """
 
-from spread_core.math.divergences import (
-    KL,
-    ChiSquared,
-    Divergence,
-    Jeffreys,
-    JSPi,
-    ReverseChiSquared,
-    ReverseKL,
-    SquaredHellinger,
-    TotalVariation,
-    non_saturating_loss,
-)
+from spread_core.math import divergences
+from spread_core.math.divergences import *
+from spread_core.math.ratio import non_saturating_loss
 
-__all__ = [
-    "KL",
-    "ChiSquared",
-    "Divergence",
-    "JSPi",
-    "Jeffreys",
-    "ReverseChiSquared",
-    "ReverseKL",
-    "SquaredHellinger",
-    "TotalVariation",
-    "non_saturating_loss",
-]
+__all__ = ["non_saturating_loss"]
+__all__ += divergences.__all__

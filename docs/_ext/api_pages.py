@@ -36,6 +36,7 @@ GROUPS = {
     "handlers": "The handler",
     "noise": "Noise kernels",
     "divergences": "Divergences",
+    "f_divergence": "Divergences",
     "kernels": "Kernels of the two-sample losses",
     "distributions": "Distributions",
     "autoguide": "Guides",

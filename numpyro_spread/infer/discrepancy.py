@@ -28,6 +28,8 @@ from spread_core.losses.discrepancy import (
 )
 from spread_core.messages import spreading
 
+__all__ = ["MMD", "EnergyDistance", "SlicedWasserstein"]
+
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 
 # Samples of data and model, of shape (number, features), and their weights.

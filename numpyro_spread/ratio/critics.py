@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from spread_core.critic_arguments import (
+    check_activation,
+    check_features,
+    check_image,
+    check_input_dim,
+    check_size,
+    check_sizes,
+)
 from spread_core.messages import general, players
 
 try:
@@ -131,9 +138,9 @@ class MLPCritic(nn.Module):
     input_dim: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes("MLPCritic", "hidden", self.hidden)
-        _check_input_dim("MLPCritic", self.input_dim)
-        _check_activation("MLPCritic", self.activation)
+        check_sizes("MLPCritic", "hidden", self.hidden)
+        check_input_dim("MLPCritic", self.input_dim)
+        check_activation("MLPCritic", self.activation, "flax.linen.relu")
         super().__post_init__()
 
     @nn.compact
@@ -144,7 +151,7 @@ class MLPCritic(nn.Module):
         :param x: features of shape batch + (features,), with any number of batch dimensions.
         :raises ValueError: if there are not ``input_dim`` features.
         """
-        _check_features("MLPCritic", x, self.input_dim)
+        check_features("MLPCritic", jnp.shape(x), self.input_dim)
         return _MLP(self.hidden, 1, self.activation, self.spectral_norm, name="layers")(x)
 
 
@@ -170,7 +177,7 @@ class QuadraticCritic(nn.Module):
     input_dim: int | None = None
 
     def __post_init__(self) -> None:
-        _check_input_dim("QuadraticCritic", self.input_dim)
+        check_input_dim("QuadraticCritic", self.input_dim)
         super().__post_init__()
 
     @nn.compact
@@ -181,7 +188,7 @@ class QuadraticCritic(nn.Module):
         :param x: features of shape batch + (features,), with any number of batch dimensions.
         :raises ValueError: if there are not ``input_dim`` features.
         """
-        _check_features("QuadraticCritic", x, self.input_dim)
+        check_features("QuadraticCritic", jnp.shape(x), self.input_dim)
         size = jnp.shape(x)[-1]
         matrix = self.param("matrix", nn.initializers.zeros, (size, size))
         vector = self.param("vector", nn.initializers.zeros, (size,))
@@ -221,8 +228,8 @@ class ConvCritic(nn.Module):
     spectral_norm: bool = False
 
     def __post_init__(self) -> None:
-        _check_sizes("ConvCritic", "channels", self.channels)
-        self.image_shape = _check_image(self.image_shape, self.channels)
+        check_sizes("ConvCritic", "channels", self.channels)
+        self.image_shape = check_image(self.image_shape, self.channels)
         super().__post_init__()
 
     @nn.compact
@@ -284,8 +291,8 @@ class SeparableCritic(nn.Module):
     add_half_square: bool = False
 
     def __post_init__(self) -> None:
-        _check_sizes("SeparableCritic", "hidden", self.hidden)
-        _check_size("SeparableCritic", "features", self.features)
+        check_sizes("SeparableCritic", "hidden", self.hidden)
+        check_size("SeparableCritic", "features", self.features)
         super().__post_init__()
 
     @nn.compact
@@ -305,43 +312,3 @@ class SeparableCritic(nn.Module):
         logits += _MLP(self.hidden, 1, name="left_head")(x).squeeze(-1)
         logits += _MLP(self.hidden, 1, name="right_head")(z).squeeze(-1)
         return logits + 0.5 * jnp.square(z).sum(-1) if self.add_half_square else logits
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and int(value) > 0
-
-
-def _check_size(critic: str, argument: str, size: int) -> None:
-    if not _is_size(size):
-        raise ValueError(players.critic_size(critic, argument, size))
-
-
-def _check_sizes(critic: str, argument: str, sizes: Sequence[int]) -> None:
-    if not isinstance(sizes, Sequence) or not all(_is_size(size) for size in sizes):
-        raise ValueError(players.critic_sizes(critic, argument, sizes))
-
-
-def _check_input_dim(critic: str, input_dim: int | None) -> None:
-    if input_dim is not None:
-        _check_size(critic, "input_dim", input_dim)
-
-
-def _check_activation(critic: str, activation: object) -> None:
-    if isinstance(activation, type) or not callable(activation):
-        raise TypeError(players.critic_activation(critic, activation, "flax.linen.relu"))
-
-
-def _check_features(critic: str, x: jax.Array, input_dim: int | None) -> None:
-    if input_dim is not None and jnp.shape(x)[-1:] != (input_dim,):
-        raise ValueError(players.critic_features(critic, jnp.shape(x), input_dim))
-
-
-def _check_image(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
-    """``image_shape`` as (C, H, W), after a check that the convolutions fit into it."""
-    _check_sizes("ConvCritic", "image_shape", image_shape)
-    if len(image_shape) not in (2, 3):
-        raise ValueError(players.critic_sizes("ConvCritic", "image_shape", image_shape))
-    height, width = image_shape[-2:]
-    if min(height, width) < 2 ** len(channels):
-        raise ValueError(players.critic_image_too_small(image_shape, channels))
-    return (image_shape[0] if len(image_shape) == 3 else 1), height, width

@@ -5,16 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 
 from numpyro_spread.ratio.adapters import SiteValues
-from numpyro_spread.ratio.losses import weighted_mean
+from spread_core.math.regularizers import GradientPenaltyShared, R1Shared, RegularizerShared
 from spread_core.messages import players
-from spread_core.validation import check_count
 
 Critic = Callable[[SiteValues], jax.Array]
 
@@ -28,18 +27,12 @@ def _squared_norms(critic: Critic, values: SiteValues) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Regularizer:
+class Regularizer(RegularizerShared):
     """
     Base class of penalties on the critic's loss; subclasses implement :meth:`penalty`.
 
     Only the critic is trained by it.
     """
-
-    #: On average, the penalty is computed at every ``every``-th step, and is then as much larger.
-    every: int = field(default=1, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_count("every", self.every)
 
     def penalty(
         self,
@@ -74,35 +67,13 @@ def check_regularizer(regularizer: object) -> None:
 
 
 @dataclass(frozen=True)
-class R1(Regularizer):
+class R1(R1Shared, Regularizer):
     r"""
     :math:`\gamma/2 \; E_P |\nabla_x \mathrm{logit}(x)|^2` at the (noisy) data.
 
-    It makes GAN training converge locally where training without it oscillates or collapses [1,
-    equation 9]. With ``every=k`` it is computed at one step in k, chosen at random, and multiplied
-    by k (lazy regularisation, [2, appendix B]).
-
         >>> R1(every=4, gamma=1.0)
         R1(every=4, gamma=1.0)
-
-    **References**
-
-    [1] `Which Training Methods for GANs do actually Converge?`, Lars Mescheder, Andreas Geiger,
-    Sebastian Nowozin, https://arxiv.org/abs/1801.04406
-
-    [2] `Analyzing and Improving the Image Quality of StyleGAN`, Tero Karras et al.,
-    https://arxiv.org/abs/1912.04958
-
-    :param gamma: its weight.
-    :param every: one step in that many has the penalty.
     """
-
-    gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.gamma > 0:
-            raise ValueError(players.bad_range("R1: gamma", self.gamma, "positive"))
 
     def penalty(
         self,
@@ -113,37 +84,17 @@ class R1(Regularizer):
         weights: jax.Array | None = None,
     ) -> jax.Array:
         """The penalty at the data, a scalar."""
-        return self.gamma / 2 * weighted_mean(_squared_norms(critic, data), weights)
+        return self.of_slopes(_squared_norms(critic, data), weights)
 
 
 @dataclass(frozen=True)
-class GradientPenalty(Regularizer):
+class GradientPenalty(GradientPenaltyShared, Regularizer):
     r"""
     :math:`\lambda\, E (|\nabla_x c(x)| - t)^2` at random points between data and model draws.
 
-    With target :math:`t = 1` it is the gradient penalty of WGAN-GP [1, equation 3]. Datum i is
-    paired with draw i, so both sides need equal numbers.
-
         >>> GradientPenalty(10.0)
         GradientPenalty(every=1, weight=10.0, target=1.0)
-
-    **References**
-
-    [1] `Improved Training of Wasserstein GANs`, Ishaan Gulrajani et al.,
-    https://arxiv.org/abs/1704.00028
-
-    :param weight: the factor lambda.
-    :param target: the norm that is not penalised.
-    :param every: one step in that many has the penalty, which is then as much larger.
     """
-
-    weight: float = 10.0
-    target: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.weight > 0:
-            raise ValueError(players.bad_range("GradientPenalty: weight", self.weight, "positive"))
 
     def penalty(
         self,
@@ -163,7 +114,4 @@ class GradientPenalty(Regularizer):
             mixing = share.reshape(*share.shape, *[1] * (real.ndim - share.ndim))
             mixing = mixing.astype(real.dtype)
             between[site] = mixing * real + (1 - mixing) * fake
-        squared = _squared_norms(critic, data.replaced(between))
-        # The root's gradient is infinite at zero, where a critic that is still flat stands.
-        norms = jnp.sqrt(squared + jnp.finfo(squared.dtype).tiny ** 0.5)
-        return self.weight * weighted_mean(jnp.square(norms - self.target), weights)
+        return self.of_slopes(_squared_norms(critic, data.replaced(between)), weights)

@@ -2,22 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses. Each is used in an unmodified SVI."""
 
+from pyro_spread.infer import discrepancy
 from pyro_spread.infer.adversarial_divergence import AdversarialDivergence
 from pyro_spread.infer.contrast_elbo import PriorContrastELBO
-from pyro_spread.infer.discrepancy import MMD, EnergyDistance, SlicedWasserstein
+from pyro_spread.infer.discrepancy import *
 from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from pyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from pyro_spread.infer.spread_elbo import SpreadELBO
 from pyro_spread.infer.wasserstein_critic import WassersteinCritic
 
 __all__ = [
-    "MMD",
     "AdversarialDivergence",
-    "EnergyDistance",
     "JointContrastELBO",
     "PriorContrastELBO",
     "SemiImplicitELBO",
-    "SlicedWasserstein",
     "SpreadELBO",
     "WassersteinCritic",
 ]
+__all__ += discrepancy.__all__

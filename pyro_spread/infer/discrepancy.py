@@ -27,6 +27,8 @@ from spread_core.losses.discrepancy import (
     SlicedWassersteinShared,
 )
 
+__all__ = ["MMD", "EnergyDistance", "SlicedWasserstein"]
+
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Samples of data and model, of shape (number, features), and their weights.

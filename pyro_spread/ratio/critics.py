@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,14 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrizations
 
 from pyro_spread.ratio.adapters import site_features
+from spread_core.critic_arguments import (
+    check_activation,
+    check_features,
+    check_image,
+    check_input_dim,
+    check_size,
+    check_sizes,
+)
 from spread_core.messages import players
 
 
@@ -97,9 +104,9 @@ class MLPCritic(_MLP):
         *,
         input_dim: int | None = None,
     ) -> None:
-        _check_sizes("MLPCritic", "hidden", hidden)
-        _check_input_dim("MLPCritic", input_dim)
-        _check_activation("MLPCritic", activation)
+        check_sizes("MLPCritic", "hidden", hidden)
+        check_input_dim("MLPCritic", input_dim)
+        check_activation("MLPCritic", activation, "torch.nn.ReLU()")
         super().__init__(hidden, 1, activation, spectral_norm, input_dim)
         self.input_dim = input_dim
 
@@ -110,7 +117,7 @@ class MLPCritic(_MLP):
         :param x: features of shape batch + (features,), with any number of batch dimensions.
         :raises ValueError: if there are not ``input_dim`` features.
         """
-        _check_features("MLPCritic", x, self.input_dim)
+        check_features("MLPCritic", x.shape, self.input_dim)
         return super().forward(x)
 
 
@@ -138,7 +145,7 @@ class QuadraticCritic(LazyModuleMixin, nn.Module):
     vector: Any
 
     def __init__(self, *, input_dim: int | None = None) -> None:
-        _check_input_dim("QuadraticCritic", input_dim)
+        check_input_dim("QuadraticCritic", input_dim)
         super().__init__()
         self.input_dim = input_dim
         if input_dim is None:
@@ -165,7 +172,7 @@ class QuadraticCritic(LazyModuleMixin, nn.Module):
         :param x: features of shape batch + (features,), with any number of batch dimensions.
         :raises ValueError: if there are not ``input_dim`` features.
         """
-        _check_features("QuadraticCritic", x, self.input_dim)
+        check_features("QuadraticCritic", x.shape, self.input_dim)
         return ((x @ self.matrix + self.vector) * x).sum(-1, keepdim=True) + self.constant
 
 
@@ -201,8 +208,8 @@ class ConvCritic(nn.Module):
         channels: Sequence[int] = (64, 128),
         spectral_norm: bool = False,
     ) -> None:
-        _check_sizes("ConvCritic", "channels", channels)
-        full_shape = _check_image(image_shape, channels)
+        check_sizes("ConvCritic", "channels", channels)
+        full_shape = check_image(image_shape, channels)
         super().__init__()
         self.image_shape = full_shape
         normalise = parametrizations.spectral_norm if spectral_norm else nn.Identity()
@@ -265,8 +272,8 @@ class SeparableCritic(nn.Module):
         features: int = 64,
         add_half_square: bool = False,
     ) -> None:
-        _check_sizes("SeparableCritic", "hidden", hidden)
-        _check_size("SeparableCritic", "features", features)
+        check_sizes("SeparableCritic", "hidden", hidden)
+        check_size("SeparableCritic", "features", features)
         super().__init__()
         self.left = left
         self.right = right
@@ -289,43 +296,3 @@ class SeparableCritic(nn.Module):
         logits = (self.left_embedding(x) * self.right_embedding(z)).sum(-1)
         logits = logits + self.left_head(x).squeeze(-1) + self.right_head(z).squeeze(-1)
         return logits + 0.5 * z.square().sum(-1) if self.add_half_square else logits
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and int(value) > 0
-
-
-def _check_size(critic: str, argument: str, size: int) -> None:
-    if not _is_size(size):
-        raise ValueError(players.critic_size(critic, argument, size))
-
-
-def _check_sizes(critic: str, argument: str, sizes: Sequence[int]) -> None:
-    if not isinstance(sizes, Sequence) or not all(_is_size(size) for size in sizes):
-        raise ValueError(players.critic_sizes(critic, argument, sizes))
-
-
-def _check_input_dim(critic: str, input_dim: int | None) -> None:
-    if input_dim is not None:
-        _check_size(critic, "input_dim", input_dim)
-
-
-def _check_activation(critic: str, activation: object) -> None:
-    if isinstance(activation, type) or not callable(activation):
-        raise TypeError(players.critic_activation(critic, activation, "torch.nn.ReLU()"))
-
-
-def _check_features(critic: str, x: torch.Tensor, input_dim: int | None) -> None:
-    if input_dim is not None and x.shape[-1:] != (input_dim,):
-        raise ValueError(players.critic_features(critic, x.shape, input_dim))
-
-
-def _check_image(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
-    """``image_shape`` as (C, H, W), after a check that the convolutions fit into it."""
-    _check_sizes("ConvCritic", "image_shape", image_shape)
-    if len(image_shape) not in (2, 3):
-        raise ValueError(players.critic_sizes("ConvCritic", "image_shape", image_shape))
-    height, width = image_shape[-2:]
-    if min(height, width) < 2 ** len(channels):
-        raise ValueError(players.critic_image_too_small(image_shape, channels))
-    return (image_shape[0] if len(image_shape) == 3 else 1), height, width

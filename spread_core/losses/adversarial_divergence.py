@@ -10,8 +10,14 @@ from typing import Any, ClassVar
 from spread_core.loss_words import LossWords, divergence_name
 from spread_core.losses.critic_loss import CriticLossShared, Logits
 from spread_core.math._arrays import cast
-from spread_core.math.divergences import Divergence, JSPi, non_saturating_loss
-from spread_core.math.ratio import log_ratio, logistic_loss, prior_log_odds, weighted_mean
+from spread_core.math.divergences import Divergence, JSPi
+from spread_core.math.ratio import (
+    log_ratio,
+    logistic_loss,
+    non_saturating_loss,
+    prior_log_odds,
+    weighted_mean,
+)
 from spread_core.messages import players
 from spread_core.monitors import (
     SATURATED_LOGIT,

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+import numpy as np
 from array_api_compat import array_namespace, is_jax_array, is_numpy_array, is_torch_array
 
 from spread_core.messages import samples
@@ -67,26 +70,117 @@ def floating(name: str, value: object, like: object = None) -> Array:
         known = wanted or "torch.Tensor, jax.Array or numpy.ndarray"
         raise TypeError(samples.not_floating(name, known, type(value).__name__))
     xp = array_namespace(value if like is None else like)
-    if not _is_floating(xp, array.dtype):
+    if not is_floating(xp, array.dtype):
         raise TypeError(samples.not_floating(name, wanted, str(array.dtype)))
     return array if array_type(value) == wanted else xp.asarray(value)
 
 
 @functools.cache
-def _is_floating(xp: Any, dtype: Any) -> bool:
+def is_floating(xp: Any, dtype: Any) -> bool:
+    """
+    Whether a type is one of real floating-point numbers.
+
+    :param xp: the namespace that the type is of.
+    :param dtype: the type.
+    """
     return xp.isdtype(dtype, "real floating")
 
 
-def cast(values: Array, like: Array) -> Array:
+def cast(values: Any, like: Array) -> Array:
     """
     Values in the type and on the device of an array. Gradients pass.
 
-    :param values: an array that goes with ``like``.
+    :param values: a number, a sequence of numbers, or an array that goes with ``like``.
     :param like: the array that says type and device.
     """
     if is_torch_array(values):
         return values.to(like)  # torch.asarray would cut the gradient
-    return array_namespace(like).asarray(values, dtype=like.dtype)
+    return array_namespace(like).asarray(values, dtype=like.dtype, **_device(like))
+
+
+def indices(count: int, like: Array) -> Array:
+    """
+    0, 1, ... on the device of an array.
+
+    :param count: how many.
+    :param like: the array.
+    """
+    return array_namespace(like).arange(count, **_device(like))
+
+
+def _device(like: Array) -> dict[str, Any]:
+    # NumPy and JAX put things where they are needed; a tracer does not know where it will be.
+    return {"device": like.device} if is_torch_array(like) else {}
+
+
+def numbers(value: Any) -> np.ndarray | None:
+    """
+    Values as NumPy's doubles, to look at; None for a tracer of JAX, which has none yet.
+
+    Inside ``jit`` operations of JAX on known values give tracers too, those of NumPy do not.
+
+    :param value: a number, a sequence of numbers or an array.
+    """
+    if is_torch_array(value):
+        return value.detach().cpu().double().numpy()
+    try:
+        return np.asarray(value, dtype=float)
+    except TypeError:
+        if is_jax_array(value):
+            return None
+        raise
+
+
+def is_tracing(value: object) -> bool:
+    """
+    Whether ``torch.jit.trace`` records what is done now, when values should not be looked at.
+
+    :param value: an array, or anything.
+    """
+    return is_torch_array(value) and array_namespace(value).jit.is_tracing()
+
+
+def stop_gradient(x: Array) -> Array:
+    """
+    The array as a constant.
+
+    :param x: of any shape.
+    """
+    if is_torch_array(x):
+        return x.detach()
+    return _jax().lax.stop_gradient(x) if is_jax_array(x) else x
+
+
+def product(a: Array, b: Array) -> Array:
+    """
+    The matrix product, in as many digits as the arrays have.
+
+    :param a: of shape (n, d).
+    :param b: of shape (d, m) or (d,).
+    """
+    # Accelerators multiply in fewer digits by default under JAX.
+    digits = {"precision": "highest"} if is_jax_array(a) or is_jax_array(b) else {}
+    return array_namespace(a, b).matmul(a, b, **digits)
+
+
+def fold(step: Callable[[Array, Any], Array], start: Array, items: Iterable[Any]) -> Array:
+    """
+    Apply ``step(total, item)`` to each item in turn, and hold the totals only.
+
+    :param step: cheap, since JAX computes it again in the backward pass.
+    :param start: the first total.
+    :param items: a pair of arrays; an item is a pair of their rows.
+    """
+    if is_jax_array(start):
+        # A scan does not merge the two computations, so that nothing need prevent it.
+        again = _jax().checkpoint(lambda total, item: (step(total, item), None), prevent_cse=False)
+        return _jax().lax.scan(again, start, tuple(items))[0]
+    return functools.reduce(step, zip(*items, strict=True), start)
+
+
+def _jax() -> Any:
+    """The module of whoever made an array of JAX; this package imports none."""
+    return sys.modules["jax"]
 
 
 def softplus(x: Array) -> Array:

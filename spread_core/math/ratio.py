@@ -8,7 +8,7 @@ import math
 
 from array_api_compat import array_namespace
 
-from spread_core.math._arrays import Array, leading, softplus
+from spread_core.math._arrays import Array, floating, leading, softplus
 from spread_core.messages import players
 
 
@@ -95,6 +95,26 @@ def logistic_loss(
     return pi * weighted_mean(data, weights_p) + (1 - pi) * weighted_mean(
         softplus(logits_q), weights_q
     )
+
+
+def non_saturating_loss(logits: Array) -> Array:
+    r"""
+    The non-saturating loss of GANs for every sample, :math:`-\log D = \log(1 + e^{-\text{logit}})`.
+
+    Its gradient is not that of :math:`JS_\pi` but of
+    :math:`KL[Q\|P] - JS_\pi[P\|Q]/(1-\pi)`: mode seeking, whatever pi (Arjovsky and Bottou 2017,
+    "Towards principled methods", theorem 2.5, for pi = 1/2). ``JSPi(pi).generator_loss`` is the
+    loss that follows :math:`JS_\pi`.
+
+        >>> import numpy as np
+        >>> non_saturating_loss(np.array([-80.0]))
+        array([80.])
+
+    :param logits: the critic's logits (prior odds included, unlike in log-ratios) at samples of Q.
+    :return: an array of the same shape, in nats.
+    :raises TypeError: if logits are not a floating-point array.
+    """
+    return softplus(-floating("logits", logits))
 
 
 def _counted(values: Array, weights: Array | None) -> Array:

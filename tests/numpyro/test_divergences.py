@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Divergences in float32: stable, finite, under jit, and clear about what they refuse."""
 
-import every_divergence
+import every
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from every_divergence import instances
+from every import instances
 
 import numpyro_spread
 from numpyro_spread import (
@@ -18,7 +18,7 @@ from numpyro_spread import (
 )
 from numpyro_spread.divergences import non_saturating_loss
 
-TRAINED = [*instances(numpyro_spread, every_divergence.TRAINED), numpyro_spread.JSPi(0.01)]
+TRAINED = [*instances(numpyro_spread, every.TRAINED), numpyro_spread.JSPi(0.01)]
 ALL = [*TRAINED, TotalVariation()]
 METHODS = ["data_term", "model_term", "generator_loss"]
 

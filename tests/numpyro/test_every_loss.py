@@ -4,7 +4,6 @@
 
 import copy
 
-import every_loss
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from every_loss import LOSSES
+from every import HAS_CRITIC, LOSSES
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI
 
@@ -156,7 +155,7 @@ def test_a_loss_can_be_copied(trained, name):
     assert np.isfinite(twin.loss(KEY, svi.get_params(before), problem.model, guide, X))
 
 
-@pytest.mark.parametrize("name", every_loss.HAS_CRITIC)
+@pytest.mark.parametrize("name", HAS_CRITIC)
 def test_a_critic_that_is_not_registered_is_named(name):
     problem = Problem(name)
     svi = SVI(problem.model, problem.guide, optax.adam(1e-2), problem.loss)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from every_kernel import KERNELS
+from every import KERNELS
 from jax.test_util import check_grads
 
 import numpyro_spread as ns

@@ -4,7 +4,7 @@
 
 import functools
 
-import every_loss
+import every
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,12 +80,12 @@ def critic(dtype, *names):
 
 
 def of_list(name):
-    loss = every_loss.LOSSES[name]
+    loss = every.LOSSES[name]
     return lambda dtype: (loss.guide, loss.make(ns, functools.partial(critic, dtype)))
 
 
 # From a type to guide and loss.
-LOSSES = {name: of_list(name) for name in every_loss.LOSSES} | {
+LOSSES = {name: of_list(name) for name in every.LOSSES} | {
     "spread mean field": lambda d: ("normal", SpreadELBO(NOISE, TraceMeanField_ELBO())),
     "spread low rank": lambda d: ("normal", SpreadELBO(LOW_RANK)),
 }
@@ -122,11 +122,11 @@ def test_values_and_gradients_are_near_those_of_float32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", every_loss.TRAINS_MODEL)
+@pytest.mark.parametrize("name", every.TRAINS_MODEL)
 def test_training_moves_the_model_towards_the_data(name):
     model, guide, loss = made(name, jnp.bfloat16)
     optim = optax.adam(1e-2)
-    if name in every_loss.HAS_CRITIC:
+    if name in every.HAS_CRITIC:
         optim = two_player(optim, optax.adam(2e-2), 2 if name == "Wasserstein" else 1)
     svi = SVI(model, loss.register(model, guide), optim, loss)
 
@@ -137,7 +137,7 @@ def test_training_moves_the_model_towards_the_data(name):
 
     state = svi.init(KEY, X)
     before = distance(state)
-    steps = 300 if name in every_loss.HAS_CRITIC else 50
+    steps = 300 if name in every.HAS_CRITIC else 50
     result = svi.run(KEY, steps, X, progress_bar=False, init_state=state)
     assert np.isfinite(result.losses).all()
     assert distance(result.state) < 0.8 * before

@@ -9,16 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from every import ANY_WIDTH, MMD_KERNELS
 
-from numpyro_spread import GaussianKernel, LaplaceKernel, RationalQuadraticKernel
+import numpyro_spread
+from numpyro_spread import GaussianKernel
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 
-KERNELS = {
-    "gaussian": GaussianKernel([0.5, 2.0]),
-    "convolved": GaussianKernel(0.7).convolved(0.2),
-    "rational": RationalQuadraticKernel([0.5, 2.0]),
-    "laplace": LaplaceKernel(1.5),
-}
+KERNELS = {name: MMD_KERNELS[name][0](numpyro_spread) for name in ANY_WIDTH}
 
 
 def _normal(*shape, seed=0):

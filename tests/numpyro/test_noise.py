@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from every_kernel import KERNELS, STATIONARY
+from every import KERNELS, STATIONARY
 from jax import random
 from numpyro.distributions import transforms
 

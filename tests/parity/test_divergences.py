@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from array_api_compat import array_namespace
-from every_divergence import BOUNDED, DIVERGENCES, TRAINED
+from every import BOUNDED, DIVERGENCES, TRAINED
 
 import numpyro_spread
 import pyro_spread

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from every_kernel import CONTINUOUS, KERNELS, STATIONARY
+from every import CONTINUOUS, KERNELS, STATIONARY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats

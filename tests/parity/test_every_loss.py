@@ -6,7 +6,7 @@ import numpyro
 import pyro
 import pytest
 import torch
-from every_loss import LOSSES
+from every import LOSSES
 from flax import linen
 
 import numpyro_spread

@@ -9,7 +9,7 @@ import numpyro.distributions as numpyro_dist
 import pyro.distributions as pyro_dist
 import pytest
 import torch
-from every_kernel import KERNELS, STATIONARY
+from every import KERNELS, STATIONARY
 
 import numpyro_spread
 import pyro_spread

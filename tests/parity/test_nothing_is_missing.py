@@ -17,19 +17,26 @@ def test_what_is_missing_is_named():
     class HalfNoise(pyro_spread.LaplaceNoise):
         pass
 
+    class HalfKernel(pyro_spread.LaplaceKernel):
+        pass
+
     class OwnLoss(numpyro_spread.EnergyDistance):
         pass
 
     HalfNoise.__module__, OwnLoss.__module__ = "pyro_spread.noise.half", "numpyro_spread.infer.own"
+    HalfKernel.__module__ = "spread_core.math.half"
     try:
         said = what_is_missing.missing()
     finally:  # no longer of the project
-        HalfNoise.__module__ = OwnLoss.__module__ = __name__
+        HalfNoise.__module__ = HalfKernel.__module__ = OwnLoss.__module__ = __name__
     assert "numpyro_spread has no kernel HalfNoise: mirror it." in said
     assert "pyro_spread.HalfNoise is not exported: add it to __all__." in said
-    assert "HalfNoise of pyro_spread is not in tests/programs/every_kernel.py." in said
+    assert "HalfNoise of pyro_spread is not in KERNELS of tests/programs/every.py." in said
     assert "HalfNoise is not on docs/kernels.md." in said
     assert "pyro_spread.HalfNoise has no docstring." in said
+    assert "numpyro_spread.HalfKernel is not exported: add it to __all__." in said
+    assert "HalfKernel of pyro_spread is not in MMD_KERNELS of tests/programs/every.py." in said
+    assert "HalfKernel is not on docs/choose.md." in said
     assert "pyro_spread has no loss OwnLoss: mirror it." in said
     assert "OwnLoss is not on docs/choose.md." in said
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Two-sample statistics of both backends against double loops in NumPy, values and gradients."""
+"""Two-sample statistics of both backends and NumPy against double loops, values and gradients."""
 
 import itertools
 
@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from every import MMD_KERNELS, VARIANCES
 
 import numpyro_spread
 import pyro_spread
 from numpyro_spread.infer import _two_sample as theirs
 from pyro_spread.infer import _two_sample as ours
 from spread_analysis import metrics
+from spread_core.math import two_sample
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=(7, 3)), 0.5 + RNG.normal(size=(6, 3))
@@ -22,52 +24,10 @@ Y[2] = Y[4]  # coincident points
 WIDE_X, WIDE_Y = 50 + RNG.normal(size=(7, 20)), 50 + RNG.normal(size=(6, 20))
 WEIGHTS_X, WEIGHTS_Y = RNG.random(7), RNG.random(6)
 WEIGHTS_X[3] = WEIGHTS_Y[0] = 0.0
-VARIANCE = np.array([0.1, 0.4, 0.9])
 DIRECTIONS = RNG.normal(size=(5, 3))
 DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
 
 
-def _gaussian(r, width):
-    return np.exp(-0.5 * (r @ r) / width**2)
-
-
-def _convolved(r, width, variance):
-    total = width**2 + 2 * variance
-    return np.prod(np.sqrt(width**2 / total) * np.exp(-0.5 * r**2 / total))
-
-
-def _rational(r, length, alpha):
-    return (1 + r @ r / (2 * alpha * length**2)) ** -alpha
-
-
-# name -> (constructor given a package, the same as a function of one difference)
-KERNELS = {
-    "gaussian": (lambda p: p.GaussianKernel(0.8), lambda r: _gaussian(r, 0.8)),
-    "gaussian-mixture": (
-        lambda p: p.GaussianKernel([0.5, 2.0, 3.0]),
-        lambda r: np.mean([_gaussian(r, width) for width in (0.5, 2.0, 3.0)]),
-    ),
-    "convolved": (
-        lambda p: p.GaussianKernel(0.8).convolved(0.3),
-        lambda r: _convolved(r, 0.8, np.full(len(r), 0.3)),
-    ),
-    "convolved-mixture": (
-        lambda p: p.GaussianKernel((0.8, 2.0)).convolved(np.resize(VARIANCE, 3)),
-        lambda r: np.mean([_convolved(r, width, VARIANCE) for width in (0.8, 2.0)]),
-    ),
-    "rational": (
-        lambda p: p.RationalQuadraticKernel(0.7, 1.5),
-        lambda r: _rational(r, 0.7, 1.5),
-    ),
-    "rational-mixture": (
-        lambda p: p.RationalQuadraticKernel(0.7, [0.5, 2.0]),
-        lambda r: np.mean([_rational(r, 0.7, alpha) for alpha in (0.5, 2.0)]),
-    ),
-    "laplace": (
-        lambda p: p.LaplaceKernel([0.7, 1.4]),
-        lambda r: np.mean([np.exp(-np.abs(r).sum() / width) for width in (0.7, 1.4)]),
-    ),
-}
 WIDE = ["gaussian", "convolved", "laplace"]
 
 
@@ -116,7 +76,7 @@ def numerical_gradient(function, y, step=1e-5):
 
 
 def both(statistic, y):
-    """Value and gradient of ``statistic(package, functions, array, y)`` from both backends."""
+    """Value and gradient of ``statistic(package, functions, array, y)``; NumPy has the value."""
     tensor = torch.tensor(y, requires_grad=True)
     one = statistic(pyro_spread, ours, torch.as_tensor, tensor)
     one.backward()
@@ -128,13 +88,16 @@ def both(statistic, y):
     other_value, other_grad = jax.jit(value_and_grad)(jnp.asarray(y))
     np.testing.assert_allclose(other_value, one.item(), rtol=1e-10, atol=1e-13)
     np.testing.assert_allclose(other_grad, tensor.grad.numpy(), rtol=1e-10, atol=1e-13)
+    third = statistic(pyro_spread, two_sample, np.asarray, y)
+    assert isinstance(third, np.float64)
+    np.testing.assert_allclose(third, one.item(), rtol=1e-10, atol=1e-13)
     return one.item(), tensor.grad.numpy()
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", MMD_KERNELS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_mmd2_is_the_double_loop(name, weighted):
-    make, kernel = KERNELS[name]
+    make, kernel = MMD_KERNELS[name]
     weights = (WEIGHTS_X, WEIGHTS_Y) if weighted else (None, None)
 
     def statistic(package, functions, array, y):
@@ -151,7 +114,7 @@ def test_mmd2_is_the_double_loop(name, weighted):
 
 @pytest.mark.parametrize("name", WIDE)
 def test_matrix_product_far_from_the_origin(name):
-    make, kernel = KERNELS[name]
+    make, kernel = MMD_KERNELS[name]
 
     def statistic(package, functions, array, y):
         return functions.mmd2_unbiased(make(package), array(WIDE_X), y)
@@ -164,7 +127,7 @@ def test_matrix_product_far_from_the_origin(name):
     ("name", "block_size"), [("gaussian", 1), ("gaussian", 4), ("gaussian", 7), ("laplace", 6)]
 )
 def test_blocks_change_nothing(name, block_size):
-    make, _ = KERNELS[name]
+    make, _ = MMD_KERNELS[name]
     calls = []
 
     def statistic(block_size):
@@ -308,12 +271,12 @@ def test_tensors_as_parameters_carry_gradients():
         kernel = package.GaussianKernel(width).convolved(variance)
         return functions.mmd2_unbiased(kernel, array(X), array(Y))
 
-    width, variance = torch.tensor([0.6, 1.1], requires_grad=True), torch.tensor(VARIANCE)
+    width, variance = torch.tensor([0.6, 1.1], requires_grad=True), torch.tensor(VARIANCES)
     variance.requires_grad_()
     value(pyro_spread, ours, torch.as_tensor, width, variance).backward()
     gradients = jax.jit(
         jax.grad(lambda w, v: value(numpyro_spread, theirs, jnp.asarray, w, v), argnums=(0, 1))
-    )(jnp.array([0.6, 1.1]), jnp.asarray(VARIANCE))
+    )(jnp.array([0.6, 1.1]), jnp.asarray(VARIANCES))
     np.testing.assert_allclose(gradients[0], width.grad, rtol=1e-10)
     np.testing.assert_allclose(gradients[1], variance.grad, rtol=1e-10)
 

@@ -16,21 +16,27 @@ from pathlib import Path
 import flax.linen
 import jax.numpy as jnp
 import torch
-from every_divergence import DIVERGENCES
-from every_kernel import KERNELS
-from every_loss import LOSSES
+from every import DIVERGENCES, KERNELS, LOSSES, MMD_KERNELS
 
 from spread_core.loss_words import Described
 
 ROOT = Path(__file__).parents[2]
 ARRAYS = {"pyro_spread": torch.as_tensor, "numpyro_spread": jnp.asarray}
 NETS = {"pyro_spread": lambda: torch.nn.Linear(1, 1), "numpyro_spread": lambda: flax.linen.Dense(1)}
-# Kind to the module of its base class, that class, the list of the tests and the page.
+# Kind to the module of its base class, that class, the list in every.py and the page.
 KINDS = {
-    "kernel": ("noise.base", "SpreadNoise", "every_kernel.py", "docs/kernels.md"),
-    "divergence": ("divergences", "Divergence", "every_divergence.py", "docs/divergences.md"),
-    "loss": ("infer._registration", "Loss", "every_loss.py", "docs/choose.md"),
+    "kernel": ("{package}.noise.base", "SpreadNoise", "KERNELS", "docs/kernels.md"),
+    "MMD kernel": ("spread_core.math.kernels", "Kernel", "MMD_KERNELS", "docs/choose.md"),
+    "divergence": (
+        "spread_core.math.f_divergence",
+        "Divergence",
+        "DIVERGENCES",
+        "docs/divergences.md",
+    ),
+    "loss": ("{package}.infer._registration", "Loss", "LOSSES", "docs/choose.md"),
 }
+# What a method of another class makes is tested and documented with that class.
+MADE_BY_OTHERS = {"ConvolvedGaussianKernel"}
 
 
 def defined(kind, package):
@@ -43,13 +49,14 @@ def defined(kind, package):
     for info in pkgutil.walk_packages(module.__path__, f"{package}."):
         importlib.import_module(info.name)
     home, base, *_ = KINDS[kind]
-    found, left = {}, [getattr(importlib.import_module(f"{package}.{home}"), base)]
+    found, left = {}, [getattr(importlib.import_module(home.format(package=package)), base)]
     while left:
         cls = left.pop()
         derived = [c for c in cls.__subclasses__() if _is_of(c, package)]
         left += derived
         public = _is_of(cls, package) and not cls.__name__.startswith("_")
-        if public and not derived and not inspect.isabstract(cls):
+        made = cls.__name__ in MADE_BY_OTHERS
+        if public and not made and not derived and not inspect.isabstract(cls):
             found[cls.__name__] = cls
     return found
 
@@ -59,6 +66,8 @@ def listed(kind, package):
     p = importlib.import_module(package)
     if kind == "kernel":
         made = [kernel.build(p, ARRAYS[package]) for kernel in KERNELS.values()]
+    elif kind == "MMD kernel":
+        made = [make(p) for make, _ in MMD_KERNELS.values()]
     elif kind == "divergence":
         made = [make(p) for make, *_ in DIVERGENCES.values()]
     else:
@@ -87,7 +96,9 @@ def missing(pages=None):
                 if name not in importlib.import_module(package).__all__:
                     found.append(f"{package}.{name} is not exported: add it to __all__.")
                 if name not in listed(kind, package):
-                    found.append(f"{name} of {package} is not in tests/programs/{test_list}.")
+                    found.append(
+                        f"{name} of {package} is not in {test_list} of tests/programs/every.py."
+                    )
                 if not (here[name].__doc__ or "").strip():
                     found.append(f"{package}.{name} has no docstring.")
                 if kind == "loss" and here[name].describe is Described.describe:

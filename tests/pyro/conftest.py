@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_kernel import KERNELS, Kernel
+from every import KERNELS, Kernel
 
 import pyro_spread
 from pyro_spread import SpreadNoise

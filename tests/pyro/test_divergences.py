@@ -5,11 +5,11 @@
 import copy
 import pickle
 
-import every_divergence
+import every
 import numpy as np
 import pytest
 import torch
-from every_divergence import instances
+from every import instances
 
 import pyro_spread
 from pyro_spread import (
@@ -21,7 +21,7 @@ from pyro_spread import (
 )
 from pyro_spread.divergences import non_saturating_loss
 
-TRAINED = [*instances(pyro_spread, every_divergence.TRAINED), pyro_spread.JSPi(0.01)]
+TRAINED = [*instances(pyro_spread, every.TRAINED), pyro_spread.JSPi(0.01)]
 ALL = [*TRAINED, TotalVariation()]
 METHODS = ["data_term", "model_term", "generator_loss"]
 

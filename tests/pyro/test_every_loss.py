@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from every_loss import LOSSES
+from every import LOSSES
 from pyro.infer import SVI
 from torch import nn
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from every_kernel import KERNELS
+from every import KERNELS
 from scipy import integrate
 from torch.distributions import constraints
 

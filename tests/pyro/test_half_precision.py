@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import every_loss
+import every
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -80,7 +80,7 @@ def made(name):
     """A loss of the one list on this setting."""
 
     def make(s):
-        loss = every_loss.LOSSES[name]
+        loss = every.LOSSES[name]
 
         def critic(*names):
             return concat_sites(s.critic if names == ("x",) else s.wide, *names)
@@ -91,12 +91,12 @@ def made(name):
     return make
 
 
-LOSSES = {name: made(name) for name in every_loss.LOSSES} | {
+LOSSES = {name: made(name) for name in every.LOSSES} | {
     "spread mean field": lambda s: (s.model, s.normal, SpreadELBO(NOISE, TraceMeanField_ELBO())),
     "spread low rank": lambda s: (s.model, s.normal, SpreadELBO(LOW_RANK, Trace_ELBO())),
     "KL": lambda s: (s.model, s.empty, AdversarialDivergence(concat_sites(s.critic, "x"), KL())),
 }
-HAS_CRITIC = {*every_loss.HAS_CRITIC, "KL"}
+HAS_CRITIC = {*every.HAS_CRITIC, "KL"}
 
 
 def grads_and_loss(name, dtype):
@@ -142,7 +142,7 @@ def test_values_and_gradients_are_near_those_of_float32(name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*every_loss.TRAINS_MODEL, "KL"])
+@pytest.mark.parametrize("name", [*every.TRAINS_MODEL, "KL"])
 def test_training_moves_the_model_towards_the_data(name):
     setting = Setting()
     model, guide, loss = LOSSES[name](setting)

@@ -8,17 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from every import ANY_WIDTH, MMD_KERNELS
 
-from pyro_spread import GaussianKernel, LaplaceKernel, RationalQuadraticKernel
-from pyro_spread.infer import _two_sample
+import pyro_spread
+from pyro_spread import GaussianKernel
 from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
+from spread_core.math import two_sample
 
-KERNELS = {
-    "gaussian": GaussianKernel([0.5, 2.0]),
-    "convolved": GaussianKernel(0.7).convolved(0.2),
-    "rational": RationalQuadraticKernel([0.5, 2.0]),
-    "laplace": LaplaceKernel(1.5),
-}
+KERNELS = {name: MMD_KERNELS[name][0](pyro_spread) for name in ANY_WIDTH}
 
 
 def _randn(*shape, seed=0, dtype=torch.float32):
@@ -46,6 +43,8 @@ def test_convolved_adds_variances():
     twice = kernel.convolved(0.1).convolved([0.2, 0.0, 0.4])(x, y)
     torch.testing.assert_close(twice, kernel.convolved([0.3, 0.1, 0.5])(x, y))
     torch.testing.assert_close(kernel.convolved(0.0)(x, y), kernel(x, y))
+    for one, more in (([0.2, 0.0, 0.4], torch.tensor(0.1)), (torch.full((3,), 0.1), [0.2, 0, 0.4])):
+        torch.testing.assert_close(kernel.convolved(one).convolved(more)(x, y), twice)
 
 
 @pytest.mark.parametrize("noise", [0.4, 1.0])
@@ -153,7 +152,7 @@ def test_small_matrices_are_dense_and_large_ones_are_not_kept():
 
     assert largest(1000) >= 1000**2
     assert largest(1100) <= 1100 * 2
-    assert _two_sample._MAX_ENTRIES >= 1000**2
+    assert two_sample.MAX_ENTRIES >= 1000**2
 
 
 def test_one_step_of_mass():

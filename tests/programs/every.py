@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Every noise kernel, once: what a kernel must pass in both backends is read off this list."""
+"""Every noise kernel, kernel of MMD, divergence and loss, once: all tests read these lists."""
 
 import importlib
 from collections.abc import Callable
@@ -192,3 +192,196 @@ KERNELS = {
 }
 STATIONARY = [name for name, kernel in KERNELS.items() if kernel.stationary]
 CONTINUOUS = [name for name, kernel in KERNELS.items() if not kernel.discrete]
+
+
+VARIANCES = np.array([0.1, 0.4, 0.9])
+
+
+def _exp_squares(r, width):
+    return np.exp(-0.5 * (r @ r) / width**2)
+
+
+def _convolved(r, width, variance):
+    total = width**2 + 2 * variance
+    return np.prod(np.sqrt(width**2 / total) * np.exp(-0.5 * r**2 / total))
+
+
+def _rational(r, length, alpha):
+    return (1 + r @ r / (2 * alpha * length**2)) ** -alpha
+
+
+# name -> (constructor given a package, the same as a function of one difference in NumPy)
+MMD_KERNELS = {
+    "gaussian": (lambda p: p.GaussianKernel(0.8), lambda r: _exp_squares(r, 0.8)),
+    "gaussian-mixture": (
+        lambda p: p.GaussianKernel([0.5, 2.0, 3.0]),
+        lambda r: np.mean([_exp_squares(r, width) for width in (0.5, 2.0, 3.0)]),
+    ),
+    "convolved": (
+        lambda p: p.GaussianKernel(0.8).convolved(0.3),
+        lambda r: _convolved(r, 0.8, np.full(len(r), 0.3)),
+    ),
+    "convolved-mixture": (
+        lambda p: p.GaussianKernel((0.8, 2.0)).convolved(VARIANCES),
+        lambda r: np.mean([_convolved(r, width, VARIANCES) for width in (0.8, 2.0)]),
+    ),
+    "rational": (
+        lambda p: p.RationalQuadraticKernel(0.7, 1.5),
+        lambda r: _rational(r, 0.7, 1.5),
+    ),
+    "rational-mixture": (
+        lambda p: p.RationalQuadraticKernel(0.7, [0.5, 2.0]),
+        lambda r: np.mean([_rational(r, 0.7, alpha) for alpha in (0.5, 2.0)]),
+    ),
+    "laplace": (
+        lambda p: p.LaplaceKernel([0.7, 1.4]),
+        lambda r: np.mean([np.exp(-np.abs(r).sum() / width) for width in (0.7, 1.4)]),
+    ),
+}
+# Those that take samples of any dimension.
+ANY_WIDTH = [name for name in MMD_KERNELS if name != "convolved-mixture"]
+
+
+def _jspi(pi, normalised=False):
+    scale = 1 / (pi * (1 - pi)) if normalised else 1.0
+
+    def f(u):
+        m = 1 - pi + pi * u
+        return scale * (pi * u * np.log(u) - m * np.log(m))
+
+    def f_prime(u):
+        return scale * pi * np.log(u / (1 - pi + pi * u))
+
+    def conjugate(t):
+        return scale * (1 - pi) * np.log((1 - pi) / (1 - pi * np.exp(t / (scale * pi))))
+
+    return lambda p: p.JSPi(pi, normalised=normalised), f, f_prime, conjugate
+
+
+def _neyman_conjugate(t):
+    return 2 - 2 * np.sqrt(1 - t)
+
+
+# name -> (constructor given a package; f, f' and the conjugate f* in NumPy, where f* is short)
+DIVERGENCES = {
+    "kl": (
+        lambda p: p.KL(),
+        lambda u: u * np.log(u),
+        lambda u: np.log(u) + 1,
+        lambda t: np.exp(t - 1),
+    ),
+    "reverse kl": (
+        lambda p: p.ReverseKL(),
+        lambda u: -np.log(u),
+        lambda u: -1 / u,
+        lambda t: -1 - np.log(-t),
+    ),
+    "js .1": _jspi(0.1),
+    "js .5": _jspi(0.5),
+    "js .9": _jspi(0.9),
+    "js .2 normalised": _jspi(0.2, normalised=True),
+    "squared hellinger": (
+        lambda p: p.SquaredHellinger(),
+        lambda u: (np.sqrt(u) - 1) ** 2,
+        lambda u: 1 - 1 / np.sqrt(u),
+        lambda t: t / (1 - t),
+    ),
+    "chi-squared": (
+        lambda p: p.ChiSquared(),
+        lambda u: (u - 1) ** 2,
+        lambda u: 2 * (u - 1),
+        lambda t: t + t**2 / 4,
+    ),
+    "reverse chi-squared": (
+        lambda p: p.ReverseChiSquared(),
+        lambda u: (u - 1) ** 2 / u,
+        lambda u: 1 - 1 / u**2,
+        _neyman_conjugate,
+    ),
+    "jeffreys": (
+        lambda p: p.Jeffreys(),
+        lambda u: (u - 1) * np.log(u),
+        lambda u: np.log(u) + 1 - 1 / u,
+        None,
+    ),
+    "total variation": (lambda p: p.TotalVariation(), lambda u: np.abs(u - 1) / 2, None, None),
+}
+TRAINED = [name for name in DIVERGENCES if name != "total variation"]
+BOUNDED = [name for name in DIVERGENCES if name.startswith(("js", "squared", "total"))]
+
+
+def instances(package, names=DIVERGENCES):
+    """The divergences of a package."""
+    return [DIVERGENCES[name][0](package) for name in names]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """
+    A loss as both packages make it, and what it is tried on.
+
+    :param make: from a package, and a function that makes a critic of the named sites, to the loss.
+    :param guide: the kind of guide: ``"empty"``, ``"normal"`` or ``"implicit"``.
+    :param likely: whether the model must have a likelihood; else its output is deterministic.
+    :param has_critic: whether there are two players.
+    :param trains_model: whether the model learns, and not the guide alone.
+    """
+
+    make: Callable[[Any, Callable[..., Any]], Any]
+    guide: str
+    likely: bool = False
+    has_critic: bool = False
+    trains_model: bool = True
+
+
+def noise(p):
+    """The noise of the data, in a package."""
+    return {"x": p.GaussianNoise(0.5)}
+
+
+def _adversarial(divergence, **options):
+    def make(p, critic):
+        made = {name: option(p) for name, option in options.items()}
+        return p.AdversarialDivergence(critic("x"), divergence(p), **made)
+
+    return Loss(make, "empty", has_critic=True)
+
+
+def _prior(**options):
+    return Loss(
+        lambda p, critic: p.PriorContrastELBO(critic("z", "x"), noise(p), **options),
+        "implicit",
+        has_critic=True,
+    )
+
+
+LOSSES = {
+    "spread": Loss(lambda p, critic: p.SpreadELBO(noise(p)), "normal"),
+    "JS": _adversarial(lambda p: p.JSPi(0.5)),
+    "JS.1 spread": _adversarial(lambda p: p.JSPi(0.1), noise=noise),
+    "KL R1": _adversarial(lambda p: p.KL(), regularizer=lambda p: p.R1(1.0)),
+    "reverse KL two passes": _adversarial(lambda p: p.ReverseKL(), update=lambda p: "two_pass"),
+    "Wasserstein": Loss(
+        lambda p, critic: p.WassersteinCritic(critic("x")), "empty", has_critic=True
+    ),
+    "adaptive": _prior(),
+    "plain": _prior(adaptive=False),
+    "joint": Loss(
+        lambda p, critic: p.JointContrastELBO(critic("z", "x"), noise=noise(p)),
+        "implicit",
+        has_critic=True,
+    ),
+    "joint KL": Loss(
+        lambda p, critic: p.JointContrastELBO(divergence=p.KL()), "normal", trains_model=False
+    ),
+    "semi": Loss(
+        lambda p, critic: p.SemiImplicitELBO({"z": p.GaussianNoise(0.3)}, 3),
+        "implicit",
+        likely=True,
+    ),
+    "MMD": Loss(lambda p, critic: p.MMD(p.GaussianKernel(2.0)), "empty"),
+    "energy": Loss(lambda p, critic: p.EnergyDistance(), "empty"),
+    "sliced": Loss(lambda p, critic: p.SlicedWasserstein(20), "empty"),
+}
+TRAINS_MODEL = [name for name, loss in LOSSES.items() if loss.trains_model]
+HAS_CRITIC = [name for name, loss in LOSSES.items() if loss.has_critic]
