@@ -103,7 +103,7 @@ def test_every_block_of_these_pages_stands_in_both_tabs(page):
             if part.strip():
                 sets.append(set())
             continue
-        code = re.sub(r"^```\{code-cell\} ipython3\n(---\n.*?\n---\n|(:.*\n)+\n*)?", "", part,
+        code = re.sub(r"^```\{code-cell\} ipython3\n(---\n.*?\n---\n|(:[^\n]*\n)+\n*)?", "", part,
                       flags=re.DOTALL)  # fmt: skip
         backend = _backend(code)
         if backend:
