@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROW, BOX = 68, 56
 WIDTH = 772
-COLUMNS = {"first": (4, 112), "second": (162, 112), "third": (376, 104), "leaf": (522, 246)}
+COLUMNS = {"first": (4, 112), "second": (158, 114), "third": (380, 102), "leaf": (522, 246)}
 
 # Text of a question, its rows (first and last leaf below it), and what the edge to it says.
 QUESTIONS = [
@@ -49,9 +49,9 @@ DESCRIPTION = (
 
 # The colours are those of the page, so that it can be read in light and in dark.
 STYLE = """
-.tree text { font: 13.5px var(--font-stack, sans-serif); fill: var(--color-foreground-primary, #222); }
+.tree text { font: 12.5px var(--font-stack, sans-serif); fill: var(--color-foreground-primary, #222); }
 .tree .edge { fill: none; stroke: var(--color-foreground-muted, #777); stroke-width: 1.5; }
-.tree .says { font-size: 12px; fill: var(--color-foreground-secondary, #555); }
+.tree .says { font-size: 11.5px; fill: var(--color-foreground-secondary, #555); }
 .tree .box { fill: var(--color-background-secondary, #f5f5f5); stroke: var(--color-foreground-muted, #777); }
 .tree .leaf .box { stroke: var(--color-brand-primary, #0a4bff); stroke-width: 1.8; }
 .tree .name { font: 600 12.5px var(--font-stack--monospace, monospace); }
