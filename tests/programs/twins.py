@@ -235,6 +235,7 @@ class Pyro:
 
     @staticmethod
     def loss(loss, model, *args, guide=no_guide, params=None):
+        pyro.clear_param_store()
         _rows_asked.clear()
         return loss.loss(model, guide, *map(torch.as_tensor, args))
 
