@@ -167,10 +167,6 @@ def to_jax(tensor):
     return jnp.asarray(tensor.detach().numpy())
 
 
-def to_torch(array):
-    return torch.tensor(np.asarray(array))
-
-
 def flax_params(module, part=lambda param: param):
     """
     The params of a torch module under flax's names.
@@ -321,7 +317,7 @@ in_both = pytest.mark.parametrize("b", BACKENDS, ids=["pyro", "numpyro"])
 
 
 def assert_twins(ours, theirs, rtol=1e-10, atol=1e-12):
-    """The same numbers in trees of the same form; torch tensors count as arrays."""
+    """Check that two trees of one form hold the same numbers; torch tensors count as arrays."""
     ours, theirs = (jax.tree.map(_to_numpy, tree) for tree in (ours, theirs))
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     paths, other = jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs)
@@ -336,7 +332,7 @@ def _to_numpy(value):
 
 def compare(program, **tolerance):
     """
-    What ``program(b)`` gives in Pyro, after a comparison with NumPyro.
+    What ``program(b)`` gives in Pyro, compared with what it gives in NumPyro.
 
     :param program: gives a tree of arrays in the backend ``b``.
     """
@@ -346,7 +342,7 @@ def compare(program, **tolerance):
 
 
 def compare_gradients(function, *arrays, compiled=False, **tolerance):
-    """The same of the value of ``function(b, *arrays)``, and of its gradients in the arrays."""
+    """Value of ``function(b, *arrays)`` and its gradients in Pyro, compared with NumPyro's."""
 
     def program(b):
         return b.value_and_gradients(functools.partial(function, b), *arrays, compiled=compiled)
@@ -358,7 +354,7 @@ def assert_refused_alike(
     mistake, match=None, error=(TypeError, ValueError, NotImplementedError), lengthened=False
 ):
     """
-    ``mistake(b)`` raises the same error, with the same text, in both backends.
+    Check that ``mistake(b)`` raises one error with one text in both backends.
 
     :param lengthened: whether Pyro's trace adds the shapes of the sites to the text.
     """
