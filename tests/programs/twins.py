@@ -261,7 +261,7 @@ class Pyro:
         value = function(*tensors)
         if not value.requires_grad:  # a constant
             return value.numpy(), [np.zeros(array.shape) for array in arrays]
-        grads = torch.autograd.grad(value.sum(), tensors)
+        grads = torch.autograd.grad(value.sum(), tensors, materialize_grads=True)
         return value.detach().numpy(), [grad.numpy() for grad in grads]
 
 
