@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from spread_analysis.critic import EvidenceReport
-from spread_analysis.datasets import ImageArray, load_dataset
+from spread_analysis.datasets import ImageArray
 from spread_analysis.evaluation import MeanAndError, format_table, mean_and_error
 from spread_analysis.log_evidence import LogEvidence
 from spread_analysis.plots import COLOURS, INK, mosaic, show_image
 from studies.comparison import minibatches
-from studies.options import add_run_options
+from studies.options import add_run_options, read_dataset
 
 #: Losses for training decoders after a common start, by their names on the command line.
 LOSSES = ("vae", "avb", "avb-plain", "semi-implicit")
@@ -203,12 +203,7 @@ def load_images(args: argparse.Namespace) -> Images:
     :param args: Options from :func:`parse_args`.
     :raises SystemExit: If the data cannot be read, saying which file is missing or corrupt.
     """
-    try:
-        dataset = load_dataset(
-            args.dataset, args.data_dir, held_out=args.held_out, limit=args.limit
-        )
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    dataset = read_dataset(args, held_out=args.held_out)
     rng = np.random.default_rng(_BINARISE_SEED)
     train, test = (
         (rng.random(grey.shape) < grey).astype(np.float32).reshape(len(grey), -1)

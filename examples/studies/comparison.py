@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spread_analysis.datasets import DATASETS, Dataset, load_dataset
+from spread_analysis.datasets import DATASETS, Dataset
 from spread_analysis.evaluation import (
     SampleJudge,
     SampleQuality,
@@ -28,7 +28,7 @@ from spread_analysis.evaluation import (
     mean_and_error,
 )
 from spread_analysis.plots import plot_loss_curve, plot_reconstructions, plot_sample_grid
-from studies.options import add_run_options
+from studies.options import add_run_options, read_dataset
 
 MODELS = ("vae", "spread")
 RESULTS_FILE = "results.json"
@@ -148,10 +148,7 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
     :return: what was written as JSON.
     :raises SystemExit: if the data cannot be read, saying which file is missing or corrupt.
     """
-    try:
-        dataset = load_dataset(args.dataset, args.data_dir, limit=args.limit)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    dataset = read_dataset(args)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     judge = SampleJudge(dataset)

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from spread_analysis.datasets import Dataset, load_dataset
+from spread_analysis.datasets import Dataset
 from spread_analysis.evaluation import SampleJudge, format_table, mean_and_error
 from spread_analysis.metrics import median_heuristic
 from spread_analysis.plots import plot_sample_grid
-from studies.options import add_run_options
+from studies.options import add_run_options, read_dataset
 
 #: Losses for training a generator, in the order of the table.
 LOSSES = {
@@ -343,10 +343,7 @@ def prepare(args: argparse.Namespace) -> tuple[Dataset, Path]:
     :param args: from :func:`parse_args`.
     :raises SystemExit: if the data cannot be read, saying which file is missing or corrupt.
     """
-    try:
-        dataset = load_dataset(args.dataset, args.data_dir, limit=args.limit)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    dataset = read_dataset(args)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     return dataset, output

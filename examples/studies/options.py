@@ -1,10 +1,13 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The options that all examples share."""
+"""The options that all examples share, and the data set that they name."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+from spread_analysis.datasets import Dataset, load_dataset
 
 
 def add_run_options(
@@ -25,3 +28,16 @@ def add_run_options(
         parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
     parser.add_argument("--smoke-test", action="store_true", help="tiny: does it run at all")
     parser.add_argument("--output", default=f"{program}-{backend}", help="folder of the pictures")
+
+
+def read_dataset(args: argparse.Namespace, **options: Any) -> Dataset:
+    """The data set that the options name.
+
+    :param args: Has ``dataset``, ``data_dir`` and ``limit``.
+    :param options: Others of :func:`spread_analysis.datasets.load_dataset`.
+    :raises SystemExit: If the data cannot be read, saying which file is missing or corrupt.
+    """
+    try:
+        return load_dataset(args.dataset, args.data_dir, limit=args.limit, **options)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error

@@ -10,6 +10,7 @@ from example_runs import run_example, summary
 from studies import avb_vae_study as study
 
 from spread_analysis.critic import EvidenceReport
+from spread_analysis.datasets import load_dataset
 from spread_analysis.log_evidence import LogEvidence
 
 
@@ -100,7 +101,7 @@ def test_images_are_zeros_and_ones_and_every_run_has_the_same():
     assert images.train.dtype == np.float32
     np.testing.assert_array_equal(images.test, study.load_images(args).test)
     # Black and white pixels stay, grey ones are drawn: the mean is that of the grey values.
-    grey = study.load_dataset("digits", held_out=0.2, limit=300).train_images.reshape(240, -1)
+    grey = load_dataset("digits", held_out=0.2, limit=300).train_images.reshape(240, -1)
     assert not images.train[grey == 0].any()
     assert images.train[grey == 1].all()
     assert abs(images.train.mean() - grey.mean()) < 0.01

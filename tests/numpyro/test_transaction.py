@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step of NumPyro's SVI that does not end leaves the state, and what losses count, as it was."""
 
+import every
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,9 @@ import pytest
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Trace_ELBO
 
+import numpyro_spread
 from numpyro_spread import (
-    KL,
-    MMD,
-    AdversarialDivergence,
-    GaussianKernel,
-    GaussianNoise,
     ImplicitDistribution,
-    JointContrastELBO,
-    PriorContrastELBO,
-    SemiImplicitELBO,
-    SpreadELBO,
     concat_sites,
     finite_guard,
     two_player,
@@ -62,19 +55,19 @@ def program(implicit, stop):
     return model, guide
 
 
-def pairs():
-    return concat_sites(nn.Dense(1), "x", "z")
+LISTED = every.LOSSES | every.WITHOUT_NOISE
 
 
-LOSSES = {
-    "spread": (lambda: SpreadELBO({"x": GaussianNoise(0.3)}), False),
-    "prior": (lambda: PriorContrastELBO(pairs()), True),
-    "joint": (lambda: JointContrastELBO(pairs()), True),
-    "forward": (lambda: JointContrastELBO(divergence=KL()), False),
-    "semi": (lambda: SemiImplicitELBO({"z": GaussianNoise(0.1)}, 3), True),
-    "adversarial": (lambda: AdversarialDivergence(concat_sites(nn.Dense(1), "x")), None),
-    "mmd": (lambda: MMD(GaussianKernel(1.0)), None),
-}
+def critic(*sites):
+    return concat_sites(nn.Dense(1), *sites)
+
+
+def made(kind, stop):
+    """A loss of the list, with its model and guide."""
+    entry = LISTED[kind]
+    model, guide = program(entry.guide == "implicit", stop)
+    guide = (lambda x: None) if entry.guide == "empty" else guide
+    return entry.make(numpyro_spread, critic), model, guide
 
 
 def copied(tree):
@@ -91,7 +84,7 @@ def assert_same(one, other):
 
 
 # The guard is the same around all: one loss that counts, one of two players, one without a guide.
-GUARDED = ("prior", "adversarial", "mmd")
+GUARDED = ("adaptive", "JS", "MMD")
 ENDED = [
     pytest.param(
         kind,
@@ -99,19 +92,17 @@ ENDED = [
         id=f"{kind}-{'guarded' if guarded else 'free'}",
         marks=pytest.mark.slow if guarded and kind not in GUARDED else (),
     )
-    for kind in LOSSES
+    for kind in LISTED
     for guarded in (False, True)
 ]
 
 
 @pytest.mark.parametrize(("kind", "guarded"), ENDED)
 def test_whatever_ends_a_step(kind, guarded):
-    make, implicit = LOSSES[kind]
-    stop, loss = [None], make()
-    model, guide = program(implicit, stop)
-    guide = guide if implicit is not None else (lambda x: None)
+    stop = [None]
+    loss, model, guide = made(kind, stop)
     optim = optax.adam(0.1)
-    if getattr(loss, "discriminator", None) is not None:
+    if LISTED[kind].has_critic:
         optim = two_player(optim, optax.adam(0.1), ema=0.9)
     svi = SVI(model, loss.register(model, guide), optim, loss)
     if guarded:
@@ -145,12 +136,9 @@ def test_a_run_that_is_interrupted_leaves_what_it_began_with():
     assert_same(svi.update(state, X)[0], wanted)
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", LISTED)
 def test_a_step_moves_running_averages_once(kind):
-    make, implicit = LOSSES[kind]
-    loss = make()
-    model, guide = program(implicit, [None])
-    guide = guide if implicit is not None else (lambda x: None)
+    loss, model, guide = made(kind, [None])
     svi = SVI(model, loss.register(model, guide), optax.sgd(0.0), loss)
     state = svi.init(jax.random.key(0), jnp.zeros_like(X))
 

@@ -2,35 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """PriorContrastELBO has a twin: the same weights and draws give the same value and gradients."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as numpyro_dist
-import pyro
-import pyro.distributions as pyro_dist
 import pytest
 import torch
-from contrast_draws import (
-    FlaxNet,
-    JaxNormal,
-    TorchNormal,
-    flax_params,
-    jax_contrast_draw,
-    numbers,
-    start_over,
-    torch_contrast_draw,
-    torch_net,
-    weights,
-)
 from flax import linen
-from jax.tree_util import Partial
 from torch import nn
+from twins import CRITIC, FlaxNet, compare, numbers, torch_net, weights
 
-import numpyro_spread
-import pyro_spread
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast as JaxContrast
 from pyro_spread.infer._gaussian_contrast import GaussianContrast as TorchContrast
 
@@ -50,11 +29,11 @@ WEIGHTS = {name: weights(name, 6 if name == "both" else 5) for name in CRITICS}
 HEAD = np.array([0.3, 0.8])
 
 
-def around(handlers, how, array):
+def around(b, how):
     """Plate sizes apart, what may act on the plate: a mask, a scale of every datum, a number."""
     if how == "mask":
-        return handlers.mask(mask=array(MASK))
-    return handlers.scale(scale=array(SCALE) if how == "scale" else 1.0)
+        return b.handlers.mask(mask=b.array(MASK))
+    return b.handlers.scale(scale=b.array(SCALE) if how == "scale" else 1.0)
 
 
 class TorchHead(nn.Module):
@@ -75,79 +54,50 @@ class FlaxHead(linen.Module):
         return {"z": (loc, scale), "y": (loc.sum(-1), scale)}
 
 
-class TorchNoise(pyro_spread.GaussianNoise):
-    def _around(self, x, scale, validate_args=None):
-        return TorchNormal("noisy", x, scale)
+def contrast_numbers(contrast, sample_shape):
+    """In the place of a contrast's draws."""
+    shape = tuple(contrast.loc.shape)
+    return numbers(f"contrast {len(shape)}", *sample_shape, *shape)
 
 
-class JaxNoise(numpyro_spread.GaussianNoise):
-    def _around(self, x, *parameters):
-        return JaxNormal("noisy", x, *parameters)
+def program(b, how, size, delta):
+    """Model, guide and noise."""
 
-
-def in_pyro(how, size, delta):
     def param(name):
-        return pyro.param(name, torch.as_tensor(PARAMS[name]))
+        return b.param(name, PARAMS[name])
 
     def data_plate():
-        return pyro.plate("data", size, subsample_size=N)
+        return b.plate("data", size, subsample_size=N)
+
+    def implicit(name, fn, *args, event_shape=()):
+        base = b.normal(name, b.np.zeros((N, *event_shape)), 1.0).to_event(len(event_shape))
+        return b.package.ImplicitDistribution(b.partial(fn, *args), base, event_shape)
 
     def model(x):
-        mu = param("mu")
-        w = pyro.sample("w", pyro_dist.Normal(mu, 1.0))
-        with data_plate(), around(pyro.poutine, how, torch.tensor):
-            loc = (mu * w).expand(N, D)
-            z = pyro.sample("z", TorchNormal("prior z", loc, torch.ones(())).to_event(1))
-            y = pyro.sample("y", TorchNormal("prior y", z.sum(-1), torch.tensor(0.7)))
-            mean = (z + y[:, None]).tanh()
-            fn = pyro_dist.Delta(mean) if delta else pyro_dist.Normal(mean, 0.5)
-            pyro.sample("x", fn.to_event(1), obs=x)
+        w = b.sample("w", b.dist.Normal(param("mu"), 1.0))
+        with data_plate(), around(b, how):
+            loc = b.np.broadcast_to(param("mu") * w, (N, D))
+            z = b.sample("z", b.normal("prior z", loc, 1.0).to_event(1))
+            y = b.sample("y", b.normal("prior y", z.sum(-1), 0.7))
+            mean = b.np.tanh(z + y[:, None])
+            fn = b.dist.Delta(mean) if delta else b.dist.Normal(mean, 0.5)
+            b.sample("x", fn.to_event(1), obs=x)
 
     def guide(x):
         m, s, u = param("m"), param("s"), param("u")
-        w = pyro.sample("w", TorchNormal("w", param("mw"), torch.tensor(0.5)))
-        zero, one = torch.zeros(N, D), torch.ones(N, D)
-        base = TorchNormal("z", zero, one).to_event(1)
-        with data_plate(), around(pyro.poutine, how, torch.tensor):
-            fn = lambda eps: m * x + w + s * eps.sinh()  # noqa: E731
-            z = pyro.sample("z", pyro_spread.ImplicitDistribution(fn, base, (D,)))
-            fn = lambda eps: u * z.sum(-1) + s * eps  # noqa: E731
-            base = TorchNormal("y", zero[:, 0], one[:, 0])
-            pyro.sample("y", pyro_spread.ImplicitDistribution(fn, base, ()))
+        w = b.sample("w", b.normal("w", param("mw"), 0.5))
 
-    return model, guide, lambda x: {"x": TorchNoise(param("noise"))}
+        def draw_z(m, w, s, eps):
+            return m * x + w + s * b.np.sinh(eps)
 
+        def draw_y(u, z, s, eps):
+            return u * z.sum(-1) + s * eps
 
-def in_numpyro(how, size, delta):
-    def param(name):
-        return numpyro.param(name, jnp.asarray(PARAMS[name]))
+        with data_plate(), around(b, how):
+            z = b.sample("z", implicit("z", draw_z, m, w, s, event_shape=(D,)))
+            b.sample("y", implicit("y", draw_y, u, z, s))
 
-    def data_plate():
-        return numpyro.plate("data", size, subsample_size=N)
-
-    def model(x):
-        mu = param("mu")
-        w = numpyro.sample("w", numpyro_dist.Normal(mu, 1.0))
-        with data_plate(), around(numpyro.handlers, how, jnp.asarray):
-            loc = jnp.broadcast_to(mu * w, (N, D))
-            z = numpyro.sample("z", JaxNormal("prior z", loc, 1.0).to_event(1))
-            y = numpyro.sample("y", JaxNormal("prior y", z.sum(-1), 0.7))
-            mean = jnp.tanh(z + y[:, None])
-            fn = numpyro_dist.Delta(mean) if delta else numpyro_dist.Normal(mean, 0.5)
-            numpyro.sample("x", fn.to_event(1), obs=x)
-
-    def guide(x):
-        m, s, u = param("m"), param("s"), param("u")
-        w = numpyro.sample("w", JaxNormal("w", param("mw"), 0.5))
-        base = JaxNormal("z", jnp.zeros((N, D)), 1.0).to_event(1)
-        with data_plate(), around(numpyro.handlers, how, jnp.asarray):
-            fn = Partial(lambda m, w, s, eps: m * x + w + s * jnp.sinh(eps), m, w, s)
-            z = numpyro.sample("z", numpyro_spread.ImplicitDistribution(fn, base, (D,)))
-            fn = Partial(lambda u, z, s, eps: u * z.sum(-1) + s * eps, u, z, s)
-            base = JaxNormal("y", jnp.zeros(N), 1.0)
-            numpyro.sample("y", numpyro_spread.ImplicitDistribution(fn, base, ()))
-
-    return model, guide, lambda x: {"x": JaxNoise(param("noise"))}
+    return model, guide, lambda x: {"x": b.noise(param("noise"))}
 
 
 def contrast_loss(package, critic_of, head, noise, case):
@@ -182,43 +132,33 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradients(name, monkeypatch):
-    monkeypatch.setattr(TorchContrast, "draw", torch_contrast_draw)
-    monkeypatch.setattr(JaxContrast, "draw", jax_contrast_draw)
+    monkeypatch.setattr(
+        TorchContrast, "draw", lambda c, shape=(): torch.tensor(contrast_numbers(c, shape))
+    )
+    monkeypatch.setattr(
+        JaxContrast, "draw", lambda c, key, shape=(): jnp.asarray(contrast_numbers(c, shape))
+    )
     case = {"how": None, "size": N, **CASES[name]}
-    setting = case["how"], case["size"], case.get("noise", False)
 
-    model, guide, noise = in_pyro(*setting)
-    nets, head = {n: torch_net(WEIGHTS[n]) for n in case["critics"]}, TorchHead()
-    loss = contrast_loss(pyro_spread, nets.get, head, noise, case)
-    start_over()
-    value = loss.loss_and_grads(model, guide, torch.tensor(DATA))
-    store = pyro.get_param_store()
-    grads = {n: store[n].unconstrained().grad for n in PARAMS if n in store}
-    assert ("noise" in grads) == case.get("noise", False)
+    def result(b):
+        nets = {n: torch_net(WEIGHTS[n]) for n in case["critics"]}
+        critics = b.pick(nets, dict.fromkeys(nets, FlaxNet()))
+        head = TorchHead()
+        learned = {CRITIC: nets.get("both", nets)}
+        if case.get("head"):
+            learned["discriminator$head"] = head
+        model, guide, noise = program(b, case["how"], case["size"], case.get("noise", False))
+        loss = contrast_loss(b.package, critics.get, b.pick(head, FlaxHead()), noise, case)
+        return b.loss_and_grads(
+            loss, model, guide, DATA, params=PARAMS, nets=learned, compiled=True
+        )
 
-    model, guide, noise = in_numpyro(*setting)
-    twin = contrast_loss(numpyro_spread, lambda n: FlaxNet(), FlaxHead(), noise, case)
-    critics = {n: flax_params(WEIGHTS[n]) for n in case["critics"]}
-    params = {n: jnp.asarray(v) for n, v in PARAMS.items()}
-    params["discriminator$params"] = critics.get("both", critics)
-    params["discriminator$head"] = {"weight": jnp.asarray(HEAD)}
-
-    def other(params):
-        return twin.loss(jax.random.key(0), params, model, guide, jnp.asarray(DATA))
-
-    other_value, other_grads = jax.jit(jax.value_and_grad(other))(params)
-    equal = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
-    equal(value, other_value)
-    for n, grad in grads.items():
-        equal(grad.numpy(), other_grads[n], err_msg=n)
-        assert grad.abs().max() > 1e-3
-    learned = other_grads["discriminator$params"]
-    for n, net in nets.items():
-        layers = learned if "both" in nets else learned[n]
-        layers = [layers[f"Dense_{i}"][key] for i in (0, 1) for key in ("kernel", "bias")]
-        for param, grad in zip(net.parameters(), layers, strict=True):
-            equal(param.grad.numpy().T, grad)
-        assert np.abs(layers[0]).max() > 1e-3
+    _, grads = compare(result)
+    for n in PARAMS:
+        learned = n != "noise" or case.get("noise", False)
+        assert (np.abs(grads[n]).max() > 1e-3) == learned
+    learned = grads[CRITIC]
+    for layers in [learned] if "both" in case["critics"] else learned.values():
+        assert np.abs(layers["Dense_0"]["kernel"]).max() > 1e-3
     if case.get("head"):
-        equal(head.weight.grad.numpy(), other_grads["discriminator$head"]["weight"])
-        assert head.weight.grad.abs().min() > 1e-3
+        assert np.abs(grads["discriminator$head"]["weight"]).min() > 1e-3

@@ -7,16 +7,12 @@ import numpyro
 import numpyro.distributions as ndist
 import optax
 import pyro
-import pyro.distributions as tdist
 import pytest
-import torch
 from jax import random
 from numpyro.infer.autoguide import AutoNormal
+from twins import Pyro, in_both, no_guide
 
 import numpyro_spread as ns
-import pyro_spread as ts
-
-BACKENDS = {"pyro": (ts, tdist, torch.zeros), "numpyro": (ns, ndist, jnp.zeros)}
 
 
 def raised(call, error):
@@ -25,62 +21,43 @@ def raised(call, error):
     return str(caught.value).partition("\n")[0]
 
 
-def discrete_model(sample, param, plate, dist, zeros):
+def step(b, name):
+    """One step with a critic or without, on an observed discrete site."""
+    p = b.package
+    net = b.pick(lambda: p.ratio.MLPCritic(hidden=[4]), lambda: p.ratio.MLPCritic([4]))()
+    loss = {
+        "MMD": lambda: p.MMD(p.GaussianKernel(1.0)),
+        "energy": p.EnergyDistance,
+        "sliced": p.SlicedWasserstein,
+        "adversarial": lambda: p.AdversarialDivergence(p.concat_sites(net, "x")),
+        "wasserstein": lambda: p.WassersteinCritic(p.concat_sites(net, "x")),
+        "joint": lambda: p.JointContrastELBO(p.concat_sites(net, "x", "z")),
+    }[name]()
+
     def model(x):
-        probs = param("p", zeros(3))
-        with plate("data", len(x)):
-            z = sample("z", dist.Normal(zeros(()), 1.0))
-            logits = probs + 0 * z[..., None]
-            sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+        probs = b.param("p", [0.0] * 3)
+        with b.plate("data", len(x)):
+            z = b.sample("z", b.dist.Normal(b.np.zeros(()), 1.0))
+            b.sample("x", b.dist.Bernoulli(logits=probs + 0 * z[..., None]).to_event(1), obs=x)
 
-    return model
-
-
-def guide_of(sample, param, plate, dist, zeros):
     def guide(x):
-        loc = param("loc", zeros(()))
-        with plate("data", len(x)):
-            sample("z", dist.Normal(loc, 1.0))
+        loc = b.param("loc", 0.0)
+        with b.plate("data", len(x)):
+            b.sample("z", b.dist.Normal(loc, 1.0))
 
-    return guide
-
-
-def losses(package, ratio):
-    critic = package.concat_sites(ratio, "x")
-    both = package.concat_sites(ratio, "x", "z")
-    return {
-        "MMD": (package.MMD(package.GaussianKernel(1.0)), False),
-        "energy": (package.EnergyDistance(), False),
-        "sliced": (package.SlicedWasserstein(), False),
-        "adversarial": (package.AdversarialDivergence(critic), False),
-        "wasserstein": (package.WassersteinCritic(critic), False),
-        "joint": (package.JointContrastELBO(both), True),
-    }
-
-
-def pyro_says(name):
-    pyro.clear_param_store()
-    loss, has_guide = losses(ts, ts.ratio.MLPCritic(hidden=[4]))[name]
-    parts = pyro.sample, pyro.param, pyro.plate, tdist, torch.zeros
-    guide = guide_of(*parts) if has_guide else lambda x: None
-    svi = pyro.infer.SVI(discrete_model(*parts), guide, pyro.optim.Adam({}), loss)
-    return raised(lambda: svi.step(torch.ones(20, 3)), NotImplementedError)
-
-
-def numpyro_says(name):
-    loss, has_guide = losses(ns, ns.ratio.MLPCritic([4]))[name]
-    parts = numpyro.sample, numpyro.param, numpyro.plate, ndist, jnp.zeros
-    model = discrete_model(*parts)
-    guide = guide_of(*parts) if has_guide else lambda x: None
-    svi = numpyro.infer.SVI(model, loss.register(model, guide), optax.adam(0.1), loss)
-    x = jnp.ones((20, 3))
-    return raised(lambda: svi.update(svi.init(random.key(0), x), x), NotImplementedError)
+    guide, x = guide if name == "joint" else no_guide, b.np.ones((20, 3))
+    if b is Pyro:
+        pyro.clear_param_store()
+        pyro.infer.SVI(model, guide, pyro.optim.Adam({}), loss).step(x)
+    else:
+        svi = numpyro.infer.SVI(model, loss.register(model, guide), optax.adam(0.1), loss)
+        svi.update(svi.init(random.key(0), x), x)
 
 
 @pytest.mark.parametrize("name", ["MMD", "energy", "sliced", "adversarial", "wasserstein", "joint"])
-@pytest.mark.parametrize("says", [pyro_says, numpyro_says])
-def test_an_observed_discrete_site_is_no_latent(says, name):
-    text = says(name)
+@in_both
+def test_an_observed_discrete_site_is_no_latent(b, name):
+    text = raised(lambda: step(b, name), NotImplementedError)
     assert "latent" not in text
     assert "site 'x': draws of Bernoulli" in text
     assert "are discrete or not reparametrised" in text
@@ -90,7 +67,7 @@ def identity(eps):
     return eps
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@in_both
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -104,21 +81,21 @@ def identity(eps):
     ],
     ids=["fn", "base", "int", "float"],
 )
-def test_arguments_of_an_implicit_distribution(backend, change, parts):
-    package, dist, zeros = BACKENDS[backend]
+def test_arguments_of_an_implicit_distribution(b, change, parts):
     given = {
         "fn": identity,
-        "base_dist": dist.Normal(zeros(3), 1.0).to_event(1),
+        "base_dist": b.dist.Normal(b.np.zeros(3), 1.0).to_event(1),
         "event_shape": (3,),
     }
-    given |= {key: zeros(3) if value == "zeros" else value for key, value in change.items()}
-    text = raised(lambda: package.ImplicitDistribution(**given), TypeError)
+    given |= {key: b.np.zeros(3) if value == "zeros" else value for key, value in change.items()}
+    text = raised(lambda: b.package.ImplicitDistribution(**given), TypeError)
     for part in parts:
         assert part in text
 
 
 def test_the_gradient_of_an_implicit_distribution_is_not_exchanged():
-    fn = ts.ImplicitDistribution(identity, tdist.Normal(torch.zeros(3), 1.0).to_event(1), (3,))
+    base = Pyro.dist.Normal(Pyro.np.zeros(3), 1.0).to_event(1)
+    fn = Pyro.package.ImplicitDistribution(identity, base, (3,))
     assert fn.has_rsample_(True) is fn
     text = raised(lambda: fn.has_rsample_(False), NotImplementedError)
     assert "those of base_dist" in text
@@ -143,9 +120,8 @@ def test_an_autoguide_of_an_unspread_model_names_the_spread_one(delta):
     assert jnp.isfinite(init(AutoNormal(ns.spread(model, noise))))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_density_of_a_generator_names_the_autoguide_too(backend):
-    package, _, zeros = BACKENDS[backend]
-    fn = package.DeterministicGenerator(zeros(3))
-    text = raised(lambda: fn.log_prob(zeros(3)), NotImplementedError)
+@in_both
+def test_the_density_of_a_generator_names_the_autoguide_too(b):
+    fn = b.package.DeterministicGenerator(b.np.zeros(3))
+    text = raised(lambda: fn.log_prob(b.np.zeros(3)), NotImplementedError)
     assert "AutoNormal(spread(model, noise))" in text

@@ -2,19 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel has a twin: same densities, spreads, characteristic functions and gradients."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as numpyro_dist
-import pyro.distributions as pyro_dist
 import pytest
 import torch
 from every import KERNELS, STATIONARY
+from twins import BACKENDS, Pyro, assert_refused_alike, compare, compare_gradients
 
 import numpyro_spread
 import pyro_spread
 
-TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(3, 4)), RNG.normal(size=(3, 4))
 SCALES = 0.2 + RNG.random(4)
@@ -23,73 +20,57 @@ CHANNEL = RNG.dirichlet(np.full(4, 0.5), size=4).T + 2 * np.eye(4)
 CHANNEL = CHANNEL / CHANNEL.sum(0)
 
 
-def both(name):
-    """The same kernel in both packages."""
-    kernel = KERNELS[name]
-    return kernel.build(pyro_spread, torch.tensor), kernel.build(numpyro_spread, jnp.asarray)
+def built(b, name, **params):
+    """The kernel in a backend, and the number of its event dims."""
+    return KERNELS[name].build(b.package, b.array, **params), KERNELS[name].event_dim
 
 
 def values(name):
     """Values of a site and noisy ones, as both backends have them."""
-    kernel = KERNELS[name]
-    x = kernel.x((3,))
+    x = KERNELS[name].x((3,))
     torch.manual_seed(0)
-    y = kernel.build(pyro_spread, torch.tensor)(torch.tensor(x), kernel.event_dim).sample()
-    return x, y.numpy()
-
-
-def assert_same(ours, theirs):
-    np.testing.assert_allclose(ours.detach().numpy(), np.asarray(theirs), **TOLERANCE)
+    noise, dims = built(Pyro, name)
+    return x, noise(torch.tensor(x), dims).sample().numpy()
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_log_density_and_its_gradient_in_x(name):
-    ours, theirs = both(name)
-    (x, y), dims = values(name), KERNELS[name].event_dim
-    point = torch.tensor(x, requires_grad=not KERNELS[name].discrete)
-    log_prob = ours(point, dims).log_prob(torch.tensor(y))
-    assert_same(log_prob, theirs(jnp.asarray(x), dims).log_prob(jnp.asarray(y)))
-    if KERNELS[name].discrete:
-        return  # labels have no gradient
-    log_prob.sum().backward()
+    x, y = values(name)
 
-    def total(x):
-        return theirs(x, dims).log_prob(jnp.asarray(y)).sum()
+    def log_prob(b, x):
+        noise, dims = built(b, name)
+        return noise(x, dims).log_prob(b.array(y))
 
-    assert_same(point.grad, jax.grad(total)(jnp.asarray(x)))
+    if KERNELS[name].discrete:  # labels have no gradient
+        compare(lambda b: log_prob(b, b.array(x)))
+    else:
+        compare_gradients(log_prob, x)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_gradient_in_every_parameter(name):
-    kernel = KERNELS[name]
-    (x, y), dims = values(name), kernel.event_dim
-    ours = {n: torch.tensor(float(v) if np.isscalar(v) else v) for n, v in kernel.params.items()}
-    for param in ours.values():
-        param.requires_grad_()
-    noise = kernel.build(pyro_spread, torch.tensor, **ours)
-    noise(torch.tensor(x), dims).log_prob(torch.tensor(y)).sum().backward()
+    x, y = values(name)
+    names = list(KERNELS[name].params)
 
-    def total(params):
-        noise = kernel.build(numpyro_spread, jnp.asarray, **params)
-        return noise(jnp.asarray(x), dims).log_prob(jnp.asarray(y)).sum()
+    def log_prob(b, *params):
+        noise, dims = built(b, name, **dict(zip(names, params, strict=True)))
+        return noise(b.array(x), dims).log_prob(b.array(y))
 
-    theirs = jax.grad(total)({n: jnp.asarray(v, float) for n, v in kernel.params.items()})
-    for param, value in ours.items():
-        one, other = value.grad, theirs[param]
-        if kernel.discrete:  # columns are probabilities: only what keeps their sum is a gradient
-            one, other = one - one.mean(0), other - other.mean(0)
-        assert_same(one, other)
+    def gradients(b):
+        params = [np.asarray(KERNELS[name].params[n], float) for n in names]
+        grads = b.value_and_gradients(lambda *params: log_prob(b, *params), *params)[1]
+        # Columns are probabilities: only what keeps their sum is a gradient.
+        return [grad - grad.mean(0) for grad in grads] if KERNELS[name].discrete else grads
+
+    compare(gradients)
 
 
 @pytest.mark.parametrize("name", STATIONARY)
 def test_characteristic_function(name):
-    ours, theirs = both(name)
-    shape = (KERNELS[name].size,) if ours.coupled_dims else KERNELS[name].event_shape
+    kernel = KERNELS[name]
+    shape = (kernel.size,) if built(Pyro, name)[0].coupled_dims else kernel.event_shape
     omega = RNG.normal(size=(5, *shape)) * 3
-    assert_same(
-        ours.characteristic_function(torch.tensor(omega)),
-        theirs.characteristic_function(jnp.asarray(omega)),
-    )
+    compare(lambda b: built(b, name)[0].characteristic_function(b.array(omega)))
 
 
 def _distributions(dist, array):
@@ -122,61 +103,46 @@ ADDING = {
 @pytest.mark.parametrize("kernel", ADDING)
 @pytest.mark.parametrize("name", _distributions(numpyro_dist, np.asarray))
 def test_spread(kernel, name):
-    ours = ADDING[kernel](pyro_spread, torch.tensor)
-    theirs = ADDING[kernel](numpyro_spread, jnp.asarray)
-    one = ours.spread(_distributions(pyro_dist, torch.as_tensor)[name])
-    other = theirs.spread(_distributions(numpyro_dist, jnp.asarray)[name])
-    assert tuple(one.batch_shape) == other.batch_shape
-    assert tuple(one.event_shape) == other.event_shape
-    assert_same(one.log_prob(torch.tensor(Y)), other.log_prob(jnp.asarray(Y)))
+    def result(b):
+        noise = ADDING[kernel](b.package, b.array)
+        spread = noise.spread(_distributions(b.dist, b.array)[name])
+        return tuple(spread.batch_shape), tuple(spread.event_shape), spread.log_prob(b.array(Y))
+
+    compare(result)
 
 
 def test_channel():
-    probs = RNG.dirichlet(np.ones(4), size=3)
-    ours = pyro_spread.ChannelNoise(torch.tensor(CHANNEL))
-    theirs = numpyro_spread.ChannelNoise(jnp.asarray(CHANNEL))
-    labels = np.array([0, 3, 2])
-    assert_same(ours(torch.tensor(labels)).probs, theirs(jnp.asarray(labels)).probs)
-    assert_same(
-        ours.spread(pyro_dist.Categorical(torch.tensor(probs))).log_prob(torch.tensor(labels)),
-        theirs.spread(numpyro_dist.Categorical(jnp.asarray(probs))).log_prob(jnp.asarray(labels)),
-    )
+    probs, labels = RNG.dirichlet(np.ones(4), size=3), np.array([0, 3, 2])
+
+    def result(b):
+        noise, given = b.package.ChannelNoise(b.array(CHANNEL)), b.array(labels)
+        spread = noise.spread(b.dist.Categorical(b.array(probs)))
+        return noise(given).probs, spread.log_prob(given)
+
+    compare(result)
 
 
 def test_symmetric_channel():
-    assert_same(
-        pyro_spread.ChannelNoise.symmetric(5, 0.3).matrix,
-        numpyro_spread.ChannelNoise.symmetric(5, 0.3).matrix,
-    )
+    compare(lambda b: b.package.ChannelNoise.symmetric(5, 0.3).matrix)
 
 
 def test_public_names_are_the_same():
     assert set(pyro_spread.__all__) == set(numpyro_spread.__all__)
 
 
-def _exp(package):
-    dist = pyro_dist if package is pyro_spread else numpyro_dist
-    return dist.transforms.ExpTransform()
-
-
 def test_the_same_mistake_gives_the_same_message():
     mistakes = [
-        lambda p, zeros: p.GaussianNoise(-1.0),
-        lambda p, zeros: p.StudentTNoise(float("nan"), 1.0),
-        lambda p, zeros: p.ChannelNoise.symmetric(3, 1.0),
-        lambda p, zeros: p.GaussianNoise(zeros((3,)) + 1)(zeros((4, 2)), 1),
-        lambda p, zeros: p.LowRankGaussianNoise(0.1, zeros((3, 1)))(zeros((4,)), 1),
-        lambda p, zeros: p.TransformedNoise(_exp(p), 0.3),
-        lambda p, zeros: p.SpreadELBO({"x": 0.3}),
-        lambda p, zeros: p.SpreadELBO({"x": p.GaussianNoise(1.0)}, data={"w": "images"}),
+        lambda b: b.package.GaussianNoise(-1.0),
+        lambda b: b.package.StudentTNoise(float("nan"), 1.0),
+        lambda b: b.package.ChannelNoise.symmetric(3, 1.0),
+        lambda b: b.package.GaussianNoise(b.np.ones(3))(b.np.zeros((4, 2)), 1),
+        lambda b: b.package.LowRankGaussianNoise(0.1, b.np.zeros((3, 1)))(b.np.zeros(4), 1),
+        lambda b: b.package.TransformedNoise(b.dist.transforms.ExpTransform(), 0.3),
+        lambda b: b.package.SpreadELBO({"x": 0.3}),
+        lambda b: b.package.SpreadELBO({"x": b.package.GaussianNoise(1.0)}, data={"w": "images"}),
     ]
     for mistake in mistakes:
-        with pytest.raises((TypeError, ValueError)) as ours:
-            mistake(pyro_spread, torch.zeros)
-        with pytest.raises((TypeError, ValueError)) as theirs:
-            mistake(numpyro_spread, jnp.zeros)
-        assert type(ours.value) is type(theirs.value)
-        assert str(ours.value) == str(theirs.value)
+        assert_refused_alike(mistake, error=(TypeError, ValueError))
 
 
 def test_low_rank_density_keeps_its_digits_in_single_precision():
@@ -190,12 +156,11 @@ def test_low_rank_density_keeps_its_digits_in_single_precision():
     mahalanobis = (difference * np.linalg.solve(covariance, difference.T).T).sum(-1)
     exact = -0.5 * (size * np.log(2 * np.pi) + np.linalg.slogdet(covariance)[1] + mahalanobis)
 
-    def single(array):
-        return np.asarray(array, np.float32)
+    def log_prob(b):
+        single_factor, single_x, single_y = (
+            b.array(np.asarray(array, np.float32)) for array in (factor, x, y)
+        )
+        return b.package.LowRankGaussianNoise(scale, single_factor)(single_x, 1).log_prob(single_y)
 
-    ours = pyro_spread.LowRankGaussianNoise(scale, torch.tensor(single(factor)))
-    theirs = numpyro_spread.LowRankGaussianNoise(scale, jnp.asarray(single(factor)))
-    one = ours(torch.tensor(single(x)), 1).log_prob(torch.tensor(single(y)))
-    other = theirs(jnp.asarray(single(x)), 1).log_prob(jnp.asarray(single(y)))
-    np.testing.assert_allclose(one.numpy(), exact, rtol=2e-6)
-    np.testing.assert_allclose(np.asarray(other), exact, rtol=2e-6)
+    for b in BACKENDS:
+        np.testing.assert_allclose(np.asarray(log_prob(b)), exact, rtol=2e-6)

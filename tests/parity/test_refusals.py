@@ -2,48 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one backend refuses or accepts, the other does too: one list of programs, run in both."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as numpyro_dist
-import numpyro.handlers
-import pyro
-import pyro.distributions as pyro_dist
 import pytest
-import torch
-from flax import linen
-
-import numpyro_spread
-import pyro_spread
+from twins import (
+    CRITIC,
+    FlaxNet,
+    assert_refused_alike,
+    compare_gradients,
+    in_both,
+    no_guide,
+    torch_net,
+    weights,
+)
 
 DATA = np.random.default_rng(2).normal(size=(6, 4))
 SCALES = np.array([0.1, 0.2, 0.4, 0.8])
-
-
-class Pyro:
-    package, dist, handlers = pyro_spread, pyro_dist, pyro.poutine
-    plate, sample = staticmethod(pyro.plate), staticmethod(pyro.sample)
-    array, stack = staticmethod(torch.as_tensor), staticmethod(torch.stack)
-    flip = staticmethod(lambda x: x.flip(-1))
-
-    @staticmethod
-    def loss(loss, model, *args):
-        return loss.loss(model, lambda *args: None, *args)
-
-
-class NumPyro:
-    package, dist, handlers = numpyro_spread, numpyro_dist, numpyro.handlers
-    plate, sample = staticmethod(numpyro.plate), staticmethod(numpyro.sample)
-    array, stack = staticmethod(jnp.asarray), staticmethod(jnp.stack)
-    flip = staticmethod(lambda x: x[..., ::-1])
-
-    @staticmethod
-    def loss(loss, model, *args):
-        return float(loss.loss(jax.random.key(0), {}, model, lambda *args: None, *args))
-
-
-both = pytest.mark.parametrize("backend", [Pyro, NumPyro])
 
 
 def _noise(b, scale=0.3):
@@ -72,10 +45,10 @@ ACCEPTED = {
 }
 
 
-@both
+@in_both
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_constructors_take_what_array_functions_take(backend, name):
-    kernel = ACCEPTED[name](backend)
+def test_constructors_take_what_array_functions_take(b, name):
+    kernel = ACCEPTED[name](b)
     for value in vars(kernel).values():
         assert not isinstance(value, list | np.ndarray)
 
@@ -106,38 +79,33 @@ REFUSED = {
 }
 
 
-@both
+@in_both
 @pytest.mark.parametrize("name", REFUSED)
-def test_constructors_refuse_with_a_name(backend, name):
+def test_constructors_refuse_with_a_name(b, name):
     build, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        build(backend)
+        build(b)
 
 
-@both
-def test_what_is_no_distribution_has_no_spread(backend):
+@in_both
+def test_what_is_no_distribution_has_no_spread(b):
     with pytest.raises(NotImplementedError, match="no exact spread of int"):
-        _noise(backend).spread(3)
+        _noise(b).spread(3)
 
 
-@both
-def test_logistic_characteristic_function_has_a_gradient_at_zero(backend):
-    if backend is Pyro:
-        omega = torch.zeros(2, requires_grad=True)
-        pyro_spread.LogisticNoise(0.3).characteristic_function(omega).sum().backward()
-        gradient = omega.grad.numpy()
-    else:
-        cf = numpyro_spread.LogisticNoise(0.3).characteristic_function
-        gradient = jax.grad(lambda omega: cf(omega).sum())(jnp.zeros(2))
+def test_logistic_characteristic_function_has_a_gradient_at_zero():
+    _, (gradient,) = compare_gradients(
+        lambda b, omega: b.package.LogisticNoise(0.3).characteristic_function(omega), np.zeros(2)
+    )
     np.testing.assert_array_equal(gradient, np.zeros(2))
 
 
-@both
-def test_characteristic_functions_take_numbers_and_other_types(backend):
-    single = backend.array(np.ones((4, 1), np.float32))
-    low_rank = backend.package.LowRankGaussianNoise(0.3, single)
-    assert float(low_rank.characteristic_function(backend.array(DATA[0]))) > 0
-    value = _noise(backend).characteristic_function(1.0)
+@in_both
+def test_characteristic_functions_take_numbers_and_other_types(b):
+    single = b.array(np.ones((4, 1), np.float32))
+    low_rank = b.package.LowRankGaussianNoise(0.3, single)
+    assert float(low_rank.characteristic_function(b.array(DATA[0]))) > 0
+    value = _noise(b).characteristic_function(1.0)
     np.testing.assert_allclose(float(value), np.exp(-0.045), rtol=1e-6)
 
 
@@ -146,109 +114,93 @@ def test_characteristic_functions_take_numbers_and_other_types(backend):
 OBSERVED = {
     "itself": (lambda b: lambda x: x, True),
     "rows in another order": (lambda b: lambda x: x[b.array(np.arange(6)[::-1].copy())], True),
-    "a stack of its rows": (lambda b: lambda x: b.stack([x[i] for i in range(6)]), True),
-    "elements in another order": (lambda b: b.flip, False),
+    "a stack of its rows": (lambda b: lambda x: b.np.stack([x[i] for i in range(6)]), True),
+    "elements in another order": (lambda b: lambda x: b.np.flip(x, (-1,)), False),
     "a transformed copy": (lambda b: lambda x: 2 * x, False),
     "clean data": (lambda b: lambda x: b.array(DATA), False),
 }
 
 
-@both
+@in_both
 @pytest.mark.parametrize("observed", OBSERVED)
-def test_a_kernel_with_places_needs_elements_in_their_places(backend, observed):
+def test_a_kernel_with_places_needs_elements_in_their_places(b, observed):
     observe, accepted = OBSERVED[observed]
-    loss = backend.package.SpreadELBO({"x": _noise(backend, SCALES)})
-    model = _model(backend, observe(backend))
+    loss = b.package.SpreadELBO({"x": _noise(b, SCALES)})
+    model = _model(b, observe(b))
     if accepted:
-        assert np.isfinite(backend.loss(loss, model, backend.array(DATA)))
+        assert np.isfinite(b.loss(loss, model, b.array(DATA)))
     else:
         with pytest.raises(ValueError, match=r"site 'x'.*observes something other"):
-            backend.loss(loss, model, backend.array(DATA))
+            b.loss(loss, model, b.array(DATA))
 
 
-@both
-def test_a_kernel_without_places_allows_any_order(backend):
-    loss = backend.package.SpreadELBO({"x": _noise(backend)})
-    assert np.isfinite(backend.loss(loss, _model(backend, backend.flip), backend.array(DATA)))
+@in_both
+def test_a_kernel_without_places_allows_any_order(b):
+    loss = b.package.SpreadELBO({"x": _noise(b)})
+    assert np.isfinite(b.loss(loss, _model(b, lambda x: b.np.flip(x, (-1,))), b.array(DATA)))
 
 
 # --- handlers
 
 
-@both
-def test_spreading_twice_is_refused(backend):
-    noise = {"x": _noise(backend)}
-    spread = backend.package.spread
-    model = spread(spread(_model(backend, lambda x: x), noise), noise)
+@in_both
+def test_spreading_twice_is_refused(b):
+    noise = {"x": _noise(b)}
+    spread = b.package.spread
+    model = spread(spread(_model(b, lambda x: x), noise), noise)
     with pytest.raises(ValueError, match="site 'x' is spread already"):
-        model(backend.array(DATA))
-    once = spread(_model(backend, lambda x: x), noise)
+        model(b.array(DATA))
+    once = spread(_model(b, lambda x: x), noise)
     with pytest.raises(ValueError, match="site 'x' is spread already"):
-        backend.loss(backend.package.SpreadELBO(noise), once, backend.array(DATA))
+        b.loss(b.package.SpreadELBO(noise), once, b.array(DATA))
 
 
-@both
+@in_both
 @pytest.mark.parametrize("by", ["distribution", "handler"])
-def test_a_masked_out_delta_needs_no_kernel(backend, by):
+def test_a_masked_out_delta_needs_no_kernel(b, by):
     def model(x):
-        backend.sample("x", backend.dist.Delta(backend.array(0.0)), obs=x)
-        out = backend.dist.Delta(backend.array(0.0))
+        b.sample("x", b.dist.Delta(b.array(0.0)), obs=x)
+        out = b.dist.Delta(b.array(0.0))
         if by == "distribution":
-            backend.sample("w", out.mask(False), obs=backend.array(1.0))
+            b.sample("w", out.mask(False), obs=b.array(1.0))
         else:
-            with backend.handlers.mask(mask=False):
-                backend.sample("w", out, obs=backend.array(1.0))
+            with b.handlers.mask(mask=False):
+                b.sample("w", out, obs=b.array(1.0))
 
-    loss = backend.package.SpreadELBO({"x": _noise(backend)})
-    assert np.isfinite(backend.loss(loss, model, backend.array(0.5)))
+    loss = b.package.SpreadELBO({"x": _noise(b)})
+    assert np.isfinite(b.loss(loss, model, b.array(0.5)))
 
 
-@both
-def test_the_steps_of_a_series_may_share_one_argument(backend):
+@in_both
+def test_the_steps_of_a_series_may_share_one_argument(b):
     def model(x):
         for t in range(6):
-            delta = backend.dist.Delta(backend.array(np.zeros(4)), event_dim=1)
-            backend.sample(f"x{t}", delta, obs=x[t])
+            delta = b.dist.Delta(b.array(np.zeros(4)), event_dim=1)
+            b.sample(f"x{t}", delta, obs=x[t])
 
-    one = _noise(backend, SCALES)
-    loss = backend.package.SpreadELBO({f"x{t}": one for t in range(6)})
-    assert np.isfinite(backend.loss(loss, model, backend.array(DATA)))
-    several = {f"x{t}": _noise(backend) for t in range(6)}
+    one = _noise(b, SCALES)
+    loss = b.package.SpreadELBO({f"x{t}": one for t in range(6)})
+    assert np.isfinite(b.loss(loss, model, b.array(DATA)))
+    several = {f"x{t}": _noise(b) for t in range(6)}
     with pytest.raises(ValueError, match="one and the same kernel object"):
-        backend.loss(backend.package.SpreadELBO(several), model, backend.array(DATA))
+        b.loss(b.package.SpreadELBO(several), model, b.array(DATA))
 
 
 # --- adversarial losses: the same program, refused in the same words
 
 
-class _PyroGame:
-    @staticmethod
-    def run(model, data, **options):
-        net = pyro_spread.concat_sites(torch.nn.Linear(1, 1), "x")
-        loss = pyro_spread.AdversarialDivergence(net, **options)
-        pyro.clear_param_store()
-        loss.loss_and_grads(model, lambda *args: None, torch.as_tensor(data))
-
-
-class _NumPyroGame:
-    @staticmethod
-    def run(model, data, **options):
-        net = numpyro_spread.concat_sites(linen.Dense(1), "x")
-        loss = numpyro_spread.AdversarialDivergence(net, **options)
-        critic = {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}
-
-        def value(w):
-            params = {"w": w, "discriminator$params": critic}
-            return loss.loss(jax.random.key(0), params, model, lambda *args: None, data)
-
-        jax.grad(value)(0.5)
+def _play(b, name):
+    """One step of a game."""
+    model, options = GAMES[name](b)
+    net = torch_net(weights("game", 1))
+    critic = b.package.concat_sites(b.pick(net, FlaxNet()), "x")
+    loss = b.package.AdversarialDivergence(critic, **options)
+    b.loss_and_grads(loss, model, no_guide, DATA[:, 0], params={"w": 0.5}, nets={CRITIC: net})
 
 
 def _observe(b, likelihood, plate=6):
-    param = pyro.param if b is Pyro else numpyro.param
-
     def model(x):
-        w = param("w", b.array(0.5))
+        w = b.param("w", 0.5)
         with b.plate("data", plate):
             b.sample("x", likelihood(w), obs=x)
 
@@ -288,10 +240,4 @@ GAMES = {
 
 @pytest.mark.parametrize("name", GAMES)
 def test_adversarial_losses_refuse_in_the_same_words(name):
-    texts = []
-    for backend, game in ((Pyro, _PyroGame), (NumPyro, _NumPyroGame)):
-        model, options = GAMES[name](backend)
-        with pytest.raises((ValueError, TypeError, NotImplementedError)) as caught:
-            game.run(model, DATA[:, 0], **options)
-        texts.append((caught.type, str(caught.value)))
-    assert texts[0] == texts[1]
+    assert_refused_alike(lambda b: _play(b, name))

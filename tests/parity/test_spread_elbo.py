@@ -2,27 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss has a twin: with the same noise injected, the same value and the same gradients."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as numpyro_dist
-import numpyro.infer
-import pyro
-import pyro.distributions as pyro_dist
-import pyro.infer
 import pytest
-import torch
-
-import numpyro_spread
-import pyro_spread
+from twins import BACKENDS, Pyro, assert_refused_alike, compare, numbers
 
 RNG = np.random.default_rng(1)
 N, D, K, SCALE = 6, 5, 2, 0.3
 DATA = RNG.normal(size=(N, D))
-LABELS = RNG.integers(0, 3, size=N)
-NOISE = RNG.normal(size=(N, D))
-LATENT = RNG.normal(size=(N, K))
+NOISE, LATENT = numbers("noisy", N, D), numbers("z", N, K)
 PARAMS = {
     "A": RNG.normal(size=(K, D)),
     "W": RNG.normal(size=(D, K)),
@@ -30,60 +17,19 @@ PARAMS = {
 }
 
 
-class InjectedTorchNormal(pyro_dist.Normal):
-    """A reparametrised normal whose standard noise is given."""
+def program(b, size, batch):
+    """Model and guide; every particle draws LATENT."""
 
-    def rsample(self, sample_shape=()):
-        return self.loc + self.scale * torch.as_tensor(LATENT)[: self.loc.shape[0]]
-
-
-class InjectedJaxNormal(numpyro_dist.Normal):
-    """Its twin."""
-
-    def sample(self, key, sample_shape=()):
-        return self.loc + self.scale * jnp.asarray(LATENT)[: self.loc.shape[0]]
-
-    rsample = sample
-
-
-class InjectedTorchNoise(pyro_spread.GaussianNoise):
-    def draw(self, x):
-        return x + self.scale * torch.as_tensor(NOISE)[: x.shape[0]]
-
-
-class InjectedJaxNoise(numpyro_spread.GaussianNoise):
-    def draw(self, rng_key, x):
-        return x + self.scale * jnp.asarray(NOISE)[: x.shape[0]]
-
-
-def torch_pair(size, batch):
     def model(x):
-        A = pyro.param("A", torch.tensor(PARAMS["A"]))
-        with pyro.plate("data", size, subsample_size=batch):
-            z = pyro.sample("z", pyro_dist.Normal(torch.zeros(batch, K), 1.0).to_event(1))
-            pyro.sample("x", pyro_dist.Delta(torch.tanh(z @ A), event_dim=1), obs=x)
+        A = b.param("A", PARAMS["A"])
+        with b.plate("data", size, subsample_size=batch):
+            z = b.sample("z", b.dist.Normal(b.np.zeros((batch, K)), 1.0).to_event(1))
+            b.sample("x", b.dist.Delta(b.np.tanh(z @ A), event_dim=1), obs=x)
 
     def guide(x):
-        W = pyro.param("W", torch.tensor(PARAMS["W"]))
-        scale = pyro.param("scale", torch.tensor(PARAMS["scale"]))
-        with pyro.plate("data", size, subsample_size=batch):
-            pyro.sample("z", InjectedTorchNormal(x @ W, scale).to_event(1))
-
-    return model, guide
-
-
-def jax_pair(size, batch):
-    def model(x):
-        A = numpyro.param("A", jnp.asarray(PARAMS["A"]))
-        with numpyro.plate("data", size, subsample_size=batch):
-            z = numpyro.sample("z", numpyro_dist.Normal(jnp.zeros((batch, K)), 1.0).to_event(1))
-            numpyro.sample("x", numpyro_dist.Delta(jnp.tanh(z @ A), event_dim=1), obs=x)
-
-    def guide(x):
-        W = numpyro.param("W", jnp.asarray(PARAMS["W"]))
-        scale = numpyro.param("scale", jnp.asarray(PARAMS["scale"]))
-        with numpyro.plate("data", size, subsample_size=batch):
-            numpyro.sample("z", InjectedJaxNormal(x @ W, scale).to_event(1))
+        W, scale = b.param("W", PARAMS["W"]), b.param("scale", PARAMS["scale"])
+        with b.plate("data", size, subsample_size=batch):
+            b.sample("z", b.normal("z", x @ W, scale, vmapped=False).to_event(1))
 
     return model, guide
 
@@ -100,27 +46,18 @@ ELBOS = {
 @pytest.mark.parametrize("elbo", ELBOS)
 @pytest.mark.parametrize(("size", "batch"), [(N, N), (10 * N, N)], ids=["full", "mini-batch"])
 def test_value_and_gradients(elbo, size, batch):
-    ours = pyro_spread.SpreadELBO({"x": InjectedTorchNoise(SCALE)}, ELBOS[elbo](pyro.infer))
-    value = ours.loss_and_grads(*torch_pair(size, batch), torch.tensor(DATA))
-    store = pyro.get_param_store()
-    grads = {name: store[name].unconstrained().grad for name in PARAMS}
+    def result(b):
+        loss = b.package.SpreadELBO({"x": b.noise(SCALE)}, ELBOS[elbo](b.infer))
+        return b.loss_and_grads(loss, *program(b, size, batch), DATA, params=PARAMS)
 
-    theirs = numpyro_spread.SpreadELBO({"x": InjectedJaxNoise(SCALE)}, ELBOS[elbo](numpyro.infer))
-    params = {name: jnp.asarray(v) for name, v in PARAMS.items()}
-
-    def loss(params):
-        return theirs.loss(jax.random.key(0), params, *jax_pair(size, batch), jnp.asarray(DATA))
-
-    other_value, other_grads = jax.value_and_grad(loss)(params)
-    np.testing.assert_allclose(value, other_value, rtol=1e-10)
-    for name in PARAMS:
-        np.testing.assert_allclose(grads[name].numpy(), other_grads[name], rtol=1e-10, atol=1e-10)
+    compare(result)
 
 
 def test_the_value_is_that_of_the_formula():
     """Both sides against the bound written by hand, so that the twins cannot agree on an error."""
-    ours = pyro_spread.SpreadELBO({"x": InjectedTorchNoise(SCALE)})
-    value = ours.loss(*torch_pair(N, N), torch.tensor(DATA))
+    model, guide = program(Pyro, N, N)
+    loss = Pyro.package.SpreadELBO({"x": Pyro.noise(SCALE)})
+    value = Pyro.loss(loss, model, DATA, guide=guide)
     y = DATA + SCALE * NOISE
     z = y @ PARAMS["W"] + PARAMS["scale"] * LATENT
     log_likelihood = -0.5 * ((y - np.tanh(z @ PARAMS["A"])) / SCALE) ** 2 - np.log(
@@ -132,42 +69,32 @@ def test_the_value_is_that_of_the_formula():
 
 def test_a_value_of_another_event_shape_is_refused_alike():
     """Broadcasting (N, 1) data against D outputs would score every element D times."""
-    model, guide = torch_pair(N, N)
-    with pytest.raises(ValueError, match=r"site 'x'.*event shape") as ours:
-        pyro_spread.SpreadELBO({"x": pyro_spread.GaussianNoise(SCALE)}).loss(
-            model, lambda x: guide(x.expand(N, D)), torch.zeros(N, 1)
-        )
-    model, guide = jax_pair(N, N)
-    params = {name: jnp.asarray(v) for name, v in PARAMS.items()}
-    with pytest.raises(ValueError, match=r"site 'x'.*event shape") as theirs:
-        numpyro_spread.SpreadELBO({"x": numpyro_spread.GaussianNoise(SCALE)}).loss(
-            jax.random.key(0),
-            params,
+
+    def mistake(b):
+        model, guide = program(b, N, N)
+        b.loss(
+            b.package.SpreadELBO({"x": b.package.GaussianNoise(SCALE)}),
             model,
-            lambda x: guide(jnp.broadcast_to(x, (N, D))),
-            jnp.zeros((N, 1)),
+            np.zeros((N, 1)),
+            guide=lambda x: guide(b.np.broadcast_to(x, (N, D))),
+            params=PARAMS,
         )
-    # Pyro's trace adds the shapes of the sites to the message.
-    assert str(ours.value).startswith(str(theirs.value))
+
+    assert_refused_alike(mistake, r"site 'x'.*event shape", ValueError, lengthened=True)
 
 
 def test_a_bare_kernel_is_not_taken_for_a_function_of_the_arguments():
-    for package in (pyro_spread, numpyro_spread):
+    for b in BACKENDS:
         with pytest.raises(TypeError, match="noise must be a dict"):
-            package.SpreadELBO(package.GaussianNoise(SCALE))
+            b.package.SpreadELBO(b.package.GaussianNoise(SCALE))
 
 
 def test_data_names_are_checked_for_callable_noise_too():
-    def noise(package):
-        return lambda x: {"x": package.GaussianNoise(SCALE)}
+    def mistake(b):
+        model, guide = program(b, N, N)
+        loss = b.package.SpreadELBO(
+            lambda x: {"x": b.package.GaussianNoise(SCALE)}, data={"w": "x"}
+        )
+        b.loss(loss, model, DATA, guide=guide, params=PARAMS)
 
-    params = {name: jnp.asarray(v) for name, v in PARAMS.items()}
-    with pytest.raises(ValueError, match=r"\['w'\], for which noise has no kernel") as ours:
-        pyro_spread.SpreadELBO(noise(pyro_spread), data={"w": "x"}).loss(
-            *torch_pair(N, N), torch.tensor(DATA)
-        )
-    with pytest.raises(ValueError, match=r"\['w'\], for which noise has no kernel") as theirs:
-        numpyro_spread.SpreadELBO(noise(numpyro_spread), data={"w": "x"}).loss(
-            jax.random.key(0), params, *jax_pair(N, N), jnp.asarray(DATA)
-        )
-    assert str(ours.value) == str(theirs.value)
+    assert_refused_alike(mistake, r"\['w'\], for which noise has no kernel", ValueError)

@@ -4,14 +4,11 @@
 
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from every import MMD_KERNELS, VARIANCES
+from twins import BACKENDS, compare_gradients
 
-import numpyro_spread
 import pyro_spread
 from numpyro_spread.infer import _two_sample as theirs
 from pyro_spread.infer import _two_sample as ours
@@ -75,23 +72,25 @@ def numerical_gradient(function, y, step=1e-5):
     return gradient
 
 
+class InNumPy:
+    """A third, independent check: the same functions on NumPy arrays."""
+
+    package = pyro_spread
+    array = staticmethod(np.asarray)
+    pick = staticmethod(lambda ours, theirs: two_sample)
+
+
 def both(statistic, y):
-    """Value and gradient of ``statistic(package, functions, array, y)``; NumPy has the value."""
-    tensor = torch.tensor(y, requires_grad=True)
-    one = statistic(pyro_spread, ours, torch.as_tensor, tensor)
-    one.backward()
+    """Value and gradient of ``statistic(b, functions, y)``; NumPy has the value."""
 
-    def other(values):
-        return statistic(numpyro_spread, theirs, jnp.asarray, values)
+    def function(b, y):
+        return statistic(b, b.pick(ours, theirs), y)
 
-    value_and_grad = jax.value_and_grad(other)
-    other_value, other_grad = jax.jit(value_and_grad)(jnp.asarray(y))
-    np.testing.assert_allclose(other_value, one.item(), rtol=1e-10, atol=1e-13)
-    np.testing.assert_allclose(other_grad, tensor.grad.numpy(), rtol=1e-10, atol=1e-13)
-    third = statistic(pyro_spread, two_sample, np.asarray, y)
+    value, (gradient,) = compare_gradients(function, y, compiled=True, atol=1e-13)
+    third = statistic(InNumPy, two_sample, y)
     assert isinstance(third, np.float64)
-    np.testing.assert_allclose(third, one.item(), rtol=1e-10, atol=1e-13)
-    return one.item(), tensor.grad.numpy()
+    np.testing.assert_allclose(third, value, rtol=1e-10, atol=1e-13)
+    return value, gradient
 
 
 @pytest.mark.parametrize("name", MMD_KERNELS)
@@ -100,9 +99,9 @@ def test_mmd2_is_the_double_loop(name, weighted):
     make, kernel = MMD_KERNELS[name]
     weights = (WEIGHTS_X, WEIGHTS_Y) if weighted else (None, None)
 
-    def statistic(package, functions, array, y):
-        given = [None if w is None else array(w) for w in weights]
-        return functions.mmd2_unbiased(make(package), array(X), y, *given)
+    def statistic(b, f, y):
+        given = [None if w is None else b.array(w) for w in weights]
+        return f.mmd2_unbiased(make(b.package), b.array(X), y, *given)
 
     value, gradient = both(statistic, Y)
     np.testing.assert_allclose(value, brute_force(kernel, X, Y, *weights), rtol=1e-10)
@@ -116,8 +115,8 @@ def test_mmd2_is_the_double_loop(name, weighted):
 def test_matrix_product_far_from_the_origin(name):
     make, kernel = MMD_KERNELS[name]
 
-    def statistic(package, functions, array, y):
-        return functions.mmd2_unbiased(make(package), array(WIDE_X), y)
+    def statistic(b, f, y):
+        return f.mmd2_unbiased(make(b.package), b.array(WIDE_X), y)
 
     value, _ = both(statistic, WIDE_Y)
     np.testing.assert_allclose(value, brute_force(kernel, WIDE_X, WIDE_Y), rtol=1e-10)
@@ -131,13 +130,13 @@ def test_blocks_change_nothing(name, block_size):
     calls = []
 
     def statistic(block_size):
-        def of(package, functions, array, y):
-            def kernel(a, b):
-                calls.append(len(a))
-                return make(package)(a, b)
+        def of(b, f, y):
+            def kernel(x, y):
+                calls.append(len(x))
+                return make(b.package)(x, y)
 
-            weights = array(WEIGHTS_X), array(WEIGHTS_Y)
-            return functions.mmd2_unbiased(kernel, array(X), y, *weights, block_size)
+            weights = b.array(WEIGHTS_X), b.array(WEIGHTS_Y)
+            return f.mmd2_unbiased(kernel, b.array(X), y, *weights, block_size)
 
         return of
 
@@ -150,16 +149,16 @@ def test_blocks_change_nothing(name, block_size):
 
 
 def test_reference_metrics():
-    value, _ = both(lambda p, f, array, y: f.mmd2_unbiased(p.GaussianKernel(1.3), array(X), y), Y)
+    value, _ = both(
+        lambda b, f, y: f.mmd2_unbiased(b.package.GaussianKernel(1.3), b.array(X), y), Y
+    )
     np.testing.assert_allclose(value, metrics.mmd2(X, Y, 1.3), rtol=1e-10)
     # The directions that spread_analysis draws.
     directions = np.random.default_rng(5).standard_normal((3, 9)).T
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     for y, p in itertools.product((Y, RNG.normal(size=X.shape)), (1, 2)):
         value, _ = both(
-            lambda package, f, array, y, p=p: f.sliced_wasserstein(
-                array(X), y, array(directions), p
-            ),
+            lambda b, f, y, p=p: f.sliced_wasserstein(b.array(X), y, b.array(directions), p),
             y,
         )
         expected = metrics.sliced_wasserstein(X, y, 9, p, seed=5) ** p
@@ -171,9 +170,9 @@ def test_reference_metrics():
 def test_energy_distance_is_the_double_loop(beta, weighted):
     weights = (WEIGHTS_X, WEIGHTS_Y) if weighted else (None, None)
 
-    def statistic(package, functions, array, y):
-        given = [None if w is None else array(w) for w in weights]
-        return functions.energy_distance(array(X), y, *given, beta=beta)
+    def statistic(b, f, y):
+        given = [None if w is None else b.array(w) for w in weights]
+        return f.energy_distance(b.array(X), y, *given, beta=beta)
 
     def kernel(r):
         return -((r @ r) ** (beta / 2))
@@ -194,9 +193,9 @@ def test_sliced_wasserstein_moves_the_mass(p, weighted):
     if weighted:
         weights = WEIGHTS_X, np.delete(WEIGHTS_Y, 4)
 
-    def statistic(package, functions, array, y):
-        given = [None if w is None else array(w) for w in weights]
-        return functions.sliced_wasserstein(array(X), y, array(DIRECTIONS), p, *given)
+    def statistic(b, f, y):
+        given = [None if w is None else b.array(w) for w in weights]
+        return f.sliced_wasserstein(b.array(X), y, b.array(DIRECTIONS), p, *given)
 
     filled = [np.ones(len(s)) if w is None else w for s, w in zip((X, apart), weights, strict=True)]
 
@@ -209,13 +208,13 @@ def test_sliced_wasserstein_moves_the_mass(p, weighted):
 
 
 STATISTICS = {
-    "mmd2": lambda p, f, array, x, y, w, v: f.mmd2_unbiased(p.GaussianKernel(1.0), x, y, w, v),
-    "mmd2-blocks": lambda p, f, array, x, y, w, v: f.mmd2_unbiased(
-        p.LaplaceKernel(1.0), x, y, w, v, 2
+    "mmd2": lambda b, f, x, y, w, v: f.mmd2_unbiased(b.package.GaussianKernel(1.0), x, y, w, v),
+    "mmd2-blocks": lambda b, f, x, y, w, v: f.mmd2_unbiased(
+        b.package.LaplaceKernel(1.0), x, y, w, v, 2
     ),
-    "energy": lambda p, f, array, x, y, w, v: f.energy_distance(x, y, w, v),
-    "sliced": lambda p, f, array, x, y, w, v: f.sliced_wasserstein(
-        x, y, array(np.resize(DIRECTIONS, (5, x.shape[1]))), 2, w, v
+    "energy": lambda b, f, x, y, w, v: f.energy_distance(x, y, w, v),
+    "sliced": lambda b, f, x, y, w, v: f.sliced_wasserstein(
+        x, y, b.array(np.resize(DIRECTIONS, (5, x.shape[1]))), 2, w, v
     ),
 }
 
@@ -232,7 +231,7 @@ def test_weight_zero_removes_a_sample(name, data):
     huge_x[[0, 6]], huge_y[2] = 1e200, -1e200
 
     def statistic(x, w, v):
-        return lambda p, f, array, y: STATISTICS[name](p, f, array, array(x), y, array(w), array(v))
+        return lambda b, f, y: STATISTICS[name](b, f, b.array(x), y, b.array(w), b.array(v))
 
     kept_x, kept_y = weights_x > 0, weights_y > 0
     value, gradient = both(statistic(huge_x, weights_x, weights_y), huge_y)
@@ -247,7 +246,7 @@ def test_weight_zero_removes_a_sample(name, data):
 @pytest.mark.parametrize("name", ["energy", "sliced"])
 def test_only_ratios_of_weights_count(name):
     def statistic(w, v):
-        return lambda p, f, array, y: STATISTICS[name](p, f, array, array(X), y, array(w), array(v))
+        return lambda b, f, y: STATISTICS[name](b, f, b.array(X), y, b.array(w), b.array(v))
 
     value, _ = both(statistic(WEIGHTS_X, WEIGHTS_Y), Y)
     scaled, _ = both(statistic(1e200 * WEIGHTS_X, 1e-200 * WEIGHTS_Y), Y)
@@ -259,26 +258,19 @@ def test_one_dominating_weight():
     weights = np.array([1.0, 1e-12, 1e-12])
     x, y = np.array([[0.0], [1.0], [1.0]]), np.array([[9.0], [9.0]])
 
-    def statistic(package, functions, array, y):
-        return functions.energy_distance(array(x), y, array(weights))
+    def statistic(b, f, y):
+        return f.energy_distance(b.array(x), y, b.array(weights))
 
     value, _ = both(statistic, y)
     np.testing.assert_allclose(value, 2 * 9 - 1, rtol=1e-10)
 
 
 def test_tensors_as_parameters_carry_gradients():
-    def value(package, functions, array, width, variance):
-        kernel = package.GaussianKernel(width).convolved(variance)
-        return functions.mmd2_unbiased(kernel, array(X), array(Y))
+    def value(b, width, variance):
+        kernel = b.package.GaussianKernel(width).convolved(variance)
+        return b.pick(ours, theirs).mmd2_unbiased(kernel, b.array(X), b.array(Y))
 
-    width, variance = torch.tensor([0.6, 1.1], requires_grad=True), torch.tensor(VARIANCES)
-    variance.requires_grad_()
-    value(pyro_spread, ours, torch.as_tensor, width, variance).backward()
-    gradients = jax.jit(
-        jax.grad(lambda w, v: value(numpyro_spread, theirs, jnp.asarray, w, v), argnums=(0, 1))
-    )(jnp.array([0.6, 1.1]), jnp.asarray(VARIANCES))
-    np.testing.assert_allclose(gradients[0], width.grad, rtol=1e-10)
-    np.testing.assert_allclose(gradients[1], variance.grad, rtol=1e-10)
+    compare_gradients(value, np.array([0.6, 1.1]), VARIANCES, compiled=True)
 
 
 # What is refused, and a part of the message, as functions of (package, functions, array).
@@ -355,7 +347,6 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("mistake", "kind", "match"), MISTAKES)
 def test_refusals(mistake, kind, match):
-    with pytest.raises(kind, match=match):
-        mistake(pyro_spread, ours, torch.as_tensor)
-    with pytest.raises(kind, match=match):
-        mistake(numpyro_spread, theirs, jnp.asarray)
+    for b in BACKENDS:
+        with pytest.raises(kind, match=match):
+            mistake(b.package, b.pick(ours, theirs), b.array)

@@ -4,6 +4,7 @@
 
 import warnings
 
+import every
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -46,6 +47,7 @@ def no_guide(x):
 
 
 def critic(*names):
+    names = ["theta" if name == "z" else name for name in names]
     return ps.concat_sites(MLPCritic(hidden=[4]), *names)
 
 
@@ -60,14 +62,13 @@ def step(loss, guide=guide, model=model):
 
 
 LOSSES = {
-    "MMD": (lambda: ps.MMD(ps.GaussianKernel(1.0)), no_guide),
-    "energy": (ps.EnergyDistance, no_guide),
-    "sliced": (ps.SlicedWasserstein, no_guide),
-    "adversarial": (lambda: ps.AdversarialDivergence(critic("x")), no_guide),
-    "wasserstein": (lambda: ps.WassersteinCritic(critic("x")), no_guide),
-    "forward": (lambda: ps.JointContrastELBO(divergence=ps.KL()), guide),
-    "joint": (lambda: ps.JointContrastELBO(critic("x", "theta")), guide),
+    name: loss for name, loss in (every.LOSSES | every.WITHOUT_NOISE).items() if loss.simulates
 }
+
+
+def made(name):
+    """A loss that draws from the model, and its guide."""
+    return LOSSES[name].make(ps, critic), no_guide if LOSSES[name].guide == "empty" else guide
 
 
 def count_of(text):
@@ -76,15 +77,15 @@ def count_of(text):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_site_and_the_number_are_named(name):
-    make, guide = LOSSES[name]
+    loss, guide = made(name)
     with pytest.raises(
         ps.NonFiniteError, match=rf"'x' of the generator: \d+ of {N} of the model's draws"
     ) as caught:
-        step(make(), guide)
+        step(loss, guide)
     text = str(caught.value)
     assert 10 < count_of(text) < 60
     assert "narrow the prior" in text
-    assert ("exclude_invalid_x=True" in text) == (name == "forward")
+    assert ("exclude_invalid_x=True" in text) == (name == "joint KL")
     assert len(text) < 500
 
 

@@ -2,25 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """One param under two names in Pyro's store: stock losses train it, and so do all of these."""
 
+import every
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from every import Loss
 from pyro.contrib.easyguide import easy_guide
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
 
+import pyro_spread
 from pyro_spread import (
-    KL,
     AdversarialDivergence,
     CheckpointError,
     GaussianNoise,
     ImplicitDistribution,
-    JointContrastELBO,
     PriorContrastELBO,
-    SemiImplicitELBO,
     SpreadELBO,
     _checkpoint_state,
     concat_sites,
@@ -73,34 +73,29 @@ def critic(*names):
     return concat_sites(nn.Linear(5, 1), *names)
 
 
-LOSSES = {
-    "spread": (lambda: SpreadELBO({"x": GaussianNoise(0.3)}), False),
-    "prior": (lambda: PriorContrastELBO(critic("x", "z")), True),
-    "prior without implicit site": (lambda: PriorContrastELBO(critic("x", "z")), False),
-    "semi": (lambda: SemiImplicitELBO({"z": GaussianNoise(0.1)}, 3), True),
-    "joint": (lambda: JointContrastELBO(critic("x", "z")), True),
-    "forward": (lambda: JointContrastELBO(divergence=KL()), False),
-}
+LOSSES = {name: every.LOSSES[name] for name in every.GUIDED} | every.WITHOUT_NOISE
+LOSSES["prior without implicit site"] = Loss(
+    lambda p, critic: p.PriorContrastELBO(critic("x", "z")), "normal"
+)
 
 
-def optimiser(loss, implicit):
+def optimiser(has_critic):
     def adam():
         return pyro.optim.Adam({"lr": 1e-2})
 
-    critic = implicit and getattr(loss, "discriminator", None) is not None
-    return two_player(adam(), adam(), ema=0.9) if critic else adam()
+    return two_player(adam(), adam(), ema=0.9) if has_critic else adam()
 
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["free", "guarded"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss(name, guarded, tmp_path):
-    make, implicit = LOSSES[name]
+    implicit = LOSSES[name].guide == "implicit"
 
     def start():
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-        loss, guide = make(), Guide(implicit)
-        svi = SVI(model, loss.register(model, guide), optimiser(loss, implicit), loss)
+        loss, guide = LOSSES[name].make(pyro_spread, critic), Guide(implicit)
+        svi = SVI(model, loss.register(model, guide), optimiser(LOSSES[name].has_critic), loss)
         return finite_guard(svi) if guarded else svi
 
     svi = start()
