@@ -19,7 +19,7 @@ from studies.comparison import (
 )
 
 ROOT = Path(__file__).parents[2]
-PICTURES = {"data.png"} | {
+PICTURES = {"data.png", "samples.png"} | {
     f"{kind}_{model}.png"
     for kind in ("samples", "reconstructions", "loss")
     for model in ("vae", "spread")
@@ -141,6 +141,7 @@ def test_table_of_one_seed_has_no_errors():
         "num_held_out": 2,
         "num_samples": 3,
         "features": "features",
+        "real_images": "the training images",
         "real": {metric: values[0] for metric, values in quality.items()},
         "models": {
             "vae": {"stock_loss": [-1.5], "spread_loss": [None], **model},
