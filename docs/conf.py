@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
 import api_pages  # noqa: E402
+import backend_tabs  # noqa: E402
 import decision_tree  # noqa: E402
 
 project = "pyro-spread"
@@ -63,6 +64,7 @@ decision_tree.write(HERE / "images" / "decision.svg")
 
 
 def setup(app):
-    """Leave members out that the backends document; mend links of source pages."""
+    """Leave members out that the backends document; mend links of source pages; make tabs."""
     app.connect("autodoc-skip-member", api_pages.skip_foreign)
     app.connect("html-page-context", api_pages.mend_source_links)
+    app.connect("doctree-read", backend_tabs.make)

@@ -60,9 +60,15 @@ assert mmd.evaluate_loss(data) < 0.7 * before
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_the_start_trains(backend):
-    cells = _cells(DOCS / "start" / f"{backend}.md")
+def _backend(cell):
+    """The backend that a cell names in its first line."""
+    return cell.partition("\n")[0] if cell.startswith(("# Pyro\n", "# NumPyro\n")) else None
+
+
+@pytest.mark.parametrize("backend", ["Pyro", "NumPyro"])
+@pytest.mark.parametrize("page", ["index.md", "start/index.md"])
+def test_the_start_trains(page, backend):
+    cells = [cell for cell in _cells(DOCS / page) if _backend(cell) == f"# {backend}"]
     (last,) = (i for i, cell in enumerate(cells) if "losses =" in cell)
     program = "\n".join(cells[: last + 1])
     done = subprocess.run(
@@ -73,16 +79,39 @@ def test_the_start_trains(backend):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_starts_say_the_same():
-    """The two pages differ in their code, in names, and in what ``register`` is for."""
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_the_old_starts_lead_to_the_new_one(backend):
+    moved = (DOCS / "start" / f"{backend}.md").read_text()
+    assert f"url=index.html?tab={backend}" in moved
 
-    def words(backend):
-        text = (DOCS / "start" / f"{backend}.md").read_text()
-        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("NumPyro", "Pyro")
-        paragraphs = [p.strip() for p in text.replace("numpyro", "pyro").split("\n\n")]
-        return [p for p in paragraphs if p and not p.startswith("`loss.register")]
 
-    assert words("pyro") == words("numpyro")
+NEWCOMERS = ["index.md", "start/index.md", "from/*.md", "tutorials/*.md"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for pattern in NEWCOMERS for page in sorted(DOCS.glob(pattern))],
+    ids=lambda page: str(page.relative_to(DOCS)),
+)
+def test_every_block_of_these_pages_stands_in_both_tabs(page):
+    """Prose between two cells ends a set of tabs; each set has both backends."""
+    sets = [set()]
+    for part in re.split(
+        r"(```\{code-cell\} ipython3\n.*?```\n)", page.read_text(), flags=re.DOTALL
+    ):
+        if not part.startswith("```{code-cell}"):
+            if part.strip():
+                sets.append(set())
+            continue
+        code = re.sub(r"^```\{code-cell\} ipython3\n(---\n.*?\n---\n|(:.*\n)+\n*)?", "", part,
+                      flags=re.DOTALL)  # fmt: skip
+        backend = _backend(code)
+        if backend:
+            sets[-1].add(backend)
+        else:
+            shared = re.search(r"^(import|from) (pyro|numpyro|torch|jax|optax|flax)", code, re.M)
+            assert not shared, f"without a tab: {code}"
+    assert not [found for found in sets if len(found) == 1]
 
 
 def test_code_of_the_pages_is_run():
