@@ -1,6 +1,9 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of the page "Which loss do I need?": a tree whose leaves link to the losses."""
+"""The picture of the page "Which loss do I need?": a tree whose leaves link to the losses.
+
+Where a window is too narrow for it, the page shows the same tree as nested lists.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 ROW, BOX = 68, 56
 WIDTH = 772
-COLUMNS = {"first": (4, 112), "second": (162, 112), "third": (376, 104), "leaf": (522, 246)}
+COLUMNS = {"first": (4, 112), "second": (158, 114), "third": (380, 102), "leaf": (522, 246)}
 
 # Text of a question, its rows (first and last leaf below it), and what the edge to it says.
 QUESTIONS = [
@@ -46,15 +49,20 @@ DESCRIPTION = (
 
 # The colours are those of the page, so that it can be read in light and in dark.
 STYLE = """
-.tree text { font: 13.5px var(--font-stack, sans-serif); fill: var(--color-foreground-primary, #222); }
+.tree text { font: 12.5px var(--font-stack, sans-serif); fill: var(--color-foreground-primary, #222); }
 .tree .edge { fill: none; stroke: var(--color-foreground-muted, #777); stroke-width: 1.5; }
-.tree .says { font-size: 12px; fill: var(--color-foreground-secondary, #555); }
+.tree .says { font-size: 11.5px; fill: var(--color-foreground-secondary, #555); }
 .tree .box { fill: var(--color-background-secondary, #f5f5f5); stroke: var(--color-foreground-muted, #777); }
 .tree .leaf .box { stroke: var(--color-brand-primary, #0a4bff); stroke-width: 1.8; }
 .tree .name { font: 600 12.5px var(--font-stack--monospace, monospace); }
 .tree a .name { fill: var(--color-brand-content, #2757dd); }
 .tree a { text-decoration: none; }
 .tree a:focus .box, .tree a:hover .box { stroke-width: 3; }
+.tree-list { display: none; }
+.tree-list ul { list-style: none; margin: 0.4rem 0; padding-left: 0.7rem; border-left: 2px solid var(--color-foreground-muted, #777); }
+.tree-list .note, .tree-list .answer { color: var(--color-foreground-secondary, #555); }
+.tree-list a, .tree-list b { overflow-wrap: anywhere; font-family: var(--font-stack--monospace, monospace); }
+@media (max-width: 47.5em) { .tree { display: none; } .tree-list { display: block; } }
 """  # noqa: E501
 
 
@@ -81,7 +89,7 @@ def _edge(start: str, y0: float, end: str, y1: float, says: str) -> list[str]:
 
 
 def draw() -> str:
-    """Return the picture as SVG for the text of a page."""
+    """Return the picture as SVG for the text of a page, and as lists for narrow windows."""
     edges, boxes = [], []
     parents: dict[tuple[str, int], tuple[str, float]] = {}
     order = list(COLUMNS)
@@ -107,8 +115,7 @@ def draw() -> str:
         inner = _text(x, y - 4, name, "name", "start") + _text(x, y + 15, note, "says", "start")
         leaf = _box("leaf", y, inner, "leaf")
         if page:
-            href = f"api/pyro_spread/pyro_spread.{page}.html"
-            leaf = f'<a href="{href}" aria-label="{escape(name)}">{leaf}</a>'
+            leaf = f'<a href="{_href(page)}" aria-label="{escape(name)}">{leaf}</a>'
         boxes.append(leaf)
     height = 16 + ROW * (len(LEAVES) - 1) + BOX
     return (
@@ -117,8 +124,40 @@ def draw() -> str:
         '<title id="tree-title">Which loss do I need?</title>'
         f'<desc id="tree-desc">{escape(DESCRIPTION)}</desc><style>{STYLE}</style>'
         + "".join(edges + boxes)
-        + "</svg></div>\n"
+        + '</svg><div class="tree-list">'
+        + _list(_branches(0, (0, len(LEAVES) - 1)))
+        + "</div></div>\n"
     )
+
+
+def _branches(column: int, rows: tuple[int, int]) -> list[str]:
+    """The list items below a question: the questions of the next column, else leaves."""
+    items = []
+    row = rows[0]
+    while row <= rows[1]:
+        name = list(COLUMNS)[column]
+        asked = [q for q in QUESTIONS if q[0] == name and q[2][0] == row]
+        if asked:
+            _, words, below, says = asked[0]
+            below = rows if column == 0 else below  # the first question's rows say where it stands
+            inner = f"{escape(' '.join(words.split()))}{_list(_branches(column + 1, below))}"
+            row = below[1] + 1
+        else:
+            says, loss, note, page = LEAVES[row]
+            link = f'<a href="{_href(page)}">{escape(loss)}</a>' if page else f"<b>{loss}</b>"
+            inner = f'{link}<br><span class="note">{escape(note)}</span>'
+            row += 1
+        answer = f'<span class="answer">{escape(says)}:</span> ' if says else ""
+        items.append(f"<li>{answer}{inner}</li>")
+    return items
+
+
+def _list(items: list[str]) -> str:
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _href(page: str) -> str:
+    return f"api/pyro_spread/pyro_spread.{page}.html"
 
 
 def write(path: Path) -> None:

@@ -116,7 +116,7 @@ def test_every_block_of_these_pages_stands_in_both_tabs(page):
             if part.strip():
                 sets.append(set())
             continue
-        code = re.sub(r"^```\{code-cell\} ipython3\n(---\n.*?\n---\n|(:.*\n)+\n*)?", "", part,
+        code = re.sub(r"^```\{code-cell\} ipython3\n(---\n.*?\n---\n|(:[^\n]*\n)+\n*)?", "", part,
                       flags=re.DOTALL)  # fmt: skip
         backend = _backend(code)
         if backend:
@@ -125,6 +125,26 @@ def test_every_block_of_these_pages_stands_in_both_tabs(page):
             shared = re.search(r"^(import|from) (pyro|numpyro|torch|jax|optax|flax)", code, re.M)
             assert not shared, f"without a tab: {code}"
     assert not [found for found in sets if len(found) == 1]
+
+
+def test_the_cells_of_a_backend_see_only_its_names(monkeypatch):
+    client, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat.v4")
+    monkeypatch.setenv("JUPYTER_PATH", str(DOCS / "_kernels"))
+    cells = [
+        "a, b = 1, 2",
+        "# Pyro\nb = 3\ndef total():\n    return a + b + c",
+        "# NumPyro\nb = 4",
+        "c = 10",
+        "# Pyro\ntotal()",
+        "# NumPyro\na, b, 'total' in globals()",
+        "a, b",
+        "b = 5",
+        "# Pyro\ntotal()",
+    ]
+    notebook = nbformat.new_notebook(cells=[nbformat.new_code_cell(cell) for cell in cells])
+    client.NotebookClient(notebook, kernel_name="python3").execute()
+    said = [out.data["text/plain"] for cell in notebook.cells for out in cell.outputs]
+    assert said == ["14", "(1, 4, False)", "(1, 2)", "16"]
 
 
 def test_code_of_the_pages_is_run():
