@@ -1,13 +1,13 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Image data sets for examples and benchmarks, split into a training and a held-out part."""
+"""Image data sets for examples and benchmarks, split into training, held-out and reserved parts."""
 
 from __future__ import annotations
 
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,6 +44,9 @@ class Dataset:
     :param test_images: held out: of the same distribution, never trained on.
     :param train_labels: int64 of shape (N,), or None where there are none.
     :param test_labels: alike, of the held-out images.
+    :param reserved_images: neither trained on nor held out: what the yardstick itself learns from
+        (:class:`~spread_analysis.evaluation.SampleJudge`). None where there are none.
+    :param reserved_labels: alike, of the reserved images.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Dataset:
     test_images: ImageArray
     train_labels: LabelArray | None = None
     test_labels: LabelArray | None = None
+    reserved_images: ImageArray | None = None
+    reserved_labels: LabelArray | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -70,6 +75,7 @@ def load_dataset(
     held_out: float = 0.2,
     limit: int | None = None,
     seed: int = 0,
+    reserved: float = 0.0,
 ) -> Dataset:
     """
     Read an image data set; nothing is ever downloaded.
@@ -88,6 +94,8 @@ def load_dataset(
     :param held_out: share that is held out where the files bring no split, in (0, 1).
     :param limit: use at most this many images (of each file, in its order).
     :param seed: of the split.
+    :param reserved: share of the training part that is set aside as ``reserved_images``, drawn at
+        random, in [0, 1).
     :raises ValueError: if the name is unknown, the folder is not given, or a file is corrupt.
     :raises FileNotFoundError: if a file is missing; the message names it and the folder.
     """
@@ -95,18 +103,12 @@ def load_dataset(
         raise ValueError(f"`name` must be one of {', '.join(DATASETS)}, got {name!r}.")
     if not 0 < held_out < 1:
         raise ValueError(f"`held_out` must be in (0, 1), got {held_out}.")
+    if not 0 <= reserved < 1:
+        raise ValueError(f"`reserved` must be in [0, 1), got {reserved}.")
     if limit is not None:
         limit = as_count(limit, "limit", minimum=2)
-    if name == "digits":
-        return _split(name, *_read_digits(limit), held_out, seed)
-    folder = _folder(name, data_dir)
-    if name == "celeba":
-        return _split(name, _read_celeba(folder, limit), None, held_out, seed)
-    parts = [_read_pair(folder, *pair, limit) for pair in _present_pairs(name, folder)]
-    if len(parts) == 1:
-        return _split(name, *parts[0], held_out, seed)
-    (train_images, train_labels), (test_images, test_labels) = parts
-    return Dataset(name, train_images, test_images, train_labels, test_labels)
+    dataset = _read(name, data_dir, held_out, limit, seed)
+    return _reserve(dataset, reserved, seed) if reserved else dataset
 
 
 def read_idx(path: str | Path) -> npt.NDArray[np.uint8]:
@@ -138,12 +140,44 @@ def read_idx(path: str | Path) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
+def _read(
+    name: str, data_dir: str | Path | None, held_out: float, limit: int | None, seed: int
+) -> Dataset:
+    if name == "digits":
+        return _split(name, *_read_digits(limit), held_out, seed)
+    folder = _folder(name, data_dir)
+    if name == "celeba":
+        return _split(name, _read_celeba(folder, limit), None, held_out, seed)
+    parts = [_read_pair(folder, *pair, limit) for pair in _present_pairs(name, folder)]
+    if len(parts) == 1:
+        return _split(name, *parts[0], held_out, seed)
+    (train_images, train_labels), (test_images, test_labels) = parts
+    return Dataset(name, train_images, test_images, train_labels, test_labels)
+
+
+def _reserve(dataset: Dataset, share: float, seed: int) -> Dataset:
+    images, labels = dataset.train_images, dataset.train_labels
+    train, reserved = _two_parts(len(images), share, seed)
+    return replace(
+        dataset,
+        train_images=images[train],
+        train_labels=None if labels is None else labels[train],
+        reserved_images=images[reserved],
+        reserved_labels=None if labels is None else labels[reserved],
+    )
+
+
+def _two_parts(size: int, share: float, seed: int) -> tuple[LabelArray, LabelArray]:
+    """Indices of both parts of a random split; the second has about ``share`` of them."""
+    order = np.random.default_rng(seed).permutation(size)
+    second = min(max(1, round(share * size)), size - 1)
+    return order[second:], order[:second]
+
+
 def _split(
     name: str, images: ImageArray, labels: LabelArray | None, held_out: float, seed: int
 ) -> Dataset:
-    order = np.random.default_rng(seed).permutation(len(images))
-    num_test = min(max(1, round(held_out * len(images))), len(images) - 1)
-    test, train = order[:num_test], order[num_test:]
+    train, test = _two_parts(len(images), held_out, seed)
     if labels is None:
         return Dataset(name, images[train], images[test])
     return Dataset(name, images[train], images[test], labels[train], labels[test])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from spread_analysis.datasets import Dataset
+from spread_analysis.datasets import Dataset, ImageArray
 from spread_analysis.features import fit_features
 from spread_analysis.metrics import frechet_distance, median_heuristic, mmd2, precision_recall
 from spread_core.validation import FloatArray, as_count, as_finite, as_samples
@@ -77,28 +77,49 @@ class SampleJudge:
     Measures generated images against the held-out part of a data set.
 
     Everything that a model's samples are compared with is fixed here once (features, held-out
-    images, kernel bandwidth, sample sizes), so that values of different models are comparable. The
-    features are learned from the training images; held-out images are not used for training.
+    images, kernel bandwidth, sample sizes), so that values of different models are comparable.
     Fréchet distance, precision and recall are taken in the features, MMD² in the pixels.
+
+    The features are learned from the reserved images of the data set, if it has some: then neither
+    they nor the scores of real images have anything in common with what the models are trained on.
+    Otherwise both come from the training images.
 
     :param dataset: the data.
     :param max_samples: at most that many held-out images are compared with at most that many
-        generated ones, of these as many as there are training images.
-    :param seed: of the features.
+        generated ones, of these as many as there are training images. The images are drawn at
+        random: files may be ordered, like the held-out images of MNIST, whose first half was
+        written by other people than the second.
+    :param seed: of the features and of the draws.
     :raises ImportError: if scikit-learn is missing.
     """
 
     def __init__(self, dataset: Dataset, max_samples: int = 2000, seed: int = 0) -> None:
         self.dataset = dataset
-        self.features = fit_features(dataset.train_images, dataset.train_labels, seed=seed)
         limit = as_count(max_samples, "max_samples", 4)
+        rng = np.random.default_rng(seed)
         #: How many generated images are judged.
         self.num_samples = min(limit, len(dataset.train_images))
-        self._real = as_samples(dataset.test_images[:limit], "test_images")
-        self._real_features = self.features(self._real)
+        if dataset.reserved_images is None:
+            images, labels = dataset.train_images, dataset.train_labels
+            self._real_images = _draw(images, self.num_samples, rng)
+            #: What the features are learned from, and what :meth:`real` judges, in words.
+            self.learned_from = self.real_images = "the training images"
+        else:
+            # One part is judged, the features are learned from the rest.
+            size = self.num_samples = min(self.num_samples, len(dataset.reserved_images) // 2)
+            self._real_images, images = np.split(dataset.reserved_images, [size])
+            labels = dataset.reserved_labels
+            labels = None if labels is None else labels[size:]
+            self.learned_from = f"{len(images)} images that are neither trained on nor held out"
+            self.real_images = f"{size} images that are used for nothing else"
+        self.features = fit_features(images, labels, seed=seed)
+        self._held_out = as_samples(_draw(dataset.test_images, limit, rng), "test_images")
+        #: With how many held-out images they are compared.
+        self.num_held_out = len(self._held_out)
+        self._held_out_features = self.features(self._held_out)
         # Precision and recall swing with the number of either set: they take as many of both.
-        self._num_pairs = min(self.num_samples, len(self._real))
-        self._bandwidth = median_heuristic(self._real, self._take(dataset.train_images))
+        self._num_pairs = min(self.num_samples, self.num_held_out)
+        self._bandwidth = median_heuristic(self._held_out, self._take(self._real_images))
 
     def __call__(self, images: ArrayLike) -> SampleQuality:
         """
@@ -111,18 +132,23 @@ class SampleJudge:
         generated = self._take(images)
         features = self.features(generated)
         precision, recall = precision_recall(
-            self._real_features[: self._num_pairs], features[: self._num_pairs]
+            self._held_out_features[: self._num_pairs], features[: self._num_pairs]
         )
         return SampleQuality(
-            frechet=frechet_distance(self._real_features, features),
-            mmd2=mmd2(self._real, generated, self._bandwidth),
+            frechet=frechet_distance(self._held_out_features, features),
+            mmd2=mmd2(self._held_out, generated, self._bandwidth),
             precision=precision,
             recall=recall,
         )
 
     def real(self) -> SampleQuality:
-        """Scores of real images, the training images: what a perfect model could reach."""
-        return self(self.dataset.train_images)
+        """
+        Scores of real images: what a perfect model could reach.
+
+        They are reserved images that the features are not learned from, or, where none are
+        reserved, training images.
+        """
+        return self(self._real_images)
 
     def _take(self, images: ArrayLike) -> FloatArray:
         array = as_finite(images, "images")
@@ -131,6 +157,11 @@ class SampleJudge:
                 f"`images` must hold at least {self.num_samples} images, got {len(array)}."
             )
         return array[: self.num_samples].reshape(self.num_samples, -1)
+
+
+def _draw(images: ImageArray, size: int, rng: np.random.Generator) -> ImageArray:
+    """All images, or ``size`` of them drawn at random if there are more."""
+    return images if len(images) <= size else images[rng.choice(len(images), size, replace=False)]
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -72,6 +72,23 @@ def test_both_pairs_are_the_two_parts(tmp_path):
     assert dataset.test_labels[0] == 3
 
 
+def test_a_share_of_the_training_part_is_reserved(tmp_path):
+    write_pair(tmp_path, TRAIN, 10)
+    write_pair(tmp_path, TEST, 4, first_label=3)
+    whole = load_dataset("mnist", tmp_path)
+    dataset = load_dataset("mnist", tmp_path, reserved=0.3)
+    assert whole.reserved_images is None
+    assert dataset.train_images.shape == (7, 4, 5)
+    assert dataset.reserved_images.shape == (3, 4, 5)
+    np.testing.assert_array_equal(dataset.test_images, whole.test_images)
+    assert sorted([*dataset.train_labels, *dataset.reserved_labels]) == list(range(10))
+    for images, labels in (
+        (dataset.train_images, dataset.train_labels),
+        (dataset.reserved_images, dataset.reserved_labels),
+    ):
+        np.testing.assert_array_equal(images, whole.train_images[labels])
+
+
 def test_limit(tmp_path):
     write_pair(tmp_path, TRAIN, 30)
     dataset = load_dataset("mnist", tmp_path, limit=10)
@@ -188,6 +205,7 @@ def test_celeba_names_a_corrupt_photograph(tmp_path):
         ("digits", {"held_out": 0.0}, "held_out"),
         ("digits", {"held_out": 1.0}, "held_out"),
         ("digits", {"limit": 1}, "limit"),
+        ("digits", {"reserved": 1.0}, r"`reserved` must be in \[0, 1\)"),
     ],
 )
 def test_bad_options(name, options, message):

@@ -1,10 +1,12 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from spread_analysis.datasets import load_dataset
+from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import (
     MeanAndError,
     SampleJudge,
@@ -103,6 +105,36 @@ def test_judge_limits_the_number_of_images(digits):
     small = SampleJudge(digits, max_samples=100)
     assert small.num_samples == 100
     assert small(digits.train_images[:100]) == small(digits.train_images)
+
+
+def test_judge_learns_from_reserved_images_alone():
+    digits = load_dataset("digits", reserved=0.4)
+    judge = SampleJudge(digits)
+    assert judge.num_samples == 287  # half of the reserved images
+    assert judge.learned_from == "288 images that are neither trained on nor held out"
+    assert judge.real_images == "287 images that are used for nothing else"
+    assert judge.real() == judge(digits.reserved_images)
+
+    blank = np.zeros_like(digits.train_images)
+    elsewhere = SampleJudge(replace(digits, train_images=blank, train_labels=None))
+    assert elsewhere(digits.train_images) == judge(digits.train_images)
+    others = digits.reserved_images.copy()
+    others[:287] = 0
+    features = SampleJudge(replace(digits, reserved_images=others)).features
+    np.testing.assert_array_equal(features.weights, judge.features.weights)
+
+
+def test_judge_draws_from_ordered_files(digits):
+    """Half of the images are alike, so that the first hundred say little about all."""
+    train, test = (
+        np.concatenate([np.zeros_like(images), images])
+        for images in (digits.train_images, digits.test_images)
+    )
+    labels = np.tile(digits.train_labels, 2)
+    judge = SampleJudge(Dataset("digits", train, test, labels), max_samples=100)
+    blank, varied = judge(train[:100]), judge(train[-100:])
+    assert judge.num_held_out == judge.num_samples == 100
+    assert judge.real().frechet < 0.5 * min(blank.frechet, varied.frechet)
 
 
 def test_mean_and_error():

@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples run as a user runs them: as programs, in processes of their own."""
 
+import gzip
 import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from studies.comparison import (
     PRESETS,
+    Fit,
+    compare,
     comparison_table,
     describe,
     learning_rate_factor,
@@ -19,7 +23,7 @@ from studies.comparison import (
 )
 
 ROOT = Path(__file__).parents[2]
-PICTURES = {"data.png"} | {
+PICTURES = {"data.png", "samples.png"} | {
     f"{kind}_{model}.png"
     for kind in ("samples", "reconstructions", "loss")
     for model in ("vae", "spread")
@@ -113,8 +117,6 @@ def test_bad_options_are_refused(capsys):
 
 
 def test_minibatches_cover_each_image_at_most_once():
-    import numpy as np
-
     batches = minibatches(10, 3, np.random.default_rng(0))
     assert batches.shape == (3, 3)
     assert len(np.unique(batches)) == 9
@@ -123,6 +125,31 @@ def test_minibatches_cover_each_image_at_most_once():
 
 def test_learning_rate_is_constant_then_falls_to_zero():
     assert [learning_rate_factor(done) for done in (0, 0.25, 0.5, 0.75, 1)] == [1, 1, 1, 0.5, 0]
+
+
+def test_a_sixth_of_mnist_is_for_the_yardstick(tmp_path):
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 240), ("t10k", 60)):
+        images, labels = rng.integers(0, 256, (count, 4, 4)), np.arange(count) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            content = gzip.compress(header + array.astype(np.uint8).tobytes())
+            (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(content)
+
+    def fit(name, seed, dataset, num_samples):
+        assert len(dataset.train_images) == 200
+        assert num_samples == 20
+        samples = rng.random((num_samples, 16))
+        few = samples[:10]
+        noisy = samples if name == "vae" else None
+        return Fit([2.0, 1.0], 1.0, None if name == "vae" else 1.0, samples, noisy, few, few, 1.0)
+
+    options = ["--dataset", "mnist", "--data-dir", tmp_path, "--output", tmp_path, "--num-seeds", 1]
+    results = compare("pyro", parse_args("pyro", "", [*map(str, options)]), fit)
+    assert (results["num_train"], results["num_held_out"]) == (200, 60)
+    assert "learned from 20 images that are neither trained on nor held out" in results["features"]
+    assert results["real_images"] == "20 images that are used for nothing else"
 
 
 def test_table_of_one_seed_has_no_errors():
@@ -141,6 +168,7 @@ def test_table_of_one_seed_has_no_errors():
         "num_held_out": 2,
         "num_samples": 3,
         "features": "features",
+        "real_images": "the training images",
         "real": {metric: values[0] for metric, values in quality.items()},
         "models": {
             "vae": {"stock_loss": [-1.5], "spread_loss": [None], **model},

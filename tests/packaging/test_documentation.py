@@ -42,6 +42,19 @@ def test_printed_program_trains(code):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_readme_prints_a_loss_close_to_the_best():
+    page = PAGES[0].read_text()
+    code = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    end, best = (
+        float(re.search(rf"(\S+){after}", done.stdout)[1])
+        for after in (" at the end", ", the exact")
+    )
+    assert 0 <= end - best < 0.05
+    assert re.search(r"^best: .*$", done.stdout, flags=re.MULTILINE)[0] in page
+
+
 def test_the_readme_goes_on_with_other_losses():
     first, second = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)[:2]
     check = """
