@@ -14,7 +14,6 @@ from jax import lax, random
 from numpyro.distributions import Distribution
 from numpyro.handlers import block, seed
 
-from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._guide_run import ContrastOptions, GuideRun
 from numpyro_spread.infer._implicit_group import Group
@@ -29,7 +28,7 @@ from numpyro_spread.infer._sites import (
     plain_name,
 )
 from numpyro_spread.ratio.adapters import SiteValues
-from numpyro_spread.ratio.losses import weighted_mean
+from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
 
 
@@ -284,11 +283,3 @@ def init_params(
             head = options.head.init_call(head_key, *own_args, **own_kwargs)
     single = not isinstance(options.critics, Mapping)
     return critics.get(None, {}) if single else critics, head
-
-
-def accuracy(logits: Logits) -> jax.Array:
-    """How often the critic is right."""
-    data = (logits.data > 0).astype(logits.data.dtype)
-    model = (logits.model < 0).astype(logits.model.dtype)
-    weights = logits.data_weights
-    return (weighted_mean(data, weights) + weighted_mean(model, weights)) / 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
+from spread_core.logits import Logits
 from spread_core.messages import players, spreading
 from spread_core.validation import check_count
 
@@ -32,20 +33,6 @@ _UPDATES = ("one_pass", "two_pass")
 # Weight below which a sample's gradient in the critic is lost in float32 next to that of the
 # others.
 _NEGLIGIBLE = 1e-12
-
-
-class Logits(NamedTuple):
-    """The critic's logits for data and model, and the weight of each sample."""
-
-    data: jax.Array
-    model: jax.Array
-    data_weights: jax.Array | None
-    model_weights: jax.Array | None
-
-    def range(self) -> tuple[jax.Array, jax.Array]:
-        """The least and the largest logit of both sides."""
-        low = jnp.minimum(self.data.min(), self.model.min())
-        return low, jnp.maximum(self.data.max(), self.model.max())
 
 
 class CriticLoss(Loss):
@@ -175,13 +162,13 @@ class CriticLoss(Loss):
         The critic's logits at the given data and at fresh draws of the model, after the noise.
 
         With held-out data it shows how far the critic can be trusted:
-        ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q, pi)``. Nothing is trained.
 
         :param rng_key: random key.
         :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, one logit for
+        :return: a named tuple ``(p, q, weights_p, weights_q)``, one logit for
             every datum; weights may be None.
         """
         if f"{self.name}$params" not in param_map:

@@ -15,7 +15,6 @@ import numpy as np
 from jax import lax, random
 
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
-from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
 from numpyro_spread.infer._guide_run import GuideRun, stop_gradient_tree
 from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
@@ -24,6 +23,7 @@ from numpyro_spread.infer._series import time_last, whole
 from numpyro_spread.noise.base import is_concrete, where_valid
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
+from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
 from spread_core.moments import default_critic_draws, default_moment_draws
 
@@ -76,11 +76,11 @@ class Group:
         options = self._run.options
         data, model = self._both_sides()
         logits = self._judge_both(self._params, data, model)
-        weights = logits.data_weights
+        weights = logits.weights_p
         if weights is not None:
             counts = weights.sum() > 0
             weights = jnp.where(counts, weights, 1.0)  # zero divided by zero has no gradient
-        loss = logistic_loss(logits.data, logits.model, 0.5, weights, weights)
+        loss = logistic_loss(logits.p, logits.q, 0.5, weights, weights)
         if options.regularizer is not None:
             shown = SiteValues(
                 stop_gradient_tree(self._shown),

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_spread.divergences import Divergence, JSPi, non_saturating_loss
-from numpyro_spread.infer._critic_loss import CriticLoss, Logits
+from numpyro_spread.infer._critic_loss import CriticLoss
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer
+from spread_core.logits import Logits
 from spread_core.loss_words import LossWords, divergence_name
 from spread_core.messages import players
 from spread_core.monitors import (

@@ -20,8 +20,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import mutable as numpyro_mutable
 
-from numpyro_spread.infer._contrast import ContrastRun, accuracy, init_params
-from numpyro_spread.infer._critic_loss import Logits
+from numpyro_spread.infer._contrast import ContrastRun, init_params
 from numpyro_spread.infer._guide_run import ContrastOptions
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
 from numpyro_spread.infer._noise import Noise
@@ -285,7 +284,7 @@ class PriorContrastELBO(Stateful, Loss):
             return (
                 result["loss"] + learned,
                 mutable,
-                [(accuracy(lg), *lg.range()) for lg in logits.values()],
+                [(each.accuracy(), *each.range()) for each in logits.values()],
             )
 
         if self.num_particles == 1:
@@ -318,15 +317,15 @@ class PriorContrastELBO(Stateful, Loss):
         The critic's logits at fresh draws of the guide and of its contrast.
 
         With held-out data it shows how well the critic is calibrated:
-        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q)``. Nothing is trained.
 
         :param rng_key: random key.
         :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
-            for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
-            from site to such tuples if there is a critic per site.
+        :return: a named tuple ``(p, q, weights_p, weights_q)``: P is the guide, Q the contrast. The
+            logits have shape (draws +) batch. A dict from site to such tuples if there is a
+            critic per site.
         """
         step = self._spreading.looked(param_map, model, args, kwargs)
         run = self._run_guide(rng_key, self._options, step, param_map, model, guide)
@@ -447,8 +446,3 @@ class PriorContrastELBO(Stateful, Loss):
         if self.annealing is None or self._steps_site not in params:
             return None
         return jnp.minimum(1.0, (params[self._steps_site] + 1) / self.annealing)
-
-
-def _seen(logits: Logits) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How often the critic is right, its least and its largest logit."""
-    return accuracy(logits), *logits.range()

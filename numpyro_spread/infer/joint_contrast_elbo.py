@@ -18,9 +18,7 @@ from jax import lax, random
 from numpyro.handlers import block
 
 from numpyro_spread.divergences import KL, Divergence, ReverseKL
-from numpyro_spread.infer._contrast import accuracy
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
-from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._guide_run import stop_gradient_tree
@@ -48,6 +46,7 @@ from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_core.arguments import get_argument, locate_data, replace_arguments
+from spread_core.logits import Logits
 from spread_core.loss_words import NOT_A_BOUND, LossWords, divergence_name
 from spread_core.messages import contrasts, players, simulations, spreading
 from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
@@ -69,17 +68,18 @@ class JointContrastELBO(Stateful, Loss):
     r"""
     Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
 
-    The model P runs forward: it draws z' and then x' given z'. The guide Q pairs data with its own
-    draws, :math:`q(z \mid x)\, p_{data}(x)`. A critic learns :math:`\log Q/P` by distinguishing the
-    pairs, so neither likelihood, prior nor guide needs a density. Note: here P is the model; in the
-    losses that compare samples it is the data. Three of the divergences are well known:
+    As in every loss, P is the side with the data and Q the model. P pairs data with the guide's
+    draws, :math:`p_{data}(x)\, q(z \mid x)`. Q runs the model forward: it draws z' and then x'
+    given z'. A critic learns :math:`\log P/Q` by distinguishing the pairs, so neither likelihood,
+    prior nor guide needs a density. The divergence is that of the guide from the model, D(Q || P).
+    Three are well known:
 
-    - ``ReverseKL()``, ``KL[guide || model]``: :math:`\mathrm{KL}[Q \| P]`, minus the ELBO up to the
+    - ``ReverseKL()``, ``KL[guide || model]``: :math:`\mathrm{KL}[P \| Q]`, minus the ELBO up to the
       entropy of the data: the likelihood-free variational inference of [1], the joint contrast of
       [2];
     - ``JSPi(pi)``: at 1/2 adversarially learned inference and BiGAN [3, 4];
-    - ``KL()``, ``KL[model || guide]``: :math:`\mathrm{KL}[P \| Q]`. If the guide has a density,
-      this is neural posterior estimation [5]: :math:`-E_P \log q(z' \mid x')` is minimised
+    - ``KL()``, ``KL[model || guide]``: :math:`\mathrm{KL}[Q \| P]`. If the guide has a density,
+      this is neural posterior estimation [5]: :math:`-E_Q \log q(z' \mid x')` is minimised
       directly, and no critic is needed and none trained.
 
     Latents in no plate of the data are global: they keep their densities, both sides share the
@@ -134,8 +134,8 @@ class JointContrastELBO(Stateful, Loss):
         latents; it returns one logit for every pair, large for those of the guide. On the
         model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
         and a guide with a density.
-    :param divergence: with the model as P and the guide as Q; ``ReverseKL()`` by default. Its
-        ``pi`` is the share of the model's pairs.
+    :param divergence: D(model || guide), so that ``KL()`` is ``KL[model || guide]``;
+        ``ReverseKL()`` by default. Its ``pi`` is the share of the model's pairs.
     :param noise: dict from observed site to noise kernel, or a callable that returns one. Data and
         the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
     :param data: dict from site to the name of the model argument that carries its data. Left out:
@@ -313,14 +313,14 @@ class JointContrastELBO(Stateful, Loss):
         The critic's logits at fresh pairs of the guide and of the model.
 
         With held-out data it shows how far the critic can be trusted:
-        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q)``. Nothing is trained.
 
         :param rng_key: random key.
         :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
-            for the guide's pairs.
+        :return: a named tuple ``(p, q, weights_p, weights_q)``: P are the guide's pairs, Q the
+            model's.
         :raises ValueError: if there is no discriminator.
         """
         if self._critic is None:
@@ -383,8 +383,8 @@ class JointContrastELBO(Stateful, Loss):
             stop_gradient_tree(params[self._site]), sides, share, args, kwargs
         )
         logits = self._logits(params[self._site], sides, args, kwargs)
-        weights = logits.data_weights, logits.model_weights
-        critic_loss = logistic_loss(logits.data, logits.model, share, *weights)
+        weights = logits.weights_p, logits.weights_q
+        critic_loss = logistic_loss(logits.p, logits.q, share, *weights)
 
         def judge(critic: Any, values: SiteValues) -> jax.Array:
             return self._critic.apply(critic, values, *stop_gradient_tree((args, kwargs)))
@@ -397,7 +397,7 @@ class JointContrastELBO(Stateful, Loss):
         critic_loss += penalty_in_turn(
             penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
         )
-        seen = lax.stop_gradient((accuracy(logits), *logits.range()))
+        seen = lax.stop_gradient((logits.accuracy(), *logits.range()))
         value = value + critic_loss - lax.stop_gradient(critic_loss)
         return value, sides.mutable, seen, jnp.array(True)
 
@@ -419,7 +419,7 @@ class JointContrastELBO(Stateful, Loss):
             scaled = sides.scales if weights[0] is None else sides.scales * jnp.sign(weights[0])
             value, total = (scaled * guide).sum() - sides.log_globals, scaled.sum()
         else:
-            # Both as functions of log P/Q, P being the model.
+            # The divergence takes the model first: its log-ratio is that of model to guide.
             estimate = divergence.estimate(-model, -guide, weights[1], weights[0])
             value, total = (
                 _worth(estimate, weighted_mean(divergence.generator_loss(-guide), weights[0])),

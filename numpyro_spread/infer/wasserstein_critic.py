@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 
-from numpyro_spread.infer._critic_loss import CriticLoss, Logits
+from numpyro_spread.infer._critic_loss import CriticLoss
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.ratio.losses import weighted_mean
 from numpyro_spread.ratio.regularizers import GradientPenalty
+from spread_core.logits import Logits
 from spread_core.loss_words import LossWords
 from spread_core.messages import players
 

@@ -14,7 +14,6 @@ from torch import nn
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._critic import Judge, has_turn, is_lazy, judge, penalise
-from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._gaussian_contrast import GaussianContrast
 from pyro_spread.infer._ranks import num_ranks, share
 from pyro_spread.infer._shared_pass import can_share, shared_logits
@@ -23,6 +22,7 @@ from pyro_spread.ratio._samplewise import couples
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
+from spread_core.logits import Logits
 from spread_core.messages import contrasts
 from spread_core.moments import default_critic_draws, default_moment_draws
 from spread_core.monitors import Monitor
@@ -214,12 +214,10 @@ class ContrastCritic(Stateful):
                     has_turn(self.regularizer, first.value)  # others ask whether it has
                 continue
             logits, guide_side, contrast_side = self.sides(run, names)
-            loss = own * logistic_loss(
-                logits.data, logits.model, 0.5, logits.data_weights, logits.model_weights
-            )
+            loss = own * logistic_loss(logits.p, logits.q, 0.5, logits.weights_p, logits.weights_q)
             judged = self._judge_of(run, names, guide_side)
             sides = guide_side, contrast_side
-            loss = penalise(loss, self.regularizer, judged, *sides, logits.data_weights, own)
+            loss = penalise(loss, self.regularizer, judged, *sides, logits.weights_p, own)
             if self.head is not None:
                 loss = loss + own * sum(self._head_loss(run, name, guide_side) for name in names)
             total = total + loss

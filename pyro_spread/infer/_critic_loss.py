@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,24 +28,11 @@ from pyro_spread.ratio._samplewise import couples, is_samplewise_here
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
+from spread_core.logits import Logits
 from spread_core.messages import players
 from spread_core.validation import check_count
 
 _UPDATES = ("one_pass", "two_pass")
-
-
-class Logits(NamedTuple):
-    """The critic's logits for data and model, and the weight of each sample."""
-
-    data: torch.Tensor
-    model: torch.Tensor
-    data_weights: torch.Tensor | None
-    model_weights: torch.Tensor | None
-
-    def range(self) -> tuple[float, float]:
-        """The least and the largest logit of both sides."""
-        (low, high), (other_low, other_high) = self.data.aminmax(), self.model.aminmax()
-        return min(float(low), float(other_low)), max(float(high), float(other_high))
 
 
 class _Report(torch.autograd.Function):
@@ -138,11 +125,11 @@ class CriticLoss(Loss):
         The critic's logits at the given data and at fresh draws of the model, after the noise.
 
         With held-out data it shows how far the critic can be trusted:
-        ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q, pi)``. Nothing is trained.
 
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, one logit for
+        :return: a named tuple ``(p, q, weights_p, weights_q)``, one logit for
             every datum; weights may be None.
         """
         with torch.no_grad():

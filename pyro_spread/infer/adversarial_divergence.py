@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from pyro_spread.divergences import Divergence, JSPi, non_saturating_loss
-from pyro_spread.infer._critic_loss import CriticLoss, Logits
+from pyro_spread.infer._critic_loss import CriticLoss
 from pyro_spread.infer._noise import Noise
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer
+from spread_core.logits import Logits
 from spread_core.loss_words import LossWords, divergence_name
 from spread_core.messages import players
 from spread_core.monitors import (

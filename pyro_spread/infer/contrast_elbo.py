@@ -272,13 +272,13 @@ class PriorContrastELBO(Loss):
         The critic's logits at fresh draws of the guide and of its contrast.
 
         With held-out data it shows how well the critic is calibrated:
-        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q)``. Nothing is trained.
 
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
-            for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
-            from site to such tuples if there is a critic per site, or no implicit site.
+        :return: a named tuple ``(p, q, weights_p, weights_q)``: P is the guide, Q the contrast. The
+            logits have shape (draws +) batch. A dict from site to such tuples if there is a
+            critic per site, or no implicit site.
         """
         with torch.no_grad(), self._unchanged():
             _, runs = self._run(model, guide, args, kwargs, 1.0)

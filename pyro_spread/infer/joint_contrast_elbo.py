@@ -27,7 +27,6 @@ from pyro_spread.infer._critic import (
     penalise,
     register_critic,
 )
-from pyro_spread.infer._critic_loss import Logits
 from pyro_spread.infer._datum import are_whole, data_dims, parts_left_out
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._invalid import Invalid
@@ -46,6 +45,7 @@ from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds, weighted_mean
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_core.arguments import get_argument, locate_data, replace_arguments
+from spread_core.logits import Logits
 from spread_core.loss_words import NOT_A_BOUND, LossWords, divergence_name
 from spread_core.messages import contrasts, players, simulations
 from spread_core.monitors import Monitor
@@ -60,17 +60,18 @@ class JointContrastELBO(Loss):
     r"""
     Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
 
-    The model P runs forward: it draws z' and then x' given z'. The guide Q pairs data with its own
-    draws, :math:`q(z \mid x)\, p_{data}(x)`. A critic learns :math:`\log Q/P` by distinguishing the
-    pairs, so neither likelihood, prior nor guide needs a density. Note: here P is the model; in the
-    losses that compare samples it is the data. Three of the divergences are well known:
+    As in every loss, P is the side with the data and Q the model. P pairs data with the guide's
+    draws, :math:`p_{data}(x)\, q(z \mid x)`. Q runs the model forward: it draws z' and then x'
+    given z'. A critic learns :math:`\log P/Q` by distinguishing the pairs, so neither likelihood,
+    prior nor guide needs a density. The divergence is that of the guide from the model, D(Q || P).
+    Three are well known:
 
-    - ``ReverseKL()``, ``KL[guide || model]``: :math:`\mathrm{KL}[Q \| P]`, minus the ELBO up to the
+    - ``ReverseKL()``, ``KL[guide || model]``: :math:`\mathrm{KL}[P \| Q]`, minus the ELBO up to the
       entropy of the data: the likelihood-free variational inference of [1], the joint contrast of
       [2];
     - ``JSPi(pi)``: at 1/2 adversarially learned inference and BiGAN [3, 4];
-    - ``KL()``, ``KL[model || guide]``: :math:`\mathrm{KL}[P \| Q]`. If the guide has a density,
-      this is neural posterior estimation [5]: :math:`-E_P \log q(z' \mid x')` is minimised
+    - ``KL()``, ``KL[model || guide]``: :math:`\mathrm{KL}[Q \| P]`. If the guide has a density,
+      this is neural posterior estimation [5]: :math:`-E_Q \log q(z' \mid x')` is minimised
       directly, and no critic is needed and none trained.
 
     Latents in no plate of the data are global: they keep their densities, both sides share the
@@ -130,8 +131,8 @@ class JointContrastELBO(Loss):
         latents; it returns one logit for every pair, large for those of the guide. On the
         model's pairs ``args`` still are the data: look at ``values``. May be left out with ``KL()``
         and a guide with a density.
-    :param divergence: with the model as P and the guide as Q; ``ReverseKL()`` by default. Its
-        ``pi`` is the share of the model's pairs.
+    :param divergence: D(model || guide), so that ``KL()`` is ``KL[model || guide]``;
+        ``ReverseKL()`` by default. Its ``pi`` is the share of the model's pairs.
     :param noise: dict from observed site to noise kernel, or a callable that returns one. Data and
         the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
     :param data: dict from site to the name of the model argument that carries its data. Left out:
@@ -249,12 +250,12 @@ class JointContrastELBO(Loss):
         The critic's logits at fresh pairs of the guide and of the model.
 
         With held-out data it shows how far the critic can be trusted:
-        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q)``. Nothing is trained.
 
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
-            for the guide's pairs.
+        :return: a named tuple ``(p, q, weights_p, weights_q)``: P are the guide's pairs, Q the
+            model's.
         :raises ValueError: if there is no discriminator.
         """
         if self.discriminator is None:
@@ -323,8 +324,8 @@ class JointContrastELBO(Loss):
         if not torch.is_grad_enabled():
             return value
         logits = self._logits(sides, args, kwargs)
-        weights = logits.data_weights, logits.model_weights
-        critic = own * logistic_loss(logits.data, logits.model, 1 - pi, *weights)
+        weights = logits.weights_p, logits.weights_q
+        critic = own * logistic_loss(logits.p, logits.q, 1 - pi, *weights)
         judged = Judge(self.discriminator, args, kwargs)
         pairs = _constant(sides.guide), sides.model
         critic = penalise(critic, self.regularizer, judged, *pairs, weights[0], own)
@@ -345,7 +346,7 @@ class JointContrastELBO(Loss):
             value = (scaled * guide).sum() - sides.log_globals
             total = scaled.sum()
         else:
-            # Both as functions of log P/Q, P being the model.
+            # The divergence takes the model first: its log-ratio is that of model to guide.
             with torch.no_grad():
                 value = divergence.estimate(-model, -guide, weights[1], weights[0])
             loss = own * weighted_mean(divergence.generator_loss(-guide), weights[0])

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pyro_spread.infer._critic_loss import CriticLoss, Logits
+from pyro_spread.infer._critic_loss import CriticLoss
 from pyro_spread.infer._noise import Noise
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import GradientPenalty
+from spread_core.logits import Logits
 from spread_core.loss_words import LossWords
 from spread_core.messages import players
 
