@@ -16,7 +16,7 @@ from numpyro.handlers import block, seed
 
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._guide_run import ContrastOptions, GuideRun
-from numpyro_spread.infer._implicit_group import Group
+from numpyro_spread.infer._implicit_group import ImplicitGroup
 from numpyro_spread.infer._registration import example_of
 from numpyro_spread.infer._scan import Inside, is_scanned
 from numpyro_spread.infer._series import Series, time_last
@@ -32,16 +32,16 @@ from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
 
 
-class Contrasted(Distribution):
+class Scored(Distribution):
     """
-    An implicit distribution with an estimate of its log density at the value that was drawn.
+    Draws of one distribution, scored by a function that is asked when the whole guide has run.
 
-    :param fn: the distribution.
-    :param log_density: called when the density is asked for, so that the rest of the guide has run.
+    :param fn: the distribution that draws.
+    :param score: gives the log density at the value that was drawn, of the batch shape.
     """
 
-    def __init__(self, fn: Distribution, log_density: Callable[[], jax.Array]) -> None:
-        self.fn, self._log_density = fn, log_density
+    def __init__(self, fn: Distribution, score: Callable[[], jax.Array]) -> None:
+        self.fn, self._score = fn, score
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
@@ -59,8 +59,8 @@ class Contrasted(Distribution):
         return self.fn.sample(key, sample_shape)
 
     def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
-        """The estimate, of the batch shape."""
-        return self._log_density()
+        """The score at the value that was drawn."""
+        return self._score()
 
 
 class ContrastRun(GuideRun):
@@ -76,13 +76,13 @@ class ContrastRun(GuideRun):
         #: Latents of the model whose prior is part of the critic's log-ratio.
         self.unscored: set[str] = set()
         self._ignored: set[str] = set()
-        self._groups: dict[str | None, Group] = {}
+        self._groups: dict[str | None, ImplicitGroup] = {}
 
-    def guide_side(self, guide: Callable[..., Any]) -> Callable[..., Any]:
+    def in_guide(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """The guide, its implicit sites with a density."""
-        return _GuideSide(guide, self)
+        return _InGuide(guide, self)
 
-    def model_side(
+    def in_model(
         self, model: Callable[..., Any], likelihood_weight: Any = None
     ) -> Callable[..., Any]:
         """
@@ -91,7 +91,7 @@ class ContrastRun(GuideRun):
         :param model: the model, spread if there is noise.
         :param likelihood_weight: what observed sites' log-probabilities are multiplied by.
         """
-        return _ModelSide(model, self, likelihood_weight)
+        return _InModel(model, self, likelihood_weight)
 
     def see_implicit(self, site: Mapping[str, Any]) -> Any:
         """Take in an implicit site of the guide; what is to stand in its place."""
@@ -110,7 +110,7 @@ class ContrastRun(GuideRun):
         self.implicit[name] = (whole, mask)
         if not self.options.adaptive:
             self.unscored.update(site["infer"].get("_covers", (name,)))
-        return Contrasted(fn, functools.partial(self.log_density, name))
+        return Scored(fn, functools.partial(self.log_q, name))
 
     def check_critics(self) -> None:
         """
@@ -133,7 +133,7 @@ class ContrastRun(GuideRun):
             raise ValueError(players.not_registered(self.options.name))
 
     @property
-    def groups(self) -> dict[str | None, Group]:
+    def groups(self) -> dict[str | None, ImplicitGroup]:
         """Implicit sites by critic; the key of a single critic is None."""
         if not self._groups and self.implicit:
             critics = self.options.critics
@@ -143,13 +143,15 @@ class ContrastRun(GuideRun):
                 else {None: list(self.implicit)}
             )
             for index, (key, sites) in enumerate(names.items()):
-                self._groups[key] = Group(self, key, sites, random.fold_in(self._rng_key, index))
+                self._groups[key] = ImplicitGroup(
+                    self, key, sites, random.fold_in(self._rng_key, index)
+                )
         return self._groups
 
-    def log_density(self, name: str) -> jax.Array:
+    def log_q(self, name: str) -> jax.Array:
         """The estimate of the guide's log density at an implicit site, of its batch shape."""
         key = name if isinstance(self.options.critics, Mapping) else None
-        return self.groups[key].log_density(name)
+        return self.groups[key].log_q(name)
 
     def learn(self) -> tuple[jax.Array, dict[str | None, Logits]]:
         """
@@ -187,7 +189,7 @@ class ContrastRun(GuideRun):
         return {key: group.example() for key, group in self.groups.items()}
 
 
-class _GuideSide(Inside):
+class _InGuide(Inside):
     """Stands outermost around a guide, where plates have expanded its distributions."""
 
     def __init__(self, guide: Callable[..., Any], run: ContrastRun) -> None:
@@ -217,7 +219,7 @@ class _GuideSide(Inside):
             self._run.trace[msg["name"]] = msg
 
 
-class _ModelSide(Inside):
+class _InModel(Inside):
     """Stands around a model, inside what replays it."""
 
     def __init__(self, model: Callable[..., Any], run: ContrastRun, weight: Any) -> None:
@@ -248,8 +250,8 @@ class _ModelSide(Inside):
             raise NotImplementedError(contrasts.implicit_prior(name))
 
 
-def _worth_nothing(fn: Distribution) -> Contrasted:
-    return Contrasted(fn, lambda: jnp.zeros(fn.batch_shape))
+def _worth_nothing(fn: Distribution) -> Scored:
+    return Scored(fn, lambda: jnp.zeros(fn.batch_shape))
 
 
 def init_params(
@@ -266,7 +268,7 @@ def init_params(
     def draw(key: jax.Array) -> Any:
         # Noise changes no shapes.
         run = ContrastRun(options, key, None, model, args, kwargs)
-        seed(run.guide_side(guide), key)(*args, **kwargs)
+        seed(run.in_guide(guide), key)(*args, **kwargs)
         return run.example()
 
     with block():

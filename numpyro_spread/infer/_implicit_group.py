@@ -28,7 +28,7 @@ from spread_core.messages import contrasts, players
 from spread_core.moments import default_critic_draws, default_moment_draws
 
 
-class Group:
+class ImplicitGroup:
     """
     One critic, its sites, their contrast and the critic's inputs.
 
@@ -55,21 +55,19 @@ class Group:
         self._num_draws = self._count_draws()
         self._prepared = False
 
-    def log_density(self, name: str) -> jax.Array:
+    def log_q(self, name: str) -> jax.Array:
         """The estimate at one of the sites; the joint logit is booked at the first."""
         self._prepare()
-        log_density = jnp.zeros(self._batch_shape)
+        log_q = jnp.zeros(self._batch_shape)
         if name in self._contrasts:
-            log_density = self._contrasts[name].log_prob(self._values[name])
+            log_q = self._contrasts[name].log_prob(self._values[name])
         if name == self._names[0]:
             critic = stop_gradient_tree(self._params)
             values = SiteValues(self._shown, self._batch_shape, self._arguments)
-            log_density = log_density + self._critic.apply(
-                critic, values, self._run.args, self._run.kwargs
-            )
+            log_q = log_q + self._critic.apply(critic, values, self._run.args, self._run.kwargs)
             if not is_concrete(self._alike):
-                log_density = where_valid(log_density, self._alike)
-        return log_density if self._mask is None else jnp.where(self._batch_mask, log_density, 0.0)
+                log_q = where_valid(log_q, self._alike)
+        return log_q if self._mask is None else jnp.where(self._batch_mask, log_q, 0.0)
 
     def critic_loss(self) -> tuple[jax.Array, Logits]:
         """The loss of critic and head, a scalar in nats; and logits, detached."""

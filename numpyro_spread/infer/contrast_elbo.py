@@ -346,7 +346,7 @@ class PriorContrastELBO(Stateful, Loss):
         spread_model, args, kwargs, rng_key = step.draw(rng_key)
         own_key = random.fold_in(rng_key, _OWN)
         run = ContrastRun(options, own_key, params, model, args, kwargs)
-        sides = run.model_side(spread_model, beta), run.guide_side(guide)
+        sides = run.in_model(spread_model, beta), run.in_guide(guide)
         result = self._stock.loss_with_mutable_state(rng_key, params, *sides, *args, **kwargs)
         return result, run
 
@@ -366,7 +366,7 @@ class PriorContrastELBO(Stateful, Loss):
         # Containers are copied, since a guide may write to those of mutable sites.
         params = jax.tree.map(lambda leaf: leaf, dict(params))
         with trace():
-            seed(substitute(run.guide_side(guide), data=params), guide_key)(*args, **kwargs)
+            seed(substitute(run.in_guide(guide), data=params), guide_key)(*args, **kwargs)
         return run
 
     def look(

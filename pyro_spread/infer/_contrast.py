@@ -21,7 +21,7 @@ from pyro_spread import _parents
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._plate_arguments import expand_batch, subsampled
 from pyro_spread.infer._sites import (
-    both,
+    combine_masks,
     is_implicit,
     is_latent,
     is_learned,
@@ -321,7 +321,7 @@ class _InGuide(Messenger):
         run.values[name] = (msg["value"], fn.event_dim)
         mask = msg["mask"]
         while isinstance(fn, MaskedDistribution):
-            mask, fn = both(mask, _parents.mask_of(fn)), fn.base_dist
+            mask, fn = combine_masks(mask, _parents.mask_of(fn)), fn.base_dist
         if not isinstance(fn, Scored) or mask is False:
             return
         run.sites[name] = ImplicitSite(

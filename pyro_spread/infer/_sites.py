@@ -39,15 +39,15 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
         if isinstance(fn, MaskedDistribution):
             if fn.event_dim != outer.event_dim and not isinstance(_parents.mask_of(fn), bool):
                 raise ValueError(contrasts.masked_event(site))
-            mask = both(mask, _parents.mask_of(fn))
+            mask = combine_masks(mask, _parents.mask_of(fn))
         if isinstance(fn, ImplicitDistribution):
             break
         fn = fn.base_dist
     return mask
 
 
-def both(first: Any, second: Any) -> Any:
-    """Two masks as one; None stands for everything."""
+def combine_masks(first: Any, second: Any) -> Any:
+    """The mask of what neither of two masks takes out; None takes nothing out."""
     if first is None or first is True:
         return second
     if second is None or second is True:

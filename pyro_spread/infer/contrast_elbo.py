@@ -31,10 +31,10 @@ from pyro_spread.infer._critic import (
 from pyro_spread.infer._guards import idle_critics
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
 from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._random_delta import refuse_random_deltas
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading, started
-from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport
@@ -374,7 +374,7 @@ class PriorContrastELBO(Loss):
     ) -> tuple[Any, list[ContrastRun]]:
         """The stock loss of the scored guide, and the runs it is made of."""
         # A guide that its first call sets up is looked at after that.
-        is_checked = check_deltas(guide, args, kwargs, settled=True)
+        is_checked = refuse_random_deltas(guide, args, kwargs, settled=True)
         if callable(self.annealing):
             beta = self.annealing(*args, **kwargs)
         runs: list[ContrastRun] = []
@@ -383,7 +383,7 @@ class PriorContrastELBO(Loss):
         method = runner.differentiable_loss if torch.is_grad_enabled() else runner.loss
         loss = method(model, guide, *args, **kwargs)
         if not is_checked:
-            check_deltas(guide, args, kwargs)
+            refuse_random_deltas(guide, args, kwargs)
         if isinstance(self.discriminator, nn.ModuleDict) and runs:
             for site in self.discriminator:
                 if site not in runs[0].implicit:

@@ -33,11 +33,11 @@ from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._joint_sides import JointSides, draw_joint, failed_simulations
 from pyro_spread.infer._noise import Noise, draw_at
 from pyro_spread.infer._own_draws import refuse_own_draws
+from pyro_spread.infer._random_delta import refuse_random_deltas
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
-from pyro_spread.infer._sites import both, is_implicit, is_latent, plain_name
+from pyro_spread.infer._sites import combine_masks, is_implicit, is_latent, plain_name
 from pyro_spread.infer._spreading import Spreading
-from pyro_spread.infer._tempting import check_deltas
 from pyro_spread.infer._two_sides import is_compared
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
@@ -296,7 +296,7 @@ class JointContrastELBO(Loss):
             name = type(self.divergence).__name__
             raise ValueError(contrasts.joint_global_divergence(sides.global_sites[0], name))
         if sides.global_sites:  # of the local ones no density is asked for
-            check_deltas(guide, args, kwargs, sides.global_sites)
+            refuse_random_deltas(guide, args, kwargs, sides.global_sites)
         return sides, args, kwargs
 
     def _judge(
@@ -454,7 +454,7 @@ def _leave_out(site: Any, invalid: Invalid, dim: int | None) -> None:
     good = invalid.good(log_prob.dim(), dims, [log_prob.shape[d] for d in dims])
     site["log_prob"] = torch.where(torch.as_tensor(good), log_prob, torch.zeros_like(log_prob))
     site["log_prob_sum"] = site["log_prob"].sum()
-    site["mask"] = both(site["mask"], good)
+    site["mask"] = combine_masks(site["mask"], good)
 
 
 def _of_data(elements: torch.Tensor, dim: int | None, number: int) -> torch.Tensor:
@@ -468,7 +468,7 @@ def _weights(site: Mapping[str, Any]) -> torch.Tensor:
     """How much each element of a scored site counts, with scale and mask."""
     mask, fn = site["mask"], site["fn"]
     while isinstance(fn, MaskedDistribution):
-        mask, fn = both(mask, _parents.mask_of(fn)), fn.base_dist
+        mask, fn = combine_masks(mask, _parents.mask_of(fn)), fn.base_dist
     weights = torch.ones_like(site["log_prob"]) * site["scale"]
     return weights if mask is None else weights * mask
 
