@@ -15,7 +15,7 @@ from numpyro.distributions import Distribution
 from numpyro.handlers import block, seed
 
 from numpyro_spread.infer._gradients import refuse_gradient
-from numpyro_spread.infer._guide_run import ContrastOptions, GuideRun
+from numpyro_spread.infer._guide_run import GuideRun
 from numpyro_spread.infer._implicit_group import ImplicitGroup
 from numpyro_spread.infer._registration import example_of
 from numpyro_spread.infer._scan import Inside, is_scanned
@@ -28,6 +28,7 @@ from numpyro_spread.infer._sites import (
     plain_name,
 )
 from numpyro_spread.ratio.adapters import SiteValues
+from spread_core.contrast_options import ContrastOptions
 from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
 
@@ -118,14 +119,9 @@ class ContrastRun(GuideRun):
 
         :raises ValueError: naming the site.
         """
-        critics = self.options.critics
-        if isinstance(critics, Mapping):
-            for site in critics:
-                if site not in self.implicit and site not in self._ignored:
-                    raise ValueError(contrasts.critic_for_unknown_site(site, self.implicit))
-            for site in self.implicit:
-                if site not in critics:
-                    raise ValueError(contrasts.missing_critic(site, critics))
+        self.options.check_sites(self.implicit.keys() | self._ignored)
+        for site in self.implicit:
+            self.options.critic(self.options.key_of(site))
         if self.params is None or not self.implicit:
             return
         sites = [self.options.params_site] + [self.options.head_site] * bool(self.options.head)
@@ -136,22 +132,15 @@ class ContrastRun(GuideRun):
     def groups(self) -> dict[str | None, ImplicitGroup]:
         """Implicit sites by critic; the key of a single critic is None."""
         if not self._groups and self.implicit:
-            critics = self.options.critics
-            names = (
-                {site: [site] for site in self.implicit}
-                if isinstance(critics, Mapping)
-                else {None: list(self.implicit)}
-            )
-            for index, (key, sites) in enumerate(names.items()):
-                self._groups[key] = ImplicitGroup(
-                    self, key, sites, random.fold_in(self._rng_key, index)
-                )
+            groups = self.options.sites_by_critic(self.implicit)
+            for index, (key, sites) in enumerate(groups.items()):
+                rng_key = random.fold_in(self._rng_key, index)
+                self._groups[key] = ImplicitGroup(self, key, sites, rng_key)
         return self._groups
 
     def log_q(self, name: str) -> jax.Array:
         """The estimate of the guide's log density at an implicit site, of its batch shape."""
-        key = name if isinstance(self.options.critics, Mapping) else None
-        return self.groups[key].log_q(name)
+        return self.groups[self.options.key_of(name)].log_q(name)
 
     def learn(self) -> tuple[jax.Array, dict[str | None, Logits]]:
         """
@@ -275,13 +264,10 @@ def init_params(
         examples = example_of(draw, guide_key)
         critics = {}
         for index, (key, (values, _, _)) in enumerate(examples.items()):
-            critic: Any = options.critics
-            critic = critic if key is None else critic[key]
             init_key = random.fold_in(critic_key, index)
-            critics[key] = critic.init(init_key, values, args, kwargs)
+            critics[key] = options.critic(key).init(init_key, values, args, kwargs)
         head = {}
         if options.head is not None and examples:
             _, own_args, own_kwargs = next(iter(examples.values()))
             head = options.head.init_call(head_key, *own_args, **own_kwargs)
-    single = not isinstance(options.critics, Mapping)
-    return critics.get(None, {}) if single else critics, head
+    return critics if options.is_by_site else critics.get(None, {}), head

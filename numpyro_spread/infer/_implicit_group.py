@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,6 @@ from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
 from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
-from spread_core.moments import default_critic_draws, default_moment_draws
 
 
 class ImplicitGroup:
@@ -40,7 +39,7 @@ class ImplicitGroup:
     """
 
     def __init__(
-        self, run: GuideRun, key: str | None, names: list[str], rng_key: jax.Array
+        self, run: GuideRun, key: str | None, names: Sequence[str], rng_key: jax.Array
     ) -> None:
         self._run, self._key, self._names = run, key, names
         self._draw_key, self._contrast_key, self._penalty_key = random.split(rng_key, 3)
@@ -189,12 +188,11 @@ class ImplicitGroup:
         """Guide draws per datum from which the critic learns."""
         if len(self._names) > 1:
             return 1  # the second may depend on the first: only the ELBO's own are joint
-        chosen = self._run.options.num_critic_draws
-        return chosen or default_critic_draws(self._num_at_once())
+        return self._run.options.count_critic_draws(self._num_at_once())
 
     def _num_at_once(self) -> int:
         """Data in the batch, those of all particles."""
-        return math.prod(self._batch_shape) * self._run.options.num_particles
+        return math.prod(self._batch_shape) * self._run.options.num_at_once
 
     # --- draws and contrasts
 
@@ -207,12 +205,11 @@ class ImplicitGroup:
         self._values: dict[str, jax.Array] = {}
         self._fresh: dict[str, jax.Array] = {}
         self._contrasts: dict[str, GaussianContrast] = {}
-        critics = options.critics
-        self._critic: Any = critics[self._key or ""] if isinstance(critics, Mapping) else critics
+        self._critic: Any = options.critic(self._key)
         params = (run.params or {})[options.params_site]
         self._params = params if self._key is None else params[self._key]
         from_moments = options.adaptive and options.head is None
-        num_moments = self._count_moment_draws() if from_moments else 0
+        num_moments = options.count_moment_draws(self._num_at_once()) if from_moments else 0
         num_fresh = self._num_draws if self._num_draws > 1 else 0
         keys = random.split(self._draw_key, len(self._names))
         for name, key in zip(self._names, keys, strict=True):
@@ -232,10 +229,6 @@ class ImplicitGroup:
                     self._head(name, stop_gradient_tree(self._head_params))
                 )
         self._shown = self._standardised(self._values)
-
-    def _count_moment_draws(self) -> int:
-        default = default_moment_draws(self._num_at_once())
-        return self._run.options.num_moment_draws or default
 
     def _valid(self, name: str, contrast: GaussianContrast) -> GaussianContrast:
         """Moments of masked data, which may be anything, are replaced; others are checked."""
