@@ -95,7 +95,7 @@ class ContrastRun(GuideRun):
         return _InModel(model, self, likelihood_weight)
 
     def see_implicit(self, site: Mapping[str, Any]) -> Any:
-        """Take in an implicit site of the guide; what is to stand in its place."""
+        """Record an implicit site of the guide, and return the distribution that replaces it."""
         name, fn = site["name"], site["fn"]
         mask = mask_of_implicit(name, fn)
         if mask is False:
@@ -240,6 +240,7 @@ class _InModel(Inside):
 
 
 def _worth_nothing(fn: Distribution) -> Scored:
+    """Draws of ``fn``, whose log density counts as zero."""
     return Scored(fn, lambda: jnp.zeros(fn.batch_shape))
 
 

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One run of the guide, as the parts of a contrast see it."""
+"""One run of guide and model, as the parts of a contrast see it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def stop_gradient_tree(tree: Any) -> Any:
 
 
 class _Detached(Inside):
-    """Draws of a model of which nothing is learned."""
+    """Detach the draws of a model, from which nothing is learned."""
 
     def postprocess_message(self, msg: Any) -> None:
         super().postprocess_message(msg)

@@ -112,7 +112,7 @@ class ImplicitGroup:
     # --- what the sites have in common
 
     def _site(self, name: str) -> Mapping[str, Any]:
-        """Of the guide's trace; what comes out of a scan as whole series."""
+        """A site of the guide's trace; what a scan returns, as whole series."""
         return whole(self._run.trace[name])
 
     def _check_alike(self) -> None:
@@ -131,7 +131,7 @@ class ImplicitGroup:
                 self._alike = self._alike & same
 
     def _weigh(self, name: str) -> jax.Array | None:
-        """How much every datum counts for the critic; a number, as plates have it, cancels."""
+        """How much each datum counts for the critic; one number for all cancels in the mean."""
         value, scale = self._run.trace[name]["value"], self._run.trace[name]["scale"]
         weights = None
         if self._mask is not None:
@@ -191,13 +191,17 @@ class ImplicitGroup:
         return self._run.options.count_critic_draws(self._num_at_once())
 
     def _num_at_once(self) -> int:
-        """Data in the batch, those of all particles."""
+        """Number of data in the batch, counting those of every particle."""
         return math.prod(self._batch_shape) * self._run.options.num_at_once
 
     # --- draws and contrasts
 
     def _prepare(self) -> None:
-        """Draw what is needed beyond the ELBO's own; late, when the whole guide has run."""
+        """
+        Draw what is needed beyond the ELBO's own draws.
+
+        Not in the constructor, which is also called while params are being initialised.
+        """
         if self._prepared:
             return
         self._prepared = True
@@ -231,7 +235,7 @@ class ImplicitGroup:
         self._shown = self._standardised(self._values)
 
     def _valid(self, name: str, contrast: GaussianContrast) -> GaussianContrast:
-        """Moments of masked data, which may be anything, are replaced; others are checked."""
+        """The contrast, its moments checked; those of masked data are replaced."""
         loc, scale = contrast.loc, contrast.scale
         if self._mask is not None:
             kept = self._on_event(name)

@@ -195,11 +195,11 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
     ) -> Any:
         param_map = step.params
         beta = self._likelihood_weight(param_map, args, kwargs)
-        runs: list[ContrastRun] = []
 
         def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], list[Any]]:
             result, run = self._run(key, self._options, step, param_map, model, guide, beta)
-            runs.append(run)
+            if run.has_bare_delta:
+                refuse_random_deltas(param_map, guide, args, kwargs)
             learned, logits = run.learn()
             mutable = dict(result["mutable_state"] or {})
             return (
@@ -217,8 +217,6 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             if mutable.keys() - {self._steps_site}:
                 raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         step.check_observed()
-        if any(run.has_bare_delta for run in runs):
-            refuse_random_deltas(param_map, guide, args, kwargs)
         if seen:
             # Of several critics the worst counts: right most often, or with odd logits.
             right, low, high = map(jnp.stack, zip(*seen, strict=True))

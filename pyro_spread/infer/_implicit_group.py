@@ -55,7 +55,7 @@ class ImplicitGroup:
         )
         if is_lazy(critic):
             with torch.no_grad(), unchanged_buffers(critic):
-                self._judge(side)(side)
+                judge(critic, side, *self._call_arguments(side))
         #: The logit from which guide and model learn; and, if one pass of the critic gives both,
         #: the logit from which the critic learns.
         self._logit, self._critic_logit = self._score(side)

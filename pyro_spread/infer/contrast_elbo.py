@@ -327,7 +327,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
             yield from traces
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
-        """Before they are used: params may come from a file."""
+        """Put params into the store before they are used: it may hold saved values."""
         if is_lazy(self.discriminator):
             with torch.no_grad(), unchanged_buffers():
                 self._run(model, guide, args, kwargs, 1.0)

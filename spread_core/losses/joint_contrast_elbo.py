@@ -116,9 +116,14 @@ class JointContrastShared(SharedDocs):
         self.name = name
         self._spreading = self._spreading_class(noise, None if noise is None else data)
         self.noise, self.data = self._spreading.noise, dict(data or {})
+        self._set_up()
 
     def _check_players(self, discriminator: Any, divergence: Divergence, regularizer: Any) -> None:
         """The backend's checks: of critic and penalty, and that the divergence has a gradient."""
+        raise NotImplementedError
+
+    def _set_up(self) -> None:
+        """Whatever else the backend keeps."""
         raise NotImplementedError
 
     @property
