@@ -288,14 +288,6 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             seed(substitute(run.in_guide(guide), data=params), guide_key)(*args, **kwargs)
         return run
 
-    def look(
-        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[float, dict[str, Any]]:
-        """The value, and the logits of each critic, of other draws."""
-        value, _ = super().look(rng_key, params, model, guide, *args, **kwargs)
-        logits = self.logits(rng_key, params, model, guide, *args, **kwargs)
-        return value, logits if isinstance(logits, dict) else {"": logits}
-
     def held_out_check(
         self,
         rng_key: jax.Array,

@@ -218,15 +218,6 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
 
         return self._spreading.settled(param_map, model, args, kwargs, run)
 
-    def look(
-        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[float, dict[str, Any]]:
-        """The value, and the critic's logits, of other draws."""
-        value, _ = super().look(rng_key, params, model, guide, *args, **kwargs)
-        if self.discriminator is None:
-            return value, {}
-        return value, {"": self.logits(rng_key, params, model, guide, *args, **kwargs)}
-
     def _draw(
         self, rng_key: jax.Array, step: SpreadStep, params: Any, model: Any, guide: Any
     ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:

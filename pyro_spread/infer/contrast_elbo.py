@@ -209,14 +209,6 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         """What watches the critic during training, and warns once."""
         return self._contrast._watch.monitors
 
-    def look(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[float, dict[str, Any]]:
-        """The value, and the logits of each critic, of other draws."""
-        value, _ = super().look(model, guide, *args, **kwargs)
-        logits = self.logits(model, guide, *args, **kwargs)
-        return value, logits if isinstance(logits, dict) else {"": logits}
-
     def held_out_check(
         self,
         model: Any,

@@ -152,15 +152,6 @@ class JointContrastELBO(JointContrastShared, Loss):
         """What watches the critic during training, and warns once."""
         return self._watch.monitors
 
-    def look(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[float, dict[str, Any]]:
-        """The value, and the critic's logits, of other draws."""
-        value, _ = super().look(model, guide, *args, **kwargs)
-        if self.discriminator is None:
-            return value, {}
-        return value, {"": self.logits(model, guide, *args, **kwargs)}
-
     def _draw(
         self, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[JointSides, tuple[Any, ...], dict[str, Any]]:
