@@ -198,6 +198,20 @@ class EvidenceReport:
     standard_error: float
     num_draws: int
 
+    @classmethod
+    def from_draws(cls, estimates: ArrayLike, fresh_estimates: ArrayLike) -> EvidenceReport:
+        """
+        Compare two critics that judge the same draws.
+
+        :param estimates: The estimate at each draw with the critic of the training run.
+        :param fresh_estimates: The estimate at each draw with the fresh critic.
+        """
+        reported, fresh = np.asarray(estimates, float), np.asarray(fresh_estimates, float)
+        gaps = reported - fresh
+        error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+        means = [float(each.mean()) for each in (reported, fresh, gaps)]
+        return cls(means[0], means[1], means[2], float(error), len(gaps))
+
     def is_false(self, threshold: float = EVIDENCE_TOLERANCE) -> bool:
         """Whether the estimate is false evidence.
 

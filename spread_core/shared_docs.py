@@ -15,6 +15,7 @@ class SharedDocs:
     A backend's class derives from such a class. Its own docstring holds its first line, an example,
     and what is true in this backend only. The rest, such as formulas, references and ``:param``
     lines, stands in the shared class once and is appended: all that follows its first paragraph.
+    ``:param`` lines of the backend's own come last.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -24,7 +25,8 @@ class SharedDocs:
         for base in cls.__bases__:
             if _is_shared(base) and base.__doc__:
                 _, _, rest = inspect.cleandoc(base.__doc__).partition("\n\n")
-                cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\n{rest}".rstrip()
+                own, mark, params = inspect.cleandoc(cls.__doc__).partition("\n:param ")
+                cls.__doc__ = f"{own.rstrip()}\n\n{rest.rstrip()}{mark}{params}".rstrip()
 
 
 def _is_shared(cls: type) -> bool:

@@ -14,10 +14,9 @@ from jax import lax, random
 from numpyro.distributions import Distribution
 from numpyro.handlers import block, seed
 
-from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gradients import refuse_gradient
-from numpyro_spread.infer._guide_run import ContrastOptions, GuideRun
-from numpyro_spread.infer._implicit_group import Group
+from numpyro_spread.infer._guide_run import GuideRun
+from numpyro_spread.infer._implicit_group import ImplicitGroup
 from numpyro_spread.infer._registration import example_of
 from numpyro_spread.infer._scan import Inside, is_scanned
 from numpyro_spread.infer._series import Series, time_last
@@ -29,20 +28,21 @@ from numpyro_spread.infer._sites import (
     plain_name,
 )
 from numpyro_spread.ratio.adapters import SiteValues
-from numpyro_spread.ratio.losses import weighted_mean
+from spread_core.contrast_options import ContrastOptions
+from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
 
 
-class Contrasted(Distribution):
+class Scored(Distribution):
     """
-    An implicit distribution with an estimate of its log density at the value that was drawn.
+    Draws of one distribution, scored by a function that is asked when the whole guide has run.
 
-    :param fn: the distribution.
-    :param log_density: called when the density is asked for, so that the rest of the guide has run.
+    :param fn: the distribution that draws.
+    :param score: gives the log density at the value that was drawn, of the batch shape.
     """
 
-    def __init__(self, fn: Distribution, log_density: Callable[[], jax.Array]) -> None:
-        self.fn, self._log_density = fn, log_density
+    def __init__(self, fn: Distribution, score: Callable[[], jax.Array]) -> None:
+        self.fn, self._score = fn, score
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
@@ -60,8 +60,8 @@ class Contrasted(Distribution):
         return self.fn.sample(key, sample_shape)
 
     def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
-        """The estimate, of the batch shape."""
-        return self._log_density()
+        """The score at the value that was drawn."""
+        return self._score()
 
 
 class ContrastRun(GuideRun):
@@ -77,13 +77,13 @@ class ContrastRun(GuideRun):
         #: Latents of the model whose prior is part of the critic's log-ratio.
         self.unscored: set[str] = set()
         self._ignored: set[str] = set()
-        self._groups: dict[str | None, Group] = {}
+        self._groups: dict[str | None, ImplicitGroup] = {}
 
-    def guide_side(self, guide: Callable[..., Any]) -> Callable[..., Any]:
+    def in_guide(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """The guide, its implicit sites with a density."""
-        return _GuideSide(guide, self)
+        return _InGuide(guide, self)
 
-    def model_side(
+    def in_model(
         self, model: Callable[..., Any], likelihood_weight: Any = None
     ) -> Callable[..., Any]:
         """
@@ -92,10 +92,10 @@ class ContrastRun(GuideRun):
         :param model: the model, spread if there is noise.
         :param likelihood_weight: what observed sites' log-probabilities are multiplied by.
         """
-        return _ModelSide(model, self, likelihood_weight)
+        return _InModel(model, self, likelihood_weight)
 
     def see_implicit(self, site: Mapping[str, Any]) -> Any:
-        """Take in an implicit site of the guide; what is to stand in its place."""
+        """Record an implicit site of the guide, and return the distribution that replaces it."""
         name, fn = site["name"], site["fn"]
         mask = mask_of_implicit(name, fn)
         if mask is False:
@@ -111,7 +111,7 @@ class ContrastRun(GuideRun):
         self.implicit[name] = (whole, mask)
         if not self.options.adaptive:
             self.unscored.update(site["infer"].get("_covers", (name,)))
-        return Contrasted(fn, functools.partial(self.log_density, name))
+        return Scored(fn, functools.partial(self.log_q, name))
 
     def check_critics(self) -> None:
         """
@@ -119,14 +119,9 @@ class ContrastRun(GuideRun):
 
         :raises ValueError: naming the site.
         """
-        critics = self.options.critics
-        if isinstance(critics, Mapping):
-            for site in critics:
-                if site not in self.implicit and site not in self._ignored:
-                    raise ValueError(contrasts.critic_for_unknown_site(site, self.implicit))
-            for site in self.implicit:
-                if site not in critics:
-                    raise ValueError(contrasts.missing_critic(site, critics))
+        self.options.check_sites(self.implicit.keys() | self._ignored)
+        for site in self.implicit:
+            self.options.critic(self.options.key_of(site))
         if self.params is None or not self.implicit:
             return
         sites = [self.options.params_site] + [self.options.head_site] * bool(self.options.head)
@@ -134,23 +129,18 @@ class ContrastRun(GuideRun):
             raise ValueError(players.not_registered(self.options.name))
 
     @property
-    def groups(self) -> dict[str | None, Group]:
+    def groups(self) -> dict[str | None, ImplicitGroup]:
         """Implicit sites by critic; the key of a single critic is None."""
         if not self._groups and self.implicit:
-            critics = self.options.critics
-            names = (
-                {site: [site] for site in self.implicit}
-                if isinstance(critics, Mapping)
-                else {None: list(self.implicit)}
-            )
-            for index, (key, sites) in enumerate(names.items()):
-                self._groups[key] = Group(self, key, sites, random.fold_in(self._rng_key, index))
+            groups = self.options.sites_by_critic(self.implicit)
+            for index, (key, sites) in enumerate(groups.items()):
+                rng_key = random.fold_in(self._rng_key, index)
+                self._groups[key] = ImplicitGroup(self, key, sites, rng_key)
         return self._groups
 
-    def log_density(self, name: str) -> jax.Array:
+    def log_q(self, name: str) -> jax.Array:
         """The estimate of the guide's log density at an implicit site, of its batch shape."""
-        key = name if isinstance(self.options.critics, Mapping) else None
-        return self.groups[key].log_density(name)
+        return self.groups[self.options.key_of(name)].log_q(name)
 
     def learn(self) -> tuple[jax.Array, dict[str | None, Logits]]:
         """
@@ -188,7 +178,7 @@ class ContrastRun(GuideRun):
         return {key: group.example() for key, group in self.groups.items()}
 
 
-class _GuideSide(Inside):
+class _InGuide(Inside):
     """Stands outermost around a guide, where plates have expanded its distributions."""
 
     def __init__(self, guide: Callable[..., Any], run: ContrastRun) -> None:
@@ -218,7 +208,7 @@ class _GuideSide(Inside):
             self._run.trace[msg["name"]] = msg
 
 
-class _ModelSide(Inside):
+class _InModel(Inside):
     """Stands around a model, inside what replays it."""
 
     def __init__(self, model: Callable[..., Any], run: ContrastRun, weight: Any) -> None:
@@ -249,8 +239,9 @@ class _ModelSide(Inside):
             raise NotImplementedError(contrasts.implicit_prior(name))
 
 
-def _worth_nothing(fn: Distribution) -> Contrasted:
-    return Contrasted(fn, lambda: jnp.zeros(fn.batch_shape))
+def _worth_nothing(fn: Distribution) -> Scored:
+    """Draws of ``fn``, whose log density counts as zero."""
+    return Scored(fn, lambda: jnp.zeros(fn.batch_shape))
 
 
 def init_params(
@@ -267,28 +258,17 @@ def init_params(
     def draw(key: jax.Array) -> Any:
         # Noise changes no shapes.
         run = ContrastRun(options, key, None, model, args, kwargs)
-        seed(run.guide_side(guide), key)(*args, **kwargs)
+        seed(run.in_guide(guide), key)(*args, **kwargs)
         return run.example()
 
     with block():
         examples = example_of(draw, guide_key)
         critics = {}
         for index, (key, (values, _, _)) in enumerate(examples.items()):
-            critic: Any = options.critics
-            critic = critic if key is None else critic[key]
             init_key = random.fold_in(critic_key, index)
-            critics[key] = critic.init(init_key, values, args, kwargs)
+            critics[key] = options.critic(key).init(init_key, values, args, kwargs)
         head = {}
         if options.head is not None and examples:
             _, own_args, own_kwargs = next(iter(examples.values()))
             head = options.head.init_call(head_key, *own_args, **own_kwargs)
-    single = not isinstance(options.critics, Mapping)
-    return critics.get(None, {}) if single else critics, head
-
-
-def accuracy(logits: Logits) -> jax.Array:
-    """How often the critic is right."""
-    data = (logits.data > 0).astype(logits.data.dtype)
-    model = (logits.model < 0).astype(logits.model.dtype)
-    weights = logits.data_weights
-    return (weighted_mean(data, weights) + weighted_mean(model, weights)) / 2
+    return critics if options.is_by_site else critics.get(None, {}), head

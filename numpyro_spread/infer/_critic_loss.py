@@ -24,7 +24,8 @@ from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.losses import weighted_mean
 from numpyro_spread.ratio.regularizers import check_regularizer
-from spread_core.losses.critic_loss import CriticLossShared, Logits
+from spread_core.logits import Logits
+from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import players, spreading
 
 # Weight below which a sample's gradient in the critic is lost in float32 next to that of the
@@ -121,13 +122,13 @@ class CriticLoss(CriticLossShared, Loss):
         The critic's logits at the given data and at fresh draws of the model, after the noise.
 
         With held-out data it shows how far the critic can be trusted:
-        ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q, pi)``. Nothing is trained.
 
         :param rng_key: random key.
         :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, one logit for
+        :return: a named tuple ``(p, q, weights_p, weights_q)``, one logit for
             every datum; weights may be None.
         """
         if f"{self.name}$params" not in param_map:
@@ -237,10 +238,10 @@ class CriticLoss(CriticLossShared, Loss):
             return self._critic_loss(Logits(data, model, *weights))
 
         def generator(model: jax.Array) -> jax.Array:
-            return weighted_mean(self._generator_loss(model), logits.model_weights)
+            return weighted_mean(self._generator_loss(model), logits.weights_q)
 
-        pull_data, pull_model = jax.grad(critic, (0, 1))(logits.data, logits.model)
-        return pull_data, pull_model, jax.grad(generator)(logits.model)
+        pull_data, pull_model = jax.grad(critic, (0, 1))(logits.p, logits.q)
+        return pull_data, pull_model, jax.grad(generator)(logits.q)
 
 
 def _away_from_zero(pull: jax.Array) -> jax.Array:

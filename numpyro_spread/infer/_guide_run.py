@@ -1,11 +1,10 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""One run of the guide, as the parts of a contrast see it."""
+"""One run of guide and model, as the parts of a contrast see it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,44 +15,8 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._sites import is_implicit
-from numpyro_spread.ratio.binding import Bound
-from numpyro_spread.ratio.regularizers import Regularizer
+from spread_core.contrast_options import ContrastOptions
 from spread_core.messages import contrasts
-
-
-@dataclass(frozen=True)
-class ContrastOptions:
-    """
-    Arguments of a contrast loss.
-
-    :param critics: one critic for all implicit sites, or a dict from site to critic.
-    :param head: the Gaussian head, or None.
-    :param adaptive: whether guide draws are contrasted with a Gaussian, or with the prior.
-    :param regularizer: penalty on the critics, or None.
-    :param num_moment_draws: guide draws per datum for the moments; None chooses.
-    :param num_critic_draws: guide draws per datum for the critic; None chooses.
-    :param name: of the discriminator among the params.
-    :param num_particles: how often all of this happens at once.
-    """
-
-    critics: Bound | Mapping[str, Bound]
-    head: Bound | None
-    adaptive: bool
-    regularizer: Regularizer | None
-    num_moment_draws: int | None
-    num_critic_draws: int | None
-    name: str
-    num_particles: int = 1
-
-    @property
-    def params_site(self) -> str:
-        """The param site of the critics."""
-        return f"{self.name}$params"
-
-    @property
-    def head_site(self) -> str:
-        """The param site of the head."""
-        return f"{self.name}$head"
 
 
 class GuideRun:
@@ -119,7 +82,7 @@ def stop_gradient_tree(tree: Any) -> Any:
 
 
 class _Detached(Inside):
-    """Draws of a model of which nothing is learned."""
+    """Detach the draws of a model, from which nothing is learned."""
 
     def postprocess_message(self, msg: Any) -> None:
         super().postprocess_message(msg)

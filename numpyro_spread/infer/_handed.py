@@ -15,9 +15,9 @@ from numpyro.primitives import Messenger
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.noise import SpreadNoise
 from spread_core.arguments import Key, get_argument, replace_arguments
-from spread_core.messages import general, spreading
+from spread_core.observations import check_observation
 from spread_core.patterns import key_of
-from spread_core.use_of_data import UseOfData, layout
+from spread_core.use_of_data import UseOfData
 
 
 class Handed:
@@ -166,27 +166,7 @@ class Watch(Messenger):
             return
         if msg["type"] != "sample":
             return
-        site = key_of(handed.located, msg["name"])
-        if site is None or not (msg["is_observed"] or msg["infer"].get("was_observed")):
-            return
-        key, kernel = handed.located[site], handed.noise[str(key_of(handed.noise, site))]
-        observed = msg["value"] if msg["is_observed"] else msg["infer"]["obs"]
-        event = tuple(msg["fn"].event_shape)
-        batch_dim = jnp.ndim(observed) - len(event) - getattr(kernel, "_added_dims", 0)
-        value = (*jnp.shape(observed)[: max(0, batch_dim)], *event)  # in the coordinates of x
-        drawn = handed.use.layouts.get(key, handed.shapes[key])
-        if kernel._drawn_alike(drawn, value, len(event)):
-            if key in handed.undrawn:
-                raise handed.undrawn[key]
-            return
-        wanted = layout(handed.shapes[key], value, event)
-        if wanted is not None and wanted != drawn and key not in handed.use.layouts:
-            handed.use.see_layout(key, wanted)
-        if key in handed.undrawn:
-            raise handed.undrawn[key]
-        try:
-            kernel.spread(msg["fn"])  # its own refusal says more
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise type(error)(general.at_site(msg["name"], error)) from error
-        kind = type(kernel).__name__
-        raise ValueError(spreading.layout_misfit(msg["name"], kind, handed.shapes[key], value))
+        if msg["is_observed"]:
+            check_observation(handed, msg["name"], msg["fn"], msg["value"])
+        elif msg["infer"].get("was_observed"):
+            check_observation(handed, msg["name"], msg["fn"], msg["infer"]["obs"])

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax import lax
 
@@ -53,13 +52,4 @@ def compare_estimates(
         with the fresh critic.
     :param rng_keys: random keys of the draws.
     """
-    both = jax.jit(lambda keys: lax.map(judge, keys))(rng_keys)
-    reported, checked = (np.asarray(values, float) for values in both)
-    gaps = reported - checked
-    return EvidenceReport(
-        estimate=float(reported.mean()),
-        fresh_estimate=float(checked.mean()),
-        gap=float(gaps.mean()),
-        standard_error=float(gaps.std(ddof=1) / np.sqrt(len(gaps))),
-        num_draws=len(gaps),
-    )
+    return EvidenceReport.from_draws(*jax.jit(lambda keys: lax.map(judge, keys))(rng_keys))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ import numpy as np
 from jax import lax, random
 
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
-from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast
 from numpyro_spread.infer._guide_run import GuideRun, stop_gradient_tree
 from numpyro_spread.infer._plate_arguments import named_arguments, subsampled
@@ -24,11 +23,11 @@ from numpyro_spread.infer._series import time_last, whole
 from numpyro_spread.noise.base import is_concrete, where_valid
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
+from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
-from spread_core.moments import default_critic_draws, default_moment_draws
 
 
-class Group:
+class ImplicitGroup:
     """
     One critic, its sites, their contrast and the critic's inputs.
 
@@ -40,7 +39,7 @@ class Group:
     """
 
     def __init__(
-        self, run: GuideRun, key: str | None, names: list[str], rng_key: jax.Array
+        self, run: GuideRun, key: str | None, names: Sequence[str], rng_key: jax.Array
     ) -> None:
         self._run, self._key, self._names = run, key, names
         self._draw_key, self._contrast_key, self._penalty_key = random.split(rng_key, 3)
@@ -55,32 +54,30 @@ class Group:
         self._num_draws = self._count_draws()
         self._prepared = False
 
-    def log_density(self, name: str) -> jax.Array:
+    def log_q(self, name: str) -> jax.Array:
         """The estimate at one of the sites; the joint logit is booked at the first."""
         self._prepare()
-        log_density = jnp.zeros(self._batch_shape)
+        log_q = jnp.zeros(self._batch_shape)
         if name in self._contrasts:
-            log_density = self._contrasts[name].log_prob(self._values[name])
+            log_q = self._contrasts[name].log_prob(self._values[name])
         if name == self._names[0]:
             critic = stop_gradient_tree(self._params)
             values = SiteValues(self._shown, self._batch_shape, self._arguments)
-            log_density = log_density + self._critic.apply(
-                critic, values, self._run.args, self._run.kwargs
-            )
+            log_q = log_q + self._critic.apply(critic, values, self._run.args, self._run.kwargs)
             if not is_concrete(self._alike):
-                log_density = where_valid(log_density, self._alike)
-        return log_density if self._mask is None else jnp.where(self._batch_mask, log_density, 0.0)
+                log_q = where_valid(log_q, self._alike)
+        return log_q if self._mask is None else jnp.where(self._batch_mask, log_q, 0.0)
 
     def critic_loss(self) -> tuple[jax.Array, Logits]:
         """The loss of critic and head, a scalar in nats; and logits, detached."""
         options = self._run.options
         data, model = self._both_sides()
         logits = self._judge_both(self._params, data, model)
-        weights = logits.data_weights
+        weights = logits.weights_p
         if weights is not None:
             counts = weights.sum() > 0
             weights = jnp.where(counts, weights, 1.0)  # zero divided by zero has no gradient
-        loss = logistic_loss(logits.data, logits.model, 0.5, weights, weights)
+        loss = logistic_loss(logits.p, logits.q, 0.5, weights, weights)
         if options.regularizer is not None:
             shown = SiteValues(
                 stop_gradient_tree(self._shown),
@@ -115,7 +112,7 @@ class Group:
     # --- what the sites have in common
 
     def _site(self, name: str) -> Mapping[str, Any]:
-        """Of the guide's trace; what comes out of a scan as whole series."""
+        """A site of the guide's trace; what a scan returns, as whole series."""
         return whole(self._run.trace[name])
 
     def _check_alike(self) -> None:
@@ -134,7 +131,7 @@ class Group:
                 self._alike = self._alike & same
 
     def _weigh(self, name: str) -> jax.Array | None:
-        """How much every datum counts for the critic; a number, as plates have it, cancels."""
+        """How much each datum counts for the critic; one number for all cancels in the mean."""
         value, scale = self._run.trace[name]["value"], self._run.trace[name]["scale"]
         weights = None
         if self._mask is not None:
@@ -191,17 +188,20 @@ class Group:
         """Guide draws per datum from which the critic learns."""
         if len(self._names) > 1:
             return 1  # the second may depend on the first: only the ELBO's own are joint
-        chosen = self._run.options.num_critic_draws
-        return chosen or default_critic_draws(self._num_at_once())
+        return self._run.options.count_critic_draws(self._num_at_once())
 
     def _num_at_once(self) -> int:
-        """Data in the batch, those of all particles."""
-        return math.prod(self._batch_shape) * self._run.options.num_particles
+        """Number of data in the batch, counting those of every particle."""
+        return math.prod(self._batch_shape) * self._run.options.num_at_once
 
     # --- draws and contrasts
 
     def _prepare(self) -> None:
-        """Draw what is needed beyond the ELBO's own; late, when the whole guide has run."""
+        """
+        Draw what is needed beyond the ELBO's own draws.
+
+        Not in the constructor, which is also called while params are being initialised.
+        """
         if self._prepared:
             return
         self._prepared = True
@@ -209,12 +209,11 @@ class Group:
         self._values: dict[str, jax.Array] = {}
         self._fresh: dict[str, jax.Array] = {}
         self._contrasts: dict[str, GaussianContrast] = {}
-        critics = options.critics
-        self._critic: Any = critics[self._key or ""] if isinstance(critics, Mapping) else critics
+        self._critic: Any = options.critic(self._key)
         params = (run.params or {})[options.params_site]
         self._params = params if self._key is None else params[self._key]
         from_moments = options.adaptive and options.head is None
-        num_moments = self._count_moment_draws() if from_moments else 0
+        num_moments = options.count_moment_draws(self._num_at_once()) if from_moments else 0
         num_fresh = self._num_draws if self._num_draws > 1 else 0
         keys = random.split(self._draw_key, len(self._names))
         for name, key in zip(self._names, keys, strict=True):
@@ -235,12 +234,8 @@ class Group:
                 )
         self._shown = self._standardised(self._values)
 
-    def _count_moment_draws(self) -> int:
-        default = default_moment_draws(self._num_at_once())
-        return self._run.options.num_moment_draws or default
-
     def _valid(self, name: str, contrast: GaussianContrast) -> GaussianContrast:
-        """Moments of masked data, which may be anything, are replaced; others are checked."""
+        """The contrast, its moments checked; those of masked data are replaced."""
         loc, scale = contrast.loc, contrast.scale
         if self._mask is not None:
             kept = self._on_event(name)

@@ -19,7 +19,7 @@ from spread_core.messages import players
 from spread_core.remembered import Remembered
 
 # The observed sites of a model that were found to hold data.
-_innocent: Remembered[frozenset[str]] = Remembered()
+_accepted: Remembered[frozenset[str]] = Remembered()
 # What a model raises that asks for the value of what is abstract.
 _ABSTRACT = (
     jax.errors.ConcretizationTypeError,
@@ -49,7 +49,7 @@ def refuse_own_draws(
     :param kwargs: keyword arguments of the model.
     :raises ValueError: naming the site.
     """
-    known = _innocent.get(model) or frozenset()
+    known = _accepted.get(model) or frozenset()
     given = jax.tree.leaves((args, dict(kwargs)))
     suspects = [
         name
@@ -75,7 +75,7 @@ def refuse_own_draws(
             raise ValueError(players.own_draw(name))
         if "params_too" in sources[name]:
             raise ValueError(players.learned_data(name))
-    _innocent.keep(model, known | set(suspects))
+    _accepted.keep(model, known | set(suspects))
 
 
 def _by_value(

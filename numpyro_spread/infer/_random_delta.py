@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Is a guide's Delta a function of random noise? Decided on its jaxpr, without computing."""
+"""Refuse a guide like ``Delta(m + s * eps)``: the entropy of its draws would be left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpyro_spread.infer._sites import inside_wrappers, is_bare_delta
 from spread_core.messages import contrasts
 from spread_core.remembered import Remembered
 
-# The sites of a guide that were looked at; None stands for all.
+# The sites of a guide that were checked; None stands for all.
 _accepted: Remembered[set[frozenset[str] | None]] = Remembered()
 
 
@@ -30,11 +30,11 @@ def refuse_random_deltas(
     among: Collection[str] | None = None,
 ) -> None:
     """
-    Refuse a guide with a Delta site that depends on randomness and, this held fixed, on params.
+    Refuse a guide with a ``Delta`` at a function of random noise and of params.
 
-    Its entropy would be left out. A Delta of params alone is a point estimate, and one that is a
-    fixed function of draws which have a term of their own is a change of variables. Every guide is
-    looked at once.
+    A Delta of params alone is a point estimate. One of draws alone, with no params in between, is a
+    change of variables whose density the draws carry. Each guide is checked once; its jaxpr is
+    analysed and nothing is computed.
 
     :param params: values of param sites.
     :param guide: the guide.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,10 @@ class Loss(Described, ELBO):
                 getattr(quiet, name).warned = True
         value = float(quiet.loss(rng_key, params, model, guide, *args, **kwargs))
         jax.effects_barrier()
-        return value, {}
+        if getattr(self, "discriminator", None) is None:
+            return value, {}
+        logits = cast(Any, self).logits(rng_key, params, model, guide, *args, **kwargs)
+        return value, logits if type(logits) is dict else {"": logits}
 
     def guide_as_trained(
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any

@@ -45,12 +45,12 @@ def watch_lag(
     seen: tuple[jax.Array, jax.Array, jax.Array],
 ) -> None:
     """
-    Does the critic of a contrast keep up, and are its logits such?
+    Let the monitors of a contrast look at its critic.
 
     :param rng_key: random key.
-    :param lag: told how often the critic is right.
-    :param span: told its least and its largest logit.
-    :param seen: these three, of all particles.
+    :param lag: gets how often the critic is right.
+    :param span: gets its least and its largest logit.
+    :param seen: these three numbers, for each particle.
     """
     right, low, high = seen[0].mean(), seen[1].min(), seen[2].max()
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from numpyro_spread.infer._critic_loss import CriticLoss, Logits
+from numpyro_spread.infer._critic_loss import CriticLoss
 from numpyro_spread.infer._watch import report
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
+from spread_core.logits import Logits
 from spread_core.losses.adversarial_divergence import AdversarialDivergenceShared
 from spread_core.monitors import PERFECT_ACCURACY, PERFECT_SATURATION
 from spread_core.stateful import Stateful

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,9 +19,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import mutable as numpyro_mutable
 
-from numpyro_spread.infer._contrast import ContrastRun, accuracy, init_params
-from numpyro_spread.infer._critic_loss import Logits
-from numpyro_spread.infer._guide_run import ContrastOptions
+from numpyro_spread.infer._contrast import ContrastRun, init_params
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._random_delta import refuse_random_deltas
@@ -33,12 +30,12 @@ from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis.critic import EvidenceReport
-from spread_core.loss_words import NOT_A_BOUND, LossWords
-from spread_core.messages import contrasts, players, spreading
-from spread_core.monitors import FalseEvidenceMonitor, FalseEvidenceWarning, LogitRangeMonitor
+from spread_core.contrast_options import ContrastOptions
+from spread_core.losses.contrast_elbo import PriorContrastShared
+from spread_core.messages import players, spreading
+from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
 from spread_core.paths import Where
 from spread_core.stateful import Stateful
-from spread_core.validation import check_count
 
 Annealing = int | Callable[..., Any]
 
@@ -48,25 +45,9 @@ _OWN, _WATCH = 0x5EED0001, 0x5EED0002
 _HEAD = "a module of flax linen, flax nnx or equinox: head(*args, **kwargs) -> (loc, scale)"
 
 
-class PriorContrastELBO(Stateful, Loss):
-    r"""
+class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
+    """
     ELBO of a guide with sites that can be sampled but have no density.
-
-    At an :class:`~numpyro_spread.ImplicitDistribution` in the guide, :math:`\log q(z \mid x)` is
-    replaced by :math:`T(z, x) + \log c(z)`, where the critic T is trained by the logistic loss to
-    distinguish the guide's draws from those of a contrast c, so that at its optimum
-    :math:`T = \log q(z \mid x) / c(z)` [1]. Sites with densities keep them, and scales, masks and
-    plates act on the ratio as on any log density: with no implicit site it is the stock
-    ``Trace_ELBO``. Guide and model get the gradient with the critic frozen, the critic that of the
-    logistic loss with all draws frozen.
-
-    The reported loss is minus an **adversarial ELBO estimate** in nats. It is **not a bound**: a
-    critic that lags behind reports values above the evidence. See :meth:`held_out_check`.
-
-    The contrast is adaptive by default [1, section 4]: a Gaussian with the moments of
-    :math:`q(z \mid x)` for each datum, and the critic sees z standardised by them. The critic then
-    only has to learn the shape of the guide, whereas against the prior it fails as soon as the KL
-    divergence is a few nats.
 
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         >>> from flax import linen
@@ -93,46 +74,13 @@ class PriorContrastELBO(Stateful, Loss):
     **Data parallelism** (batches sharded over devices, under ``jit``): exact, for every critic: a
     compiled step means the whole batch, wherever its parts are.
 
-    **References**
+    Critics and head are modules of flax linen, flax nnx or equinox. With a number of steps for
+    ``annealing``, ``svi.evaluate`` and :meth:`loss` with params alone give the likelihood its full
+    weight.
 
-    [1] `Adversarial Variational Bayes: Unifying Variational Autoencoders and Generative Adversarial
-    Networks`, Lars Mescheder, Sebastian Nowozin, Andreas Geiger, https://arxiv.org/abs/1701.04722
-
-    [2] `Variational Inference using Implicit Distributions`, Ferenc Huszar,
-    https://arxiv.org/abs/1702.08235
-
-    :param discriminator: one module of flax linen, flax nnx or equinox for all implicit sites
-        together, or a dict from site to module. Each is called as
-        ``discriminator(values, *args, **kwargs)``, where ``values`` is a dict of its sites and
-        ``args`` are those of the model, and returns logits of the plates' batch shape.
-        ``concat_sites(net, "x", "z")`` finds guide sites drawn before and the model's arguments by
-        name.
-    :param noise: dict from observed site to noise kernel, or a callable that returns one: data and
-        model are spread as by :class:`~numpyro_spread.SpreadELBO`, for deterministic likelihoods.
-    :param adaptive: whether the contrast is the Gaussian with the guide's moments (exact at any KL
-        divergence) or the model's prior at the site given the guide's other draws (right only at a
-        small one). The prior needs a density if adaptive, and if its params are learned.
-    :param data: dict from site to the name of the model argument that carries its data, for
-        ``noise``. Left out: the argument of the site's name, else the first.
-    :param head: a module ``head(*args, **kwargs) -> (loc, scale)``, or a dict from site to such
-        pairs: the Gaussian :math:`r(z \mid x)` of the contrast. It is fitted to the guide's draws
-        by maximum likelihood, as part of the discriminator, and spares the draws for the moments.
-        It gets the arguments reduced to what plates subsampled.
-    :param annealing: number of steps over which the weight of the likelihood rises to one; or a
-        callable of the model's arguments that returns the weight. ``svi.evaluate`` and
-        :meth:`loss` with params alone give the likelihood its full weight in the first case.
-    :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
-    :param num_moment_draws: draws S of the guide per datum for the moments; by default 4096 over
-        the number of data, 32 to 1024. They scatter by 1/sqrt(S) of the guide's standard deviation,
-        which blurs what the critic sees: modes much narrower than the whole need more.
-    :param num_critic_draws: draws per datum that the critic is trained on; by default as many as
-        make 128 in all. Several implicit sites under one critic have one.
-    :param num_particles: number of draws of the guide per datum and step in the ELBO.
     :param vectorize_particles: whether they are drawn at once, as in the stock ELBO.
     :param name: of the discriminator: its params are at ``name$params``, the head's at
         ``name$head``, the number of steps for ``annealing`` at ``name$steps``.
-    :raises TypeError: if an argument is of the wrong type.
-    :raises ValueError: if an argument is out of its range.
     """
 
     #: As in the stock ``Trace_ELBO``; ``SVI.init`` asks.
@@ -156,37 +104,15 @@ class PriorContrastELBO(Stateful, Loss):
         vectorize_particles: Any = True,
         name: str = "discriminator",
     ) -> None:
-        for argument, value, least in (
-            ("num_particles", num_particles, 1),
-            ("num_moment_draws", num_moment_draws, 3),
-            ("num_critic_draws", num_critic_draws, 1),
-            ("annealing", None if callable(annealing) else annealing, 1),
-        ):
-            if value is not None:
-                check_count(argument, value, least)
-        super().__init__(num_particles, vectorize_particles)
-        if head is not None and not adaptive:
-            raise ValueError(contrasts.head_without_adaptive())
         check_regularizer(regularizer)
         try:
             bound_head = None if head is None else bind(head)
         except TypeError as error:
             raise TypeError(players.bad_range("head", head, _HEAD)) from error
         refuse_bounded_logits(discriminator)
-        several = isinstance(discriminator, Mapping)
-        self.discriminator = discriminator
-        self.adaptive = adaptive
-        self.head = head
-        self.annealing = annealing
-        self.regularizer = regularizer
-        self.num_moment_draws = num_moment_draws
-        self.num_critic_draws = num_critic_draws
-        self.name = name
-        self._spreading = Spreading(noise, data)
-        self.noise, self.data = self._spreading.noise, self._spreading.data
-        self._options = ContrastOptions(
+        options = ContrastOptions(
             {site: bind(each) for site, each in discriminator.items()}
-            if several
+            if isinstance(discriminator, Mapping)
             else bind(discriminator),
             bound_head,
             adaptive,
@@ -194,21 +120,15 @@ class PriorContrastELBO(Stateful, Loss):
             num_moment_draws,
             num_critic_draws,
             name,
-            num_particles if vectorize_particles else 1,
+            num_particles,
+            vectorize_particles,
         )
+        spreading = Spreading(noise, data)
+        of_elbo = {"vectorize_particles": vectorize_particles}
+        super().__init__(discriminator, head, annealing, options, spreading, **of_elbo)
         self._stock = Trace_ELBO()
         self._monitor = FalseEvidenceMonitor()
         self._range = LogitRangeMonitor()
-
-    def describe(self) -> LossWords:
-        """What the reported number is, and what is better."""
-        return LossWords(
-            type(self).__name__,
-            "minus the adversarial ELBO",
-            caution=NOT_A_BOUND,
-            sides=("guide", "contrast"),
-            is_sum=True,
-        )
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
         """
@@ -275,17 +195,17 @@ class PriorContrastELBO(Stateful, Loss):
     ) -> Any:
         param_map = step.params
         beta = self._likelihood_weight(param_map, args, kwargs)
-        runs: list[ContrastRun] = []
 
         def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], list[Any]]:
             result, run = self._run(key, self._options, step, param_map, model, guide, beta)
-            runs.append(run)
+            if run.has_bare_delta:
+                refuse_random_deltas(param_map, guide, args, kwargs)
             learned, logits = run.learn()
             mutable = dict(result["mutable_state"] or {})
             return (
                 result["loss"] + learned,
                 mutable,
-                [(accuracy(lg), *lg.range()) for lg in logits.values()],
+                [(each.accuracy(), *each.range()) for each in logits.values()],
             )
 
         if self.num_particles == 1:
@@ -297,8 +217,6 @@ class PriorContrastELBO(Stateful, Loss):
             if mutable.keys() - {self._steps_site}:
                 raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         step.check_observed()
-        if any(run.has_bare_delta for run in runs):
-            refuse_random_deltas(param_map, guide, args, kwargs)
         if seen:
             # Of several critics the worst counts: right most often, or with odd logits.
             right, low, high = map(jnp.stack, zip(*seen, strict=True))
@@ -318,20 +236,20 @@ class PriorContrastELBO(Stateful, Loss):
         The critic's logits at fresh draws of the guide and of its contrast.
 
         With held-out data it shows how well the critic is calibrated:
-        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q)``. Nothing is trained.
 
         :param rng_key: random key.
         :param param_map: dict from param site to value, such as ``svi.get_params(state)``.
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
-            for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
-            from site to such tuples if there is a critic per site.
+        :return: a named tuple ``(p, q, weights_p, weights_q)``: P is the guide, Q the contrast. The
+            logits have shape (draws +) batch. A dict from site to such tuples if there is a
+            critic per site.
         """
         step = self._spreading.looked(param_map, model, args, kwargs)
         run = self._run_guide(rng_key, self._options, step, param_map, model, guide)
         logits = run.logits()
-        return logits if isinstance(self._options.critics, Mapping) or not logits else logits[None]
+        return logits if self._options.is_by_site or not logits else logits[None]
 
     def _run(
         self,
@@ -347,7 +265,7 @@ class PriorContrastELBO(Stateful, Loss):
         spread_model, args, kwargs, rng_key = step.draw(rng_key)
         own_key = random.fold_in(rng_key, _OWN)
         run = ContrastRun(options, own_key, params, model, args, kwargs)
-        sides = run.model_side(spread_model, beta), run.guide_side(guide)
+        sides = run.in_model(spread_model, beta), run.in_guide(guide)
         result = self._stock.loss_with_mutable_state(rng_key, params, *sides, *args, **kwargs)
         return result, run
 
@@ -367,16 +285,8 @@ class PriorContrastELBO(Stateful, Loss):
         # Containers are copied, since a guide may write to those of mutable sites.
         params = jax.tree.map(lambda leaf: leaf, dict(params))
         with trace():
-            seed(substitute(run.guide_side(guide), data=params), guide_key)(*args, **kwargs)
+            seed(substitute(run.in_guide(guide), data=params), guide_key)(*args, **kwargs)
         return run
-
-    def look(
-        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[float, dict[str, Any]]:
-        """The value, and the logits of each critic, of other draws."""
-        value, _ = super().look(rng_key, params, model, guide, *args, **kwargs)
-        logits = self.logits(rng_key, params, model, guide, *args, **kwargs)
-        return value, logits if isinstance(logits, dict) else {"": logits}
 
     def held_out_check(
         self,
@@ -436,10 +346,7 @@ class PriorContrastELBO(Stateful, Loss):
             return -reported["loss"], -checked["loss"]
 
         checked = compare_estimates(judge, random.split(draw_key, num_draws))
-        if checked.is_false():
-            message = contrasts.false_evidence_gap(checked.gap, checked.standard_error)
-            warnings.warn(message, FalseEvidenceWarning, stacklevel=2)
-        return checked
+        return self._checked(checked)
 
     def _likelihood_weight(self, params: Any, args: Any, kwargs: Any) -> Any:
         if callable(self.annealing):
@@ -447,8 +354,3 @@ class PriorContrastELBO(Stateful, Loss):
         if self.annealing is None or self._steps_site not in params:
             return None
         return jnp.minimum(1.0, (params[self._steps_site] + 1) / self.annealing)
-
-
-def _seen(logits: Logits) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How often the critic is right, its least and its largest logit."""
-    return accuracy(logits), *logits.range()

@@ -1,25 +1,21 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Run guide and model once, with a critic that scores the implicit sites."""
+"""Handlers with which a stock ELBO scores guide sites without a density, by a critic."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread import _parents
-from pyro_spread._transaction import unchanged_buffers
-from pyro_spread.infer._plate_arguments import expand_batch, subsampled
+from pyro_spread.infer._guide_run import GuideRun, ImplicitSite
+from pyro_spread.infer._implicit_group import ImplicitGroup
 from pyro_spread.infer._sites import (
     combine_masks,
     is_implicit,
@@ -29,11 +25,8 @@ from pyro_spread.infer._sites import (
     mask_of_implicit,
     plain_name,
 )
-from pyro_spread.ratio.adapters import SiteValues
+from spread_core.logits import Logits
 from spread_core.messages import contrasts, players
-
-Score = Callable[[], torch.Tensor]
-_PARTICLES = "num_particles_vectorized"
 
 
 class Scored(TorchDistribution):
@@ -47,7 +40,7 @@ class Scored(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
-    def __init__(self, fn: TorchDistribution, score: Score) -> None:
+    def __init__(self, fn: TorchDistribution, score: Callable[[], torch.Tensor]) -> None:
         self.fn, self._score = fn, score
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
@@ -69,216 +62,53 @@ class Scored(TorchDistribution):
         return self._score().expand(self.batch_shape)
 
 
-@dataclass
-class ImplicitSite:
-    """An implicit site, its draw and its plates, after the guide has run."""
-
-    name: str
-    fn: TorchDistribution
-    value: torch.Tensor
-    weights: torch.Tensor | None
-    scale: Any
-    frames: tuple[Any, ...]
-    earlier: tuple[str, ...]
-    infer: Mapping[str, Any]
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Shape of plates and particles."""
-        return self.fn.batch_shape
-
-    @property
-    def plates(self) -> frozenset[tuple[Any, ...]]:
-        """Name, dimension and size of each."""
-        return frozenset((f.name, f.dim, f.size) for f in self.frames if f.vectorized)
-
-    @property
-    def plate_shape(self) -> torch.Size:
-        """Shape of the plates, without the particles."""
-        depth = max(
-            (-f.dim for f in self.frames if f.vectorized and f.name != _PARTICLES), default=0
-        )
-        return self.batch_shape[len(self.batch_shape) - depth :]
-
-    def draw(self, count: int) -> torch.Tensor:
-        """
-        Fresh draws of shape count + batch + event, without gradient.
-
-        :raises ValueError: if ``fn`` does not broadcast.
-        """
-        with torch.no_grad(), unchanged_buffers():
-            try:
-                return self.fn.sample((count,))
-            except (RuntimeError, ValueError, IndexError) as error:
-                message = contrasts.not_broadcasting(self.name, (count,), error)
-                raise ValueError(message) from error
-
-
-@dataclass
-class ContrastRun:
+class ContrastRun(GuideRun):
     """
-    Guide and model of one particle (or of all at once), and their recorded sites.
+    One run of guide and model: the guide's implicit sites, and what critics learn from them.
 
-    :param score: from this run and a site's name to the estimate of log q at its draw.
-    :param prior_cancels: whether contrasts are with the prior, whose density then drops out.
-    :param model: the model, spread if there is noise.
-    :param names: names of its positional arguments.
-    :param args: positional arguments of model and guide.
-    :param kwargs: keyword arguments of both.
+    :param args: those of :class:`GuideRun`.
     """
-
-    score: Callable[[ContrastRun, str], torch.Tensor]
-    prior_cancels: bool
-    model: Callable[..., Any]
-    names: Sequence[str]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    sites: dict[str, ImplicitSite] = field(default_factory=dict)
-    #: Names of these and of those that are masked as a whole.
-    implicit: set[str] = field(default_factory=set)
-    #: Values of all guide sites in their order, with their number of event dimensions.
-    values: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
-    indices: dict[str, torch.Tensor] = field(default_factory=dict)
-    #: Priors of the implicit sites, given what the guide drew.
-    priors: dict[str, TorchDistribution] = field(default_factory=dict)
-    #: What the loss has computed of this run.
-    cache: dict[Any, Any] = field(default_factory=dict)
 
     def in_guide(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """The guide with its implicit sites scored."""
         return _InGuide(self)(guide)
 
     def in_model(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        """The model as the ELBO should see it."""
+        """The model without the priors that are part of a log-ratio."""
         return _InModel(self)(model)
 
-    def covered(self) -> set[str]:
-        """Latents of the model whose prior the contrast accounts for."""
-        names = set(self.sites)
-        for site in self.sites.values():
-            names |= set(site.infer.get("_covers", ()))
-        return names
+    def forget(self) -> None:
+        """Forget what was recorded."""
+        super().forget()
+        self._groups: dict[str | None, ImplicitGroup] = {}
 
-    def arguments(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """
-        What a critic of these sites may look up: the model's arguments and the other guide sites.
+    @property
+    def groups(self) -> dict[str | None, ImplicitGroup]:
+        """Implicit sites by critic; the key of a single critic is None."""
+        if not self._groups:
+            for key, names in self.options.sites_by_critic(self.sites).items():
+                self._groups[key] = ImplicitGroup(self, names, self.options.critic(key))
+        return self._groups
 
-        :param names: sites of one critic.
-        """
-        site = self.sites[names[0]]
-        full, plates = site.batch_shape, site.plate_shape
-        named = self.reduced_arguments(site)
-        found = {name: expand_batch(value, plates, full) for name, value in named.items()}
-        for name in site.earlier:
-            value, event_dim = self.values[name]
-            batch = value.shape[: value.dim() - event_dim]
-            if name not in names and _broadcasts(batch, full):
-                found[name] = value.expand((*full, *value.shape[len(batch) :]))
-        return found
-
-    def reduced_arguments(self, site: ImplicitSite) -> dict[str, Any]:
-        """The model's arguments by name, reduced to what plates subsampled."""
-        named = dict(zip(self.names, self.args, strict=False)) | self.kwargs
-        return subsampled(named, site.frames, self.indices, site.plate_shape)
-
-    def side(
-        self,
-        names: tuple[str, ...],
-        values: Mapping[str, torch.Tensor],
-        count: int | None = None,
-        detached: bool = False,
-    ) -> SiteValues:
-        """
-        Values as a critic gets them.
-
-        :param names: sites of one critic.
-        :param values: dict from site to value of shape (count +) batch + event.
-        :param count: number of draws per datum, if several.
-        :param detached: whether no gradient may reach the guide through what is looked up.
-        """
-        batch = self.sites[names[0]].batch_shape
-        arguments = self.cache.get(("arguments", names))
-        if arguments is None:
-            arguments = self.cache["arguments", names] = self.arguments(names)
-        if detached:
-            arguments = {name: _detached(value) for name, value in arguments.items()}
-        full = batch if count is None else torch.Size((count, *batch))
-        arguments = {name: expand_batch(value, batch, full) for name, value in arguments.items()}
-        return SiteValues(values, full, arguments)
-
-    def call_arguments(self, side: SiteValues) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """
-        The model's arguments with those over the data in the batch shape of ``side``.
-
-        :param side: what the critic is called with.
-        """
-        plates, full = self.sites[next(iter(side))].plate_shape, side.batch_shape
-        args = tuple(expand_batch(value, plates, full) for value in self.args)
-        return args, {n: expand_batch(value, plates, full) for n, value in self.kwargs.items()}
-
-    def prior_draws(self, names: tuple[str, ...], count: int | None) -> dict[str, torch.Tensor]:
-        """
-        Draws of the prior at these sites, given the guide's draws elsewhere; no gradient.
-
-        :param names: sites of one critic. Several, and those that are no site of the model, are
-            drawn ancestrally in a run of the model.
-        :param count: number of draws per datum, of one site only.
-        """
-        with torch.no_grad(), unchanged_buffers():
-            if len(names) == 1 and names[0] in self.priors:
-                return {names[0]: self._prior_draw(names[0], count)}
-            return self._ancestral(names)
-
-    def _prior_draw(self, name: str, count: int | None) -> torch.Tensor:
-        site, fn = self.sites[name], self.priors[name]
-        # The prior of a site may have fewer batch dimensions than the guide's.
-        return fn.expand(site.batch_shape).sample(() if count is None else (count,))
-
-    def _ancestral(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        nodes = self._rerun(set(self.values) - self.covered())
-        draws = {}
-        for name in names:
-            site = self.sites[name]
-            shape = (*site.batch_shape, *site.fn.event_shape)
-            if "_unconstrain" in site.infer:
-                latents = {n: nodes[n]["value"] for n in site.infer["_covers"]}
-                draws[name] = site.infer["_unconstrain"](latents).expand(shape)
-            elif name in nodes:
-                draws[name] = nodes[name]["value"].expand(shape)
-            else:
-                raise ValueError(contrasts.no_prior_site(name))
-        return draws
-
-    def prior_gradient(self, name: str) -> torch.Tensor:
-        """Zero, whose gradient in the prior's params is that of its log density at the draw."""
-        if "priors" not in self.cache:
-            # Another run, in which nothing but params has a gradient: what the draws do to the
-            # prior's density is in the critic's logit already.
-            self.cache["priors"] = self._rerun(set(self.values))
-        node = self.cache["priors"][name]
-        if is_implicit(node["fn"]):
-            if torch.is_grad_enabled() and node["fn"].rsample().requires_grad:
-                raise NotImplementedError(contrasts.learned_implicit_prior(name))
+    def log_q(self, name: str) -> torch.Tensor:
+        """The estimate of log q at the guide's draw, less log p where the contrast is the prior."""
+        if name not in self.sites:  # masked as a whole
             return torch.zeros(())
-        log_prob = node["fn"].log_prob(node["value"])
-        return log_prob - log_prob.detach()
+        return self.groups[self.options.key_of(name)].log_q(name)
 
-    def _rerun(self, kept: set[str]) -> Any:
-        """Sites of another run of the model at the guide's draws of ``kept``, as constants."""
-        guide_trace = poutine.Trace()
-        values = {name: value.detach() for name, (value, _) in self.values.items() if name in kept}
-        for name, value in (values | self.indices).items():
-            guide_trace.add_node(
-                name, name=name, type="sample", value=value, is_observed=False, infer={}
-            )
-        model = poutine.replay(self.model, trace=guide_trace)
-        frames = {f.name: f for site in self.sites.values() for f in site.frames}
-        with poutine.block(), unchanged_buffers(), contextlib.ExitStack() as stack:
-            if _PARTICLES in frames:
-                frame = frames[_PARTICLES]
-                stack.enter_context(pyro.plate(_PARTICLES, frame.size, dim=frame.dim))
-                model = poutine.broadcast(model)
-            return poutine.trace(model).get_trace(*self.args, **self.kwargs).nodes
+    def learn(self) -> tuple[torch.Tensor, list[Logits]]:
+        """The loss of all critics and of the head, and the critics' logits."""
+        total, seen = torch.zeros(()), []
+        for group in self.groups.values():
+            loss, logits = group.critic_loss()
+            if logits is not None:
+                total = total + loss
+                seen.append(logits)
+        return total, seen
+
+    def logits(self) -> dict[str | None, Logits]:
+        """The critics' logits at guide draws and at the contrast's, by critic."""
+        return {key: group.logits() for key, group in self.groups.items()}
 
 
 class _InGuide(Messenger):
@@ -289,9 +119,7 @@ class _InGuide(Messenger):
         self.run = run
 
     def __enter__(self) -> Any:
-        run = self.run
-        for seen in (run.sites, run.implicit, run.values, run.indices, run.priors, run.cache):
-            seen.clear()  # a run to look at the plates may have come before
+        self.run.forget()
         return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -305,9 +133,9 @@ class _InGuide(Messenger):
                 )
             mask = mask_of_implicit(name, fn)
             run.implicit.add(name)
-            scored: TorchDistribution = Scored(fn, lambda: run.score(run, name))
+            scored: TorchDistribution = Scored(fn, lambda: run.log_q(name))
             msg["fn"] = scored if mask is None else scored.mask(mask)
-        elif run.prior_cancels and isinstance(fn, Delta) and name in run.covered():
+        elif not run.options.adaptive and isinstance(fn, Delta) and name in run.covered():
             # Its log density is the Jacobian of a prior that drops out as a whole.
             msg["fn"] = Delta(fn.v, event_dim=fn.event_dim)
 
@@ -349,7 +177,7 @@ class _InModel(Messenger):
             return
         if name in run.sites:
             run.priors[name] = fn
-        if not run.prior_cancels:
+        if run.options.adaptive:
             if is_implicit(fn):
                 raise NotImplementedError(contrasts.implicit_prior(name))
             return
@@ -357,17 +185,6 @@ class _InModel(Messenger):
         learned = is_implicit(fn) or is_learned(fn)
         nothing = torch.zeros(())
         msg["fn"] = Scored(fn, (lambda: run.prior_gradient(name)) if learned else lambda: nothing)
-
-
-def _broadcasts(shape: torch.Size, full: torch.Size) -> bool:
-    try:
-        return torch.broadcast_shapes(shape, full) == full
-    except RuntimeError:
-        return False
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _weights(

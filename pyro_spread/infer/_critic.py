@@ -17,7 +17,7 @@ from torch import nn
 from pyro_spread import _parents
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._guards import check_logits, critic_params
-from pyro_spread.infer._ranks import agreed, in_module, ranks
+from pyro_spread.infer._ranks import broadcast_from_first, in_module, ranks
 from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
@@ -165,7 +165,7 @@ def has_turn(regularizer: Regularizer | None, like: torch.Tensor) -> bool:
     if regularizer is None or regularizer.every == 1:
         return regularizer is not None
     # By chance and not by a counter: nothing to save, and the same as in a compiled step.
-    return bool(agreed(torch.rand(()), like) < 1 / regularizer.every)
+    return bool(broadcast_from_first(torch.rand(()), like) < 1 / regularizer.every)
 
 
 def penalise(

@@ -27,7 +27,8 @@ from pyro_spread.ratio._samplewise import couples, is_samplewise_here
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import check_regularizer
-from spread_core.losses.critic_loss import CriticLossShared, Logits
+from spread_core.logits import Logits
+from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import players
 
 
@@ -83,11 +84,11 @@ class CriticLoss(CriticLossShared, Loss):
         The critic's logits at the given data and at fresh draws of the model, after the noise.
 
         With held-out data it shows how far the critic can be trusted:
-        ``critic_report(logits.data, logits.model, pi)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q, pi)``. Nothing is trained.
 
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, one logit for
+        :return: a named tuple ``(p, q, weights_p, weights_q)``, one logit for
             every datum; weights may be None.
         """
         with torch.no_grad():
@@ -179,12 +180,12 @@ class CriticLoss(CriticLossShared, Loss):
         inputs = {n: Rescale.apply(v, factors) for n, v in sides.model.items()}
         model_values = sides.model.replaced(inputs)
         logits = self._logits(sides, model_values, args, kwargs)
-        own = share(logits.data_weights, logits.data, logits.data.numel())
+        own = share(logits.weights_p, logits.p, logits.p.numel())
         pull_data, pull_model, push = self._slopes(logits, own)
-        surrogate = (logits.data * pull_data).sum()
+        surrogate = (logits.p * pull_data).sum()
         if not generator_learns:
             factors.append(None)
-        elif self._is_one_pass(logits.model, model_values, kwargs):
+        elif self._is_one_pass(logits.q, model_values, kwargs):
             # The critic's own backward pass runs on into the generator, rescaled on the way.
             pull_model = away_from_zero(pull_model)
             factors += [torch.where(push == 0, push, 1 / pull_model), push]
@@ -192,7 +193,7 @@ class CriticLoss(CriticLossShared, Loss):
             learned = {n: v for n, v in inputs.items() if v.requires_grad}
             # A critic may ignore some of the sites.
             grads = torch.autograd.grad(
-                logits.model,
+                logits.q,
                 list(learned.values()),
                 push,
                 retain_graph=True,
@@ -202,12 +203,12 @@ class CriticLoss(CriticLossShared, Loss):
             factors.append(None)
             for name, grad in zip(learned, grads, strict=True):
                 surrogate = surrogate + (grad * sides.model[name]).sum()
-        surrogate = surrogate + (logits.model * pull_model).sum()
+        surrogate = surrogate + (logits.q * pull_model).sum()
         judged = Judge(self.discriminator, args, kwargs)
         both = sides.data, sides.model
         surrogate = penalise(surrogate, self.regularizer, judged, *both, sides.data_weights, own)
         with torch.no_grad():
-            detached = Logits(logits.data.detach(), logits.model.detach(), *logits[2:])
+            detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)
             self._watch(detached)
         return _Report.apply(value, surrogate)
@@ -216,11 +217,11 @@ class CriticLoss(CriticLossShared, Loss):
         self, logits: Logits, own: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""
-        data = logits.data.detach().requires_grad_()
-        model = logits.model.detach().requires_grad_()
+        data = logits.p.detach().requires_grad_()
+        model = logits.q.detach().requires_grad_()
         with torch.enable_grad():
             critic = self._critic_loss(Logits(data, model, *logits[2:]))
-            generator = weighted_mean(self._generator_loss(model), logits.model_weights)
+            generator = weighted_mean(self._generator_loss(model), logits.weights_q)
         pull_data, pull_model = torch.autograd.grad(critic, (data, model))
         (push,) = torch.autograd.grad(generator, model)
         if ranks() is not None:  # both players minimise means, side by side

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -16,9 +15,9 @@ from pyro_spread.infer._noise import draw_at
 from pyro_spread.infer._rows import NoisyRows
 from pyro_spread.noise import SpreadNoise
 from spread_core.arguments import Key, get_argument, replace_arguments
-from spread_core.messages import general, spreading
+from spread_core.observations import check_observation
 from spread_core.patterns import key_of
-from spread_core.use_of_data import UseOfData, layout
+from spread_core.use_of_data import UseOfData
 
 
 class Handed:
@@ -120,28 +119,7 @@ class Watch(Messenger):
             if taken is not None and not torch.jit.is_tracing():
                 handed.use.see_plate(msg["name"], fn.size, taken, handed.shapes)
             return
-        site = key_of(handed.located, msg["name"])
-        if site is None or not (msg["is_observed"] or msg["infer"].get("was_observed")):
-            return
-        key, kernel = handed.located[site], handed.noise[str(key_of(handed.noise, site))]
-        observed = msg["value"] if msg["is_observed"] else msg["infer"]["obs"]
-        event = tuple(fn.event_shape)
-        batch_dim = np.ndim(observed) - len(event) - getattr(kernel, "_added_dims", 0)
-        value = (*np.shape(observed)[: max(0, batch_dim)], *event)  # in the coordinates of x
-        drawn = handed.use.layouts.get(key, handed.shapes[key])
-        if kernel._drawn_alike(drawn, value, len(event)):
-            if key in handed.undrawn:
-                raise handed.undrawn[key]
-            return
-        wanted = layout(handed.shapes[key], value, event)
-        known = handed.use.layouts.get(key)
-        if wanted is not None and wanted != drawn and known is None:
-            handed.use.see_layout(key, wanted)
-        if key in handed.undrawn:
-            raise handed.undrawn[key]
-        try:
-            kernel.spread(fn)  # its own refusal says more
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise type(error)(general.at_site(msg["name"], error)) from error
-        kind = type(kernel).__name__
-        raise ValueError(spreading.layout_misfit(msg["name"], kind, handed.shapes[key], value))
+        if msg["is_observed"]:
+            check_observation(handed, msg["name"], fn, msg["value"])
+        elif msg["infer"].get("was_observed"):
+            check_observation(handed, msg["name"], fn, msg["infer"]["obs"])

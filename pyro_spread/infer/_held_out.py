@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import nn
@@ -63,12 +62,4 @@ def compare_estimates(
         set_rng_state(state)
         values.append((first, checked()))
         set_rng_state(after)
-    both = np.asarray(values, float)
-    gaps = both[:, 0] - both[:, 1]
-    return EvidenceReport(
-        estimate=float(both[:, 0].mean()),
-        fresh_estimate=float(both[:, 1].mean()),
-        gap=float(gaps.mean()),
-        standard_error=float(gaps.std(ddof=1) / np.sqrt(num_draws)),
-        num_draws=num_draws,
-    )
+    return EvidenceReport.from_draws(*zip(*values, strict=True))

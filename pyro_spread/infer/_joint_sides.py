@@ -178,7 +178,7 @@ def failed_simulations(
 def data_plates(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> frozenset[str]:
-    """Names of the plates that count what the model observes: of a run that leaves no trace."""
+    """Names of the plates that count what the model observes, from a run without side effects."""
     known = _known_plates.get(model)
     if known is not None:
         return known

@@ -22,7 +22,7 @@ from spread_core.messages import players
 from spread_core.remembered import Remembered
 
 # The observed sites of a model that were found to hold data.
-_innocent: Remembered[frozenset[str]] = Remembered()
+_accepted: Remembered[frozenset[str]] = Remembered()
 # A redraw of few values may be as it was.
 _ATTEMPTS, _OF_FEW = 4, 100
 
@@ -45,7 +45,7 @@ def refuse_own_draws(
     :param kwargs: keyword arguments of the model.
     :raises ValueError: naming the site.
     """
-    known = _innocent.get(model) or frozenset()
+    known = _accepted.get(model) or frozenset()
     given = {_storage(leaf) for leaf in _parents.tree_leaves((args, kwargs))} - {None}
     suspects = {
         name
@@ -70,7 +70,7 @@ def refuse_own_draws(
             raise ValueError(players.own_draw(name))
         if first[name].requires_grad:
             raise ValueError(players.learned_data(name))
-    _innocent.keep(model, known | suspects)
+    _accepted.keep(model, known | suspects)
 
 
 class _Redrawn(Messenger):

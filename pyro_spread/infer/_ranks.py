@@ -53,7 +53,7 @@ class Ranks:
         distributed.all_reduce(total, group=self.group)
         return total
 
-    def first(self, values: torch.Tensor) -> torch.Tensor:
+    def broadcast(self, values: torch.Tensor) -> torch.Tensor:
         """Broadcast from rank 0; without gradient."""
         values = values.detach().clone().contiguous()
         # Not `group_src=0`, which torch has since 2.6 only.
@@ -61,14 +61,14 @@ class Ranks:
         distributed.broadcast(values, source, self.group)
         return values
 
-    def each(self, values: torch.Tensor) -> list[torch.Tensor]:
+    def all_gather(self, values: torch.Tensor) -> list[torch.Tensor]:
         """All-gather of values of equal shape; without gradient."""
         values = values.detach().contiguous()
         gathered = [torch.empty_like(values) for _ in range(self.size)]
         distributed.all_gather(gathered, values, group=self.group)
         return gathered
 
-    def rows(self, values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def gather_rows(self, values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """
         All-gather of rows, in the order of ranks; only the rows of this rank have a gradient.
 
@@ -77,7 +77,7 @@ class Ranks:
         """
         padded = values.new_zeros((max(sizes), *values.shape[1:]))
         padded[: len(values)] = values.detach()
-        parts = [part[:size] for part, size in zip(self.each(padded), sizes, strict=True)]
+        parts = [part[:size] for part, size in zip(self.all_gather(padded), sizes, strict=True)]
         parts[self.rank] = values
         return torch.cat(parts)
 
@@ -125,7 +125,7 @@ def share(weights: torch.Tensor | None, like: torch.Tensor, count: int) -> torch
     return own * current.size / current.sum(own)
 
 
-def agreed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def broadcast_from_first(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """
     Broadcast a draw from rank 0, so that all ranks use the same.
 
@@ -133,10 +133,10 @@ def agreed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     :param like: a tensor on the device of the loss.
     """
     current = ranks()
-    return value if current is None else current.first(value.to(like.device))
+    return value if current is None else current.broadcast(value.to(like.device))
 
 
-def gathered(
+def all_gather_rows(
     samples: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
@@ -149,12 +149,12 @@ def gathered(
     if current is None:
         return samples, weights
     about = [len(samples), weights is not None]
-    told = current.each(torch.tensor(about, device=samples.device))
+    told = current.all_gather(torch.tensor(about, device=samples.device))
     sizes = [int(size) for size, _ in told]
     if weights is None and any(bool(weighted) for _, weighted in told):
         weights = samples.new_ones(len(samples))
-    rows = current.rows(samples, sizes)
-    return rows, None if weights is None else current.rows(weights, sizes)
+    rows = current.gather_rows(samples, sizes)
+    return rows, None if weights is None else current.gather_rows(weights, sizes)
 
 
 def whole_gradient(loss: torch.Tensor) -> torch.Tensor:
@@ -226,7 +226,7 @@ def _compare_noise(current: Ranks, device: torch.device) -> None:
         states.append(torch.cuda.get_rng_state(device))
     digest = hashlib.sha256(b"".join(state.numpy().tobytes() for state in states)).digest()
     own = torch.tensor(int.from_bytes(digest[:7], "big"), device=device)
-    told = [int(other) for other in current.each(own)]
+    told = [int(other) for other in current.all_gather(own)]
     if len(set(told)) < len(told):
         same = [rank for rank, other in enumerate(told) if told.count(other) > 1]
         warnings.warn(rank_messages.equal_noise(same), UserWarning, stacklevel=2)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pyro.infer.elbo import ELBO
 from torch import nn
@@ -83,7 +83,11 @@ class Loss(Described, Stateful, ELBO):
 
         :return: the value, and logits by critic; the name of a single critic is empty.
         """
-        return float(self.loss(model, guide, *args, **kwargs)), {}
+        value = float(self.loss(model, guide, *args, **kwargs))
+        if getattr(self, "discriminator", None) is None:
+            return value, {}
+        logits = cast(Any, self).logits(model, guide, *args, **kwargs)
+        return value, logits if type(logits) is dict else {"": logits}
 
     def guide_as_trained(
         self, model: Any, guide: Any, args: Any, kwargs: Any

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from pyro_spread.infer._critic_loss import Logits
-from pyro_spread.ratio.losses import weighted_mean
+from spread_core.logits import Logits
 from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor, Monitor
 from spread_core.stateful import Stateful
 
@@ -37,7 +36,7 @@ class LagWatch(Stateful):
         """
         Count one step.
 
-        :param logits: at draws of the guide (``data``) and of its contrast (``model``).
+        :param logits: of the guide (P) and of what it is contrasted with (Q).
         """
         self._seen += 1
         # Looking takes time: every step is looked at once one of them was amiss.
@@ -45,7 +44,4 @@ class LagWatch(Stateful):
             return
         with torch.no_grad():
             self._range.observe(*map(float, logits.range()))
-            data, model, data_weights, model_weights = logits
-            right = weighted_mean((data > 0).to(data.dtype), data_weights)
-            left = weighted_mean((model < 0).to(model.dtype), model_weights)
-            self._monitor.observe(float(right + left) / 2)
+            self._monitor.observe(float(logits.accuracy()))

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import torch
 
-from pyro_spread.infer._critic_loss import CriticLoss, Logits
+from pyro_spread.infer._critic_loss import CriticLoss
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
+from spread_core.logits import Logits
 from spread_core.losses.adversarial_divergence import AdversarialDivergenceShared
 
 _WATCH_EVERY = 4

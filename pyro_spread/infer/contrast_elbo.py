@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from torch import nn
 
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
-from pyro_spread.infer._contrast_critic import CollapsedGuideError, ContrastCritic
 from pyro_spread.infer._critic import (
     check_critic,
     is_lazy,
@@ -30,46 +28,32 @@ from pyro_spread.infer._critic import (
 )
 from pyro_spread.infer._guards import idle_critics
 from pyro_spread.infer._held_out import compare_estimates, fit_critic, fresh_copy
+from pyro_spread.infer._implicit_group import CollapsedGuideError
 from pyro_spread.infer._noise import Noise
+from pyro_spread.infer._random_delta import refuse_random_deltas
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading, started
-from pyro_spread.infer._tempting import check_deltas
+from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
 from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport
 from spread_core.arguments import positional_names
-from spread_core.loss_words import NOT_A_BOUND, LossWords
+from spread_core.contrast_options import ContrastOptions
+from spread_core.losses.contrast_elbo import PriorContrastShared
 from spread_core.messages import contrasts, players
-from spread_core.monitors import FalseEvidenceWarning, Monitor
+from spread_core.monitors import Monitor
 from spread_core.paths import Where
+from spread_core.stateful import Stateful
 from spread_core.use_of_data import UseOfData
-from spread_core.validation import check_count
 
 Critic = nn.Module | Mapping[str, nn.Module]
 Annealing = int | Callable[..., float | torch.Tensor]
 
 
-class PriorContrastELBO(Loss):
-    r"""
+class PriorContrastELBO(PriorContrastShared, Loss):
+    """
     ELBO of a guide with sites that can be sampled but have no density.
-
-    At an :class:`~pyro_spread.ImplicitDistribution` in the guide, :math:`\log q(z \mid x)` is
-    replaced by :math:`T(z, x) + \log c(z)`, where the critic T is trained by the logistic loss to
-    distinguish the guide's draws from those of a contrast c, so that at its optimum
-    :math:`T = \log q(z \mid x) / c(z)` [1]. Sites with densities keep them, and scales, masks and
-    plates act on the ratio as on any log density: with no implicit site it is the stock
-    ``Trace_ELBO``. Guide and model get the gradient with the critic frozen, the critic that of the
-    logistic loss with all draws frozen.
-
-    The reported loss is minus an **adversarial ELBO estimate** in nats. It is **not a bound**: a
-    critic that lags behind reports values above the evidence. Compare models by
-    :func:`~pyro_spread.ais_log_likelihood` instead, and see :meth:`held_out_check`.
-
-    The contrast is adaptive by default [1, section 4]: a Gaussian with the moments of
-    :math:`q(z \mid x)` for each datum, and the critic sees z standardised by them. The critic then
-    only has to learn the shape of the guide, whereas against the prior it fails as soon as the KL
-    divergence is a few nats.
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
@@ -105,44 +89,10 @@ class PriorContrastELBO(Loss):
     Moments of the adaptive contrast are those of single data. Critics with batch normalisation are
     refused.
 
-    **References**
-
-    [1] `Adversarial Variational Bayes: Unifying Variational Autoencoders and Generative Adversarial
-    Networks`, Lars Mescheder, Sebastian Nowozin, Andreas Geiger, https://arxiv.org/abs/1701.04722
-
-    [2] `Variational Inference using Implicit Distributions`, Ferenc Huszar,
-    https://arxiv.org/abs/1702.08235
-
-    :param discriminator: one ``torch.nn.Module`` for all implicit sites together, or a dict from
-        site to module. Each is called as ``discriminator(values, *args, **kwargs)``, where
-        ``values`` is a dict of its sites and ``args`` are those of the model, and returns logits of
-        the plates' batch shape. ``concat_sites(net, "x", "z")`` finds other guide sites and the
-        model's arguments by name.
-    :param noise: dict from observed site to noise kernel, or a callable that returns one: data and
-        model are spread as by :class:`~pyro_spread.SpreadELBO`, for deterministic likelihoods.
-    :param adaptive: whether the contrast is the Gaussian with the guide's moments (exact at any KL
-        divergence) or the model's prior at the site given the guide's other draws (right only at a
-        small one). Both need the prior's density only where its params are learned, or if adaptive.
-    :param data: dict from site to the name of the model argument that carries its data, for
-        ``noise``. Left out: the argument of the site's name, else the first.
-    :param head: a module ``head(*args, **kwargs) -> (loc, scale)``, or a dict from site to such
-        pairs: the Gaussian :math:`r(z \mid x)` of the contrast. It is fitted to the guide's draws
-        by maximum likelihood, as part of the discriminator, and spares the draws for the moments.
-    :param annealing: number of steps over which the weight of the likelihood rises to one; or a
-        callable of the model's arguments that returns the weight.
-    :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
-    :param num_moment_draws: draws S of the guide per datum for the moments; by default 4096 over
-        the number of data, 32 to 1024. They scatter by 1/sqrt(S) of the guide's standard deviation,
-        which blurs what the critic sees: modes much narrower than the whole need more.
-    :param num_critic_draws: draws per datum that the critic is trained on; by default as many as
-        make 128 in all. Several implicit sites under one critic have one.
-    :param num_particles: number of draws of the guide per datum and step in the ELBO.
     :param vectorize_particles: whether they are drawn at once, as in the stock ELBO. With ``noise``
         they come one after another, since each has its own noisy data.
     :param max_plate_nesting: as in the stock ELBO.
     :param name: of the discriminator in the param store.
-    :raises TypeError: if an argument is of the wrong type.
-    :raises ValueError: if an argument is out of its range.
     """
 
     _remembers = ("steps_done", "_contrast")
@@ -164,62 +114,32 @@ class PriorContrastELBO(Loss):
         max_plate_nesting: float = math.inf,
         name: str = "discriminator",
     ) -> None:
-        for argument, value, least in (
-            ("num_particles", num_particles, 1),
-            ("num_moment_draws", num_moment_draws, 3),
-            ("num_critic_draws", num_critic_draws, 1),
-            ("annealing", None if callable(annealing) else annealing, 1),
-        ):
-            if value is not None:
-                check_count(argument, value, least)
-        super().__init__(num_particles=num_particles)
-        if isinstance(discriminator, Mapping):
-            for critic in discriminator.values():
-                check_critic(critic)
-            for site in discriminator:
-                if "." in site or hasattr(nn.ModuleDict(), site):
-                    raise ValueError(contrasts.critic_site_name(site))
-            discriminator = nn.ModuleDict(discriminator)
-        check_critic(discriminator)
-        refuse_bounded_logits(discriminator)
+        discriminator = _as_module(discriminator)
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(players.bad_range("head", head, "a torch.nn.Module, or None"))
-        if head is not None and not adaptive:
-            raise ValueError(contrasts.head_without_adaptive())
         check_regularizer(regularizer)
-        self.discriminator = discriminator
-        self.adaptive = adaptive
-        self.head = head
-        self.annealing = int(annealing) if isinstance(annealing, Integral) else annealing
-        self.regularizer = regularizer
-        self.num_moment_draws = num_moment_draws
-        self.num_critic_draws = num_critic_draws
-        self.name = name
+        spreading = Spreading(noise, data)
+        options = ContrastOptions(
+            dict(discriminator) if isinstance(discriminator, nn.ModuleDict) else discriminator,
+            head,
+            adaptive,
+            regularizer,
+            num_moment_draws,
+            num_critic_draws,
+            name,
+            num_particles,
+            vectorize_particles and not spreading.noise,
+        )
+        super().__init__(discriminator, head, annealing, options, spreading)
         #: Steps taken, for ``annealing``.
         self.steps_done = 0
-        self._spreading = Spreading(noise, data)
-        self.noise, self.data = self._spreading.noise, self._spreading.data
-        at_once = num_particles if vectorize_particles and not self.noise else 1
         self._stock = Trace_ELBO(num_particles=num_particles)
         self._one = Trace_ELBO(
-            num_particles=at_once,
-            vectorize_particles=at_once > 1,
+            num_particles=options.num_at_once,
+            vectorize_particles=options.num_at_once > 1,
             max_plate_nesting=max_plate_nesting,
         )
-        self._num_runs = num_particles // at_once
-        self._contrast = ContrastCritic(
-            discriminator, adaptive, head, regularizer, num_moment_draws, num_critic_draws
-        )
-
-    def describe(self) -> LossWords:
-        """What the reported number is, and what is better."""
-        return LossWords(
-            type(self).__name__,
-            "minus the adversarial ELBO",
-            caution=NOT_A_BOUND,
-            sides=("guide", "contrast"),
-            is_sum=True,
-        )
+        self._contrast = _Watched()
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -260,7 +180,7 @@ class PriorContrastELBO(Loss):
             beta = min(1.0, (self.steps_done + 1) / self.annealing)
         self._register(model, guide, args, kwargs)
         loss, runs = self._run(model, guide, args, kwargs, beta)
-        critics = [self._contrast.loss(run) for run in runs]
+        critics = [self._learn(run) for run in runs]
         critic = torch.stack(critics).mean() if critics else torch.zeros(())
         if isinstance(self.annealing, int):
             self.steps_done += 1
@@ -272,35 +192,22 @@ class PriorContrastELBO(Loss):
         The critic's logits at fresh draws of the guide and of its contrast.
 
         With held-out data it shows how well the critic is calibrated:
-        ``critic_report(logits.data, logits.model)``. Nothing is trained.
+        ``critic_report(logits.p, logits.q)``. Nothing is trained.
 
         :param model: the model.
         :param guide: the guide.
-        :return: a named tuple ``(data, model, data_weights, model_weights)``, in which data stands
-            for the guide's draws and model for the contrast's, of shape (draws +) batch; a dict
-            from site to such tuples if there is a critic per site, or no implicit site.
+        :return: a named tuple ``(p, q, weights_p, weights_q)``: P is the guide, Q the contrast. The
+            logits have shape (draws +) batch. A dict from site to such tuples if there is a
+            critic per site, or no implicit site.
         """
         with torch.no_grad(), self._unchanged():
             _, runs = self._run(model, guide, args, kwargs, 1.0)
-            logits = {
-                names: self._contrast.sides(runs[0], names)[0]
-                for names in self._contrast.groups(runs[0])
-            }
-        if isinstance(self.discriminator, nn.ModuleDict) or not logits:
-            return {names[0]: value for names, value in logits.items()}
-        return next(iter(logits.values()))
+            logits = runs[0].logits()
+        return logits if self._options.is_by_site or not logits else logits[None]
 
     def monitors(self) -> list[Monitor]:
         """What watches the critic during training, and warns once."""
-        return self._contrast.monitors
-
-    def look(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[float, dict[str, Any]]:
-        """The value, and the logits of each critic, of other draws."""
-        value, _ = super().look(model, guide, *args, **kwargs)
-        logits = self.logits(model, guide, *args, **kwargs)
-        return value, logits if isinstance(logits, dict) else {"": logits}
+        return self._contrast._watch.monitors
 
     def held_out_check(
         self,
@@ -338,13 +245,13 @@ class PriorContrastELBO(Loss):
         )
 
         # One particle, as the fresh one has, so that both judge the same draws.
-        reported = copy.copy(self)
-        reported._stock, reported._one, reported._num_runs = fresh._stock, fresh._one, 1
+        reported, one = copy.copy(self), replace(self._options, num_particles=1)
+        reported._stock, reported._one, reported._options = fresh._stock, fresh._one, one
 
         def critic_loss() -> torch.Tensor:
             with torch.no_grad():
                 _, runs = fresh._run(model, guide, args, kwargs, 1.0)
-            return fresh._contrast.loss(runs[0])
+            return fresh._learn(runs[0])
 
         def estimate(loss: PriorContrastELBO) -> float:
             with torch.no_grad(), loss._unchanged():
@@ -364,17 +271,21 @@ class PriorContrastELBO(Loss):
             with poutine.block(), unchanged_buffers():
                 value = estimate(reported)
             report = EvidenceReport(value, math.nan, math.nan, math.nan, num_draws)
-        if report.is_false():
-            message = contrasts.false_evidence_gap(report.gap, report.standard_error)
-            warnings.warn(message, FalseEvidenceWarning, stacklevel=2)
-        return report
+        return self._checked(report)
+
+    def _learn(self, run: ContrastRun) -> torch.Tensor:
+        """The critics' loss in a run, at which the monitors look."""
+        loss, seen = run.learn()
+        for logits in seen:
+            self._contrast._watch(logits)
+        return loss
 
     def _run(
         self, model: Any, guide: Any, args: Any, kwargs: Any, beta: Any
     ) -> tuple[Any, list[ContrastRun]]:
         """The stock loss of the scored guide, and the runs it is made of."""
         # A guide that its first call sets up is looked at after that.
-        is_checked = check_deltas(guide, args, kwargs, settled=True)
+        is_checked = refuse_random_deltas(guide, args, kwargs, settled=True)
         if callable(self.annealing):
             beta = self.annealing(*args, **kwargs)
         runs: list[ContrastRun] = []
@@ -383,11 +294,9 @@ class PriorContrastELBO(Loss):
         method = runner.differentiable_loss if torch.is_grad_enabled() else runner.loss
         loss = method(model, guide, *args, **kwargs)
         if not is_checked:
-            check_deltas(guide, args, kwargs)
-        if isinstance(self.discriminator, nn.ModuleDict) and runs:
-            for site in self.discriminator:
-                if site not in runs[0].implicit:
-                    raise ValueError(contrasts.critic_for_unknown_site(site, runs[0].implicit))
+            refuse_random_deltas(guide, args, kwargs)
+        if runs:
+            self._options.check_sites(runs[0].implicit)
         return loss, runs
 
     def _get_traces(
@@ -398,20 +307,19 @@ class PriorContrastELBO(Loss):
 
         def pairs(use: UseOfData) -> tuple[ContrastRun, Iterator[Any]]:
             seen, own, own_kwargs = self._spreading.draw(use, located, model, args, kwargs)
-            score = self._contrast.log_q
-            run = ContrastRun(score, not self.adaptive, seen, names, own, own_kwargs)
+            run = ContrastRun(self._options, seen, names, own, own_kwargs)
             if isinstance(beta, torch.Tensor) or beta != 1:
                 seen = _Annealed(beta)(seen)
             sides = run.in_model(seen), run.in_guide(guide)
             return run, started(self._one._get_traces(*sides, own, own_kwargs))
 
-        for _ in range(self._num_runs):
+        for _ in range(self._options.num_particles // self._options.num_at_once):
             run, traces = self._spreading.settled(located, model, args, kwargs, pairs)
             runs.append(run)
             yield from traces
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
-        """Before they are used: params may come from a file."""
+        """Put params into the store before they are used: it may hold saved values."""
         if is_lazy(self.discriminator):
             with torch.no_grad(), unchanged_buffers():
                 self._run(model, guide, args, kwargs, 1.0)
@@ -428,6 +336,15 @@ class PriorContrastELBO(Loss):
         return unchanged_buffers(self.discriminator)
 
 
+class _Watched(Stateful):
+    """What watches the critics, at the place where checkpoints keep it."""
+
+    _remembers = ("_watch",)
+
+    def __init__(self) -> None:
+        self._watch = LagWatch()
+
+
 class _Annealed(Messenger):
     """Weighs the observations of a model."""
 
@@ -438,3 +355,21 @@ class _Annealed(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic", False):
             msg["scale"] = msg["scale"] * self.beta
+
+
+def _as_module(discriminator: Critic) -> nn.Module:
+    """
+    The critics as one module, checked.
+
+    :raises TypeError: if something is no critic.
+    :raises ValueError: if a site's name is none for a module, or the logits are bounded.
+    """
+    if isinstance(discriminator, Mapping):
+        for site, critic in discriminator.items():
+            check_critic(critic)
+            if "." in site or hasattr(nn.ModuleDict(), site):
+                raise ValueError(contrasts.critic_site_name(site))
+        discriminator = nn.ModuleDict(discriminator)
+    check_critic(discriminator)
+    refuse_bounded_logits(discriminator)
+    return discriminator

@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 
 from pyro_spread.infer._noise import as_noise, kernels_of
-from pyro_spread.infer._ranks import agreed, gathered, whole_gradient
+from pyro_spread.infer._ranks import all_gather_rows, broadcast_from_first, whole_gradient
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
@@ -73,8 +73,8 @@ class _Discrepancy(DiscrepancyShared, Loss):
             for weights in (sides.data_weights, sides.model_weights)
         )
         # Every sample is compared with every other, those of other ranks included.
-        data, data_weights = gathered(self._samples(sides.data).detach(), data_weights)
-        draws, model_weights = gathered(self._samples(sides.model), model_weights)
+        data, data_weights = all_gather_rows(self._samples(sides.data).detach(), data_weights)
+        draws, model_weights = all_gather_rows(self._samples(sides.model), model_weights)
         return data, draws, data_weights, model_weights
 
     def _samples(self, values: SiteValues) -> torch.Tensor:
@@ -193,6 +193,6 @@ class SlicedWasserstein(SlicedWassersteinShared, _Discrepancy):
     def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
         data, draws, *weights = self._draw(model, guide, args, kwargs)
         directions = torch.randn(self.num_projections, data.shape[-1])
-        directions = agreed(directions, data).to(data)
+        directions = broadcast_from_first(directions, data).to(data)
         directions = torch.nn.functional.normalize(directions, dim=-1)
         return sliced_wasserstein(data, draws, directions, self.p, *weights)

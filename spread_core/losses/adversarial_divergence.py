@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from spread_core.logits import Logits
 from spread_core.loss_words import LossWords, divergence_name
-from spread_core.losses.critic_loss import CriticLossShared, Logits
+from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.math._arrays import cast
 from spread_core.math.divergences import Divergence, JSPi
 from spread_core.math.ratio import (
@@ -145,8 +146,8 @@ class AdversarialDivergenceShared(CriticLossShared):
     def _estimate(self, logits: Logits) -> Any:
         """The estimate as it is, also outside its range."""
         pi = self.divergence.pi
-        ratios = log_ratio(logits.data, pi), log_ratio(logits.model, pi)
-        return self.divergence.estimate(*ratios, logits.data_weights, logits.model_weights)
+        ratios = log_ratio(logits.p, pi), log_ratio(logits.q, pi)
+        return self.divergence.estimate(*ratios, logits.weights_p, logits.weights_q)
 
     @property
     def _is_bounded(self) -> bool:

@@ -5,30 +5,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
-from array_api_compat import array_namespace
-
+from spread_core.logits import Logits
 from spread_core.messages import players
 from spread_core.shared_docs import SharedDocs
 from spread_core.validation import check_count
 
 _UPDATES = ("one_pass", "two_pass")
-
-
-class Logits(NamedTuple):
-    """The critic's logits for data and model, and the weight of each sample."""
-
-    data: Any
-    model: Any
-    data_weights: Any = None
-    model_weights: Any = None
-
-    def range(self) -> tuple[Any, Any]:
-        """The least and the largest logit of both sides."""
-        xp = array_namespace(self.data)
-        low = xp.minimum(self.data.min(), self.model.min())
-        return low, xp.maximum(self.data.max(), self.model.max())
 
 
 class CriticLossShared(SharedDocs):

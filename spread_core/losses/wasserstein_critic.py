@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from spread_core.logits import Logits
 from spread_core.loss_words import LossWords
-from spread_core.losses.critic_loss import CriticLossShared, Logits
+from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.math.ratio import weighted_mean
 from spread_core.messages import players
 

@@ -84,10 +84,10 @@ def test_logits_of_held_out_data_make_a_report():
     svi, state = fitted(loss, model, X)
     params = svi.get_params(state)
     logits = loss.logits(random.key(1), params, model, svi.guide, X + 1)
-    assert logits.data.shape == logits.model.shape == (6,)
+    assert logits.p.shape == logits.q.shape == (6,)
     again = loss.logits(random.key(2), params, model, svi.guide, X + 1)
-    assert not np.array_equal(logits.data, again.data)
-    report = critic_report(logits.data, logits.model, 0.5, weights_p=logits.data_weights)
+    assert not np.array_equal(logits.p, again.p)
+    report = critic_report(logits.p, logits.q, 0.5, weights_p=logits.weights_p)
     assert 0 <= report.accuracy <= 1
     with pytest.raises(ValueError, match=r"loss.register\(model, guide\)"):
         loss.logits(random.key(1), {"w": 0.5}, model, guide, X)

@@ -32,9 +32,9 @@ from numpyro_spread import (
     concat_sites,
     two_player,
 )
-from numpyro_spread.infer._critic_loss import Logits
 from numpyro_spread.ratio import QuadraticCritic
 from spread_analysis import reference
+from spread_core.logits import Logits
 
 QS = [(1.0, 2.0), (0.0, 1.5), (2.0, 1.0)]
 COUNT = 10_000

@@ -104,8 +104,8 @@ def test_the_critic_gets_the_gradient_of_the_logistic_loss_alone(share):
     # The draws of a step are those of logits() at the key that the step splits off.
     key = random.split(random.split(random.key(0), 1)[0], 3)[0]
     logits = loss.logits(key, params, model, guide, X)
-    assert logits.data.shape == logits.model.shape == (6,)
-    data, fake = logits.data / 0.4, logits.model / 0.4
+    assert logits.p.shape == logits.q.shape == (6,)
+    data, fake = logits.p / 0.4, logits.q / 0.4
 
     def logistic(gain):
         return (1 - share) * softplus(-gain * data).mean() + share * softplus(gain * fake).mean()
@@ -170,8 +170,8 @@ def test_players_follow_the_divergence(divergence):
 def test_a_simulated_datum_goes_with_the_latent_that_made_it():
     loss = JointContrastELBO(Told(lambda values, x: values["x"] - values["z"]))
     logits = loss.logits(random.key(0), ALL, model, guide, jnp.zeros(20_000))
-    np.testing.assert_allclose(logits.model.std(), 0.5, rtol=0.03)
-    np.testing.assert_allclose(logits.data.std(), 0.6, rtol=0.03)
+    np.testing.assert_allclose(logits.q.std(), 0.5, rtol=0.03)
+    np.testing.assert_allclose(logits.p.std(), 0.6, rtol=0.03)
 
 
 # --- global latents

@@ -117,12 +117,12 @@ def test_weights_count_for_the_critic():
     options = {"num_critic_draws": 1, "num_moment_draws": 8}
     loss = PriorContrastELBO(Told(total), **options)
     logits = logits_of(loss, ALL, model, scaled, X)
-    np.testing.assert_array_equal(logits.data_weights, weight)
-    np.testing.assert_array_equal(logits.model_weights, weight)
+    np.testing.assert_array_equal(logits.weights_p, weight)
+    np.testing.assert_array_equal(logits.weights_q, weight)
     masked = weighted(numpyro.handlers.mask(mask=weight > 0.1))
     logits = logits_of(loss, ALL, model, masked, X)
-    np.testing.assert_array_equal(logits.data_weights, weight > 0.1)
-    assert logits.data[1] == logits.model[1] == 0
+    np.testing.assert_array_equal(logits.weights_p, weight > 0.1)
+    assert logits.p[1] == logits.q[1] == 0
     # A number for all cancels.
     half = weighted(numpyro.handlers.scale(scale=0.5))
     plain = weighted(numpyro.handlers.mask(mask=True))
@@ -240,10 +240,10 @@ def test_a_critic_per_site_has_params_and_logits_of_its_own():
     assert params["y"]["kernel"].shape == (2, 1)
     assert params["z"]["kernel"].shape == (1, 1)
     assert set(logits) == {"y", "z"}
-    assert logits["y"].data.shape == (21, 6)
+    assert logits["y"].p.shape == (21, 6)
     params, logits = shapes(PriorContrastELBO(concat_sites(linen.Dense(1))))
     assert params["kernel"].shape == (2, 1)
-    assert logits.data.shape == (6,)
+    assert logits.p.shape == (6,)
 
 
 def test_noise_may_have_params():
@@ -334,7 +334,7 @@ def test_auto_implicit_over_global_and_local_latents(adaptive):
     svi, result = fitted(loss, X, model=positive, guide=auto)
     assert np.isfinite(result.losses).all()
     logits = logits_of(loss, result.params, positive, svi.guide, X)
-    assert logits["_auto_latent"].model.shape == (128,)
+    assert logits["_auto_latent"].q.shape == (128,)
     if adaptive:
         return
 

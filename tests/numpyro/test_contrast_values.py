@@ -323,7 +323,7 @@ def test_the_default_number_of_draws_follows_the_batch():
     # Draws are made one by one, so that fn sees the batch alone; 128 in all for the critic.
     assert set(shapes) == {(6,)}
     assert set(seen) == {(6,)}
-    assert logits["y"].data.shape == logits["y"].model.shape == (21, 6)
+    assert logits["y"].p.shape == logits["y"].q.shape == (21, 6)
     many = logits_of(loss, params, two, watched, jnp.zeros(200))
     assert many["z"].data.shape == (200,)
 
@@ -417,7 +417,7 @@ def test_single_contrast_draws_are_conditional_on_the_guide():
     loss = PriorContrastELBO(critics, adaptive=False, num_critic_draws=5000)
     params = {**MIXED, CRITIC: {"v": KNOWN, "z": KNOWN}}
     logits = logits_of(loss, params, mixed_model, mixed_guide, X)["z"]
-    assert logits.model.shape == (5000, 4)
-    np.testing.assert_allclose(logits.model.mean(0), 0, atol=0.07)
-    np.testing.assert_allclose(logits.model.std(0), 1, atol=0.05)
-    assert abs(logits.data.mean(0)).max() > 0.2
+    assert logits.q.shape == (5000, 4)
+    np.testing.assert_allclose(logits.q.mean(0), 0, atol=0.07)
+    np.testing.assert_allclose(logits.q.std(0), 1, atol=0.05)
+    assert abs(logits.p.mean(0)).max() > 0.2

@@ -135,7 +135,7 @@ def test_logits_and_arguments_are_those_of_the_data():
 
     args = DATA[0].T, points(ROWS, 4), jnp.arange(3.0)[:, None], points(COLS, ROWS)
     logits, seen = look(model, *args)
-    assert logits.data.shape == logits.model.shape == (ROWS,)
+    assert logits.p.shape == logits.q.shape == (ROWS,)
     for values in seen:
         assert values["x"].shape == (ROWS, COLS)
         np.testing.assert_array_equal(values.arguments["everywhere"], args[3].T)

@@ -124,11 +124,11 @@ def test_logits_of_held_out_data_make_a_report():
     values = critic.data[-1]["x"]
     assert not torch.equal(values, X + 1)
     assert torch.allclose(values, X + 1, atol=0.7)
-    assert torch.allclose(logits.data, weight * values.sum(-1))
-    assert logits.model.shape == (6,)
-    assert not logits.data.requires_grad
+    assert torch.allclose(logits.p, weight * values.sum(-1))
+    assert logits.q.shape == (6,)
+    assert not logits.p.requires_grad
     assert critic.weight.item() == weight
-    report = critic_report(logits.data, logits.model, 0.5, weights_p=logits.data_weights)
+    report = critic_report(logits.p, logits.q, 0.5, weights_p=logits.weights_p)
     assert 0 <= report.accuracy <= 1
 
 

@@ -105,7 +105,7 @@ def test_contrast_draws_of_single_critics_are_given_the_guides_parents():
     critics = {"z": Recorder(), "y": Recorder()}
     loss = PriorContrastELBO(critics, adaptive=False, num_critic_draws=4000)
     logits = loss.logits(joint_model, joint_guide, data())
-    assert logits["y"].model.shape == logits["y"].data.shape == (4000, 6)
+    assert logits["y"].q.shape == logits["y"].p.shape == (4000, 6)
     _, guide_side, contrast_side = (values for values, _, _ in critics["y"].seen)
     z = guide_side.arguments["z"]
     assert torch.equal(z, z[:1].expand(4000, 6))
@@ -370,7 +370,7 @@ def test_logits_are_fresh_and_in_pairs_with_the_critic_report():
     first, second = (loss.logits(model, guide, data())["z"] for _ in range(2))
     assert first.data.shape == first.model.shape == (4, 6)
     assert not torch.equal(first.data, second.data)
-    assert first.data_weights is None
+    assert first.weights_p is None
     assert not first.data.requires_grad
     one = PriorContrastELBO(Told(silent)).logits(model, guide, data())
     assert not one.data.any()

@@ -242,7 +242,7 @@ def test_masked_elements_have_no_term(where):
     assert_equal(ours, value_and_grads(Trace_ELBO(), masked("model"), twin, data()))
     logits = loss.logits(masked("model"), masked("guide"), data())
     wanted = mask & other if where == "twice" else mask
-    assert torch.equal(logits.data_weights, wanted.double().expand(3, 6))
+    assert torch.equal(logits.weights_p, wanted.double().expand(3, 6))
 
 
 def test_a_mask_of_false_takes_a_site_out():

@@ -294,7 +294,7 @@ def test_noise_is_on_both_sides(by_call):
         assert abs(rest.mean()) < 0.01
     assert torch.equal(critic.seen[0][0]["x"], handed[0])
     logits = loss.logits(still, watching, x)
-    assert logits.data.shape == logits.model.shape == (5000,)
+    assert logits.p.shape == logits.q.shape == (5000,)
     assert not torch.equal(handed[0], handed[1])
 
 

@@ -150,7 +150,7 @@ def test_logits_and_arguments_are_those_of_the_data():
     loss = AdversarialDivergence(Recorder())
     args = DATA[0].T, points(ROWS, 4), torch.arange(3.0)[:, None], points(COLS, ROWS)
     logits = loss.logits(model, no_guide, *args)
-    assert logits.data.shape == logits.model.shape == (ROWS,)
+    assert logits.p.shape == logits.q.shape == (ROWS,)
     for values in loss.discriminator.seen:
         assert values["x"].shape == (ROWS, COLS)
         assert torch.equal(values.arguments["everywhere"], args[3].T)

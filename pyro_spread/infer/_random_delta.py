@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Find and refuse the tempting guide ``Delta(m + s * eps)``, which has no entropy."""
+"""Refuse a guide like ``Delta(m + s * eps)``: the entropy of its draws would be left out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pyro_spread.infer._sites import is_latent
 from spread_core.messages import contrasts
 from spread_core.remembered import Remembered
 
-# The sites of a guide that were looked at; None stands for all.
-_innocent: Remembered[set[frozenset[str] | None]] = Remembered()
+# The sites of a guide that were checked; None stands for all.
+_accepted: Remembered[set[frozenset[str] | None]] = Remembered()
 
 
-def check_deltas(
+def refuse_random_deltas(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -31,21 +31,21 @@ def check_deltas(
     """
     Refuse a guide with a ``Delta`` at a function of random noise and of params.
 
-    A Delta of params alone is a point estimate, and one of draws alone, with no params in between,
-    is a change of variables whose density the draws carry, as in Pyro's autoguides. A guide is
-    looked at once.
+    A Delta of params alone is a point estimate. One of draws alone, with no params in between, is a
+    change of variables whose density the draws carry, as in Pyro's autoguides. Each guide is
+    checked once.
 
     :param guide: the guide.
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param among: the sites whose density counts; None stands for all.
-    :param settled: whether to leave alone what its first call sets up, at random numbers that a
-        look would take back.
-    :return: whether the guide was looked at.
+    :param settled: whether to skip a guide that its first call sets up with random numbers, which
+        this check would take back.
+    :return: whether the guide has been checked.
     :raises ValueError: naming the site.
     """
     key = None if among is None else frozenset(among)
-    seen = _innocent.get(guide) or set()
+    seen = _accepted.get(guide) or set()
     if key in seen:
         return True
     if settled and not is_settled(guide):
@@ -55,7 +55,7 @@ def check_deltas(
             _check(guide, args, kwargs, among)
     except NotSettledError:
         return False
-    _innocent.keep(guide, seen | {key})
+    _accepted.keep(guide, seen | {key})
     return True
 
 

@@ -1,0 +1,159 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""JointContrastELBO: what is the same in both backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spread_core.loss_words import NOT_A_BOUND, LossWords, divergence_name
+from spread_core.math.divergences import KL, Divergence, ReverseKL
+from spread_core.messages import contrasts, players, simulations
+from spread_core.paths import Where
+from spread_core.shared_docs import SharedDocs
+from spread_core.validation import check_count
+
+
+class JointContrastShared(SharedDocs):
+    r"""
+    Divergence between the model's pairs (x, z) and the guide's, learned from draws of both.
+
+    As in every loss, P is the side with the data and Q the model. P pairs data with the guide's
+    draws, :math:`p_{data}(x)\, q(z \mid x)`. Q runs the model forward: it draws z' and then x'
+    given z'. A critic learns :math:`\log P/Q` by distinguishing the pairs, so neither likelihood,
+    prior nor guide needs a density. The divergence is that of the guide from the model, D(Q || P).
+    Three are well known:
+
+    - ``ReverseKL()``, ``KL[guide || model]``: :math:`\mathrm{KL}[P \| Q]`, minus the ELBO up to the
+      entropy of the data: the likelihood-free variational inference of [1], the joint contrast of
+      [2];
+    - ``JSPi(pi)``: at 1/2 adversarially learned inference and BiGAN [3, 4];
+    - ``KL()``, ``KL[model || guide]``: :math:`\mathrm{KL}[Q \| P]`. If the guide has a density,
+      this is neural posterior estimation [5]: :math:`-E_Q \log q(z' \mid x')` is minimised
+      directly, and no critic is needed and none trained.
+
+    Latents in no plate of the data are global: they keep their densities, both sides share the
+    guide's draws, and the critic may look them up by name (hierarchical implicit models [1],
+    ``ReverseKL()`` only). A pair of the model is always x' with the z' that produced it.
+
+    The reported value is the divergence, an **adversarial estimate and not a bound**, in nats: for
+    ``ReverseKL()`` scaled by plates and summed over the data, with the globals' KL, as minus an
+    ELBO is; otherwise the mean over the data. For neural posterior estimation it is the mean of
+    :math:`-\log q(z' \mid x')` over the batch dims that all its sites share: with a global latent
+    the data are one.
+
+    **References**
+
+    [1] `Hierarchical Implicit Models and Likelihood-Free Variational Inference`, Dustin Tran,
+    Rajesh Ranganath, David M. Blei, https://arxiv.org/abs/1702.08896
+
+    [2] `Variational Inference using Implicit Distributions`, Ferenc Huszar,
+    https://arxiv.org/abs/1702.08235
+
+    [3] `Adversarially Learned Inference`, Vincent Dumoulin et al., https://arxiv.org/abs/1606.00704
+
+    [4] `Adversarial Feature Learning`, Jeff Donahue, Philipp Krähenbühl, Trevor Darrell,
+    https://arxiv.org/abs/1605.09782
+
+    [5] `Fast epsilon-free Inference of Simulation Models with Bayesian Conditional Density
+    Estimation`, George Papamakarios, Iain Murray, https://arxiv.org/abs/1605.06376
+
+    :param discriminator: a module called as ``discriminator(values, *args, **kwargs)``, where
+        ``values`` is a dict of data and local latents; it returns one logit for every pair, large
+        for those of the guide. On the model's pairs ``args`` still are the data: look at
+        ``values``. May be left out with ``KL()`` and a guide with a density.
+    :param divergence: D(model || guide), so that ``KL()`` is ``KL[model || guide]``;
+        ``ReverseKL()`` by default. Its ``pi`` is the share of the model's pairs.
+    :param noise: dict from observed site to noise kernel, or a callable that returns one. Data and
+        the model's x' pass through it, with fresh draws; guide and critic see the noisy ones.
+    :param data: dict from site to the name of the model argument that carries its data. Left out:
+        the argument of the site's name, else the first.
+    :param exclude_invalid_x: whether simulations that are NaN or inf are left out, for ``KL()``
+        without a discriminator; otherwise they are an error. What is learned is the posterior given
+        that the simulator succeeds, which for data that were observed, and so are finite, is the
+        posterior itself. One :class:`InvalidSimulationsWarning` says how many there are. As ``sbi``
+        calls it.
+    :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
+    :param num_particles: number of draws of guide and model per datum and step: in Pyro one
+        after another, in NumPyro all at once.
+    :param name: of the discriminator among the params; in NumPyro they are at ``name$params``.
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if an argument is out of its range, or the discriminator is missing.
+    :raises NotImplementedError: if the divergence has no gradient.
+    """
+
+    #: The backend's noise on the data.
+    _spreading_class: Any = None
+
+    def __init__(
+        self,
+        discriminator: Any = None,
+        divergence: Divergence | None = None,
+        noise: Any = None,
+        *,
+        data: Mapping[str, Where] | None = None,
+        regularizer: Any = None,
+        exclude_invalid_x: bool = False,
+        num_particles: int = 1,
+        name: str = "discriminator",
+    ) -> None:
+        check_count("num_particles", num_particles)
+        options: dict[str, Any] = {"num_particles": num_particles}
+        super().__init__(**options)
+        divergence = ReverseKL() if divergence is None else divergence
+        if not isinstance(divergence, Divergence):
+            raise TypeError(players.no_divergence(divergence))
+        self._check_players(discriminator, divergence, regularizer)
+        if discriminator is None and not isinstance(divergence, KL):
+            raise ValueError(contrasts.joint_nothing_implicit(type(divergence).__name__))
+        if exclude_invalid_x and (discriminator is not None or not isinstance(divergence, KL)):
+            raise ValueError(simulations.exclude_without_forward())
+        self.discriminator = discriminator
+        self.divergence = divergence
+        self.regularizer = regularizer
+        self.exclude_invalid_x = bool(exclude_invalid_x)
+        self.name = name
+        self._spreading = self._spreading_class(noise, None if noise is None else data)
+        self.noise, self.data = self._spreading.noise, dict(data or {})
+        self._set_up()
+
+    def _check_players(self, discriminator: Any, divergence: Divergence, regularizer: Any) -> None:
+        """The backend's checks: of critic and penalty, and that the divergence has a gradient."""
+        raise NotImplementedError
+
+    def _set_up(self) -> None:
+        """Whatever else the backend keeps."""
+        raise NotImplementedError
+
+    @property
+    def _pi(self) -> float:
+        """Share of the guide's pairs, whose label is one, among the critic's samples."""
+        return 1 - float(self.divergence.pi)
+
+    def describe(self) -> LossWords:
+        """What the reported number is, and what is better."""
+        name = type(self).__name__
+        if self.discriminator is None:
+            reason = "The guide has a density: no critic is needed, and none trained."
+            value = "minus the guide's log density at the model's latents"
+            return LossWords(name, value, no_critic=reason)
+        return LossWords(
+            name,
+            f"{divergence_name(self.divergence)} of the pairs (x, z)",
+            caution=NOT_A_BOUND,
+            is_divergence=True,
+            sides=("guide's pairs", "model's pairs"),
+            pi=self._pi,
+        )
+
+    def _check_globals(self, global_sites: tuple[str, ...]) -> None:
+        """
+        Refuse latents that all data share, except under ``ReverseKL()``.
+
+        :param global_sites: their names.
+        :raises ValueError: naming the first.
+        """
+        if global_sites and not isinstance(self.divergence, ReverseKL):
+            name = type(self.divergence).__name__
+            raise ValueError(contrasts.joint_global_divergence(global_sites[0], name))
