@@ -47,8 +47,9 @@ class GaussianDensity:
         :param draws: of shape S + batch + event.
         :param event_dim: number of event dimensions.
         """
-        scale = array_namespace(draws).std(draws, axis=0, correction=1)
-        return cls(draws.mean(0), scale, event_dim, draws.shape[0])
+        xp = array_namespace(draws)
+        variance = xp.var(draws, axis=0, correction=1)
+        return cls(draws.mean(0), xp.sqrt(variance), event_dim, draws.shape[0])
 
     def standardise(self, value: Array) -> Array:
         """``value`` on the scale on which the critic sees it, in the shape of value."""

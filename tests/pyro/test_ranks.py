@@ -38,13 +38,13 @@ class Two(_ranks.Ranks):
 
     size, rank = 2, 0
 
-    def each(self, values):
+    def all_gather(self, values):
         return [values, values if self.other is None else self.other.to(values)]
 
     def sum(self, values):
-        return sum(self.each(values.detach()))
+        return sum(self.all_gather(values.detach()))
 
-    def first(self, values):
+    def broadcast(self, values):
         return values
 
 
@@ -98,8 +98,8 @@ def test_alone_the_part_of_the_mean_is_all_of_it():
     assert _ranks.share(None, torch.zeros(()), 3) == 1.0
     assert _ranks.num_ranks() == 1
     samples, weights = torch.randn(3, 2), torch.rand(3)
-    assert _ranks.gathered(samples, weights) == (samples, weights)
-    assert _ranks.agreed(samples, samples) is samples
+    assert _ranks.all_gather_rows(samples, weights) == (samples, weights)
+    assert _ranks.broadcast_from_first(samples, samples) is samples
     assert _ranks.whole_gradient(samples) is samples
 
 
@@ -108,13 +108,13 @@ def test_a_process_group_of_one_rank(one_process):
     x = torch.randn(3, 2, requires_grad=True)
     assert (ranks.size, ranks.rank) == (1, 0)
     torch.testing.assert_close(ranks.sum(x), x.detach())
-    torch.testing.assert_close(ranks.first(x), x.detach())
-    rows = ranks.rows(x, [3])
+    torch.testing.assert_close(ranks.broadcast(x), x.detach())
+    rows = ranks.gather_rows(x, [3])
     torch.testing.assert_close(rows, x)
     assert rows.requires_grad
     token = _ranks._current.set(ranks)
     assert _ranks.share(torch.tensor([1.0, 0.5]), x, 2) == 1.0
-    assert _ranks.gathered(x, None)[1] is None
+    assert _ranks.all_gather_rows(x, None)[1] is None
     _ranks._current.reset(token)
 
 
@@ -147,7 +147,7 @@ def test_the_part_of_the_mean(weights, others, expected):
 def test_rows_of_unequal_shards_keep_their_order_and_the_own_gradient():
     x = torch.randn(2, 3, requires_grad=True)
     other = torch.randn(4, 3)
-    rows = Two(other).rows(x, [2, 4])
+    rows = Two(other).gather_rows(x, [2, 4])
     torch.testing.assert_close(rows, torch.cat([x, other]))
     rows.sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(2, 3))
