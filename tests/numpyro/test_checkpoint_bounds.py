@@ -81,3 +81,11 @@ def test_bounds_that_are_none(tmp_path, wrong):
     forge(file, lambda content: content["state"]["bounds"].update(a=wrong))
     with pytest.raises(CheckpointError, match="constraint of param 'a'"):
         load_checkpoint(tmp_path, svi, svi_state)
+
+
+def test_bounds_that_say_more_than_there_is(tmp_path):
+    svi, svi_state = build(interval(0.0, 1.0))
+    file = save_checkpoint(tmp_path, svi, svi_state, 1)
+    forge(file, lambda content: content["state"]["bounds"]["a"].update(more=3))
+    with pytest.raises(CheckpointError, match="constraint of param 'a'"):
+        load_checkpoint(tmp_path, svi, svi_state)

@@ -11,12 +11,23 @@ from jax import random
 from numpyro import handlers
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from numpyro_known_posteriors import (
+    FACTOR,
+    KEY,
+    PARAMS,
+    SCALE,
+    X,
+    conjugate_guide,
+    conjugate_model,
+    global_model,
+    implicit_guide,
+    linear_model,
+)
 from scipy import stats
 
 from numpyro_spread import (
     DeterministicGenerator,
     GaussianNoise,
-    ImplicitDistribution,
     ais_log_likelihood,
     importance_weighted_bound,
     simulation_based_calibration,
@@ -25,9 +36,6 @@ from numpyro_spread import (
 from spread_analysis import reference as ref
 
 QUICK = {"num_temperatures": 60, "num_leapfrog": 4}
-FACTOR = np.random.default_rng(0).normal(size=(6, 2))
-SCALE = 0.5
-X = jnp.asarray(np.random.default_rng(1).normal(size=(5, 6)))
 
 
 def exact_linear(x):
@@ -35,53 +43,11 @@ def exact_linear(x):
     return stats.multivariate_normal(np.zeros(6), covariance).logpdf(np.asarray(x))
 
 
-PARAMS = {"weight": jnp.asarray(FACTOR)}
-KEY = random.key(0)
-
-
-def linear_model(x):
-    weight = numpyro.param("weight", jnp.zeros((6, 2)))
-    with numpyro.plate("data", len(x)):
-        z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-        numpyro.sample("x", dist.Normal(z @ weight.T, SCALE).to_event(1), obs=x)
-
-
 def deterministic_model(x):
     with numpyro.plate("data", len(x)):
         z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
         mean = z @ FACTOR.T
         numpyro.sample("x", dist.Delta(mean, event_dim=1), obs=x)
-
-
-def conjugate_model(x):
-    with numpyro.plate("data", len(x)):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def conjugate_guide(shift=0.0, width=1.0):
-    def guide(x):
-        with numpyro.plate("data", len(x)):
-            numpyro.sample("z", dist.Normal(x / 2 + shift, width * 0.5**0.5))
-
-    return guide
-
-
-def implicit_guide(shift=0.0, width=1.0):
-    def guide(x):
-        with numpyro.plate("data", len(x)):
-            base = dist.Normal(jnp.zeros(len(x)), 1.0)
-            fn = lambda eps: x / 2 + shift + width * 0.5**0.5 * eps  # noqa: E731
-            numpyro.sample("z", ImplicitDistribution(fn, base, ()))
-
-    return guide
-
-
-def global_model(x):
-    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
-    with numpyro.plate("data", len(x)):
-        z = numpyro.sample("z", dist.Normal(mu, 1.0))
-        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def exact_global(x):
@@ -253,83 +219,6 @@ def test_guides_without_density_are_refused():
     params = svi.get_params(svi.init(KEY, x))
     with pytest.raises(ValueError, match=message):
         importance_weighted_bound(KEY, params, conjugate_model, point, x)
-
-
-@pytest.mark.parametrize("guide", [conjugate_guide, implicit_guide])
-def test_the_exact_posterior_is_calibrated_and_others_are_not(guide):
-    x = jnp.zeros(500)
-    report = simulation_based_calibration(KEY, {}, conjugate_model, guide(), x)
-    assert report.ranks["z"].shape == (1000,)
-    assert report.num_draws == 99
-    assert report.p_value() > 0.005
-    narrow = simulation_based_calibration(KEY, {}, conjugate_model, guide(width=0.6), x)
-    counts, _ = narrow.histogram("z", num_bins=10)
-    assert narrow.p_value() < 1e-6
-    assert min(counts[0], counts[-1]) > 2 * max(counts[4:6])
-    assert (
-        simulation_based_calibration(KEY, {}, conjugate_model, guide(shift=0.4), x).p_value() < 1e-6
-    )
-
-
-def test_a_global_latent_makes_one_simulation_of_a_run():
-    def guide(x, width=1.0):
-        # posterior of mu ~ N(0, 4) from the mean of x ~ N(mu, 2 / n)
-        precision = 0.25 + len(x) / 2
-        mu = numpyro.sample("mu", dist.Normal(x.sum() / 2 / precision, width * precision**-0.5))
-        with numpyro.plate("data", len(x)):
-            numpyro.sample("z", dist.Normal((mu + x) / 2, 0.5**0.5))
-
-    x = jnp.zeros(3)
-    settings = {"num_simulations": 200, "num_draws": 19}
-    report = simulation_based_calibration(
-        KEY, {}, global_model, guide, x, parallel=True, **settings
-    )
-    assert report.ranks["mu"].shape == (200,)
-    assert report.ranks["z"].shape == (200, 3)
-    assert report.p_value() > 0.005
-    only = simulation_based_calibration(
-        KEY, {}, global_model, lambda x: guide(x, 0.3), x, sites=["mu"], parallel=True, **settings
-    )
-    assert list(only.ranks) == ["mu"]
-    assert only.p_value() < 1e-6
-
-
-def test_components_of_an_event_are_ranked_one_by_one():
-    precision = np.eye(2) + FACTOR.T @ FACTOR / SCALE**2
-    covariance = jnp.asarray(np.linalg.inv(precision))
-    gain = covariance @ FACTOR.T / SCALE**2
-
-    def guide(x, wrong=0.0):
-        with numpyro.plate("data", len(x)):
-            shift = jnp.array([0.0, wrong])
-            mean = x @ gain.T + shift
-            numpyro.sample("z", dist.MultivariateNormal(mean, covariance))
-
-    report = simulation_based_calibration(KEY, PARAMS, linear_model, guide, X, num_simulations=500)
-    assert report.ranks["z"].shape == (500, 2)
-    assert report.p_value() > 0.005
-    wrong = simulation_based_calibration(KEY, PARAMS, linear_model, lambda x: guide(x, 0.3), X)
-    first, second = wrong.p_values()["z"]
-    assert first > 0.001
-    assert second < 1e-6
-
-
-def test_data_names_the_argument_that_the_guide_reads():
-    def model(mask, image):
-        with numpyro.plate("data", 400):
-            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-            numpyro.sample("x", dist.Normal(z, 1.0), obs=image)
-
-    def guide(mask, image):
-        conjugate_guide()(image)
-
-    arguments = jnp.zeros((400, 2)), jnp.zeros(400)
-    report = simulation_based_calibration(KEY, {}, model, guide, *arguments, data={"x": "image"})
-    assert report.p_value() > 0.005
-    with pytest.raises(
-        ValueError, match=r"shape \(400,\), but its argument 'mask' has the shape \(400, 2\)"
-    ):
-        simulation_based_calibration(KEY, {}, model, guide, *arguments)
 
 
 def test_an_implicit_guide_works_in_stock_predictive():

@@ -79,3 +79,35 @@ def test_no_circles(room):
         hits = {each if each in paths else each.rpartition(".")[0] for each in wanted}
         graph[name] = {each for each in hits if each in paths and each != name}
     TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def foreign_private_names(room, known):
+    """Underscored names of our modules that a module of another folder imports or reads."""
+    for name, path in modules(room).items():
+        tree, bound = ast.parse(path.read_text()), {}
+        for node in ast.walk(tree):
+            for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+                full = f"{node.module}.{alias.name}"
+                if full in known:  # a module, whatever its name: what it holds is looked at below
+                    bound[alias.asname or alias.name] = known[full]
+                elif is_private(alias.name) and is_elsewhere(known.get(node.module), path):
+                    yield f"{name} imports {full}"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                home = bound.get(node.value.id)
+                if is_private(node.attr) and is_elsewhere(home, path):
+                    yield f"{name} reads {node.value.id}.{node.attr}"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def is_elsewhere(home, path):
+    return home is not None and home.parent != path.parent
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_underscored_names_stay_in_their_folder(room):
+    known = {name: path for each in ROOMS for name, path in modules(each).items()}
+    assert not list(foreign_private_names(room, known))

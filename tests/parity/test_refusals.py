@@ -69,6 +69,12 @@ REFUSED = {
         ),
         "not injective",
     ),
+    "shapes that do not broadcast": (
+        lambda b: b.package.StudentTNoise(b.array(np.ones(2)), b.array(np.ones(4)))(
+            b.array(DATA), 1
+        ),
+        r"StudentTNoise: parameters of shapes \(2,\) and \(4,\) do not broadcast to one shape",
+    ),
     "negative event_dim": (lambda b: _noise(b)(b.array(DATA), -1), "event_dim=-1"),
     "scale that widens a transformed site": (
         lambda b: b.package.TransformedNoise(

@@ -27,7 +27,6 @@ class Kernel:
     :param discrete: whether x is a label, 0, 1 or 2.
     :param positive: whether x must be positive.
     :param stationary: whether it has a characteristic function.
-    :param scales: the params that a change of units of x and y multiplies.
     :param variant: whether a shorter case of the same class stands in the list, so that what is
         slow to compile need not be repeated.
     """
@@ -39,7 +38,6 @@ class Kernel:
     discrete: bool = False
     positive: bool = False
     stationary: bool = True
-    scales: tuple[str, ...] = ("scale",)
     variant: bool = False
 
     @property
@@ -53,6 +51,11 @@ class Kernel:
     @property
     def size(self) -> int:
         return int(np.prod(self.event_shape))
+
+    @property
+    def scales(self) -> list[str]:
+        """Names of the params that a change of units of x and y multiplies."""
+        return [name for name in self.params if name in ("scale", "factor")]
 
     def build(self, package: Any, array: Callable[[Any], Any], **changed: Any) -> Any:
         """
@@ -77,36 +80,23 @@ class Kernel:
         return np.exp(x) if self.positive else x
 
 
-def _around(transform: Callable[[Any], Any]) -> Callable[..., Any]:
-    return lambda p, d, scale: p.TransformedNoise(transform(d.transforms), p.GaussianNoise(scale))
+def _plain(name: str) -> Callable[..., Any]:
+    """Makes the kernel of that name from its own params."""
+    return lambda p, d, **params: getattr(p, name)(**params)
 
 
-def _gaussian(p, d, scale):
-    return p.GaussianNoise(scale)
+_gaussian, _laplace = _plain("GaussianNoise"), _plain("LaplaceNoise")
+_student, _logistic = _plain("StudentTNoise"), _plain("LogisticNoise")
+_low_rank, _channel = _plain("LowRankGaussianNoise"), _plain("ChannelNoise")
 
 
-def _laplace(p, d, scale):
-    return p.LaplaceNoise(scale)
+def _around(transform: Callable[[Any], Any], base: Callable[..., Any] = _gaussian) -> Any:
+    """Makes a kernel under a transform."""
+    return lambda p, d, **params: p.TransformedNoise(transform(d.transforms), base(p, d, **params))
 
 
-def _student(p, d, df, scale):
-    return p.StudentTNoise(df, scale)
-
-
-def _logistic(p, d, scale):
-    return p.LogisticNoise(scale)
-
-
-def _low_rank(p, d, scale, factor):
-    return p.LowRankGaussianNoise(scale, factor)
-
-
-def _factor(size: int, rank: int) -> np.ndarray:
-    return _RNG.normal(size=(size, rank))
-
-
-def _transformed_low_rank(p, d, scale, factor):
-    return p.TransformedNoise(d.transforms.SoftplusTransform(), _low_rank(p, d, scale, factor))
+def _factor(*shape: int) -> np.ndarray:
+    return _RNG.normal(size=shape)
 
 
 def _permute(transforms: Any) -> Any:
@@ -120,40 +110,25 @@ def _permute(transforms: Any) -> Any:
 KERNELS = {
     "gaussian": Kernel(_gaussian),
     "gaussian-event": Kernel(_gaussian, event_shape=(2, 3), variant=True),
-    "gaussian-0d-array": Kernel(
-        _gaussian, {"scale": np.array(0.4)}, event_shape=(3,), variant=True
-    ),
+    "gaussian-0d-array": Kernel(_gaussian, {"scale": np.array(0.4)}, (3,), variant=True),
     "gaussian-vector": Kernel(_gaussian, {"scale": VECTOR}, event_shape=(3,)),
     "laplace": Kernel(_laplace),
     "laplace-vector": Kernel(_laplace, {"scale": VECTOR}, event_shape=(3,), variant=True),
     "cauchy": Kernel(_student, {"df": 1.0, "scale": 0.4}),
     "student": Kernel(_student, {"df": 3, "scale": 0.4}, event_shape=(2,), variant=True),
     "student-vector": Kernel(
-        _student,
-        {"df": np.array([1.0, 2.5, 30.0]), "scale": VECTOR},
-        event_shape=(3,),
-        variant=True,
+        _student, {"df": np.array([1.0, 2.5, 30.0]), "scale": VECTOR}, (3,), variant=True
     ),
     "logistic": Kernel(_logistic),
     "logistic-vector": Kernel(_logistic, {"scale": VECTOR}, event_shape=(3,), variant=True),
-    "low-rank": Kernel(
-        _low_rank,
-        {"scale": 0.4, "factor": _factor(4, 2)},
-        event_shape=(4,),
-        scales=("scale", "factor"),
-    ),
+    "low-rank": Kernel(_low_rank, {"scale": 0.4, "factor": _factor(4, 2)}, (4,)),
     "low-rank-image": Kernel(
-        _low_rank,
-        {"scale": 0.4, "factor": _factor(6, 1)},
-        event_shape=(2, 3),
-        scales=("scale", "factor"),
-        variant=True,
+        _low_rank, {"scale": 0.4, "factor": _factor(6, 1)}, (2, 3), variant=True
     ),
     "low-rank-vector-scale": Kernel(
         _low_rank,
         {"scale": np.array([0.1, 0.2, 0.4]), "factor": _factor(3, 2)},
         event_shape=(3,),
-        scales=("scale", "factor"),
         variant=True,
     ),
     "transformed-exp": Kernel(_around(lambda t: t.ExpTransform()), stationary=False),
@@ -170,24 +145,14 @@ KERNELS = {
         stationary=False,
     ),
     "transformed-low-rank": Kernel(
-        _transformed_low_rank,
+        _around(lambda t: t.SoftplusTransform(), _low_rank),
         {"scale": 0.3, "factor": _factor(3, 1)},
         event_shape=(3,),
         stationary=False,
     ),
-    "channel": Kernel(
-        lambda p, d, matrix: p.ChannelNoise(matrix),
-        {"matrix": MATRIX},
-        discrete=True,
-        stationary=False,
-    ),
+    "channel": Kernel(_channel, {"matrix": MATRIX}, discrete=True, stationary=False),
     "channel-symmetric": Kernel(
-        lambda p, d, matrix: p.ChannelNoise(matrix),
-        {"matrix": SYMMETRIC},
-        event_shape=(2,),
-        discrete=True,
-        stationary=False,
-        variant=True,
+        _channel, {"matrix": SYMMETRIC}, (2,), discrete=True, stationary=False, variant=True
     ),
 }
 STATIONARY = [name for name, kernel in KERNELS.items() if kernel.stationary]
@@ -225,10 +190,7 @@ MMD_KERNELS = {
         lambda p: p.GaussianKernel((0.8, 2.0)).convolved(VARIANCES),
         lambda r: np.mean([_convolved(r, width, VARIANCES) for width in (0.8, 2.0)]),
     ),
-    "rational": (
-        lambda p: p.RationalQuadraticKernel(0.7, 1.5),
-        lambda r: _rational(r, 0.7, 1.5),
-    ),
+    "rational": (lambda p: p.RationalQuadraticKernel(0.7, 1.5), lambda r: _rational(r, 0.7, 1.5)),
     "rational-mixture": (
         lambda p: p.RationalQuadraticKernel(0.7, [0.5, 2.0]),
         lambda r: np.mean([_rational(r, 0.7, alpha) for alpha in (0.5, 2.0)]),
@@ -256,10 +218,6 @@ def _jspi(pi, normalised=False):
         return scale * (1 - pi) * np.log((1 - pi) / (1 - pi * np.exp(t / (scale * pi))))
 
     return lambda p: p.JSPi(pi, normalised=normalised), f, f_prime, conjugate
-
-
-def _neyman_conjugate(t):
-    return 2 - 2 * np.sqrt(1 - t)
 
 
 # name -> (constructor given a package; f, f' and the conjugate f* in NumPy, where f* is short)
@@ -296,7 +254,7 @@ DIVERGENCES = {
         lambda p: p.ReverseChiSquared(),
         lambda u: (u - 1) ** 2 / u,
         lambda u: 1 - 1 / u**2,
-        _neyman_conjugate,
+        lambda t: 2 - 2 * np.sqrt(1 - t),
     ),
     "jeffreys": (
         lambda p: p.Jeffreys(),
@@ -375,6 +333,13 @@ def _prior(**options):
     )
 
 
+def _joint(guide, noise=None, **options):
+    def make(p, critic):
+        return p.JointContrastELBO(critic("z", "x"), noise=None if noise is None else noise(p))
+
+    return Loss(make, guide, has_critic=True, simulates=True, **options)
+
+
 LOSSES = {
     "spread": Loss(lambda p, critic: p.SpreadELBO(noise(p)), "normal"),
     "JS": _adversarial(lambda p: p.JSPi(0.5)),
@@ -388,13 +353,7 @@ LOSSES = {
     "Wasserstein": _compares(lambda p, critic: p.WassersteinCritic(critic("x")), has_critic=True),
     "adaptive": _prior(),
     "plain": _prior(adaptive=False),
-    "joint": Loss(
-        lambda p, critic: p.JointContrastELBO(critic("z", "x"), noise=noise(p)),
-        "implicit",
-        has_critic=True,
-        simulates=True,
-        exempt=_UNCOUNTED,
-    ),
+    "joint": _joint("implicit", noise, exempt=_UNCOUNTED),
     "joint KL": Loss(
         lambda p, critic: p.JointContrastELBO(divergence=p.KL()),
         "normal",
@@ -415,18 +374,8 @@ LOSSES = {
 }
 # More uses of these losses, for contracts in which noise makes a difference.
 WITHOUT_NOISE = {
-    "joint without noise": Loss(
-        lambda p, critic: p.JointContrastELBO(critic("z", "x")),
-        "implicit",
-        has_critic=True,
-        simulates=True,
-    ),
-    "joint, guide with a density": Loss(
-        lambda p, critic: p.JointContrastELBO(critic("z", "x")),
-        "normal",
-        has_critic=True,
-        simulates=True,
-    ),
+    "joint without noise": _joint("implicit"),
+    "joint, guide with a density": _joint("normal"),
     "prior without noise": Loss(
         lambda p, critic: p.PriorContrastELBO(critic("z", "x")),
         "implicit",

@@ -10,12 +10,21 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro_known_posteriors import (
+    FACTOR,
+    SCALE,
+    X,
+    conjugate_guide,
+    conjugate_model,
+    global_model,
+    implicit_guide,
+    linear_model,
+)
 from scipy import stats
 
 from pyro_spread import (
     DeterministicGenerator,
     GaussianNoise,
-    ImplicitDistribution,
     ais_log_likelihood,
     importance_weighted_bound,
     simulation_based_calibration,
@@ -24,9 +33,6 @@ from pyro_spread import (
 from spread_analysis import reference as ref
 
 QUICK = {"num_temperatures": 60, "num_leapfrog": 4}
-FACTOR = np.random.default_rng(0).normal(size=(6, 2))
-SCALE = 0.5
-X = torch.tensor(np.random.default_rng(1).normal(size=(5, 6)), dtype=torch.float32)
 
 
 def exact_linear(x):
@@ -34,58 +40,11 @@ def exact_linear(x):
     return stats.multivariate_normal(np.zeros(6), covariance).logpdf(np.asarray(x))
 
 
-class Decoder(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor(FACTOR, dtype=torch.float32))
-
-    def forward(self, z):
-        return z @ self.weight.T
-
-
-def linear_model(x, decoder=None):
-    decoder = pyro.module("decoder", Decoder() if decoder is None else decoder)
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(decoder(z), SCALE).to_event(1), obs=x)
-
-
 def deterministic_model(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         mean = z @ torch.tensor(FACTOR.T, dtype=torch.float32)
         pyro.sample("x", dist.Delta(mean, event_dim=1), obs=x)
-
-
-def conjugate_model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def conjugate_guide(shift=0.0, width=1.0):
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / 2 + shift, width * 0.5**0.5))
-
-    return guide
-
-
-def implicit_guide(shift=0.0, width=1.0):
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            base = dist.Normal(torch.zeros(len(x)), 1.0)
-            fn = lambda eps: x / 2 + shift + width * 0.5**0.5 * eps  # noqa: E731
-            pyro.sample("z", ImplicitDistribution(fn, base, ()))
-
-    return guide
-
-
-def global_model(x):
-    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(mu, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def exact_global(x):
@@ -246,79 +205,6 @@ def test_guides_without_density_are_refused():
     point = AutoDelta(conjugate_model)
     with pytest.raises(ValueError, match=message):
         importance_weighted_bound(conjugate_model, point, x)
-
-
-@pytest.mark.parametrize("guide", [conjugate_guide, implicit_guide])
-def test_the_exact_posterior_is_calibrated_and_others_are_not(guide):
-    x = torch.zeros(500)
-    report = simulation_based_calibration(conjugate_model, guide(), x)
-    assert report.ranks["z"].shape == (1000,)
-    assert report.num_draws == 99
-    assert report.p_value() > 0.005
-    narrow = simulation_based_calibration(conjugate_model, guide(width=0.6), x)
-    counts, _ = narrow.histogram("z", num_bins=10)
-    assert narrow.p_value() < 1e-6
-    assert min(counts[0], counts[-1]) > 2 * max(counts[4:6])
-    assert simulation_based_calibration(conjugate_model, guide(shift=0.4), x).p_value() < 1e-6
-
-
-def test_a_global_latent_makes_one_simulation_of_a_run():
-    def guide(x, width=1.0):
-        # posterior of mu ~ N(0, 4) from the mean of x ~ N(mu, 2 / n)
-        precision = 0.25 + len(x) / 2
-        mu = pyro.sample("mu", dist.Normal(x.sum() / 2 / precision, width * precision**-0.5))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((mu + x) / 2, 0.5**0.5))
-
-    x = torch.zeros(3)
-    settings = {"num_simulations": 200, "num_draws": 19}
-    report = simulation_based_calibration(global_model, guide, x, parallel=True, **settings)
-    assert report.ranks["mu"].shape == (200,)
-    assert report.ranks["z"].shape == (200, 3)
-    assert report.p_value() > 0.005
-    only = simulation_based_calibration(
-        global_model, lambda x: guide(x, 0.3), x, sites=["mu"], parallel=True, **settings
-    )
-    assert list(only.ranks) == ["mu"]
-    assert only.p_value() < 1e-6
-
-
-def test_components_of_an_event_are_ranked_one_by_one():
-    precision = np.eye(2) + FACTOR.T @ FACTOR / SCALE**2
-    covariance = torch.tensor(np.linalg.inv(precision), dtype=torch.float32)
-    gain = covariance @ torch.tensor(FACTOR.T / SCALE**2, dtype=torch.float32)
-
-    def guide(x, wrong=0.0):
-        with pyro.plate("data", len(x)):
-            shift = torch.tensor([0.0, wrong])
-            mean = x @ gain.T + shift
-            pyro.sample("z", dist.MultivariateNormal(mean, covariance))
-
-    report = simulation_based_calibration(linear_model, guide, X, num_simulations=500)
-    assert report.ranks["z"].shape == (500, 2)
-    assert report.p_value() > 0.005
-    wrong = simulation_based_calibration(linear_model, lambda x: guide(x, 0.3), X)
-    first, second = wrong.p_values()["z"]
-    assert first > 0.001
-    assert second < 1e-6
-
-
-def test_data_names_the_argument_that_the_guide_reads():
-    def model(mask, image):
-        with pyro.plate("data", 400):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=image)
-
-    def guide(mask, image):
-        conjugate_guide()(image)
-
-    arguments = torch.zeros(400, 2), torch.zeros(400)
-    report = simulation_based_calibration(model, guide, *arguments, data={"x": "image"})
-    assert report.p_value() > 0.005
-    with pytest.raises(
-        ValueError, match=r"shape \(400,\), but its argument 'mask' has the shape \(400, 2\)"
-    ):
-        simulation_based_calibration(model, guide, *arguments)
 
 
 def test_an_implicit_guide_works_in_stock_predictive():

@@ -13,24 +13,29 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from torch import nn
+from pyro_nested_plates import (
+    COLS,
+    DATA,
+    ROWS,
+    Recorder,
+    assert_same,
+    pair_critic,
+    pair_guide,
+    pair_model,
+    points,
+    scale,
+)
 
 import pyro_spread
 from pyro_spread import (
-    KL,
     AdversarialDivergence,
     EnergyDistance,
-    ImplicitDistribution,
     JointContrastELBO,
-    JSPi,
-    ReverseKL,
     WassersteinCritic,
     concat_sites,
     report,
 )
 from pyro_spread.ratio import MLPCritic
-
-ROWS, COLS = 7, 3
 
 
 def critic(*sites):
@@ -43,17 +48,6 @@ LISTED = {name: every.LOSSES[name] for name in every.COMPARES} | every.WITH_NOIS
 
 def made(name):
     return LISTED[name].make(pyro_spread, critic)
-
-
-def points(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-DATA = points(ROWS, COLS), points(ROWS, seed=1), points(ROWS, COLS, seed=2)
-
-
-def scale():
-    return pyro.param("A", lambda: torch.tensor([0.7, -0.2, 1.1]))
 
 
 def as_event(x, z, e, mask=None):
@@ -92,13 +86,6 @@ def value_and_grads(loss, model, *args, **kwargs):
     return value, grads
 
 
-def assert_same(one, other):
-    assert one[0] == pytest.approx(other[0], rel=1e-5, abs=1e-6)
-    assert one[1].keys() == other[1].keys()
-    for name, grad in one[1].items():
-        torch.testing.assert_close(grad, other[1][name], rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("mask", [None, points(ROWS, COLS, seed=4) > -0.5], ids=["all", "masked"])
 @pytest.mark.parametrize("name", LISTED)
 def test_nested_plates_are_one_event(name, mask):
@@ -129,16 +116,6 @@ def test_columns_are_told_apart(name):
         loss.loss(model, no_guide, x, torch.tensor(loc)) for loc in ([0.0, 5.0], [5.0, 0.0])
     )
     assert swapped > right + 0.3
-
-
-class Recorder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def forward(self, values, *args, **kwargs):
-        self.seen.append(values)
-        return sum(value.reshape(*values.batch_shape, -1).sum(-1) for value in values.values())
 
 
 def test_logits_and_arguments_are_those_of_the_data():
@@ -236,102 +213,6 @@ def test_a_guide_may_have_latents_of_inner_plates_alone():
     assert pyro.get_param_store()["A"].grad.abs().min() > 0
 
 
-# --- pairs
-
-
-def pair_model(x, z, e):
-    with pyro.plate("rows", ROWS, dim=-2):
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        with pyro.plate("cols", COLS, dim=-1):
-            b = pyro.sample("b", dist.Normal(a.expand(ROWS, COLS), 1.0))
-            pyro.sample("x", dist.Normal(b * scale(), 1.0), obs=x)
-
-
-def pair_event(x, z, e):
-    with pyro.plate("rows", ROWS):
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        b = pyro.sample("b", dist.Normal(a[:, None].expand(ROWS, COLS), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(b * scale(), 1.0).to_event(1), obs=x)
-
-
-def pair_guide(x, z, e, density=False):
-    m = pyro.param("m", lambda: torch.tensor([0.4, -0.3, 0.2]))
-    with pyro.plate("rows", ROWS, dim=-2):
-        pyro.sample("a", dist.Normal(m.sum(), 1.0))
-        with pyro.plate("cols", COLS, dim=-1):
-            noise = dist.Normal(torch.zeros(ROWS, COLS), 1.0)
-            pyro.sample("b", dist.Normal(m * x, 1.0) if density else _implicit(noise, m * x, ()))
-
-
-def pair_event_guide(x, z, e, density=False):
-    m = pyro.param("m", lambda: torch.tensor([0.4, -0.3, 0.2]))
-    with pyro.plate("rows", ROWS):
-        pyro.sample("a", dist.Normal(m.sum(), 1.0))
-        noise = dist.Normal(torch.zeros(ROWS, COLS), 1.0).to_event(1)
-        event = dist.Normal(m * x, 1.0).to_event(1)
-        pyro.sample("b", event if density else _implicit(noise, m * x, (COLS,)))
-
-
-def _implicit(noise, shift, event_shape):
-    return ImplicitDistribution(lambda eps: eps + shift, noise, event_shape)
-
-
-def pair_critic():
-    torch.manual_seed(5)
-    return concat_sites(MLPCritic([8], input_dim=2 * COLS + 1), "x", "a", "b")
-
-
-@pytest.mark.parametrize("divergence", [ReverseKL(), JSPi(0.3), KL()], ids=repr)
-def test_pairs_of_nested_plates_are_pairs_of_data(divergence):
-    results = []
-    for model, guide in ((pair_model, pair_guide), (pair_event, pair_event_guide)):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(3)
-        loss = JointContrastELBO(pair_critic(), divergence)
-        value = loss.loss_and_grads(model, guide, *DATA)
-        named = pyro.get_param_store().named_parameters()
-        results.append((value, {n: p.grad.clone() for n, p in named}))
-        assert loss.logits(model, guide, *DATA).data.shape == (ROWS,)
-    assert_same(*results)
-
-
-def test_posterior_estimation_counts_the_outermost_plate():
-    results = []
-    for model, guide in ((pair_model, pair_guide), (pair_event, pair_event_guide)):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(3)
-        loss = JointContrastELBO(divergence=KL())
-
-        def with_density(*args, guide=guide):
-            return guide(*args, density=True)
-
-        value = loss.loss_and_grads(model, with_density, *DATA)
-        named = pyro.get_param_store().named_parameters()
-        results.append((value, {n: p.grad.clone() for n, p in named if p.grad is not None}))
-    assert_same(*results)
-
-
-def test_a_pair_stands_for_the_data_and_not_for_the_cells_left_out():
-    def model(x, guide=False):
-        rows = pyro.plate("rows", 20, subsample_size=5, dim=-2)
-        cols = pyro.plate("cols", 10, subsample_size=4, dim=-1)
-        with rows as i, cols as j:
-            b = pyro.sample("b", dist.Normal(torch.zeros(5, 4), 1.0))
-            if not guide:
-                pyro.sample("x", dist.Normal(b, 1.0), obs=x[i[:, None], j])
-
-    class Constant(nn.Module):
-        def forward(self, values, *args, **kwargs):
-            return torch.full(values.batch_shape, 2.0)
-
-    loss = JointContrastELBO(Constant())
-    value = loss.loss(model, lambda x: model(x, guide=True), points(20, 10))
-    assert value == pytest.approx(20 * 2.0)
-
-
-# --- what cannot be decided
-
-
 def _unplated(x):
     pyro.sample("x", dist.Normal(scale().expand(ROWS, COLS), 1.0), obs=x)
 
@@ -396,19 +277,6 @@ def test_what_cannot_be_decided_is_refused(name):
     for loss in (EnergyDistance(), AdversarialDivergence(Recorder())):
         with pytest.raises(ValueError, match=message):
             loss.loss_and_grads(model, no_guide, DATA[0])
-
-
-def test_pairs_that_cannot_be_decided_are_refused():
-    def model(x, guide=False):
-        rows, cols = pyro.plate("rows", ROWS, dim=-2), pyro.plate("cols", COLS, dim=-1)
-        with cols, rows:
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        if not guide:
-            with rows, cols:
-                pyro.sample("x", dist.Normal(z * scale(), 1.0), obs=x)
-
-    with pytest.raises(ValueError, match=r"'rows' for 'x' and .*'cols' for 'z'.*to_event"):
-        JointContrastELBO(Recorder()).loss_and_grads(model, lambda x: model(x, guide=True), DATA[0])
 
 
 def test_a_report_has_a_row_for_every_datum(tmp_path):
