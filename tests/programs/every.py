@@ -348,10 +348,6 @@ def _compares(make, **options):
     return Loss(make, "empty", simulates=True, **options)
 
 
-# Failed simulations under noise: NumPyro's own distribution refuses them before they are counted.
-_UNCOUNTED = {
-    "failed simulations, NumPyro eager": "the noise's distribution refuses a NaN loc first"
-}
 _OWN_LAYOUT = dict.fromkeys(
     ("columns before rows", "columns before rows, masked"),
     "noise is drawn in the site's own layout",
@@ -363,7 +359,7 @@ def _adversarial(divergence, exempt=None, **options):
         made = {name: option(p) for name, option in options.items()}
         return p.AdversarialDivergence(critic("x"), divergence(p), **made)
 
-    exempt = (exempt or {}) | (_OWN_LAYOUT | _UNCOUNTED if "noise" in options else {})
+    exempt = (exempt or {}) | (_OWN_LAYOUT if "noise" in options else {})
     return _compares(make, has_critic=True, exempt=exempt)
 
 
@@ -393,7 +389,6 @@ LOSSES = {
         "implicit",
         has_critic=True,
         simulates=True,
-        exempt=_UNCOUNTED,
     ),
     "joint KL": Loss(
         lambda p, critic: p.JointContrastELBO(divergence=p.KL()),
@@ -407,10 +402,7 @@ LOSSES = {
         likely=True,
     ),
     "MMD": _compares(lambda p, critic: p.MMD(p.GaussianKernel(2.0))),
-    "energy": _compares(
-        lambda p, critic: p.EnergyDistance(),
-        exempt={"failed simulations, NumPyro compiled": "NaN has the distance 0 from everything"},
-    ),
+    "energy": _compares(lambda p, critic: p.EnergyDistance()),
     "sliced": _compares(lambda p, critic: p.SlicedWasserstein(20)),
 }
 # More uses of these losses, for contracts in which noise makes a difference.
