@@ -141,7 +141,8 @@ class SpreadNoise(Kernel[ArrayLike, jax.Array, Distribution], FieldsAsPytree):
         self._check_drawn(jnp.shape(x))
         self.check_value(x)
         x = jnp.asarray(widened(x))
-        y = self._conditional(x, self._coupled_dims_of(x)).sample(rng_key)
+        # Not validated: NaN in a failed simulation is for the loss to count, or to leave out.
+        y = self._conditional(x, self._coupled_dims_of(x), validate_args=False).sample(rng_key)
         # Samplers draw in the default type, which under x64 is wider than that of float32 data.
         return jnp.asarray(y).astype(x.dtype)
 

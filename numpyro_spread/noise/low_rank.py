@@ -61,9 +61,15 @@ class LowRankGaussianNoise(LowRankGaussian, SpreadNoise):
     def _conditional(
         self, x: jax.Array, event_dim: int, validate_args: bool | None = None
     ) -> Distribution:
-        return self._around(x, event_dim, self._variance(x))
+        return self._around(x, event_dim, self._variance(x), validate_args)
 
-    def _around(self, loc: jax.Array, event_dim: int, variance: jax.Array) -> Distribution:
+    def _around(
+        self,
+        loc: jax.Array,
+        event_dim: int,
+        variance: jax.Array,
+        validate_args: bool | None = None,
+    ) -> Distribution:
         """Low-rank normal around ``loc``, whose last ``event_dim`` dims are one event."""
         cut = loc.ndim - event_dim
         batch_shape, event_shape = loc.shape[:cut], loc.shape[cut:]
@@ -71,10 +77,11 @@ class LowRankGaussianNoise(LowRankGaussian, SpreadNoise):
         self._check_fit(event_shape)
         flat = loc.reshape((*batch_shape, shape[0]))
         factor = jnp.asarray(self.factor, flat.dtype)
-        y = _LowRankNormal(flat, factor, variance)
+        y = _LowRankNormal(flat, factor, variance, validate_args=validate_args)
         if event_dim == 1:
             return y
-        return dist.TransformedDistribution(y, ReshapeTransform(event_shape, shape[:1]))
+        reshape = ReshapeTransform(event_shape, shape[:1])
+        return dist.TransformedDistribution(y, reshape, validate_args=validate_args)
 
     def _variance(self, loc: jax.Array) -> jax.Array:
         variance = jnp.square(jnp.asarray(self.scale, loc.dtype))

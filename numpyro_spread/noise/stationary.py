@@ -25,7 +25,9 @@ class _ElementwiseNoise(SpreadNoise, stationary.Elementwise, ABC):
     """Independent noise with a ``scale`` on every element of x."""
 
     @abstractmethod
-    def _around(self, x: jax.Array, *parameters: jax.Array) -> Distribution:
+    def _around(
+        self, x: jax.Array, *parameters: jax.Array, validate_args: bool | None
+    ) -> Distribution:
         """The distribution of every element of y, located at x; parameters in field order."""
 
     def _conditional(
@@ -35,7 +37,7 @@ class _ElementwiseNoise(SpreadNoise, stationary.Elementwise, ABC):
         self._check_range(x.dtype)
         # A Python number would make float32 data float64 inside NumPyro under x64.
         parameters = [jnp.asarray(getattr(self, name), x.dtype) for name in self._fields()]
-        return self._around(x, *parameters).to_event(event_dim)
+        return self._around(x, *parameters, validate_args=validate_args).to_event(event_dim)
 
     def _check_range(self, dtype: Any) -> None:
         """Refuse what is 0 or inf in the type of x: XLA flushes subnormal numbers to 0."""
@@ -65,8 +67,10 @@ class GaussianNoise(stationary.Gaussian, _ElementwiseNoise):
 
     scale: ArrayLike
 
-    def _around(self, x: jax.Array, *parameters: jax.Array) -> Distribution:
-        return dist.Normal(x, *parameters)
+    def _around(
+        self, x: jax.Array, *parameters: jax.Array, validate_args: bool | None
+    ) -> Distribution:
+        return dist.Normal(x, *parameters, validate_args=validate_args)
 
     def _spread_exactly(self, fn: Distribution, extra: int) -> Distribution | None:
         if type(fn) is dist.Normal:
@@ -99,8 +103,10 @@ class LaplaceNoise(stationary.Laplace, _ElementwiseNoise):
 
     scale: ArrayLike
 
-    def _around(self, x: jax.Array, *parameters: jax.Array) -> Distribution:
-        return dist.Laplace(x, *parameters)
+    def _around(
+        self, x: jax.Array, *parameters: jax.Array, validate_args: bool | None
+    ) -> Distribution:
+        return dist.Laplace(x, *parameters, validate_args=validate_args)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +121,11 @@ class StudentTNoise(stationary.StudentT, _ElementwiseNoise):
     df: ArrayLike
     scale: ArrayLike
 
-    def _around(self, x: jax.Array, *parameters: jax.Array) -> Distribution:
+    def _around(
+        self, x: jax.Array, *parameters: jax.Array, validate_args: bool | None
+    ) -> Distribution:
         df, scale = parameters
-        return dist.StudentT(df, x, scale)
+        return dist.StudentT(df, x, scale, validate_args=validate_args)
 
     def characteristic_function(self, omega: ArrayLike) -> jax.Array:
         """
@@ -148,5 +156,7 @@ class LogisticNoise(stationary.Logistic, _ElementwiseNoise):
 
     scale: ArrayLike
 
-    def _around(self, x: jax.Array, *parameters: jax.Array) -> Distribution:
-        return dist.Logistic(x, *parameters)
+    def _around(
+        self, x: jax.Array, *parameters: jax.Array, validate_args: bool | None
+    ) -> Distribution:
+        return dist.Logistic(x, *parameters, validate_args=validate_args)

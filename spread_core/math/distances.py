@@ -72,9 +72,10 @@ def squared_distances(x: Array, y: Array) -> Array:
     x, y = x - centre, y - centre
     norms = xp.square(x).sum(1)[:, None] + xp.square(y).sum(1)
     squared = norms + product(x, -2 * y.T)
-    # Equal points come out as rounding errors of either sign.
+    # Equal points come out as rounding errors of either sign. The difference is NaN where squares
+    # are NaN or inf, which then stay: a failed simulation must not pass for a perfect one.
     rounding = 32 * xp.finfo(x.dtype).eps * norms
-    return xp.where(squared > rounding, squared, 0.0)
+    return xp.where(squared - rounding <= 0, 0.0, squared)
 
 
 def absolute_distances(x: Array, y: Array) -> Array:

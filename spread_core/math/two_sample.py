@@ -263,8 +263,9 @@ def _weighted_sum(
 
 def _negative_power(beta: float, x: Array, y: Array) -> Array:
     xp, squared = array_namespace(x), squared_distances(x, y)
-    # The inner where keeps the infinite slope of the root at 0 out of the gradient.
-    apart = squared > 0
+    # The inner where keeps the infinite slope of the root at 0 out of the gradient. NaN is apart: a
+    # failed simulation must not pass for a perfect one.
+    apart = squared != 0
     return -xp.where(apart, xp.where(apart, squared, 1.0) ** (beta / 2), 0.0)
 
 

@@ -3,6 +3,7 @@
 """Every kernel has a twin: same densities, spreads, characteristic functions and gradients."""
 
 import numpy as np
+import numpyro
 import numpyro.distributions as numpyro_dist
 import pytest
 import torch
@@ -124,6 +125,18 @@ def test_channel():
 
 def test_symmetric_channel():
     compare(lambda b: b.package.ChannelNoise.symmetric(5, 0.3).matrix)
+
+
+@pytest.mark.parametrize("name", STATIONARY)
+def test_noise_on_nan_is_nan(name):
+    """Failed simulations are for the loss to count: no distribution may refuse them first."""
+    x = KERNELS[name].x((2,))
+    x[0] = np.nan
+    with numpyro.validation_enabled():
+        drawn = [np.asarray(built(b, name)[0].draw(*b.key, b.array(x))) for b in BACKENDS]
+    for y in drawn:
+        assert np.isnan(y[0]).all()
+        assert np.isfinite(y[1]).all()
 
 
 def test_public_names_are_the_same():

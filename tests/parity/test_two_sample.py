@@ -14,6 +14,7 @@ from numpyro_spread.infer import _two_sample as theirs
 from pyro_spread.infer import _two_sample as ours
 from spread_analysis import metrics
 from spread_core.math import two_sample
+from spread_core.math.distances import squared_distances
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=(7, 3)), 0.5 + RNG.normal(size=(6, 3))
@@ -241,6 +242,46 @@ def test_weight_zero_removes_a_sample(name, data):
     np.testing.assert_allclose(value, kept, rtol=1e-10)
     np.testing.assert_allclose(gradient[kept_y], kept_gradient, rtol=1e-10, atol=1e-13)
     assert not gradient[~kept_y].any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", ["energy", "sliced", *MMD_KERNELS])
+def test_a_sample_of_nan_makes_the_statistic_nan(name, wide, weighted):
+    """It is not a sample that coincides with all others."""
+    if wide and name == "convolved-mixture":
+        pytest.skip("it is made for samples of three dims")
+    x, y = (WIDE_X, WIDE_Y.copy()) if wide else (X, Y.copy())
+    y[1, 0] = np.nan
+    weights = (np.ones(len(x)), np.arange(len(y))) if weighted else (None, None)
+
+    def statistic(b, f, y):
+        given = [None if w is None else b.array(w) for w in weights]
+        if name in STATISTICS:
+            return STATISTICS[name](b, f, b.array(x), y, *given)
+        return f.mmd2_unbiased(MMD_KERNELS[name][0](b.package), b.array(x), y, *given)
+
+    value, _ = both(statistic, y)
+    assert np.isnan(value)
+
+
+@pytest.mark.parametrize("width", [3, 20])
+def test_squares_that_overflow_are_inf(width):
+    x, y = np.zeros((1, width)), np.full((2, width), 1e200) * [[1.0], [-1.0]]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for array in (np.asarray, *(b.array for b in BACKENDS)):
+            assert np.isinf(np.asarray(squared_distances(array(x), array(y)))).all()
+
+
+@pytest.mark.parametrize("width", [3, 20])
+def test_coincident_points_do_not_pull(width):
+    points = 50 + RNG.normal(size=(1, width))
+
+    def total(b, y):
+        return squared_distances(b.array(points), y).sum()
+
+    _, (gradient,) = compare_gradients(total, points, compiled=True)
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize("name", ["energy", "sliced"])

@@ -306,10 +306,6 @@ def _compares(make, **options):
     return Loss(make, "empty", simulates=True, **options)
 
 
-# Failed simulations under noise: NumPyro's own distribution refuses them before they are counted.
-_UNCOUNTED = {
-    "failed simulations, NumPyro eager": "the noise's distribution refuses a NaN loc first"
-}
 _OWN_LAYOUT = dict.fromkeys(
     ("columns before rows", "columns before rows, masked"),
     "noise is drawn in the site's own layout",
@@ -321,7 +317,7 @@ def _adversarial(divergence, exempt=None, **options):
         made = {name: option(p) for name, option in options.items()}
         return p.AdversarialDivergence(critic("x"), divergence(p), **made)
 
-    exempt = (exempt or {}) | (_OWN_LAYOUT | _UNCOUNTED if "noise" in options else {})
+    exempt = (exempt or {}) | (_OWN_LAYOUT if "noise" in options else {})
     return _compares(make, has_critic=True, exempt=exempt)
 
 
@@ -353,7 +349,7 @@ LOSSES = {
     "Wasserstein": _compares(lambda p, critic: p.WassersteinCritic(critic("x")), has_critic=True),
     "adaptive": _prior(),
     "plain": _prior(adaptive=False),
-    "joint": _joint("implicit", noise, exempt=_UNCOUNTED),
+    "joint": _joint("implicit", noise),
     "joint KL": Loss(
         lambda p, critic: p.JointContrastELBO(divergence=p.KL()),
         "normal",
@@ -366,10 +362,7 @@ LOSSES = {
         likely=True,
     ),
     "MMD": _compares(lambda p, critic: p.MMD(p.GaussianKernel(2.0))),
-    "energy": _compares(
-        lambda p, critic: p.EnergyDistance(),
-        exempt={"failed simulations, NumPyro compiled": "NaN has the distance 0 from everything"},
-    ),
+    "energy": _compares(lambda p, critic: p.EnergyDistance()),
     "sliced": _compares(lambda p, critic: p.SlicedWasserstein(20)),
 }
 # More uses of these losses, for contracts in which noise makes a difference.
