@@ -18,8 +18,7 @@ class AutoImplicitShared(SharedDocs):
 
     Latents outside plates are drawn jointly, in unconstrained space, at the auxiliary site
     ``_auto_latent``; those inside plates at one auxiliary site per plate stack, as ``_auto_data``
-    or ``_auto_groups_data``, in the same plates. Each is an
-    ``ImplicitDistribution`` of
+    or ``_auto_groups_data``, in the same plates. Each is an :class:`ImplicitDistribution` of
 
     .. math::
         u = m + s \odot (\epsilon_{1:d} + f(\epsilon, h)), \qquad

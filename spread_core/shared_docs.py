@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 
@@ -13,9 +14,8 @@ class SharedDocs:
     Base of the classes whose arguments, checks and documentation are the same in both backends.
 
     A backend's class derives from such a class. Its own docstring holds its first line, an example,
-    and what is true in this backend only. The rest, such as formulas, references and ``:param``
-    lines, stands in the shared class once and is appended: all that follows its first paragraph.
-    ``:param`` lines of the backend's own come last.
+    and what is true in this backend only. All that follows the first paragraph of the shared class
+    is put into it: the explanation after the example, references and ``:param`` lines at the end.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -24,10 +24,33 @@ class SharedDocs:
             return
         for base in cls.__bases__:
             if _is_shared(base) and base.__doc__:
-                _, _, rest = inspect.cleandoc(base.__doc__).partition("\n\n")
-                own, mark, params = inspect.cleandoc(cls.__doc__).partition("\n:param ")
-                cls.__doc__ = f"{own.rstrip()}\n\n{rest.rstrip()}{mark}{params}".rstrip()
+                own, shared = (inspect.cleandoc(doc) for doc in (cls.__doc__, base.__doc__))
+                cls.__doc__ = _compose(own, shared)
 
 
 def _is_shared(cls: type) -> bool:
     return issubclass(cls, SharedDocs) and cls.__module__.startswith("spread_core.")
+
+
+def _compose(own: str, shared: str) -> str:
+    (text, *own_end), (explanation, *shared_end) = _split(own), _split(shared)
+    examples = [number for number, part in enumerate(text) if ">>>" in part]
+    start = 1 + (examples[-1] if examples else 0)
+    references, fields = (mine + ours for mine, ours in zip(shared_end, own_end, strict=True))
+    parts = [*text[:start], *explanation[1:], *text[start:], *references]
+    return "\n\n".join([*parts, "\n".join(fields)]).rstrip()
+
+
+def _split(doc: str) -> tuple[list[str], list[str], list[str]]:
+    """The paragraphs of a docstring, those of its references, and its fields such as ``:param``."""
+    text: list[str] = []
+    references: list[str] = []
+    fields: list[str] = []
+    into = text
+    for part in doc.split("\n\n"):
+        if re.match(r":(param|raises|return)", part):
+            into = fields
+        elif part.startswith("**References**"):
+            into = references
+        into.append(part)
+    return text, references, fields

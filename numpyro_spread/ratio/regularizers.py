@@ -84,7 +84,7 @@ class R1(R1Shared, Regularizer):
         weights: jax.Array | None = None,
     ) -> jax.Array:
         """The penalty at the data, a scalar."""
-        return self.of_slopes(_squared_norms(critic, data), weights)
+        return self._of_slopes(_squared_norms(critic, data), weights)
 
 
 @dataclass(frozen=True)
@@ -114,4 +114,4 @@ class GradientPenalty(GradientPenaltyShared, Regularizer):
             mixing = share.reshape(*share.shape, *[1] * (real.ndim - share.ndim))
             mixing = mixing.astype(real.dtype)
             between[site] = mixing * real + (1 - mixing) * fake
-        return self.of_slopes(_squared_norms(critic, data.replaced(between)), weights)
+        return self._of_slopes(_squared_norms(critic, data.replaced(between)), weights)

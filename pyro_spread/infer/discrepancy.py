@@ -145,9 +145,6 @@ class EnergyDistance(EnergyDistanceShared, _Discrepancy):
     """
     Energy distance between the data P and the model Q.
 
-    Two samples are compared, where ``pyro.infer.EnergyDistance`` scores every datum by particles of
-    its own.
-
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
         >>> from pyro_spread import EnergyDistance
@@ -159,6 +156,8 @@ class EnergyDistance(EnergyDistanceShared, _Discrepancy):
         >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), EnergyDistance())
         >>> svi.step(torch.randn(100)) < 1.0
         True
+
+    ``pyro.infer.EnergyDistance`` is another thing: it scores every datum by particles of its own.
 
     **Data parallelism** (DDP around ``loss(model, guide)``): exact: all pairs of the batch count,
     for which the ranks gather all their samples; every rank reports the same value.

@@ -100,6 +100,7 @@ class SpreadNoise(Kernel[torch.Tensor, torch.Tensor, TorchDistribution]):
         One draw of y given x, without knowing which dimensions of x are event dims.
 
         :param x: values of the site, of shape batch + event.
+        :return: y, of x's shape.
         :raises ValueError: if the kernel does not fit the shape of x.
         """
         self._check_drawn(x.shape)

@@ -82,7 +82,7 @@ class R1(R1Shared, Regularizer):
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The penalty at the data, a scalar."""
-        return self.of_slopes(_squared_norms(critic, data), weights)
+        return self._of_slopes(_squared_norms(critic, data), weights)
 
 
 @dataclass(frozen=True)
@@ -112,4 +112,4 @@ class GradientPenalty(GradientPenaltyShared, Regularizer):
                 share = torch.rand(data.batch_shape, dtype=real.dtype, device=real.device)
             mixing = share.reshape([*share.shape, *[1] * (real.dim() - ndim)])
             between[site] = mixing * real + (1 - mixing) * fake
-        return self.of_slopes(_squared_norms(critic, data.replaced(between)), weights)
+        return self._of_slopes(_squared_norms(critic, data.replaced(between)), weights)

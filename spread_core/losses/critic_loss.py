@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 from spread_core.logits import Logits
@@ -15,7 +15,7 @@ from spread_core.validation import check_count
 _UPDATES = ("one_pass", "two_pass")
 
 
-class CriticLossShared(SharedDocs):
+class CriticLossShared(SharedDocs, ABC):
     """
     Base class of the losses in which a critic compares data with the model's draws.
 

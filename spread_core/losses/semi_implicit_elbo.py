@@ -39,8 +39,9 @@ class SemiImplicitELBOShared(OverStockELBO):
     ``biject_to(support).inv``, the noise is added there, z is the image of the result, and the
     density contains minus the log-determinant of the Jacobian. A scale is thus in unconstrained
     units, and its event shape is that of the unconstrained value. An auxiliary site, which the
-    model does not have, is in unconstrained space already. Bounds of a support that move (with
-    params or other latents, and with data where the support is looked up only once) are refused.
+    model does not have, is in unconstrained space already. Bounds of a support that move with
+    params or other latents are refused; so are bounds that move with data, in Pyro always, in
+    NumPyro under ``jit``.
 
     **Draws of the posterior.** The guide alone gives :math:`\psi`, without noise. For z use
     ``Predictive(loss.spread_guide(model, guide), ...)``.

@@ -28,7 +28,7 @@ class Divergence(ABC):
     and, where they differ from the defaults, ``pi``, the fraction of data among the samples that
     the critic classifies, and ``upper``, the divergence between disjoint distributions.
 
-    A divergence of one's own takes six lines. This is that of Vincze and Le Cam,
+    A divergence of your own takes a few lines. This is that of Vincze and Le Cam,
     :math:`\int (p-q)^2/(p+q)`, in whatever library the log-ratios are arrays of:
 
         >>> import numpy as np
@@ -38,7 +38,8 @@ class Divergence(ABC):
         ...     def data_term(self, log_ratio):
         ...         return array_namespace(log_ratio).tanh(log_ratio / 2)
         ...     def model_term(self, log_ratio): return -self.data_term(log_ratio)
-        ...     def generator_loss(self, log_ratio): return -((1 + self.data_term(log_ratio)) ** 2)
+        ...     def generator_loss(self, log_ratio):  # not 1 + tanh, which loses its digits below 0
+        ...         return -((2 / (1 + array_namespace(log_ratio).exp(-log_ratio))) ** 2)
         >>> float(LeCam().estimate(np.array([80.0, 80.0]), np.array([-80.0, -80.0])))
         2.0
     """

@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import operator
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,15 @@ def _is_positive(value: Any) -> bool:
     """Whether it is a number or an array, positive and finite; True where that is unknown."""
     if not isinstance(value, int | float | np.generic) and not array_type(value):
         return False
+    if _is_huge(value):
+        return False
     known = numbers(value)
     return known is None or bool(np.all((known > 0) & np.isfinite(known)))
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether it is an integer that no float can hold."""
+    return isinstance(value, int) and abs(value) > sys.float_info.max
 
 
 def _positive(value: Any) -> Any:
@@ -160,6 +168,7 @@ class GaussianKernel(Kernel):
     It is characteristic: its maximum mean discrepancy is zero only between equal distributions
     (Sriperumbudur et al. 2010, `Hilbert space embeddings and metrics on probability measures`).
 
+        >>> import numpy as np
         >>> matrix = GaussianKernel(1.0)(np.zeros((1, 2)), np.array([[0.0, 0.0], [1.0, 1.0]]))
         >>> print(matrix.round(2))
         [[1.   0.37]]
@@ -187,6 +196,7 @@ class GaussianKernel(Kernel):
         It is the squared maximum mean discrepancy between two spread distributions, as a kernel on
         clean samples. The prefactor shrinks exponentially with the dimension, and may underflow.
 
+            >>> import numpy as np
             >>> print(GaussianKernel(1.0).convolved(1.5)(np.zeros((1, 1)), np.zeros((1, 1))))
             [[0.5]]
 
@@ -210,6 +220,8 @@ class ConvolvedGaussianKernel(Kernel):
         variance = self.variance
         if not isinstance(variance, int | float) and not array_type(variance):
             variance = np.asarray(variance, dtype=float)
+        if _is_huge(variance):
+            raise ValueError(samples.bad_variance(variance))
         known = numbers(variance)
         if known is None:
             variance = _as_parameter(variance)
@@ -263,6 +275,7 @@ class RationalQuadraticKernel(Kernel):
     still pulls samples that are far from the data (Binkowski et al. 2018, `Demystifying MMD GANs`,
     https://arxiv.org/abs/1801.01401).
 
+        >>> import numpy as np
         >>> RationalQuadraticKernel(1.0)(np.zeros((1, 2)), np.array([[1.0, 1.0]]))
         array([[0.5]])
 
@@ -301,6 +314,7 @@ class LaplaceKernel(Kernel):
 
     Its gradient where a coordinate of two points coincides is taken as zero.
 
+        >>> import numpy as np
         >>> print(LaplaceKernel(2.0)(np.zeros((1, 2)), np.array([[1.0, 1.0]])).round(2))
         [[0.37]]
 

@@ -54,7 +54,7 @@ class R1Shared(RegularizerShared):
         if not self.gamma > 0:
             raise ValueError(players.bad_range("R1: gamma", self.gamma, "positive"))
 
-    def of_slopes(self, squared_norms: Array, weights: Array | None) -> Array:
+    def _of_slopes(self, squared_norms: Array, weights: Array | None) -> Array:
         """
         The penalty, a scalar.
 
@@ -90,7 +90,7 @@ class GradientPenaltyShared(RegularizerShared):
         if not self.weight > 0:
             raise ValueError(players.bad_range("GradientPenalty: weight", self.weight, "positive"))
 
-    def of_slopes(self, squared_norms: Array, weights: Array | None) -> Array:
+    def _of_slopes(self, squared_norms: Array, weights: Array | None) -> Array:
         """
         The penalty, a scalar.
 

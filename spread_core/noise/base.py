@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of the noise kernels: the call, and the recursion of ``spread`` through backend."""
+"""Base class of the noise kernels: the call, and the recursion of ``spread`` through wrappers."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
 
         :param distribution: ``Delta`` under every kernel; ``Normal`` and ``MultivariateNormal``
             under the Gaussian kernels; ``Categorical`` under a channel; mixtures of these; all also
-            inside ``Independent``, masked and expanded backend.
+            inside ``Independent`` and masked or expanded distributions.
         :return: :math:`\int k(y \mid x)\, p(x)\, dx`, of the same batch and event shape.
         :raises NotImplementedError: for every other distribution, naming the pair and what to do.
         """

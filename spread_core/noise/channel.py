@@ -8,7 +8,9 @@ import numbers
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from spread_core.math._arrays import array_type, is_floating
 from spread_core.messages import noise
 from spread_core.noise.base import Kernel
 
@@ -44,7 +46,7 @@ class Channel(Kernel[Any, Any, Any]):
             raise ValueError(noise.channel_shape(shape))
         known = backend.known(matrix)
         if known is not None:
-            _check(known.astype(float))
+            _check(known.astype(float), max(SUM_TOLERANCE, _rounding(matrix)))
 
     @classmethod
     def symmetric(cls, num_classes: int, flip: Any) -> Any:
@@ -58,6 +60,8 @@ class Channel(Kernel[Any, Any, Any]):
         """
         if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
             raise ValueError(noise.bad_num_classes(num_classes))
+        if not isinstance(flip, numbers.Real) and not array_type(flip):
+            raise ValueError(noise.bad_flip(flip))
         known = cls._backend.known(flip)
         if known is not None and (known.ndim or not 0 <= known < 1):
             raise ValueError(noise.bad_flip(flip))
@@ -91,13 +95,19 @@ class Channel(Kernel[Any, Any, Any]):
             raise ValueError(noise.other_classes(self.num_classes, found))
 
 
-def _check(matrix: Any) -> None:
+def _rounding(matrix: Any) -> float:
+    """How far a column that should sum to 1 may be off in the type of the matrix."""
+    xp = array_namespace(matrix)
+    return float(xp.finfo(matrix.dtype).eps) if is_floating(xp, matrix.dtype) else 0.0
+
+
+def _check(matrix: Any, tolerance: float) -> None:
     if not np.isfinite(matrix).all():
         raise ValueError(noise.channel_not_stochastic("it contains NaN or inf"))
     if (matrix < 0).any():
         raise ValueError(noise.channel_not_stochastic("it has a negative entry"))
     sums = matrix.sum(0)
-    if (abs(sums - 1) > SUM_TOLERANCE).any():
+    if (abs(sums - 1) > tolerance).any():
         reason = f"its columns sum to {sums.round(6).tolist()}"
         raise ValueError(noise.channel_not_stochastic(reason))
     singular_values = np.linalg.svd(matrix, compute_uv=False)

@@ -47,13 +47,13 @@ def test_what_is_missing_is_named(monkeypatch):
     assert "numpyro_spread has no kernel HalfNoise: mirror it." in said
     assert "pyro_spread.HalfNoise is not exported: add it to __all__." in said
     assert "HalfNoise of pyro_spread is not in KERNELS of tests/programs/every.py." in said
-    assert "HalfNoise is not on docs/kernels.md." in said
+    assert "HalfNoise is in no table of docs/kernels.md." in said
     assert "pyro_spread.HalfNoise has no docstring." in said
     assert "numpyro_spread.HalfKernel is not exported: add it to __all__." in said
     assert "HalfKernel of pyro_spread is not in MMD_KERNELS of tests/programs/every.py." in said
-    assert "HalfKernel is not on docs/choose.md." in said
+    assert "HalfKernel is in no table of docs/choose.md." in said
     assert "pyro_spread has no loss OwnLoss: mirror it." in said
-    assert "OwnLoss is not on docs/choose.md." in said
+    assert "OwnLoss is in no table of docs/choose.md." in said
 
 
 def test_a_loss_has_to_say_what_it_reports(monkeypatch):

@@ -75,6 +75,18 @@ REFUSED = {
         ),
         r"StudentTNoise: parameters of shapes \(2,\) and \(4,\) do not broadcast to one shape",
     ),
+    "a fresh label with no probability": (
+        lambda b: b.package.ChannelNoise.symmetric(3, None),
+        r"flip must lie in \[0, 1\), got None",
+    ),
+    "bandwidth that no float can hold": (
+        lambda b: b.package.GaussianKernel(10**400),
+        "bandwidth must be positive and finite",
+    ),
+    "variance that no float can hold": (
+        lambda b: b.package.GaussianKernel(1.0).convolved(10**400),
+        "variance",
+    ),
     "negative event_dim": (lambda b: _noise(b)(b.array(DATA), -1), "event_dim=-1"),
     "scale that widens a transformed site": (
         lambda b: b.package.TransformedNoise(

@@ -94,6 +94,12 @@ def test_channel_of_many_classes_in_single_precision():
     ChannelNoise(torch.eye(2))
 
 
+def test_a_channel_in_half_precision_may_miss_one_by_its_rounding():
+    ChannelNoise(torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="its columns sum to"):
+        ChannelNoise(torch.tensor([[0.9, 0.1], [0.15, 0.9]], dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("flip", [1.0, 1, 1.5, -0.1, math.nan])
 def test_flip(flip):
     with pytest.raises(ValueError, match=r"flip must lie in \[0, 1\)"):
