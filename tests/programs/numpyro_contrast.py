@@ -97,6 +97,25 @@ def exact_loss(params, x):
     return -(likelihood + prior + entropy).sum()
 
 
+# --- where nothing is learned: a critic that says nothing, params, and one loss
+
+ZERO = Told(silent)
+ALL = {**PARAMS, CRITIC: KNOWN}
+
+
+def run(loss, model=model, guide=guide, x=X, params=ALL, **kwargs):
+    """The loss of the smallest case, where nothing else is said."""
+    return loss.loss(random.key(0), params, model, guide, x, **kwargs)
+
+
+def two_model(x):
+    """Two latents of the same plate."""
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        y = numpyro.sample("y", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(y + z, 0.5), obs=x)
+
+
 # --- steps, compiled as a whole: op by op, every new shape would be a program of its own
 
 
