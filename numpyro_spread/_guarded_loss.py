@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_spread._typing import RngKey
 from numpyro_spread.noise.base import is_concrete
 from spread_core.arguments import positional_names
 from spread_core.nonfinite import is_about_numbers, root_cause
 from spread_core.stateful import Stateful
+from spread_core.typing import Args, Guide, Kwargs, Model
 
 
 class Both(NamedTuple):
@@ -35,7 +37,7 @@ class Seen:
         #: What the loss was given by name, with mutable state as it was; None if there is none.
         self.before: dict[str, Any] | None = None
 
-    def put(self, model: Any, args: Any, kwargs: Any) -> None:
+    def put(self, model: Model, args: Args, kwargs: Kwargs) -> None:
         named = dict(zip(positional_names(model), args, strict=False)) | kwargs
         self._arguments = {
             name: value
@@ -65,7 +67,7 @@ class KeepsMutable:
         self._seen = seen
 
     def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like that of the loss."""
         self._seen.put(model, args, kwargs)
@@ -73,7 +75,7 @@ class KeepsMutable:
         return self.guarded.loss(rng_key, param_map, model, guide, *args, **kwargs)
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like that of the loss."""
         self._seen.put(model, args, kwargs)

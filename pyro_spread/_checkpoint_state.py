@@ -35,6 +35,7 @@ from spread_core.checkpoint_checks import Commit, check_bounds, check_names, los
 from spread_core.checkpoint_file import CheckpointReader, Codec
 from spread_core.checkpoint_tree import MalformedError
 from spread_core.messages import checkpoints
+from spread_core.typing import Args, Kwargs
 
 _UNSAVED = (torch.complex128, torch.complex32)
 
@@ -125,7 +126,7 @@ def held_state(held: Held) -> Any:
     return held.module.get_extra_state() if held.tensor is None else held.tensor
 
 
-def declare(reader: CheckpointReader, svi: SVI, args: Any, kwargs: Any) -> None:
+def declare(reader: CheckpointReader, svi: SVI, args: Args, kwargs: Kwargs) -> None:
     """Take a step that changes nothing, so that params are in the store and layers have shapes."""
     called = Called()
     try:

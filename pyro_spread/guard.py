@@ -34,6 +34,7 @@ from spread_core.nonfinite import (
     check_guard,
     is_worth_saying,
 )
+from spread_core.typing import Guide, Model
 
 _STATUS = "finite_guard"
 
@@ -63,7 +64,7 @@ class FiniteGuard(Composite):
         # The SVI finds params by weak references, also those of a step that was not taken.
         self._kept: list[torch.Tensor] = []
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Any:
         """
         Loss and gradients as those of the loss under guard; NaN for a step that is to be skipped.
 

@@ -18,13 +18,14 @@ from numpyro_spread.ratio.binding import Bound
 from numpyro_spread.ratio.regularizers import Regularizer
 from spread_core.caller_warning import warn_user
 from spread_core.messages import players
+from spread_core.typing import Args, Kwargs
 
 # Critics that a gradient penalty has met already.
 _looked_at: WeakSet[Bound] = WeakSet()
 
 
 def warn_of_coupling(
-    critic: Bound, params: Any, values: SiteValues, args: Any, kwargs: Any
+    critic: Bound, params: Any, values: SiteValues, args: Args, kwargs: Kwargs
 ) -> None:
     """Say once per critic that a gradient penalty assumes logits of samples by themselves."""
     if critic in _looked_at:

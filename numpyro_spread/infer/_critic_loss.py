@@ -13,6 +13,7 @@ import numpyro
 from jax import lax, random
 from numpyro.handlers import block
 
+from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import with_gradients
 from numpyro_spread.infer._noise import as_noise, kernels_of
@@ -27,6 +28,7 @@ from numpyro_spread.ratio.regularizers import check_regularizer
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import players, spreading
+from spread_core.typing import Guide, Model
 
 # Weight below which a sample's gradient in the critic is lost in float32 next to that of the
 # others.
@@ -81,7 +83,7 @@ class CriticLoss(CriticLossShared, Loss):
             return self._critic.init(init_key, example_of(draw, draw_key), args, kwargs)
 
     def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """
         The reported value; its gradient in every param is that of the param's own player.
@@ -100,7 +102,7 @@ class CriticLoss(CriticLossShared, Loss):
         ]
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         if f"{self.name}$params" not in param_map:
@@ -116,7 +118,7 @@ class CriticLoss(CriticLossShared, Loss):
         return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Logits:
         """
         The critic's logits at the given data and at fresh draws of the model, after the noise.
@@ -142,7 +144,7 @@ class CriticLoss(CriticLossShared, Loss):
         return Logits(data, draws, sides.data_weights, sides.model_weights)
 
     def look(
-        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, params: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> tuple[float, dict[str, Any]]:
         """The value and the critic's logits, of the same draws."""
         logits = self.logits(rng_key, params, model, guide, *args, **kwargs)

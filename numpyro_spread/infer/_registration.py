@@ -16,9 +16,11 @@ import numpyro
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._inputs import takes_arrays
+from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._invalid import tells_of_failures
 from spread_core.loss_words import Described
 from spread_core.monitors import Monitor
+from spread_core.typing import Args, Guide, Kwargs, Model
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
@@ -42,7 +44,7 @@ class Loss(Described, ELBO):
             cls.loss_with_mutable_state = told
 
     def look(
-        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, params: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> tuple[float, dict[str, Any]]:
         """
         The reported value at fresh draws, and the logits of each critic; monitors do not see it.
@@ -62,7 +64,7 @@ class Loss(Described, ELBO):
         return value, logits if type(logits) is dict else {"": logits}
 
     def guide_as_trained(
-        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
+        self, rng_key: RngKey, params: Any, model: Model, guide: Guide, args: Args, kwargs: Kwargs
     ) -> tuple[Any, Any, Any]:
         """
         The guide and its arguments as in training: with noise on the data where there is noise.

@@ -19,14 +19,15 @@ from numpyro_spread.noise.base import is_concrete
 from spread_core.messages import semi_implicit
 from spread_core.noise.implicit_sites import fixed_support
 from spread_core.patterns import key_of
+from spread_core.typing import Guide, Model
 
 #: Constraints by site; all reals, as at sites that the model does not have, are left out.
 Supports = Mapping[str, Any]
 
 
 def find_supports(
-    model: Any,
-    guide: Any,
+    model: Model,
+    guide: Guide,
     kernels: Mapping[str, SpreadNoise],
     params: Mapping[str, Any],
     args: tuple[Any, ...],

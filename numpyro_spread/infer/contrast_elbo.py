@@ -19,6 +19,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import mutable as numpyro_mutable
 
+from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._contrast import ContrastRun, init_params
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
 from numpyro_spread.infer._noise import Noise
@@ -36,6 +37,7 @@ from spread_core.messages import players, spreading
 from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
 from spread_core.paths import Where
 from spread_core.stateful import Stateful
+from spread_core.typing import Guide, Model
 
 Annealing = int | Callable[..., Any]
 
@@ -162,7 +164,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         return f"{self.name}$steps"
 
     def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """
         Minus the adversarial ELBO estimate in nats; its gradient is that of every param's player.
@@ -181,7 +183,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         ]
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
 
@@ -230,7 +232,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """
         The critic's logits at fresh draws of the guide and of its contrast.

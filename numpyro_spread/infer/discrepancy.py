@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
+from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._noise import as_noise, kernels_of
 from numpyro_spread.infer._registration import Loss
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
@@ -27,6 +28,7 @@ from spread_core.losses.discrepancy import (
     SlicedWassersteinShared,
 )
 from spread_core.messages import spreading
+from spread_core.typing import Guide, Model
 
 __all__ = ["MMD", "EnergyDistance", "SlicedWasserstein"]
 
@@ -63,7 +65,7 @@ class _Discrepancy(DiscrepancyShared, Loss):
         return guide or no_guide
 
     def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """
         The discrepancy at fresh draws.
@@ -80,7 +82,7 @@ class _Discrepancy(DiscrepancyShared, Loss):
         ]
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         losses = []

@@ -16,6 +16,7 @@ import numpyro
 from jax import lax, random
 from numpyro.handlers import block
 
+from numpyro_spread._typing import RngKey
 from numpyro_spread.divergences import Divergence, ReverseKL
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import refuse_gradient
@@ -41,6 +42,7 @@ from spread_core.losses.joint_contrast_elbo import JointContrastShared
 from spread_core.messages import contrasts, players, spreading
 from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
 from spread_core.stateful import Stateful
+from spread_core.typing import Guide, Model
 
 # Folded into the key, so that it differs from the keys that splitting gives.
 _WATCH = 0x5EED0002
@@ -131,7 +133,7 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
             return self._critic.init(init_key, example_of(draw, draw_key), args, kwargs)
 
     def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """
         The adversarial estimate of the divergence in nats; its gradient is that of every param's
@@ -151,7 +153,7 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
         ]
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
 
@@ -193,7 +195,7 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
         return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Logits:
         """
         The critic's logits at fresh pairs of the guide and of the model.

@@ -14,6 +14,7 @@ import jax
 from numpyro import infer
 from numpyro.infer.elbo import ELBO
 
+from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._mixture import Spread
 from numpyro_spread.infer._noise import kernels_with_params
 from numpyro_spread.infer._registration import Loss, Registered
@@ -23,6 +24,7 @@ from numpyro_spread.noise.base import BACKEND
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.semi_implicit_elbo import SemiImplicitELBOShared, refuse_discrete
 from spread_core.messages import spreading
+from spread_core.typing import Args, Guide, Kwargs, Model
 
 _STOCK = StockELBOs(
     infer.Trace_ELBO,
@@ -124,14 +126,14 @@ class SemiImplicitELBO(SemiImplicitELBOShared, Loss):
         return spread
 
     def guide_as_trained(
-        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
+        self, rng_key: RngKey, params: Any, model: Model, guide: Guide, args: Args, kwargs: Kwargs
     ) -> tuple[Any, Any, Any]:
         """The spread guide, whose draws are those of the posterior."""
         spread = self.spread_guide(model, guide)
         return super().guide_as_trained(rng_key, params, model, spread, args, kwargs)
 
     def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """
         The negative bound in nats, a Monte Carlo estimate.
@@ -146,7 +148,7 @@ class SemiImplicitELBO(SemiImplicitELBOShared, Loss):
         return self._run("loss", rng_key, param_map, model, guide, args, kwargs)
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         if self.num_particles > 1:

@@ -15,12 +15,14 @@ from jax import random
 from numpyro import infer
 from numpyro.infer.elbo import ELBO
 
+from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.spread_elbo import SpreadELBOShared
 from spread_core.messages import spreading
+from spread_core.typing import Args, Guide, Kwargs, Model
 
 _AVERAGING = (
     infer.Trace_ELBO,
@@ -100,7 +102,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
         return Registered(guide, before=functools.partial(self._spreading.check, model))
 
     def loss(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """
         The negative bound in nats, a Monte Carlo estimate with fresh noise.
@@ -115,7 +117,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
         return self._run("loss", rng_key, param_map, model, guide, args, kwargs)
 
     def loss_with_mutable_state(
-        self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
         if self.num_particles > 1:
@@ -140,7 +142,9 @@ class SpreadELBO(SpreadELBOShared, Loss):
 
     def _on_step(self, step: SpreadStep, method: str, rng_key: jax.Array, guide: Any) -> Any:
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
-            def evaluate(model: Any, guide: Any, args: Any, kwargs: Any, key: jax.Array) -> Any:
+            def evaluate(
+                model: Model, guide: Guide, args: Args, kwargs: Kwargs, key: jax.Array
+            ) -> Any:
                 return getattr(elbo, method)(key, step.params, model, guide, *args, **kwargs)
 
             if elbo.num_particles == 1 and not self.multi_sample_guide:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend import core
 
 from numpyro_spread.ratio.adapters import SiteValues
+from spread_core.typing import Args, Kwargs
 
 # Which dims count the samples, in their order: those of the batch, or one for all. None stands for
 # what no sample has a part in.
@@ -64,8 +65,8 @@ def others_move(
     judge: Callable[[Any, SiteValues, Any, Any], jax.Array],
     params: Any,
     values: SiteValues,
-    args: Any,
-    kwargs: Any,
+    args: Args,
+    kwargs: Kwargs,
 ) -> bool:
     """
     Whether some logit depends on another sample, at random numbers of the given shapes.

@@ -15,6 +15,7 @@ from numpyro_spread.ratio.adapters import ConcatSites, SiteValues
 from spread_core.arguments import accepts
 from spread_core.messages import players
 from spread_core.messages.notes import noting
+from spread_core.typing import Args, Kwargs
 
 _CALLED = "a module that takes the dict of sites and the arguments of the model"
 _WANTED = "a module of flax linen, flax nnx or equinox, or concat_sites(...) of one"
@@ -58,7 +59,7 @@ class Bound:
         self._adapter = discriminator if isinstance(discriminator, ConcatSites) else None
         self.net = net
 
-    def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
+    def init(self, rng_key: jax.Array, values: SiteValues, args: Args, kwargs: Kwargs) -> Any:
         """
         Initial params.
 
@@ -69,7 +70,7 @@ class Bound:
         """
         raise NotImplementedError
 
-    def apply(self, params: Any, values: SiteValues, args: Any, kwargs: Any) -> jax.Array:
+    def apply(self, params: Any, values: SiteValues, args: Args, kwargs: Kwargs) -> jax.Array:
         """
         Logits, in float32 if the net gives 16 bits.
 
@@ -121,7 +122,7 @@ class Bound:
 
 
 class _Linen(Bound):
-    def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
+    def init(self, rng_key: jax.Array, values: SiteValues, args: Args, kwargs: Kwargs) -> Any:
         if self._adapter is None:
             if not accepts(type(self.net).__call__, self.net, values, *args, **kwargs):
                 raise TypeError(players.no_critic(self.net, _CALLED))
@@ -133,7 +134,7 @@ class _Linen(Bound):
         # Running averages are of no use here: a critic is only ever asked about fresh batches.
         return variables.get("params", {})
 
-    def apply(self, params: Any, values: SiteValues, args: Any, kwargs: Any) -> jax.Array:
+    def apply(self, params: Any, values: SiteValues, args: Args, kwargs: Kwargs) -> jax.Array:
         self.coupled = False
         return super().apply(params, values, args, kwargs)
 
@@ -161,7 +162,7 @@ class _Nnx(Bound):
             for leaf in jax.tree.leaves(self._rest, is_leaf=lambda x: isinstance(x, nnx.Variable))
         )
 
-    def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
+    def init(self, rng_key: jax.Array, values: SiteValues, args: Args, kwargs: Kwargs) -> Any:
         return self.init_call(rng_key)
 
     def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:
@@ -182,7 +183,7 @@ class _Equinox(Bound):
         self._equinox = equinox
         self._params, self._static = equinox.partition(net, equinox.is_inexact_array)
 
-    def init(self, rng_key: jax.Array, values: SiteValues, args: Any, kwargs: Any) -> Any:
+    def init(self, rng_key: jax.Array, values: SiteValues, args: Args, kwargs: Kwargs) -> Any:
         return self.init_call(rng_key)
 
     def init_call(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> Any:

@@ -27,6 +27,7 @@ from spread_core.caller_warning import warn_user
 from spread_core.messages import players
 from spread_core.messages import ranks as rank_messages
 from spread_core.messages.notes import noting
+from spread_core.typing import Args, Kwargs
 
 # Critics of which it was said that a gradient penalty does not suit them.
 _warned: WeakSet[nn.Module] = WeakSet()
@@ -83,7 +84,7 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
 
 
 def judge(
-    discriminator: nn.Module, values: SiteValues, args: Any, kwargs: Any, frozen: bool = False
+    discriminator: nn.Module, values: SiteValues, args: Args, kwargs: Kwargs, frozen: bool = False
 ) -> torch.Tensor:
     """
     Logits of the batch shape.

@@ -30,6 +30,7 @@ from pyro_spread.ratio.regularizers import check_regularizer
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import players
+from spread_core.typing import Guide, Model
 
 
 class _Report(torch.autograd.Function):
@@ -67,7 +68,7 @@ class CriticLoss(CriticLossShared, Loss):
         module.discriminator = self.discriminator
         return module
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         The reported value, at fresh draws and without penalties; nothing is trained.
 
@@ -79,7 +80,7 @@ class CriticLoss(CriticLossShared, Loss):
             self._register(model, guide, args, kwargs)
             return float(self._evaluate(sides, model, guide, args, kwargs))
 
-    def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
+    def logits(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Logits:
         """
         The critic's logits at the given data and at fresh draws of the model, after the noise.
 
@@ -98,14 +99,14 @@ class CriticLoss(CriticLossShared, Loss):
                 return self._logits(sides, sides.model, args, kwargs)
 
     def look(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> tuple[float, dict[str, Any]]:
         """The value and the critic's logits, of the same draws."""
         logits = self.logits(model, guide, *args, **kwargs)
         return float(self._value(logits)), {"": logits}
 
     def differentiable_loss(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """
         Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.

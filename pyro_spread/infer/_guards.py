@@ -27,6 +27,7 @@ from spread_core.nonfinite import (
     is_about_numbers,
     root_cause,
 )
+from spread_core.typing import Guide, Model
 
 #: Params that some loss has put into the store, other than by loading it from a file.
 critic_params = WeakTensorKeyDictionary()
@@ -92,7 +93,7 @@ def as_one(method: Callable[..., Any]) -> Callable[..., Any]:
     makes_steps = is_step or method.__name__ == "differentiable_loss"
 
     @functools.wraps(method)
-    def wrapped(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Any:
         with as_before_on_error(self, model, args, kwargs, is_step) as step:
             value = method(self, model, guide, *args, **kwargs)
         if makes_steps and torch.is_grad_enabled() and not is_running():

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from pyro_spread.noise.base import widened
 from spread_core.messages import guard
+from spread_core.typing import Guide, Model
 
 # A torch that knows no autocast for a device raises where it is asked about it.
 _DEVICES = tuple(
@@ -31,7 +32,7 @@ def nets_in_half(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method ``(self, model, guide, *args, **kwargs)`` of a loss, with :func:`nets_only`."""
 
     @functools.wraps(method)
-    def wrapped(self: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Any:
         devices = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
         if not devices:
             return method(self, model, guide, *args, **kwargs)

@@ -16,6 +16,7 @@ from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
 from spread_core.loss_words import Described
 from spread_core.stateful import Stateful
+from spread_core.typing import Args, Guide, Kwargs, Model
 
 _METHODS = ("loss", "loss_and_grads", "differentiable_loss", "logits")
 # More of those that take a model, a guide and their arguments.
@@ -63,7 +64,7 @@ class Loss(Described, Stateful, ELBO):
     @takes_arrays
     @as_one
     @nets_in_half
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         Compute :meth:`loss`, and add to every param the gradient of its own player's loss.
 
@@ -76,7 +77,7 @@ class Loss(Described, Stateful, ELBO):
         return float(loss.detach())
 
     def look(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> tuple[float, dict[str, Any]]:
         """
         The reported value at fresh draws, and the logits of each critic; nothing is learned.
@@ -90,7 +91,7 @@ class Loss(Described, Stateful, ELBO):
         return value, logits if type(logits) is dict else {"": logits}
 
     def guide_as_trained(
-        self, model: Any, guide: Any, args: Any, kwargs: Any
+        self, model: Model, guide: Guide, args: Args, kwargs: Kwargs
     ) -> tuple[Any, Any, Any]:
         """
         The guide and its arguments as in training: with noise on the data where there is noise.

@@ -17,6 +17,7 @@ from pyro_spread.noise import SpreadNoise
 from spread_core.noise.implicit_sites import fixed_support
 from spread_core.patterns import is_pattern, key_of, matches
 from spread_core.remembered import Remembered
+from spread_core.typing import Guide, Model
 
 #: Constraints by site; None stands for all reals, as at sites that the model does not have.
 Supports = Mapping[str, Any]
@@ -29,8 +30,8 @@ class MovedSupportError(ValueError):
 
 
 def find_supports(
-    model: Any,
-    guide: Any,
+    model: Model,
+    guide: Guide,
     kernels: Mapping[str, SpreadNoise],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -55,7 +56,7 @@ def find_supports(
     return {site: known[site] for site in known if key_of(kernels, site) is not None}
 
 
-def forget_supports(model: Any) -> None:
+def forget_supports(model: Model) -> None:
     """Look again when the model runs next."""
     _known.forget(model)
 

@@ -45,6 +45,7 @@ from spread_core.messages import contrasts, players
 from spread_core.monitors import Monitor
 from spread_core.paths import Where
 from spread_core.stateful import Stateful
+from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
 
 Critic = nn.Module | Mapping[str, nn.Module]
@@ -152,7 +153,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         module.noise = self._spreading.modules()
         return module
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         Minus the adversarial ELBO estimate in nats, at fresh draws; nothing is trained.
 
@@ -165,7 +166,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         return float(loss)
 
     def differentiable_loss(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """
         Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
@@ -187,7 +188,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         # The stock loss is a number if nothing in it is learned.
         return torch.as_tensor(loss) + (critic - critic.detach())
 
-    def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+    def logits(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Any:
         """
         The critic's logits at fresh draws of the guide and of its contrast.
 
@@ -211,8 +212,8 @@ class PriorContrastELBO(PriorContrastShared, Loss):
 
     def held_out_check(
         self,
-        model: Any,
-        guide: Any,
+        model: Model,
+        guide: Guide,
         *args: Any,
         num_steps: int = 1000,
         learning_rate: float = 1e-3,

@@ -26,6 +26,7 @@ from spread_core.losses.discrepancy import (
     MMDShared,
     SlicedWassersteinShared,
 )
+from spread_core.typing import Guide, Model
 
 __all__ = ["MMD", "EnergyDistance", "SlicedWasserstein"]
 
@@ -45,7 +46,7 @@ class _Discrepancy(DiscrepancyShared, Loss):
     def _once(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
         """The discrepancy at one draw of the model for every datum."""
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         The discrepancy at fresh draws.
 
@@ -56,7 +57,7 @@ class _Discrepancy(DiscrepancyShared, Loss):
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def differentiable_loss(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Like :meth:`loss`, as a tensor to differentiate."""
         losses = [self._once(model, guide, args, kwargs) for _ in range(self.num_particles)]

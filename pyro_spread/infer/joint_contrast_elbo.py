@@ -39,6 +39,7 @@ from spread_core.losses.joint_contrast_elbo import JointContrastShared
 from spread_core.messages import contrasts, simulations
 from spread_core.monitors import Monitor
 from spread_core.nonfinite import NonFiniteError, Told
+from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
 
 
@@ -97,7 +98,7 @@ class JointContrastELBO(JointContrastShared, Loss):
         module.discriminator = self.discriminator
         return module
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         The adversarial estimate of the divergence in nats, at fresh draws; nothing is trained.
 
@@ -112,7 +113,7 @@ class JointContrastELBO(JointContrastShared, Loss):
         return float(loss)
 
     def differentiable_loss(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """
         Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
@@ -128,7 +129,7 @@ class JointContrastELBO(JointContrastShared, Loss):
             raise NonFiniteError(simulations.all_left_out(len(losses)))
         return torch.stack(valid).mean()
 
-    def logits(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Logits:
+    def logits(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Logits:
         """
         The critic's logits at fresh pairs of the guide and of the model.
 

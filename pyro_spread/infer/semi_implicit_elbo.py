@@ -33,6 +33,7 @@ from pyro_spread.noise.base import BACKEND
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.semi_implicit_elbo import SemiImplicitELBOShared
 from spread_core.messages import semi_implicit
+from spread_core.typing import Args, Guide, Kwargs, Model
 
 _STOCK = StockELBOs(
     infer.Trace_ELBO,
@@ -135,12 +136,12 @@ class SemiImplicitELBO(SemiImplicitELBOShared, Loss):
         return spread
 
     def guide_as_trained(
-        self, model: Any, guide: Any, args: Any, kwargs: Any
+        self, model: Model, guide: Guide, args: Args, kwargs: Kwargs
     ) -> tuple[Any, Any, Any]:
         """The spread guide, whose draws are those of the posterior."""
         return super().guide_as_trained(model, self.spread_guide(model, guide), args, kwargs)
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         The negative bound in nats, a Monte Carlo estimate.
 
@@ -149,14 +150,14 @@ class SemiImplicitELBO(SemiImplicitELBOShared, Loss):
         """
         return self._run("loss", model, guide, args, kwargs)
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         Compute :meth:`loss`, and add the gradients of the surrogate loss to the params' grads.
         """
         return self._run("loss_and_grads", model, guide, args, kwargs)
 
     def differentiable_loss(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Like :meth:`loss`, as a tensor to differentiate."""
         self._check_differentiable()

@@ -19,6 +19,7 @@ from spread_core.arguments import Key
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.spread_elbo import SpreadELBOShared
 from spread_core.messages import spreading
+from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
 
 # All particles of these enter one log-mean-exp: they must bound the same log p(y).
@@ -111,7 +112,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
         module.noise = self._spreading.modules()
         return module
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         The negative bound in nats, a Monte Carlo estimate with fresh noise.
 
@@ -120,14 +121,14 @@ class SpreadELBO(SpreadELBOShared, Loss):
         """
         return self._run("loss", model, guide, args, kwargs)
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
         Compute :meth:`loss`, and add the gradients of the surrogate loss to the params' grads.
         """
         return self._run("loss_and_grads", model, guide, args, kwargs)
 
     def differentiable_loss(
-        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+        self, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Like :meth:`loss`, as a tensor to differentiate."""
         self._check_differentiable()

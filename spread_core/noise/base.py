@@ -13,6 +13,7 @@ import numpy as np
 from spread_core.messages import general, spreading
 from spread_core.messages import noise as noise_messages
 from spread_core.shared_docs import SharedDocs
+from spread_core.typing import Args, Kwargs
 
 ValueT = TypeVar("ValueT")
 ArrayT = TypeVar("ArrayT")
@@ -107,7 +108,7 @@ class Backend:
         by_call = callable(noise) and not self.is_kernel(noise)  # kernels are callable too
         return noise if by_call else self.check_noise(noise)
 
-    def kernels_of(self, noise: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    def kernels_of(self, noise: Any, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """
         The kernels of this step.
 
