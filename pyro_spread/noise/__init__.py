@@ -2,19 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spread-noise kernels k(y|x)."""
 
+from pyro_spread.noise import stationary
 from pyro_spread.noise.base import SpreadNoise
 from pyro_spread.noise.channel import ChannelNoise
 from pyro_spread.noise.low_rank import LowRankGaussianNoise
-from pyro_spread.noise.stationary import GaussianNoise, LaplaceNoise, LogisticNoise, StudentTNoise
+from pyro_spread.noise.stationary import *
 from pyro_spread.noise.transformed import TransformedNoise
 
 __all__ = [
     "ChannelNoise",
-    "GaussianNoise",
-    "LaplaceNoise",
-    "LogisticNoise",
     "LowRankGaussianNoise",
     "SpreadNoise",
-    "StudentTNoise",
     "TransformedNoise",
 ]
+__all__ += stationary.__all__

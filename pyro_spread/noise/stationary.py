@@ -17,6 +17,8 @@ from pyro_spread.noise.base import SpreadNoise, is_positive, like
 from spread_analysis import student_t_characteristic_function
 from spread_core.noise import stationary
 
+__all__ = ["GaussianNoise", "LaplaceNoise", "LogisticNoise", "StudentTNoise"]
+
 
 class _ElementwiseNoise(SpreadNoise, stationary.Elementwise, ABC):
     """Independent noise with a ``scale`` on every element of x."""
