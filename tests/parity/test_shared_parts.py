@@ -39,6 +39,10 @@ def test_what_is_shared_by_both_backends_is_documented_once_and_own_params_come_
 
         Shared text.
 
+        **References**
+
+        [1] A paper.
+
         :param a: shared.
         """
 
@@ -48,13 +52,17 @@ def test_what_is_shared_by_both_backends_is_documented_once_and_own_params_come_
         """
         First line.
 
-        An example.
+            >>> 1 + 1
+            2
+
+        In this backend only.
 
         :param b: own.
         """
 
     assert inspect.cleandoc(Own.__doc__) == (
-        "First line.\n\nAn example.\n\nShared text.\n\n:param a: shared.\n:param b: own."
+        "First line.\n\n    >>> 1 + 1\n    2\n\nShared text.\n\nIn this backend only.\n\n"
+        "**References**\n\n[1] A paper.\n\n:param a: shared.\n:param b: own."
     )
 
 

@@ -132,7 +132,7 @@ class TorchNoise(pyro_spread.GaussianNoise):
 class JaxNoise(numpyro_spread.GaussianNoise):
     """Its twin."""
 
-    def _around(self, x, *parameters):
+    def _around(self, x, *parameters, validate_args=None):
         return JaxNormal("noisy", x, *parameters, False)
 
 
