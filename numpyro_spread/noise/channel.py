@@ -13,8 +13,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from numpyro_spread._pytree import widened
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, where_valid
-from spread_core.noise.channel import SINGULAR_TOLERANCE, SUM_TOLERANCE, Channel
+from spread_core.noise.channel import SINGULAR_TOLERANCE, Channel, sum_tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +36,12 @@ class ChannelNoise(Channel, SpreadNoise):
         super().__post_init__()
         if not is_concrete(self.matrix):
             matrix = jnp.asarray(self.matrix)
-            off = jnp.abs(matrix.sum(0) - 1).max()
-            values = jnp.linalg.svd(lax.stop_gradient(matrix), compute_uv=False)
+            wide = lax.stop_gradient(widened(matrix))
+            off = jnp.abs(wide.sum(0) - 1).max()
+            values = jnp.linalg.svd(wide, compute_uv=False)
             regular = values[-1] > SINGULAR_TOLERANCE * values[0]
             # Written so that NaN fails too.
-            valid = (matrix >= 0).all() & (off <= SUM_TOLERANCE) & regular
+            valid = (matrix >= 0).all() & (off <= sum_tolerance(matrix)) & regular
             object.__setattr__(self, "matrix", where_valid(matrix, valid))
 
     def draw(self, rng_key: jax.Array, x: ArrayLike) -> jax.Array:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from jax.typing import ArrayLike
 
 from spread_analysis import CriticReport
 from spread_analysis import critic_report as _critic_report
+from spread_core.validation import as_host
 
 
 def critic_report(
@@ -33,7 +33,7 @@ def critic_report(
     :return: see :class:`spread_analysis.CriticReport`.
     """
     arrays: list[Any] = [
-        None if value is None else np.asarray(value, dtype=float).ravel()
+        None if value is None else as_host(value).ravel()
         for value in (logits_p, logits_q, weights_p, weights_q)
     ]
     return _critic_report(arrays[0], arrays[1], pi, num_bins, arrays[2], arrays[3])

@@ -10,6 +10,7 @@ import torch
 
 from spread_analysis import CriticReport
 from spread_analysis import critic_report as _critic_report
+from spread_core.validation import as_host
 
 
 def critic_report(
@@ -32,7 +33,7 @@ def critic_report(
     :return: see :class:`spread_analysis.CriticReport`.
     """
     arrays: list[Any] = [
-        None if value is None else value.detach().cpu().double().numpy().ravel()
+        None if value is None else as_host(value).ravel()
         for value in (logits_p, logits_q, weights_p, weights_q)
     ]
     return _critic_report(arrays[0], arrays[1], pi, num_bins, arrays[2], arrays[3])

@@ -46,7 +46,7 @@ class Channel(Kernel[Any, Any, Any]):
             raise ValueError(noise.channel_shape(shape))
         known = backend.known(matrix)
         if known is not None:
-            _check(known.astype(float), max(SUM_TOLERANCE, _rounding(matrix)))
+            _check(known.astype(float), sum_tolerance(matrix))
 
     @classmethod
     def symmetric(cls, num_classes: int, flip: Any) -> Any:
@@ -95,10 +95,11 @@ class Channel(Kernel[Any, Any, Any]):
             raise ValueError(noise.other_classes(self.num_classes, found))
 
 
-def _rounding(matrix: Any) -> float:
+def sum_tolerance(matrix: Any) -> float:
     """How far a column that should sum to 1 may be off in the type of the matrix."""
     xp = array_namespace(matrix)
-    return float(xp.finfo(matrix.dtype).eps) if is_floating(xp, matrix.dtype) else 0.0
+    rounding = float(xp.finfo(matrix.dtype).eps) if is_floating(xp, matrix.dtype) else 0.0
+    return max(SUM_TOLERANCE, rounding)
 
 
 def _check(matrix: Any, tolerance: float) -> None:

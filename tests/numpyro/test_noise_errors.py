@@ -142,3 +142,13 @@ def test_bad_kernels_and_values_are_refused_with_the_way_out(name):
     make, error, text = bad_kernels()[name]
     with pytest.raises(error, match=text):
         make()
+
+
+def test_a_channel_in_half_precision_is_judged_alike_with_and_without_jit():
+    right = jnp.array([[0.9, 0.1], [0.1, 0.9]], jnp.bfloat16)
+    wrong = jnp.array([[0.9, 0.1], [0.15, 0.9]], jnp.bfloat16)
+    matrix = jax.jit(lambda given: ChannelNoise(given).matrix)
+    assert (matrix(right) == ChannelNoise(right).matrix).all()
+    assert jnp.isnan(matrix(wrong)).all()
+    with pytest.raises(ValueError, match="its columns sum to"):
+        ChannelNoise(wrong)
