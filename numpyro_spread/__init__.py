@@ -12,7 +12,7 @@ except ImportError as error:
 
 from numpyro_spread import divergences as divergences
 from numpyro_spread import infer, kernels, noise
-from numpyro_spread.autoguide import AutoImplicit
+from numpyro_spread.autoguide import AutoAmortized, AutoImplicit
 from numpyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
 from numpyro_spread.evaluation import (
@@ -48,6 +48,7 @@ from spread_core.math.divergences import *
 # What a module lists is public here too: a new loss, kernel or divergence needs no line.
 __all__ = [
     "R1",
+    "AutoAmortized",
     "AutoImplicit",
     "Checkpoint",
     "CheckpointError",
