@@ -44,6 +44,7 @@ from spread_analysis.reference import (
     student_t_characteristic_function,
 )
 from spread_analysis.report import Report
+from spread_analysis.simulations import Simulations
 from spread_core.monitors import (
     FalseEvidenceMonitor,
     FalseEvidenceWarning,
@@ -75,6 +76,7 @@ __all__ = [
     "SampleJudge",
     "SampleQuality",
     "SimulatedRange",
+    "Simulations",
     "SupportMismatchMonitor",
     "SupportMismatchWarning",
     "Target",

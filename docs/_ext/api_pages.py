@@ -59,6 +59,8 @@ GROUPS = {
     "coverage": "Calibration",
     "classifier_test": "Calibration",
     "misspecification": "Calibration",
+    "simulate": "Simulations",
+    "simulations": "Simulations",
     "arviz_export": "ArviZ",
     "plots": "Plots",
     "datasets": "Data sets",

@@ -57,6 +57,12 @@ def test_what_was_not_simulated_is_outside(source, change):
     assert usual.p_value(middle + change) <= 0.002
 
 
+def test_simulations_that_are_all_alike_are_as_usual_as_each_other():
+    usual = sa.SimulatedRange.fit(np.ones((100, 2)))
+    assert usual.p_value([1.0, 1.0]) == 1.0
+    assert usual.p_value([1.0, 2.0]) == 1 / 51
+
+
 def test_units_do_not_matter():
     rows = simulations("normal", 500)
     scale = np.array([1e-9, 1.0, 1e6])
