@@ -14,7 +14,7 @@ from numpyro_spread import divergences as divergences
 from numpyro_spread import infer, kernels, noise
 from numpyro_spread.autoguide import AutoAmortized, AutoImplicit
 from numpyro_spread.checkpoint import load_checkpoint, save_checkpoint
-from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
+from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from numpyro_spread.evaluation import (
     ais_log_likelihood,
     importance_weighted_bound,
@@ -33,6 +33,7 @@ from numpyro_spread.ratio import (
     critic_report,
 )
 from numpyro_spread.reporting import diagnose, report
+from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis import (
     FalseEvidenceWarning,
     GuardStatus,
@@ -60,6 +61,8 @@ __all__ = [
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
     "NonFiniteError",
+    "Simulations",
+    "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
     "averaged_params",
@@ -72,6 +75,7 @@ __all__ = [
     "load_checkpoint",
     "report",
     "save_checkpoint",
+    "simulate",
     "simulation_based_calibration",
     "spread",
     "two_player",

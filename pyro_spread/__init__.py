@@ -14,7 +14,7 @@ from pyro_spread import divergences as divergences
 from pyro_spread import infer, kernels, noise
 from pyro_spread.autoguide import AutoAmortized, AutoImplicit
 from pyro_spread.checkpoint import load_checkpoint, save_checkpoint
-from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
+from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from pyro_spread.evaluation import (
     ais_log_likelihood,
     importance_weighted_bound,
@@ -33,6 +33,7 @@ from pyro_spread.ratio import (
     critic_report,
 )
 from pyro_spread.reporting import diagnose, report
+from pyro_spread.simulate import Simulations, simulate
 from spread_analysis import (
     FalseEvidenceWarning,
     GuardStatus,
@@ -60,6 +61,8 @@ __all__ = [
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
     "NonFiniteError",
+    "Simulations",
+    "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
     "averaged_params",
@@ -72,6 +75,7 @@ __all__ = [
     "load_checkpoint",
     "report",
     "save_checkpoint",
+    "simulate",
     "simulation_based_calibration",
     "spread",
     "two_player",

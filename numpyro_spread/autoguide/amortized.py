@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,6 +56,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
     """
 
     def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
+        self._compiled: dict[Any, Any] = {}
         return {"model": model, "prefix": prefix}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
@@ -89,15 +90,15 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         result: dict[str, jax.Array] = {}
 
         def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
-            site = self._site(group, variable, conditional, world.sizes, ())
+            site = self.site(group, variable, conditional, world.sizes, ())
             with ExitStack() as stack:
                 for name in group.plates:
                     stack.enter_context(plates[name])
                 value = result[variable.name] = numpyro.sample(variable.name, site)
-            raw = unconstrained(variable, self._supports[variable.name], value)
+            raw = unconstrained(variable, self.supports[variable.name], value)
             return variable.join(raw, self.context.depth)
 
-        self._walk(params, world.values, world.masks, 0, visit)
+        self.walk(params, world.values, world.masks, 0, visit)
         return result
 
     def data_sites(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
@@ -128,20 +129,11 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param kwargs: keyword arguments of the model.
         :return: dict from site to values of shape sample + shape of the site.
         """
-        lead = tuple(sample_shape)
-        world = self._world_outside(rng_key, params, args, kwargs)
-        result: dict[str, jax.Array] = {}
-        keys = iter(random.split(rng_key, 1 + len(self._supports)))
-        next(keys)
-
-        def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
-            site = self._site(group, variable, conditional, world.sizes, lead)
-            value = result[variable.name] = site.sample(next(keys))
-            raw = unconstrained(variable, self._supports[variable.name], value)
-            return variable.join(raw, self.context.depth, len(lead))
-
-        self._walk(params, world.values, world.masks, 0, visit)
-        return {name: result[name] for name in self._supports}
+        look_key, draw_key = random.split(rng_key)
+        world = self._world_outside(look_key, params, args, kwargs)
+        sizes, own = tuple(world.sizes.items()), self._own(params)
+        draw = self._jit(_draws, (0, 1, 2, 7))
+        return draw(self, tuple(sample_shape), sizes, draw_key, own, world.values, world.masks)
 
     def log_prob(
         self, params: Mapping[str, Any], values: Mapping[str, Any], *args: Any, **kwargs: Any
@@ -156,20 +148,47 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :return: of shape sample.
         """
         world = self._world_outside(random.key(0), params, args, kwargs)
-        total: list[jax.Array] = []
+        latents = {}
+        for name in self.supports:
+            if name not in values:
+                raise ValueError(messages.missing_value(name, values))
+            latents[name] = jnp.asarray(values[name])
+        sizes, own = tuple(world.sizes.items()), self._own(params)
+        score = self._jit(_log_prob, (0, 1, 6))
+        return score(self, sizes, latents, own, world.values, world.masks)
 
-        def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
-            value = jnp.asarray(values[variable.name])
-            shape = self.prototype_trace[variable.name]["fn"].event_shape
-            lead = value.ndim - len(variable.batch_shape) - len(shape)
-            site = self._site(group, variable, conditional, world.sizes, ())
-            log_prob = site.log_prob(value)
-            total.append(log_prob.reshape(*log_prob.shape[:lead], -1).sum(-1))
-            raw = unconstrained(variable, self._supports[variable.name], value)
-            return variable.join(raw, self.context.depth, lead)
+    def sample_rows(
+        self, rng_key: jax.Array, params: Mapping[str, Any], table: Any, num_samples: int
+    ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+        """
+        Draws given the data of every row of a table, with log densities.
 
-        self._walk(params, world.values, world.masks, 0, visit)
-        return sum(total[1:], total[0])
+        :param rng_key: random key.
+        :param params: params of the guide.
+        :param table: the :class:`Simulations`.
+        :param num_samples: draws for every row.
+        :return: dict from site to values of shape (num_samples, rows) + shape of the site; log
+            densities in nats of the draws, (num_samples, rows), and of the rows' latents, (rows,).
+        """
+        _, data, masks = self.columns_of(table)
+        own = self._own(params)
+        sizes = self._sizes(table.values)
+        draw, score = self._jit(_draws, (0, 1, 2, 7)), self._jit(_log_prob, (0, 1, 6))
+        lead = (num_samples, len(table))
+        draws = draw(self, lead, sizes, rng_key, own, data, masks, 1)
+        truths = {name: jnp.asarray(table[name]) for name in self.supports}
+        of_draws = score(self, sizes, draws, own, data, masks, 1)
+        return draws, of_draws, score(self, sizes, truths, own, data, masks, 1)
+
+    def _sizes(self, values: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+        """Sizes of plates, by rows of values of every site."""
+        found = {}
+        for group in [*self.context.groups, *self.context.data]:
+            for variable in group.variables:
+                if variable.name in values:
+                    batch = values[variable.name].shape[1 : 1 + len(variable.batch_shape)]
+                    found |= {name: batch[dim] for name, dim in variable.plates.items()}
+        return tuple(found.items())
 
     def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         """
@@ -200,7 +219,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         draws = self.sample_posterior(random.key(0), params, *args, sample_shape=shape, **kwargs)
         result = {}
         for name, draw in draws.items():
-            support = self._supports[name]
+            support = self.supports[name]
             if support.is_discrete:
                 method = {"method": "nearest"}
                 found = jnp.quantile(draw, jnp.asarray(quantiles), axis=0, **method)
@@ -210,6 +229,20 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
             found = jnp.quantile(transform.inv(draw), jnp.asarray(quantiles), axis=0)
             result[name] = transform(found)
         return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled": {}}
+
+    def _jit(self, fn: Callable[..., Any], static: tuple[int, ...]) -> Any:
+        """``fn`` compiled, once for this guide."""
+        if fn not in self._compiled:
+            self._compiled[fn] = jax.jit(fn, static_argnums=static)
+        return self._compiled[fn]
+
+    def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The guide's params among others."""
+        names = [self.standardisation_name, *map(self.params_name, self.context.groups)]
+        return {name: params[name] for name in names}
 
     # What the guide knows of the model.
 
@@ -240,7 +273,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
             for a, b in zip(pair[:half], pair[half:], strict=True):
                 if not np.array_equal(a, b):
                     raise ValueError(messages.support_moves(name))
-        self._supports = {name: site["fn"].support for name, site in latents.items()}
+        self.supports = {name: site["fn"].support for name, site in latents.items()}
         self._context = Context(
             [_latent(name, site) for name, site in latents.items()],
             [_data(name, samples[name]) for name in observed],
@@ -267,7 +300,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
             with handlers.block():
                 sites = self._trace(Unconditioned(self.model), key, args, kwargs)
             latents = {
-                name: unconstrained(v, self._supports[name], sites[name]["value"])
+                name: unconstrained(v, self.supports[name], sites[name]["value"])
                 for name, v in variables.items()
             }
             data = {n: sites[n]["value"] for n in self.data_sites(*args, **kwargs)}
@@ -278,14 +311,14 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
 
     def _params(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The guide's params, declared where they are not there yet."""
-        name = self._standardisation
+        name = self.standardisation_name
         found = {name: numpyro.param(name, lambda key: self._fitted(key, args, kwargs))}
         for group in self.context.groups:
 
             def start(key: jax.Array, group: Group = group) -> Any:
                 return self.initial_nets(key, found[name], group)
 
-            found[self._name(group)] = numpyro.param(self._name(group), start)
+            found[self.params_name(group)] = numpyro.param(self.params_name(group), start)
         return found
 
     def initial_nets(self, rng_key: jax.Array, fitted: Any, group: Group) -> dict[str, Any]:
@@ -307,6 +340,15 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.fitted(*few))
         return jax.pure_callback(self.fitted, shapes, *simulated)
 
+    def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
+        """
+        Values of a latent as the conditionals take them.
+
+        :param variable: the latent.
+        :param values: of shape (simulations,) + shape of the site.
+        """
+        return np.asarray(unconstrained(variable, self.supports[variable.name], values))
+
     def fitted(self, latents: Any, data: Any, masks: Any) -> Any:
         """
         The standardisation that simulations give: nested dicts of arrays.
@@ -318,7 +360,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         host = jax.tree.map(np.asarray, (latents, data, masks))
         return self.context.fit(*host)
 
-    def _site(
+    def site(
         self,
         group: Group,
         variable: Variable,
@@ -326,10 +368,19 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         sizes: Mapping[str, int],
         lead: tuple[int, ...],
     ) -> ConditionalSite:
+        """
+        The distribution of a latent.
+
+        :param group: its group.
+        :param variable: the latent.
+        :param conditional: of its numbers.
+        :param sizes: of plates by name.
+        :param lead: dims of samples in front.
+        """
         plates = [1] * self.context.depth
         for name, dim in group.dims.items():
             plates[dim] = sizes[name]
-        support, event = self._supports[variable.name], self.prototype_trace[variable.name]["fn"]
+        support, event = self.supports[variable.name], self.prototype_trace[variable.name]["fn"]
         shape = (*lead, *plates)
         return ConditionalSite(conditional, support, shape, len(lead), event.event_shape)
 
@@ -339,7 +390,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         args, kwargs = converted((args, kwargs), as_array)
         with handlers.block(), handlers.seed(rng_seed=rng_key), handlers.substitute(data=params):
             self._prepare(args, kwargs)
-            for name in [self._standardisation, *map(self._name, self.context.groups)]:
+            for name in [self.standardisation_name, *map(self.params_name, self.context.groups)]:
                 if name not in params:
                     raise KeyError(messages.no_params(name))
             return self._look(None, {}, args, kwargs)
@@ -414,6 +465,55 @@ class _World:
         self.sizes = {name: size for name, (_, size, _) in plates.items()}
 
 
+def _draws(
+    guide: AutoAmortized,
+    lead: tuple[int, ...],
+    sizes: tuple[tuple[str, int], ...],
+    rng_key: jax.Array,
+    params: Any,
+    values: Any,
+    masks: Any,
+    values_lead: int = 0,
+) -> dict[str, jax.Array]:
+    """Draws of all latents, of shape lead + site's."""
+    found: dict[str, jax.Array] = {}
+    keys = iter(random.split(rng_key, len(guide.supports)))
+
+    def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
+        site = guide.site(group, variable, conditional, dict(sizes), lead)
+        value = found[variable.name] = site.sample(next(keys))
+        raw = unconstrained(variable, guide.supports[variable.name], value)
+        return variable.join(raw, guide.context.depth, len(lead))
+
+    guide.walk(params, values, masks, values_lead, visit)
+    return {name: found[name] for name in guide.supports}
+
+
+def _log_prob(
+    guide: AutoAmortized,
+    sizes: tuple[tuple[str, int], ...],
+    latents: dict[str, jax.Array],
+    params: Any,
+    values: Any,
+    masks: Any,
+    values_lead: int = 0,
+) -> jax.Array:
+    """Log density of all latents together, of shape lead."""
+    found: list[jax.Array] = []
+
+    def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
+        value = latents[variable.name]
+        site = guide.site(group, variable, conditional, dict(sizes), ())
+        lead = value.ndim - len(site.event_shape) - len(variable.batch_shape)
+        log_prob = site.log_prob(value)
+        found.append(log_prob.reshape(*log_prob.shape[:lead], -1).sum(-1))
+        raw = unconstrained(variable, guide.supports[variable.name], value)
+        return variable.join(raw, guide.context.depth, lead)
+
+    guide.walk(params, values, masks, values_lead, visit)
+    return sum(found[1:], found[0])
+
+
 def _is_data(site: Any) -> bool:
     return site["is_observed"] and not isinstance(site["fn"], Unit)
 
@@ -447,7 +547,7 @@ def _latent(name: str, site: Any) -> Variable:
     split = len(shape) - fn.event_dim
     batch, event, plates = shape[:split], shape[split:], _plates(site)
     support = fn.support
-    while isinstance(support, type(constraints.real_vector)):
+    while hasattr(support, "base_constraint"):  # of to_event
         support = support.base_constraint
     if support.is_discrete:
         try:

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
@@ -124,17 +126,23 @@ class AutoAmortizedShared(SharedDocs):
         """
         return Given(self, values, masks)
 
-    def _name(self, group: Group) -> str:
+    def params_name(self, group: Group) -> str:
+        """
+        What a group's nets are called among the params.
+
+        :param group: the group.
+        """
         return f"{self.prefix}_{group.key}"
 
     @property
-    def _standardisation(self) -> str:
+    def standardisation_name(self) -> str:
+        """What the standardisation is called among the params."""
         return f"{self.prefix}_standardisation"
 
     def _initial_sizes(self, fitted: Mapping[str, Any], group: Group) -> dict[str, Any]:
         """Keyword arguments of :func:`spread_core.amortized.mixture.initial`."""
         own = fitted["inputs"][group.key]
-        before = self._size_before(group)
+        before = self.size_before(group)
         return {
             "members": self.ensemble,
             "dims": group.size,
@@ -145,20 +153,30 @@ class AutoAmortizedShared(SharedDocs):
             "classes": max(v.num_classes for v in group.variables),
         }
 
-    def _size_before(self, group: Group) -> int:
+    def size_before(self, group: Group) -> int:
+        """
+        How many numbers tell a group of the latents before it.
+
+        :param group: the group.
+        """
         context = self.context
         earlier = context.groups[: context.groups.index(group)]
         return sum(g.size * (1 if g.plates <= group.plates else 2) for g in earlier)
 
-    def _ends(self, group: Group, fitted: Mapping[str, Any]) -> Array:
-        """Standardised ends of the intervals of a group's numbers, of shape (2, D)."""
+    def ends(self, group: Group, fitted: Mapping[str, Any]) -> Array:
+        """
+        Standardised ends of the intervals of a group's numbers, of shape (2, D).
+
+        :param group: the group.
+        :param fitted: the standardisation.
+        """
         own = fitted["latents"][group.key]
         xp = array_namespace(own["loc"])
         ends = [variable.ends() for variable in group.variables]
         raw = xp.concat([cast(end, own["loc"]) for end in ends], axis=1)
         return (raw - own["loc"]) / own["scale"]
 
-    def _walk(
+    def walk(
         self,
         params: Mapping[str, Any],
         values: Mapping[str, Array],
@@ -176,19 +194,19 @@ class AutoAmortizedShared(SharedDocs):
         :param visit: function of group, variable and conditional.
         """
         context = self.context
-        fitted = _constant(params[self._standardisation])
+        fitted = _constant(params[self.standardisation_name])
         scores = context.scores(fitted, values, lead)
         latents: dict[str, Array] = {}
         for group in context.groups:
             columns = context.columns(group, scores, masks)
             before = context.before(group, latents)
             inputs, features = context.inputs(group, fitted, columns, before)
-            own, ends = fitted["latents"][group.key], self._ends(group, fitted)
+            own, ends = fitted["latents"][group.key], self.ends(group, fitted)
             xp, start = array_namespace(inputs), 0
             parts: list[Array] = []
             for variable in group.variables:
                 conditional = Conditional(
-                    params[self._name(group)],
+                    params[self.params_name(group)],
                     own["loc"],
                     own["scale"],
                     ends,
@@ -214,19 +232,54 @@ class AutoAmortizedShared(SharedDocs):
             members, of size 1 where all see the same rows.
         :return: dict from group to log densities in nats, of shape (M, D) + batch.
         """
-        fitted = _constant(params[self._standardisation])
+        fitted = _constant(params[self.standardisation_name])
         return {
             group.key: log_probs_of_group(
                 group,
-                params[self._name(group)],
+                params[self.params_name(group)],
                 *prepared[group.key],
-                self._ends(group, fitted),
+                self.ends(group, fitted),
                 fitted["latents"][group.key]["scale"],
                 fitted["latents"][group.key]["loc"],
                 self.num_components,
             )
             for group in self.context.groups
         }
+
+    def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """
+        Latents, unconstrained, data, and masks by group, of a table of simulations.
+
+        :param table: the :class:`Simulations`.
+        :raises ValueError: if it lacks a site.
+        """
+        context = self.context
+        latents, data, masks = {}, {}, {}
+        for group in [*context.groups, *context.data]:
+            for variable in group.variables:
+                if variable.name not in table:
+                    raise ValueError(messages.missing_site(variable.name, table.values))
+        for group in context.groups:
+            for variable in group.variables:
+                latents[variable.name] = self.unconstrained(variable, table[variable.name])
+        for group in context.data:
+            for variable in group.variables:
+                data[variable.name] = np.float32(table[variable.name])
+                mask = table.masks.get(variable.name)
+                if mask is not None:
+                    plain = dataclasses.replace(variable, event_shape=())
+                    own = plain.join(mask, context.depth, 1).all(-1)
+                    masks[group.key] = own & masks.get(group.key, True)
+        return latents, data, masks
+
+    def unconstrained(self, variable: Variable, values: Any) -> Any:
+        """
+        Values of a latent as the conditionals take them, as an array of NumPy.
+
+        :param variable: the latent.
+        :param values: of shape (simulations,) + shape of the site.
+        """
+        raise NotImplementedError
 
     def prepare(
         self,

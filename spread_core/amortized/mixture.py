@@ -213,6 +213,10 @@ def draw(found: Mixture, choose: Array, place: Array, low: Any, high: Any) -> Ar
     :return: of shape batch.
     """
     xp = array_namespace(choose)
+    ones = [1] * (len(choose.shape) + 3 - len(found.means.shape))
+    found = Mixture(
+        *(xp.reshape(part, (*part.shape[:2], *ones, *part.shape[2:])) for part in found)
+    )
     log_weights, means, log_scales = (part[:, 0] for part in found)
     inverse = xp.exp(-log_scales)
     a, b = (low - means) * inverse, (high - means) * inverse

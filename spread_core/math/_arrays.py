@@ -99,6 +99,16 @@ def cast(values: Any, like: Array) -> Array:
     return array_namespace(like).asarray(values, dtype=like.dtype, **_device(like))
 
 
+def as_bool(values: np.ndarray, like: Array) -> Array:
+    """
+    NumPy's bools in the type and on the device of an array.
+
+    :param values: the bools.
+    :param like: the array.
+    """
+    return array_namespace(like).asarray(values, **_device(like))
+
+
 def indices(count: int, like: Array) -> Array:
     """
     0, 1, ... on the device of an array.

@@ -83,3 +83,28 @@ def nonfinite_data(name: str) -> str:
         f"The data of site '{name}' hold NaN or inf, of which an amortised posterior knows "
         "nothing. Mask missing elements in the model."
     )
+
+
+def too_few_rows(count: int) -> str:
+    return (
+        f"There are {count} simulations that did not fail, too few to train on and hold some out. "
+        "Simulate some hundreds at least."
+    )
+
+
+def what_to_train_on() -> str:
+    return (
+        "amortize needs either num_simulations, how often to run the model, or simulations, a "
+        "table of runs made before; pass one of the two."
+    )
+
+
+def missing_site(name: str, held: Iterable[str]) -> str:
+    return (
+        f"The table of simulations lacks site '{name}' of the model; it holds {sorted(held)}. "
+        "Simulate again, or rename the columns."
+    )
+
+
+def missing_value(name: str, given: Iterable[str]) -> str:
+    return f"values lack latent site '{name}'; they hold {sorted(given)}."
