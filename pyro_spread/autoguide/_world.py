@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.distributions import biject_to, constraints
 from pyro_spread import _parents
 from pyro_spread._inputs import ObservedArrays, as_tensor
 from pyro_spread._transaction import unchanged_buffers
-from pyro_spread.autoguide._conditional import close_gap
+from pyro_spread.autoguide._conditional import close_gap, unconstrained
 from pyro_spread.infer._sites import combine_masks, is_computed, plain_name
 from spread_core.amortized.context import Context
 from spread_core.amortized.layout import Variable
@@ -34,6 +35,7 @@ class World:
     :param masks: what counts of them, by group.
     :param frames: the plates of the model, by name.
     :param indices: which of their elements they have taken, by name.
+    :param lead: number of leading dims of the data.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class World:
         masks: dict[str, torch.Tensor],
         frames: dict[str, Any],
         indices: dict[str, torch.Tensor],
+        lead: int,
     ) -> None:
         self.values, self.masks, self._frames, self._indices = values, masks, frames, indices
+        self.lead = lead
         self.sizes = {name: frame.size for name, frame in frames.items()}
 
     def plates(self, created: Collection[str]) -> dict[str, pyro.plate]:
@@ -113,16 +117,20 @@ def look(
         return created is None or not site_is_subsample(msg) or msg["name"] in created
 
     sites = sites_of(poutine.condition(model, data=known), args, kwargs, hide)
-    found = {}
+    found: dict[str, tuple[torch.Tensor, int]] = {}
     for variable in variables:
         name = variable.name
         if name not in sites or not sites[name]["is_observed"]:
             raise ValueError(messages.no_data(name))
         value = observed_value(sites[name]) if values is None else torch.as_tensor(values[name])
-        _check_shape(variable, value, context.depth)
+        found[name] = _checked(variable, value.to(like), context.depth)
         if values is None:
             _check_finite(sites[name], value)
-        found[name] = value.to(like)
+    lead = max(ndim for _, ndim in found.values())
+    level = {
+        name: value.reshape((*[1] * (lead - ndim), *value.shape))
+        for name, (value, ndim) in found.items()
+    }
     frames = {
         frame.name: frame
         for site in sites.values()
@@ -131,7 +139,43 @@ def look(
         if frame.vectorized
     }
     indices = {name: sites[name]["value"] for name in frames}
-    return World(found, group_masks(context, sites, masks), frames, indices)
+    return World(level, group_masks(context, sites, masks), frames, indices, lead)
+
+
+def simulated(
+    model: Callable[..., Any],
+    context: Context,
+    supports: Mapping[str, Any],
+    num_runs: int,
+    args: Any,
+    kwargs: Any,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """
+    Latents, unconstrained, data, and masks by group, of runs of the model, runs in front.
+
+    :param model: the model.
+    :param context: its latents and data.
+    :param supports: of the latents.
+    :param num_runs: number of runs.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+    forward = poutine.uncondition(model)
+    runs: list[tuple[dict[str, torch.Tensor], ...]] = []
+    for _ in range(num_runs):
+        sites = sites_of(forward, args, kwargs)
+        latents = {
+            v.name: unconstrained(v, supports[v.name], sites[v.name]["value"])
+            for group in context.groups
+            for v in group.variables
+        }
+        data = {v.name: sites[v.name]["value"] for group in context.data for v in group.variables}
+        runs.append((latents, data, group_masks(context, sites, {})))
+    latents, data, masks = (
+        {key: torch.stack([run[key] for run in part]) for key in part[0]}
+        for part in zip(*runs, strict=True)
+    )
+    return latents, data, masks
 
 
 def group_masks(
@@ -251,6 +295,18 @@ def same_support(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def like_numbers(sites: Iterable[Any]) -> torch.Tensor:
+    """
+    An empty tensor of the type and on the device that go with the values of all sites.
+
+    :param sites: the sites.
+    """
+    values = [torch.as_tensor(site["value"]) for site in sites]
+    floats = [value for value in values if value.is_floating_point()] or [torch.empty(0)]
+    dtype = functools.reduce(torch.promote_types, [value.dtype for value in floats])
+    return torch.empty(0, dtype=dtype, device=floats[0].device)
+
+
 def _classes(name: str, fn: Any) -> tuple[int, int]:
     """The least value of a discrete distribution and the number of its values."""
     while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
@@ -282,18 +338,22 @@ def _one(variable: Variable, value: torch.Tensor, depth: int) -> torch.Tensor:
     return value[(0,) * lead]
 
 
-def _check_shape(variable: Variable, value: torch.Tensor, depth: int) -> None:
-    """Refuse data whose shape differs in more than the sizes of plates."""
-    expected = [*variable.batch_shape, *variable.event_shape]
-    got = list(value.shape)
+def _checked(variable: Variable, value: torch.Tensor, depth: int) -> tuple[torch.Tensor, int]:
+    """
+    Data and the number of their leading dims.
+
+    :raises ValueError: if their shape differs in more than these and the sizes of plates.
+    """
+    expected, got = [*variable.batch_shape, *variable.event_shape], list(value.shape)
     if len(got) >= len(expected):
         value, lead = close_gap(variable, value, len(variable.event_shape), depth)
         got = list(value.shape)[lead:]
         for dim in variable.plates.values():
             axis = len(variable.batch_shape) + dim
             expected[axis] = got[axis]
-    if got != expected:
-        raise ValueError(messages.data_shape(variable.name, got, expected))
+        if got == expected:
+            return value, lead
+    raise ValueError(messages.data_shape(variable.name, got, expected))
 
 
 def _check_finite(site: Any, value: torch.Tensor) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
@@ -14,28 +13,23 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule
-from torch.distributions import biject_to
 
 from pyro_spread._inputs import as_tensor
-from pyro_spread.autoguide._conditional import (
-    ConditionalSite,
-    close_gap,
-    open_gap,
-    unconstrained,
-)
+from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._held import Held, mapped
+from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, sizes_of, vectors
 from pyro_spread.autoguide._world import (
     World,
     data_of,
-    group_masks,
     is_data,
     latent_of,
+    like_numbers,
     look,
     same_support,
+    simulated,
     sites_of,
 )
 from pyro_spread.infer._sites import is_latent
@@ -100,14 +94,14 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         result: dict[str, torch.Tensor] = {}
 
         def visit(group: Group, variable: Variable, conditional: Conditional) -> torch.Tensor:
-            site = self._site(group, variable, conditional, world.sizes, ())
+            site = self.site(group, variable, conditional, world.sizes, ())
             with ExitStack() as stack:
                 for name in group.dims:
                     stack.enter_context(plates[name])
                 value = result[variable.name] = pyro.sample(variable.name, site)
-            return self._vectors(variable, value, conditional)
+            return vectors(self, variable, value)
 
-        self._walk(self.params(), world.values, world.masks, 0, visit)
+        self.walk(self.params(), world.values, world.masks, world.lead, visit)
         return result
 
     def data_sites(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
@@ -132,20 +126,9 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param kwargs: keyword arguments of the model.
         :return: dict from site to values of shape sample + shape of the site.
         """
-        lead = tuple(sample_shape)
-        result: dict[str, torch.Tensor] = {}
-
-        def visit(group: Group, variable: Variable, conditional: Conditional) -> torch.Tensor:
-            site = self._site(group, variable, conditional, world.sizes, lead)
-            drawn = site.sample()
-            value, ndim = close_gap(variable, drawn, site.event_dim, self.context.depth)
-            result[variable.name] = value.reshape((*lead, *value.shape[ndim:]))
-            return self._vectors(variable, drawn, conditional)
-
         with self._pyro_context:  # params are those of the param store
             world = self._world_outside(args, kwargs)
-            self._walk(self.params(), world.values, world.masks, 0, visit)
-        return {name: result[name] for name in self._supports}
+            return draws(self, tuple(sample_shape), world.sizes, world.values, world.masks, 0)
 
     def log_prob(self, values: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """
@@ -156,21 +139,54 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param kwargs: keyword arguments of the model.
         :return: of shape sample.
         """
-        total: list[torch.Tensor] = []
-
-        def visit(group: Group, variable: Variable, conditional: Conditional) -> torch.Tensor:
-            value = torch.as_tensor(as_tensor(values[variable.name]))
-            site = self._site(group, variable, conditional, world.sizes, ())
-            lead = value.dim() - len(variable.batch_shape) - site.event_dim
-            log_prob = site.log_prob(open_gap(variable, value, lead, self.context.depth))
-            total.append(log_prob.reshape((*value.shape[:lead], -1)).sum(-1))
-            raw = unconstrained(variable, self._supports[variable.name], value)
-            return variable.join(raw.to(conditional.loc), self.context.depth, lead)
-
         with self._pyro_context:  # params are those of the param store
             world = self._world_outside(args, kwargs)
-            self._walk(self.params(), world.values, world.masks, 0, visit)
-        return sum(total[1:], total[0])
+            latents = {}
+            for name in self.supports:
+                if name not in values:
+                    raise ValueError(messages.missing_value(name, values))
+                latents[name] = torch.as_tensor(as_tensor(values[name]))
+            return log_prob(self, world.sizes, latents, world.values, world.masks, 0)
+
+    @torch.no_grad()
+    def sample_rows(
+        self, table: Any, num_samples: int
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """
+        Draws given the data of every row of a table, with log densities.
+
+        :param table: the :class:`Simulations`.
+        :param num_samples: draws for every row.
+        :return: dict from site to values of shape (num_samples, rows) + shape of the site; log
+            densities in nats of the draws, (num_samples, rows), and of the rows' latents, (rows,).
+        """
+        _, columns, host_masks = self.columns_of(table)
+        data = {name: self.tensor(value) for name, value in columns.items()}
+        masks = {key: torch.as_tensor(mask) for key, mask in host_masks.items()}
+        sizes, lead = sizes_of(self.context, table.values), (num_samples, len(table))
+        truths = {name: self._value(name, table[name]) for name in self.supports}
+        with self._pyro_context:  # params are those of the param store
+            drawn = draws(self, lead, sizes, data, masks, 1)
+            of_draws, of_truths = (
+                log_prob(self, sizes, latents, data, masks, 1) for latents in (drawn, truths)
+            )
+        return drawn, of_draws, of_truths
+
+    def observation(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        The data that the model observes at the arguments.
+
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from data site to value, and masks by group.
+        :raises ValueError: if it observes none.
+        """
+        args, kwargs = converted((args, kwargs), as_tensor)
+        self._prepare(args, kwargs)
+        world = self._look(None, {}, args, kwargs, None)
+        return world.values, world.masks
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """
@@ -196,17 +212,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :return: dict from site to quantiles, the probabilities in front.
         """
         shape = (self.num_quantile_draws,)
-        draws = self.sample_posterior(*args, sample_shape=shape, **kwargs)
-        result = {}
-        for name, draw in draws.items():
-            support = self._supports[name]
-            transform = None if support.is_discrete else biject_to(support)
-            raw = draw if transform is None else transform.inv(draw)
-            method: Any = "linear" if transform else "nearest"
-            host = np.quantile(raw.cpu().numpy(), np.asarray(quantiles), axis=0, method=method)
-            found = draw.new_tensor(host)
-            result[name] = found if transform is None else transform(found)
-        return result
+        found = self.sample_posterior(*args, sample_shape=shape, **kwargs)
+        return {n: quantiles_of(x, quantiles, self.supports[n]) for n, x in found.items()}
 
     # What the guide knows of the model.
 
@@ -231,16 +238,12 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         for name, site in latents.items():
             if not same_support(site["fn"].support, other[name]["fn"].support):
                 raise ValueError(messages.support_moves(name))
-        self._supports = {name: site["fn"].support for name, site in latents.items()}
-        self._values = {name: site["value"] for name, site in latents.items()}
+        self.supports = {name: site["fn"].support for name, site in latents.items()}
         self._context = Context(
             [latent_of(name, site) for name, site in latents.items()],
             [data_of(name, one[name]) for name in observed],
         )
-        numbers = [*self._values.values(), *(torch.as_tensor(one[n]["value"]) for n in observed)]
-        floats = [x for x in numbers if x.is_floating_point()] or [torch.empty(0)]
-        dtype = functools.reduce(torch.promote_types, [x.dtype for x in floats])
-        self._empty = torch.empty(0, dtype=dtype, device=floats[0].device)
+        self._empty = like_numbers([*latents.values(), *(one[name] for name in observed)])
         self.prototype_trace = one
 
     @torch.no_grad()
@@ -254,27 +257,25 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        variables = {v.name: v for g in self.context.groups for v in g.variables}
         args, kwargs = converted((args, kwargs), as_tensor)
-        names, model = self.data_sites(*args, **kwargs), poutine.uncondition(self.model)
-        runs: list[tuple[dict[str, torch.Tensor], ...]] = []
-        for _ in range(num_runs):
-            sites = sites_of(model, args, kwargs)
-            latents = {
-                name: unconstrained(v, self._supports[name], sites[name]["value"])
-                for name, v in variables.items()
-            }
-            data = {name: sites[name]["value"] for name in names}
-            runs.append((latents, data, group_masks(self.context, sites, {})))
-        latents, data, masks = (
-            {key: torch.stack([run[key] for run in part]) for key in part[0]}
-            for part in zip(*runs, strict=True)
+        return simulated(self.model, self.context, self.supports, num_runs, args, kwargs)
+
+    def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
+        """
+        Values of a latent as the conditionals take them.
+
+        :param variable: the latent.
+        :param values: of shape (simulations,) + shape of the site.
+        """
+        value = self._value(variable.name, values)
+        found: np.ndarray = (
+            unconstrained(variable, self.supports[variable.name], value).cpu().numpy()
         )
-        return latents, data, masks
+        return found
 
     def fitted(self, latents: Any, data: Any, masks: Any) -> dict[str, Any]:
         """
-        The standardisation that simulations give: nested dicts of tensors.
+        The standardisation that simulations give: nested dicts of NumPy's arrays.
 
         :param latents: unconstrained values by site, of shape (simulations,) + site's.
         :param data: values by observed site, alike.
@@ -284,8 +285,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
             {key: torch.as_tensor(value).detach().cpu().numpy() for key, value in part.items()}
             for part in (latents, data, masks)
         ]
-        found: dict[str, Any] = mapped(self._tensor, self.context.fit(*host))
-        return found
+        return self.context.fit(*host)
 
     def initial_nets(self, fitted: Any, group: Group) -> dict[str, torch.Tensor]:
         """
@@ -299,15 +299,15 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
             return torch.randn(shape, dtype=self._empty.dtype, device=self._empty.device)
 
         params = initial(normal, **self._initial_sizes(fitted, group))
-        return {key: self._tensor(value) for key, value in params.items()}
+        return {key: self.tensor(value) for key, value in params.items()}
 
     def params(self) -> dict[str, Any]:
         """Standardisation and nets of every group, by name: nested dicts of tensors."""
-        nets = {}
-        for group in self.context.groups:
-            net = attrgetter(f"nets.{self._name(group)}")(self)
-            nets[self._name(group)] = {key: getattr(net, key) for key in list(net._parameters)}
-        return {self._standardisation: self.standardisation.tree()} | nets
+        found = {self.standardisation_name: self.standardisation.tree()}
+        for name in map(self.params_name, self.context.groups):
+            net = attrgetter(f"nets.{name}")(self)
+            found[name] = {key: getattr(net, key) for key in list(net._parameters)}
+        return found
 
     def set_params(self, params: Mapping[str, Any]) -> None:
         """
@@ -315,26 +315,35 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
 
         :param params: as :meth:`params` returns them.
         """
-        self.standardisation = Held(mapped(self._tensor, params[self._standardisation]))
+        self.standardisation = Held(mapped(self.tensor, params[self.standardisation_name]))
         self.nets = PyroModule()
         for group in self.context.groups:
             net = PyroModule()
-            for key, value in params[self._name(group)].items():
-                setattr(net, key, torch.nn.Parameter(self._tensor(value).detach().clone()))
-            deep_setattr(self, f"nets.{self._name(group)}", net)
+            for key, value in params[self.params_name(group)].items():
+                setattr(net, key, torch.nn.Parameter(self.tensor(value).detach().clone()))
+            deep_setattr(self, f"nets.{self.params_name(group)}", net)
 
     def _declare(self, args: Any, kwargs: Any) -> None:
         """Make standardisation and nets where they are not there yet."""
         if "nets" in self._modules:
             return
         fitted = self.fitted(*self.simulated(self.init_samples, args, kwargs))
-        nets = {self._name(g): self.initial_nets(fitted, g) for g in self.context.groups}
-        self.set_params({self._standardisation: fitted} | nets)
+        nets = {self.params_name(g): self.initial_nets(fitted, g) for g in self.context.groups}
+        self.set_params({self.standardisation_name: fitted} | nets)
 
-    def _tensor(self, value: Any) -> torch.Tensor:
+    def tensor(self, value: Any) -> torch.Tensor:
+        """
+        Numbers in the type and on the device of the guide's params. Gradients pass.
+
+        :param value: a tensor, or an array of NumPy.
+        """
         return torch.as_tensor(value).to(self._empty)
 
-    def _site(
+    def _value(self, name: str, values: Any) -> torch.Tensor:
+        """Values of a latent in the type in which the model draws it."""
+        return torch.as_tensor(values).to(self.prototype_trace[name]["value"])
+
+    def site(
         self,
         group: Group,
         variable: Variable,
@@ -342,22 +351,23 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         sizes: Mapping[str, int],
         lead: tuple[int, ...],
     ) -> ConditionalSite:
+        """
+        The distribution of a latent.
+
+        :param group: its group.
+        :param variable: the latent.
+        :param conditional: of its numbers.
+        :param sizes: of plates by name.
+        :param lead: dims of samples in front.
+        """
         plates = [1] * self.context.depth
         for name, dim in group.dims.items():
             plates[dim] = sizes[name]
         seen = (part.shape[:-1] for part in (conditional.inputs, conditional.before))
         shape = torch.broadcast_shapes((*lead, *plates), *seen)
-        support, value = self._supports[variable.name], self._values[variable.name]
+        support = self.supports[variable.name]
+        value = self.prototype_trace[variable.name]["value"]
         return ConditionalSite(conditional, support, shape, len(shape) - len(plates), value)
-
-    def _vectors(
-        self, variable: Variable, value: torch.Tensor, conditional: Conditional
-    ) -> torch.Tensor:
-        support, depth = self._supports[variable.name], self.context.depth
-        event_dim = self._values[variable.name].dim() - len(variable.batch_shape)
-        value, lead = close_gap(variable, value, event_dim, depth)
-        raw = unconstrained(variable, support, value)
-        return variable.join(raw.to(conditional.loc), depth, lead)
 
     # What a call sees.
 
