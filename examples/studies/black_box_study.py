@@ -61,7 +61,13 @@ def run_program(rng: np.random.Generator, beta: float, gamma: float) -> FloatArr
     :param gamma: Recoveries per day.
     :return: Number of the ill, shape ``(NUM_DAYS,)``; NaN if the program fails.
     """
-    command = [sys.executable, "-I", "-S", PROGRAM, str(beta), str(gamma), str(rng.integers(2**31))]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(PROGRAM),
+        *map(str, (beta, gamma, rng.integers(2**31))),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return np.full(NUM_DAYS, np.nan)

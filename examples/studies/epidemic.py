@@ -16,13 +16,14 @@ import sys
 PEOPLE, ILL, DAYS, EVERY = 1000, 10, 160, 16
 
 
-def binomial(rng, number, rate, days):
+def binomial(rng: random.Random, number: int, rate: float, days: int) -> int:
     """How many of a number of people it happens to, at a rate per day."""
     probability = -math.expm1(-rate * days)
     return sum(rng.random() < probability for _ in range(number))
 
 
-def main(beta, gamma, seed):
+def main(beta: float, gamma: float, seed: int) -> None:
+    """Run one epidemic."""
     rng = random.Random(seed)
     susceptible, ill, days = PEOPLE - ILL, ILL, 2
     for day in range(0, DAYS, days):
