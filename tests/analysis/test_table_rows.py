@@ -28,6 +28,15 @@ def test_rows_fill_several_plates_and_the_last_batch_counts_what_is_there():
     np.testing.assert_array_equal(last.values["z"].ravel()[:2], [6, 7])
 
 
+def test_the_plate_of_the_data_may_be_the_inner_one():
+    # z in both plates, w in that of the data alone, which is the last dimension.
+    table = Simulations.from_dict({"z": np.arange(8.0).reshape(4, 2)}, {"w": np.arange(4.0)})
+    sites = {"z": site((2, 4), [-1]), "w": site((4,), [-1])}
+    (rows,) = TableRows(table, sites, ["w"])
+    np.testing.assert_array_equal(rows.values["z"], table["z"].T)
+    np.testing.assert_array_equal(rows.values["w"], table["w"])
+
+
 def test_masks_of_table_and_model_come_to_the_same_places():
     ok = np.array([True, False, True, True])
     table = Simulations({"z": np.zeros((4, 2)), "x": np.where(ok, 1.0, np.nan)}, "x", {"x": ok})
