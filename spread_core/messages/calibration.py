@@ -124,7 +124,7 @@ def misspecified(p_value: float, number: int, columns: Mapping[str, str]) -> str
     where = f" {'; '.join(shown)}{more}." if columns else ""
     return (
         "the observation lies outside of what the model simulates: of "
-        f"{number} simulations held out, {p_value * (1 + number) - 1:.0f} are as unusual "
+        f"{number} simulations held out, {round(p_value * (1 + number)) - 1} are as unusual "
         f"(p = {p_value:.2g}).{where} The posterior there is extrapolated by the guide. Check the "
         "units of the data and the order of the columns, widen the prior, or let the model say "
         "what it leaves out, as an error of measurement."
