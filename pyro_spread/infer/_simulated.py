@@ -122,6 +122,7 @@ class Rows:
         self._sites = _looked(model, args, kwargs)
         known = known_data_sites(guide, args, kwargs)
         told = "the guide" if known is not None else "the table"
+        masked = table.masks if known is not None else {}
         known = (table.observed or None) if known is None else known
         self._observed = _observed(self._sites, known, told)
         held = [n for n in _latents(self._sites, self._observed) if n in table.values]
@@ -131,6 +132,9 @@ class Rows:
                 if frame.full_size is not None and frame.size < frame.full_size:
                     raise ValueError(messages.table_subsampled(name, frame.name))
         self.check(dict.fromkeys((*self._observed, *held)))
+        for name in masked.keys() & self._observed.keys():
+            if masked[name].ndim - 1 != len(self._sites[name]["fn"].batch_shape):
+                raise ValueError(messages.masked_within_event(name))
 
     def check(self, names: Mapping[str, Any]) -> None:
         """

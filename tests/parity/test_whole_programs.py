@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from twins import Pyro, assert_refused_alike, in_both
 from whole_programs import (
+    MASK,
     WIDTHS,
     KnowingGuide,
     UnmaskedGuide,
     hierarchical_loss,
     hierarchical_sites,
     hierarchy,
+    masked_sites,
     minus_log,
     value_of,
 )
@@ -108,15 +110,6 @@ def masked(b):
             b.sample("x", values.mask(mask), obs=x)
 
     return model
-
-
-MASK = np.array([True, True, False, True])
-
-
-def masked_sites(b, x, mask):
-    mask = b.array(np.ones(4)) if mask is None else mask * b.array(np.ones(4))
-    mean = (x * mask).sum(-1, keepdims=True) / mask.sum(-1, keepdims=True)
-    b.sample("mu", b.dist.Normal(mean, WIDTHS["mu"]))
 
 
 @in_both

@@ -117,3 +117,14 @@ def value_of(b, loss, model, guide, *args):
     """The loss where there are no params."""
     key = (*b.key, {}) if b.key else ()
     return float(loss.loss(*key, model, guide, *args))
+
+
+# --- data of which some are masked
+
+MASK = np.array([True, True, False, True])
+
+
+def masked_sites(b, x, mask):
+    mask = b.array(np.ones(4)) if mask is None else mask * b.array(np.ones(4))
+    mean = (x * mask).sum(-1, keepdims=True) / mask.sum(-1, keepdims=True)
+    b.sample("mu", b.dist.Normal(mean, WIDTHS["mu"]))
