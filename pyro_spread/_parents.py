@@ -14,6 +14,7 @@ from pyro.optim.optim import _get_state_dict, _load_state_dict
 from pyro.optim.optim import is_scheduler as is_scheduler
 from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import transforms
+from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
