@@ -26,6 +26,7 @@ from spread_core.amortized.layout import (
 )
 from spread_core.amortized.mixture import data_features, latent_features
 from spread_core.math._arrays import Array
+from spread_core.messages import amortized as messages
 
 Fitted = Mapping[str, Any]
 
@@ -37,6 +38,9 @@ class Context:
     :param latents: the latents, in the order of the program.
     :param data: the observed sites.
     """
+
+    #: Keys of the groups of data of which not everything counted when the guide was set up.
+    masked: frozenset[str] = frozenset()
 
     def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
         self.groups = group_variables(latents)
@@ -86,20 +90,26 @@ class Context:
         :param group: the latents.
         :param scores: data as normal scores, by group.
         :param masks: which elements of the data count, by group; None for all.
+        :raises ValueError: if the group sees masked data one by one, but none were masked when the
+            guide was set up.
         """
-        parts = []
+        parts: list[Array] = []
         for data in self.data:
             own, mask = scores[data.key], masks.get(data.key)
+            xp = array_namespace(own)
+            if mask is not None:  # what is masked may be NaN
+                own = xp.where(mask[..., None], own, 0.0)
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
                 if axes:
                     parts += pooled(own, mask, axes)
+                    continue
+                parts.append(own)
+                if data.key in self.masked:
+                    seen = xp.ones_like(own[..., :1])
+                    parts.append(seen if mask is None else seen * mask[..., None])
                 elif mask is not None:
-                    xp = array_namespace(own)
-                    seen = xp.astype(mask, own.dtype)[..., None]
-                    parts += [own * seen, seen]
-                else:
-                    parts.append(own)
+                    raise ValueError(messages.masked_now([v.name for v in data.variables]))
         return _side_by_side(parts)
 
     def before(self, group: Group, latents: Mapping[str, Array]) -> Array | None:
