@@ -32,7 +32,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
-from spread_core.amortized.training import Settings, folds, regressions
+from spread_core.amortized.training import Settings, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
 from spread_core.messages import amortized as messages
@@ -106,25 +106,15 @@ def amortize(
         simulations = simulate(
             model, num_simulations, *args, observed=data_sites, seed=simulate_key, **kwargs
         )
-    latents, data, masks = guide.columns_of(simulations)
-    valid = simulations.valid
-    good = np.flatnonzero(valid)
-    fitted = guide.fitted(*jax.tree.map(lambda x: x[good], (latents, data, masks)))
-    prepared = guide.prepare(fitted, latents, data, masks)
+    found = prepared(guide, simulations)
     groups = guide.context.groups
-    starts = regressions(
-        {k: tuple(x[good] for x in parts) for k, parts in prepared.items()},
-        groups,
-        {group.key: guide.ends(group, fitted) for group in groups},
-        {group.key: guide.size_before(group) for group in groups},
-    )
-    params: dict[str, Any] = {guide.standardisation_name: jax.tree.map(jnp.asarray, fitted)}
+    params: dict[str, Any] = {guide.standardisation_name: jax.tree.map(jnp.asarray, found.fitted)}
     for group, group_key in zip(groups, random.split(net_key, len(groups)), strict=True):
-        nets = guide.initial_nets(group_key, fitted, group)
-        nets["linear"] = jnp.broadcast_to(starts[group.key], nets["linear"].shape)
+        nets = guide.initial_nets(group_key, found.fitted, group)
+        nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
         params[guide.params_name(group)] = nets
     fold_seed = int(random.randint(fold_key, (), 0, 2**31 - 1))
-    rows = folds(valid, guide.ensemble, validation, fold_seed)
+    rows = folds(found.valid, guide.ensemble, validation, fold_seed)
     settings = Settings(rows[0].shape[1], patience, max_steps)
     with tqdm(total=settings.total, disable=not progress_bar) as bar:
 
@@ -132,7 +122,7 @@ def amortize(
             bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
             bar.update(min(settings.steps, settings.total - bar.n))
 
-        params, record = train(train_key, guide, params, prepared, rows, settings, report)
+        params, record = train(train_key, guide, params, found.rows, rows, settings, report)
     return AmortizedPosterior(model, guide, params, simulations, own_key, record, args, kwargs)
 
 
