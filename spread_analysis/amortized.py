@@ -155,9 +155,8 @@ class AmortizedPosteriorShared(abc.ABC):
         """Warn of data that lie outside of what was simulated."""
         values, masks = self._observation(args, kwargs)
         known = {name: self.simulations[name] for name in values}
-        counted = self.guide.context.counted
         other = any(np.shape(v) != known[n].shape[1:] for n, v in values.items())
-        if counted:
+        if self.guide.context.masked:
             return  # what is not masked differs from row to row
         if other or masks:
             raise ValueError(messages.other_sizes(list(values)))

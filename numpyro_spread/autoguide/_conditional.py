@@ -76,6 +76,10 @@ class ConditionalSite(Distribution):
     def constrained(self, vectors: jax.Array, lead: int) -> jax.Array:
         """Unconstrained vectors as values of the site."""
         variable = self.conditional.variable
+        if variable.low is not None:
+            # Rounding must not carry a draw to an end of the interval, where the prior may be 0.
+            low, high = jnp.asarray(variable.ends(), vectors.dtype)
+            vectors = jnp.clip(vectors, jnp.nextafter(low, high), jnp.nextafter(high, low))
         value = variable.split(vectors, lead)
         if variable.num_classes:
             return (jnp.round(value) + variable.first).astype(jnp.int32)

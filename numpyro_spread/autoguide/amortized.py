@@ -28,7 +28,8 @@ from numpyro_spread import _parents
 from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from numpyro_spread.infer._scan import Inside, Unconditioned
-from numpyro_spread.infer._sites import plain_name
+from numpyro_spread.infer._sites import inside_wrappers, plain_name
+from numpyro_spread.noise.base import is_concrete
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional
 from spread_core.amortized.guide import AutoAmortizedShared
@@ -85,10 +86,11 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         self._decide(args, kwargs)
         params = self._params(args, kwargs)
         world = self._look(values, masks, args, kwargs)
-        plates = {
-            name: numpyro.plate(name, full, dim=dim, subsample_size=size)
-            for name, (dim, size, full) in world.plates.items()
-        }
+        with handlers.substitute(data=world.indices):
+            plates = {
+                name: numpyro.plate(name, full, dim=dim, subsample_size=size)
+                for name, (dim, size, full) in world.plates.items()
+            }
         result: dict[str, jax.Array] = {}
 
         def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
@@ -295,6 +297,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
             [_latent(name, site) for name, site in latents.items()],
             [_data(name, samples[name]) for name in observed],
         )
+        self._context.masked = frozenset(self._group_masks(samples, {}, {}))
         self.prototype_trace = one
 
     def _trace(self, model: Any, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
@@ -439,7 +442,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                 else:
                     if not sites[name]["is_observed"]:
                         raise ValueError(messages.no_data(name))
-                    value = sites[name]["value"]
+                    value = _observed(sites[name])
+                    _check_finite(sites[name], value)
                 value = jnp.asarray(value, jnp.result_type(float))
                 _check_shape(variable, value)
                 found[name] = value
@@ -451,7 +455,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         }
         full = {n: s["args"][0] for n, s in sites.items() if s["type"] == "plate"}
         plates = {n: (f.dim, f.size, full[n]) for n, f in frames.items()}
-        return _World(found, self._group_masks(sites, found, masks), plates)
+        indices = {n: sites[n]["value"] for n, (_, size, full) in plates.items() if size < full}
+        return _World(found, self._group_masks(sites, found, masks), plates, indices)
 
     def _group_masks(
         self, sites: Any, values: Mapping[str, Any], masks: Mapping[str, Any]
@@ -479,6 +484,7 @@ class _World:
     :param values: data by site.
     :param masks: what counts of them, by group.
     :param plates: by name, dim, size and full size.
+    :param indices: which elements plates that subsample have taken, by name.
     """
 
     def __init__(
@@ -486,8 +492,9 @@ class _World:
         values: dict[str, jax.Array],
         masks: dict[str, Any],
         plates: dict[str, tuple[int, int, int]],
+        indices: dict[str, jax.Array],
     ) -> None:
-        self.values, self.masks, self.plates = values, masks, plates
+        self.values, self.masks, self.plates, self.indices = values, masks, plates, indices
         self.sizes = {name: size for name, (_, size, _) in plates.items()}
 
 
@@ -561,10 +568,15 @@ def _plates(site: Any) -> dict[str, int]:
 
 
 def _data(name: str, site: Any) -> Variable:
-    value, event_dim = site["value"], site["fn"].event_dim
-    shape = jnp.shape(value)
-    split = len(shape) - event_dim
+    shape = jnp.shape(_observed(site))
+    split = len(shape) - site["fn"].event_dim
     return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
+
+
+def _observed(site: Any) -> jax.Array:
+    """The value of a site, as large as its distribution says."""
+    shape = np.broadcast_shapes(jnp.shape(site["value"]), site["fn"].shape())
+    return jnp.broadcast_to(site["value"], shape)
 
 
 def _latent(name: str, site: Any) -> Variable:
@@ -576,18 +588,32 @@ def _latent(name: str, site: Any) -> Variable:
     while hasattr(support, "base_constraint"):  # of to_event
         support = support.base_constraint
     if support.is_discrete:
+        inner = inside_wrappers(fn)
+        if inner.event_dim:
+            raise ValueError(messages.discrete_vector(name, plain_name(fn)))
         try:
-            classes = fn.enumerate_support(expand=False).reshape(-1)
+            classes = inner.enumerate_support(expand=False).reshape(-1)
         except NotImplementedError:
             raise ValueError(messages.infinite_support(name, plain_name(fn))) from None
-        return Variable(
-            name, batch, event, plates, plates, num_classes=len(classes), first=int(classes[0])
-        )
+        discrete = {"num_classes": len(classes), "first": int(classes[0])}
+        return Variable(name, batch, event, plates, plates, **discrete)
     if isinstance(support, constraints.interval):
-        low, high = np.asarray(support.lower_bound), np.asarray(support.upper_bound)
-        return Variable(name, batch, event, plates, plates, low, high)
+        ends = np.asarray(support.lower_bound), np.asarray(support.upper_bound)
+        variable = Variable(name, batch, event, plates, plates, *ends)
+        if variable.is_even:
+            return variable
     raw = biject_to(fn.support).inv(value)
     return Variable(name, batch, jnp.shape(raw)[split:], plates, plates)
+
+
+def _check_finite(site: Any, value: jax.Array) -> None:
+    """Refuse data that hold NaN or inf where they count, as far as they are known."""
+    mask = _mask(site["fn"])
+    if not is_concrete(value, mask) or jnp.isfinite(value).all():
+        return
+    event = tuple(range(value.ndim - site["fn"].event_dim, value.ndim))
+    if mask is None or not (jnp.isfinite(value).all(event) | ~jnp.asarray(mask, bool)).all():
+        raise ValueError(messages.nonfinite_data(site["name"]))
 
 
 def _check_shape(variable: Variable, value: jax.Array) -> None:

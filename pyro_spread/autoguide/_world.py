@@ -179,6 +179,21 @@ def simulated(
     return latents, data, masks
 
 
+def created_plates(guide: Any, args: Any, kwargs: Any) -> dict[str, pyro.plate]:
+    """
+    Plates of a guide that are not made after the model's, by name.
+
+    :param guide: the guide.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+    if guide.master is not None:
+        return dict(guide.master().plates)
+    plates = guide.create_plates(*args, **kwargs) if guide.create_plates else []
+    plates = [plates] if isinstance(plates, pyro.plate) else plates
+    return {plate.name: plate for plate in plates}
+
+
 def group_masks(
     context: Context, sites: Mapping[str, Any], masks: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
@@ -260,7 +275,9 @@ def latent_of(name: str, site: Any) -> Variable:
             np.asarray(torch.as_tensor(end).cpu())
             for end in (support.lower_bound, support.upper_bound)
         )
-        return Variable(name, batch, event, plates, plates, low, high)
+        variable = Variable(name, batch, event, plates, plates, low, high)
+        if variable.is_even:
+            return variable
     raw = biject_to(fn.support).inv(value)
     return Variable(name, batch, raw.shape[split:], plates, plates)
 
@@ -312,6 +329,8 @@ def _classes(name: str, fn: Any) -> tuple[int, int]:
     """The least value of a discrete distribution and the number of its values."""
     while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
         fn = fn.base_dist
+    if fn.event_dim:
+        raise ValueError(messages.discrete_vector(name, plain_name(fn)))
     try:
         values = fn.enumerate_support(expand=False)
     except NotImplementedError:

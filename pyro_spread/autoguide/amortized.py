@@ -23,7 +23,9 @@ from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, sizes_of, vectors
 from pyro_spread.autoguide._world import (
     World,
+    created_plates,
     data_of,
+    group_masks,
     is_data,
     latent_of,
     like_numbers,
@@ -89,7 +91,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         self._prepare(args, kwargs)
         self._decide(args, kwargs)
         self._declare(args, kwargs)
-        created = self._created_plates(args, kwargs)
+        created = created_plates(self, args, kwargs)
         world = self._look(values, masks, args, kwargs, created)
         plates = created | world.plates(created)
         result: dict[str, torch.Tensor] = {}
@@ -244,6 +246,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
             [latent_of(name, site) for name, site in latents.items()],
             [data_of(name, one[name]) for name in observed],
         )
+        self._context.masked = frozenset(group_masks(self._context, one, {}))
         self._empty = like_numbers([*latents.values(), *(one[name] for name in observed)])
         self.prototype_trace = one
 
@@ -377,14 +380,6 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         return ConditionalSite(conditional, support, shape, len(shape) - len(plates), value)
 
     # What a call sees.
-
-    def _created_plates(self, args: Any, kwargs: Any) -> dict[str, pyro.plate]:
-        """Plates that are not made after the model's."""
-        if self.master is not None:
-            return dict(self.master().plates)
-        plates = self.create_plates(*args, **kwargs) if self.create_plates else []
-        plates = [plates] if isinstance(plates, pyro.plate) else plates
-        return {plate.name: plate for plate in plates}
 
     def _world_outside(self, args: Any, kwargs: Any) -> World:
         args, kwargs = converted((args, kwargs), as_tensor)

@@ -11,6 +11,7 @@ out there is seen to be there. A column of fewer than three values stays as it i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -44,7 +45,8 @@ def fit_columns(values: np.ndarray, num_knots: int = 256) -> dict[str, np.ndarra
         missing = (0, num_knots - len(z))
         knots[number] = np.pad(distinct, missing, mode="edge")
         scores[number] = np.pad(z, missing, mode="edge")
-    return {"knots": np.float32(knots), "scores": np.float32(scores)}
+    dtype = _floating(values)
+    return {"knots": knots.astype(dtype), "scores": scores.astype(dtype)}
 
 
 def to_scores(values: Array, fitted: Mapping[str, Array]) -> Array:
@@ -71,7 +73,13 @@ def fit_scale(values: np.ndarray) -> dict[str, np.ndarray]:
     :param values: of shape (n, d).
     """
     loc, scale = np.float64(values).mean(0), np.float64(values).std(0)
-    return {"loc": np.float32(loc), "scale": np.float32(np.where(scale > 1e-6, scale, 1.0))}
+    dtype = _floating(values)
+    return {"loc": loc.astype(dtype), "scale": np.where(scale > 1e-6, scale, 1.0).astype(dtype)}
+
+
+def _floating(values: np.ndarray) -> Any:
+    """The type of what describes values: theirs, or single precision where they are integers."""
+    return values.dtype if values.dtype.kind == "f" else np.float32
 
 
 def standardised(values: Array, fitted: Mapping[str, Array]) -> Array:

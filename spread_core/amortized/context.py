@@ -27,6 +27,7 @@ from spread_core.amortized.layout import (
 )
 from spread_core.amortized.mixture import data_features, latent_features
 from spread_core.math._arrays import Array
+from spread_core.messages import amortized as messages
 
 Fitted = Mapping[str, Any]
 
@@ -39,13 +40,14 @@ class Context:
     :param data: the observed sites.
     """
 
+    #: Keys of the groups of data of which not everything counted when the guide was set up.
+    masked: frozenset[str] = frozenset()
+
     def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
         self.latents, self.sites = latents, data
         self.groups = group_variables(latents)
         self.data = group_variables(data)
         self.depth = depth_of([*latents, *data])
-        #: Groups of data of which not all elements count in every simulation.
-        self.counted: frozenset[str] = frozenset()
 
     def without(self, plates: Collection[str]) -> Context:
         """
@@ -58,7 +60,9 @@ class Context:
             kept = {name: dim for name, dim in variable.plates.items() if name not in plates}
             return dataclasses.replace(variable, plates=kept)
 
-        return Context(*([opened(v) for v in sites] for sites in (self.latents, self.sites)))
+        found = Context(*([opened(v) for v in sites] for sites in (self.latents, self.sites)))
+        found.masked = self.masked
+        return found
 
     def levels(self, group: Group, data: Group) -> list[frozenset[str]]:
         """
@@ -103,22 +107,27 @@ class Context:
         :param group: the latents.
         :param scores: data as normal scores, by group.
         :param masks: which elements of the data count, by group; None for all.
+        :raises ValueError: if the group sees masked data one by one, but none were masked when the
+            guide was set up.
         """
-        parts = []
+        parts: list[Array] = []
         for data in self.data:
             own, mask = scores[data.key], masks.get(data.key)
-            if mask is None and data.key in self.counted:
-                mask = array_namespace(own).ones_like(own[..., 0])
+            xp = array_namespace(own)
+            if mask is None and data.key in self.masked:
+                mask = xp.ones_like(own[..., 0], dtype=xp.bool)
+            if mask is not None:
+                if data.key not in self.masked:
+                    raise ValueError(messages.masked_now([v.name for v in data.variables]))
+                own = xp.where(mask[..., None], own, 0.0)  # what is masked may be NaN
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
                 if axes:
                     parts += pooled(own, mask, axes)
-                elif mask is not None:
-                    xp = array_namespace(own)
-                    seen = xp.astype(mask, own.dtype)[..., None]
-                    parts += [own * seen, seen]
-                else:
-                    parts.append(own)
+                    continue
+                parts.append(own)
+                if mask is not None:
+                    parts.append(xp.astype(mask, own.dtype)[..., None])
         return _side_by_side(parts)
 
     def before(self, group: Group, latents: Mapping[str, Array]) -> Array | None:
@@ -180,7 +189,6 @@ class Context:
             None for all.
         :return: nested dicts of arrays.
         """
-        self.counted = frozenset(masks)
         fitted: dict[str, Any] = {"latents": {}, "data": {}, "inputs": {}}
         for group in self.groups:
             vectors = group.join(latents, self.depth, 1)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,9 +87,13 @@ class Conditional:
             vectors[None] if self.variable.num_classes else None,
         )
         found = xp.moveaxis(ensemble_mean(each), 0, -1)
-        if self.variable.num_classes:
-            return found
-        return found - xp.log(self.scale[self.which])
+        classes = self.variable.num_classes
+        if not classes:
+            found = found - xp.log(self.scale[self.which])
+            if self.variable.low is None:
+                return found
+        low, high = [0.0, classes - 1.0] if classes else cast(self.variable.ends(), vectors)
+        return xp.where((vectors >= low) & (vectors <= high), found, -math.inf)
 
     def draw(self, uniform: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...]) -> Array:
         """

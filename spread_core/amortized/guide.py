@@ -152,8 +152,8 @@ class AutoAmortizedShared(SharedDocs):
 
     def structure(self) -> dict[str, list[str]]:
         """What the guide has found out about the model, for :meth:`set_structure`."""
-        ordered, counted = self.ordered_plates or (), self.context.counted
-        return {"ordered_plates": list(ordered), "counted": sorted(counted)}
+        ordered = self.ordered_plates or ()
+        return {"ordered_plates": list(ordered), "masked": sorted(self.context.masked)}
 
     def set_structure(self, structure: Mapping[str, Sequence[str]]) -> None:
         """
@@ -163,7 +163,7 @@ class AutoAmortizedShared(SharedDocs):
         """
         self.ordered_plates = tuple(structure["ordered_plates"])
         self._context = self.context.without(self.ordered_plates)
-        self.context.counted = frozenset(structure["counted"])
+        self.context.masked = frozenset(structure["masked"])
 
     def decide(self, data: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
         """

@@ -63,14 +63,24 @@ class Variable:
         """Length of one vector."""
         return math.prod(self.event_shape) * math.prod(size for _, size in self.loose)
 
+    @property
+    def is_even(self) -> bool:
+        """Whether a latent's interval is the same for all elements of its plates."""
+        ends = self._all_ends()
+        return bool((ends == ends[:, :1]).all())
+
     def ends(self) -> np.ndarray:
         """Ends of the interval of each of the vector's numbers, of shape (2, size)."""
         if self.low is None:
             return np.stack([np.full(self.size, -FAR), np.full(self.size, FAR)])
+        return self._all_ends()[:, 0]
+
+    def _all_ends(self) -> np.ndarray:
+        """Ends of the interval of each number of each vector, of shape (2, vectors, size)."""
         shape = (*self.batch_shape, *self.event_shape)
-        depth = depth_of([self])
+        depth = len(self.batch_shape)
         vectors = [self.join(np.broadcast_to(end, shape), depth) for end in (self.low, self.high)]
-        return np.stack([vector.reshape(-1, self.size)[0] for vector in vectors])
+        return np.stack([vector.reshape(-1, self.size) for vector in vectors])
 
     def join(self, value: Array, depth: int, lead: int = 0) -> Array:
         """
@@ -184,11 +194,11 @@ def group_variables(variables: Iterable[Variable]) -> list[Group]:
 
 def depth_of(variables: Iterable[Variable]) -> int:
     """
-    Number of dims that plates need.
+    Number of batch dims, of plates and others.
 
     :param variables: all variables of a program.
     """
-    return max((-dim for v in variables for dim in v.frames.values()), default=0)
+    return max((len(v.batch_shape) for v in variables), default=0)
 
 
 # How strongly a mean over few elements is believed, against so many elements of a prior.

@@ -53,6 +53,21 @@ def support_moves(name: str) -> str:
     )
 
 
+def discrete_vector(name: str, family: str) -> str:
+    return (
+        f"AutoAmortized has no density for the discrete latent '{name}' ({family}), whose values "
+        "are vectors. Draw a number instead, as from a Categorical, and make the vector of it."
+    )
+
+
+def masked_now(names: Sequence[str]) -> str:
+    return (
+        f"The model masks data of {list(names)} at these arguments, but it masked nothing where "
+        "AutoAmortized was set up, so that latents in the same plates cannot know. Set the guide "
+        "up, and train it, with arguments that mask some."
+    )
+
+
 def no_data(name: str) -> str:
     return (
         f"The model observes no data at site '{name}' at these arguments. Pass the data in the "

@@ -1,0 +1,162 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""AutoAmortized of both backends: same params and uniform numbers, same draws and densities."""
+
+import inspect
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions
+import pyro
+import pyro.distributions
+import pytest
+import torch
+from amortised_models import SHAPES, classes, hierarchy, many_supports
+from numpyro import handlers
+from pyro import poutine
+
+import numpyro_spread
+import pyro_spread
+
+RNG = np.random.default_rng(2)
+PYRO = SimpleNamespace(
+    sample=pyro.sample, plate=pyro.plate, mask=poutine.mask, dist=pyro.distributions, np=torch
+)
+NUMPYRO = SimpleNamespace(
+    sample=numpyro.sample,
+    plate=numpyro.plate,
+    mask=handlers.mask,
+    dist=numpyro.distributions,
+    np=jnp,
+)
+OPTIONS = {"observed": "x", "hidden": (6, 5), "num_components": 3, "init_samples": 40}
+MASK = np.array([True, False, True, True])
+CASES = {
+    "supports": (many_supports, (RNG.normal(size=(2, 4, 2)),), {}),
+    "classes": (classes, (np.array(1.3),), {}),
+    "hierarchy": (hierarchy, (RNG.normal(size=4),), {"ensemble": 3}),
+    "masked": (hierarchy, (RNG.normal(size=4), 4, MASK), {}),
+}
+
+
+def _host(tree):
+    return jax.tree.map(lambda x: np.asarray(x.detach()), tree)
+
+
+def _numbers(shape):
+    return np.random.default_rng(sum(shape)).uniform(size=shape)
+
+
+@pytest.fixture(params=list(CASES))
+def guides(request, monkeypatch):
+    """Both guides, the params of both, and the arguments; uniform numbers are those of a table."""
+    model, args, options = CASES[request.param]
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    ours = pyro_spread.AutoAmortized(model(PYRO), **OPTIONS, **options)
+    theirs = numpyro_spread.AutoAmortized(model(NUMPYRO), **OPTIONS, **options)
+    ours(*args)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.data_sites(*args)
+    uniform = jax.random.uniform
+    monkeypatch.setattr(
+        torch, "rand", lambda shape, **options: torch.as_tensor(_numbers(shape), **options)
+    )
+    monkeypatch.setattr(
+        jax.random,
+        "uniform",
+        lambda key, shape=(), *rest, **more: (
+            jnp.asarray(_numbers(shape)) if shape else uniform(key, shape, *rest, **more)
+        ),
+    )
+    return ours, theirs, jax.tree.map(jnp.asarray, _host(ours.params())), args
+
+
+def test_params_have_the_same_names_and_shapes(guides):
+    _, theirs, params, args = guides
+    sites = handlers.trace(handlers.seed(theirs, 0)).get_trace(*args)
+    own = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, params)
+
+
+def test_draws_and_densities(guides):
+    ours, theirs, params, args = guides
+    nodes = poutine.trace(ours).get_trace(*args).nodes
+    program = handlers.substitute(handlers.seed(theirs, 0), data=params)
+    sites = handlers.trace(program).get_trace(*args)
+    assert set(ours.supports) == set(theirs.supports)
+    for name in ours.supports:
+        value, log_prob = nodes[name]["value"], nodes[name]["fn"].log_prob(nodes[name]["value"])
+        np.testing.assert_allclose(sites[name]["value"], _host(value), rtol=1e-10, atol=1e-10)
+        found = sites[name]["fn"].log_prob(sites[name]["value"])
+        np.testing.assert_allclose(found, _host(log_prob), rtol=1e-9, atol=1e-10)
+
+
+def test_samples_and_their_log_prob(guides):
+    ours, theirs, params, args = guides
+    drawn = ours.sample_posterior(*args, sample_shape=(3,))
+    key = jax.random.key(0)
+    others = theirs.sample_posterior(key, params, *args, sample_shape=(3,))
+    for name, value in drawn.items():
+        np.testing.assert_allclose(others[name], _host(value), rtol=1e-10, atol=1e-10)
+    expected = _host(ours.log_prob(drawn, *args))
+    np.testing.assert_allclose(theirs.log_prob(params, others, *args), expected, rtol=1e-10)
+
+
+def test_gradients(guides):
+    ours, theirs, params, args = guides
+    names = [n for n, support in ours.supports.items() if not support.is_discrete]
+    if not names:
+        pytest.skip("nothing is differentiable")
+    weights = {name: RNG.normal(size=SHAPES.get(name, ())) for name in names}
+
+    def jax_sum(nets):
+        program = handlers.substitute(handlers.seed(theirs, 0), data=params | nets)
+        sites = handlers.trace(program).get_trace(*args)
+        each = [weights[n] * sites[n]["value"] for n in names]
+        scores = [sites[n]["fn"].log_prob(sites[n]["value"]) for n in names]
+        return sum(x.sum() for x in each + scores)
+
+    nodes = poutine.trace(ours).get_trace(*args).nodes
+    total = sum(
+        (torch.as_tensor(weights[n]) * nodes[n]["value"]).sum()
+        + nodes[n]["fn"].log_prob(nodes[n]["value"]).sum()
+        for n in names
+    )
+    total.backward()
+    nets = {n: own for n, own in params.items() if n != ours.standardisation_name}
+    found = jax.grad(jax_sum)(nets)
+    for name, own in found.items():
+        net = getattr(ours.nets, name)
+        for key, gradient in own.items():
+            expected = getattr(net, key).grad
+            expected = np.zeros(gradient.shape) if expected is None else _host(expected)
+            scale = np.abs(expected).max() + 1
+            np.testing.assert_allclose(gradient / scale, expected / scale, atol=1e-10)
+
+
+def test_standardisation(guides):
+    ours, theirs, _, args = guides
+    simulated = _host(ours.simulated(30, args, {}))
+    expected, found = ours.fitted(*simulated), theirs.fitted(*simulated)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_same_names_and_arguments():
+    names = set(dir(numpyro_spread.AutoAmortized)) - set(dir(numpyro.infer.autoguide.AutoGuide))
+    for name in sorted(names):
+        if name.startswith("_"):
+            continue
+        ours = inspect.getattr_static(pyro_spread.AutoAmortized, name)
+        theirs = inspect.getattr_static(numpyro_spread.AutoAmortized, name)
+        if callable(ours):
+            expected = [
+                p for p in inspect.signature(theirs).parameters if p not in ("rng_key", "params")
+            ]
+            found = [p for p in inspect.signature(ours).parameters if p != "params"]
+            assert found == expected, name
