@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from spread_core.amortized.columns import fit_columns, fit_scale, standardised, to_scores
+from spread_core.amortized.columns import IGNORED, fit_columns, fit_scale, standardised, to_scores
 from spread_core.amortized.layout import (
     Group,
     Variable,
@@ -183,9 +183,9 @@ class Context:
         for group in self.groups:
             columns = self.columns(group, scores, masks)
             columns = columns.reshape(-1, columns.shape[-1])
-            own = {"columns": fit_scale(columns)}
+            own = {"columns": fit_scale(columns, IGNORED)}
             features = data_features(standardised(columns, own["columns"]))
-            fitted["inputs"][group.key] = own | {"features": fit_scale(features)}
+            fitted["inputs"][group.key] = own | {"features": fit_scale(features, IGNORED)}
         return fitted
 
 
