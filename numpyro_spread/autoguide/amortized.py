@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -82,6 +83,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         """
         args, kwargs = converted((args, kwargs), as_array)
         self._prepare(args, kwargs)
+        self._decide(args, kwargs)
         params = self._params(args, kwargs)
         world = self._look(values, masks, args, kwargs)
         with handlers.substitute(data=world.indices):
@@ -94,7 +96,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
             site = self.site(group, variable, conditional, world.sizes, ())
             with ExitStack() as stack:
-                for name in group.plates:
+                for name in variable.frames:
                     stack.enter_context(plates[name])
                 value = result[variable.name] = numpyro.sample(variable.name, site)
             raw = unconstrained(variable, self.supports[variable.name], value)
@@ -352,6 +354,17 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         params = initial(lambda shape: random.normal(next(keys), shape), **sizes)
         return {key: jnp.asarray(value) for key, value in params.items()}
 
+    def _decide(self, args: Any, kwargs: Any) -> None:
+        """Find out in which plates elements differ, where nobody has yet."""
+        if self.ordered_plates is not None:
+            return
+        runs: Any = ({}, {})
+        if self.exchangeable is None and self.context.depth:
+            runs = self.simulated(random.key(0), 500, args, kwargs)[1:]
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(runs)):
+                raise ValueError(messages.decide_outside_jit())
+        self.decide(*runs)
+
     def _fitted(self, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
         simulated = self.simulated(rng_key, self.init_samples, args, kwargs)
         few = jax.tree.map(lambda x: np.ones((2, *x.shape[1:]), x.dtype), simulated)
@@ -408,6 +421,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         args, kwargs = converted((args, kwargs), as_array)
         with handlers.block(), handlers.seed(rng_seed=rng_key):
             self._prepare(args, kwargs)
+            self._decide(args, kwargs)
             return self._look(None, {}, args, kwargs)
 
     def _look(self, values: Any, masks: Mapping[str, Any], args: Any, kwargs: Any) -> _World:
@@ -457,7 +471,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                     continue
                 shape = sites[name]["fn"].batch_shape
                 whole = jnp.broadcast_to(jnp.asarray(mask, bool), shape)
-                plain = Variable(name, variable.batch_shape, (), variable.plates)
+                plain = dataclasses.replace(variable, event_shape=())
                 own = plain.join(whole, self.context.depth).all(-1)
                 found[group.key] = own if group.key not in found else found[group.key] & own
         return found
@@ -556,7 +570,7 @@ def _plates(site: Any) -> dict[str, int]:
 def _data(name: str, site: Any) -> Variable:
     shape = jnp.shape(_observed(site))
     split = len(shape) - site["fn"].event_dim
-    return Variable(name, shape[:split], shape[split:], _plates(site))
+    return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
 
 
 def _observed(site: Any) -> jax.Array:
@@ -581,14 +595,15 @@ def _latent(name: str, site: Any) -> Variable:
             classes = inner.enumerate_support(expand=False).reshape(-1)
         except NotImplementedError:
             raise ValueError(messages.infinite_support(name, plain_name(fn))) from None
-        return Variable(name, batch, event, plates, num_classes=len(classes), first=int(classes[0]))
+        discrete = {"num_classes": len(classes), "first": int(classes[0])}
+        return Variable(name, batch, event, plates, plates, **discrete)
     if isinstance(support, constraints.interval):
         ends = np.asarray(support.lower_bound), np.asarray(support.upper_bound)
-        variable = Variable(name, batch, event, plates, *ends)
+        variable = Variable(name, batch, event, plates, plates, *ends)
         if variable.is_even:
             return variable
     raw = biject_to(fn.support).inv(value)
-    return Variable(name, batch, jnp.shape(raw)[split:], plates)
+    return Variable(name, batch, jnp.shape(raw)[split:], plates, plates)
 
 
 def _check_finite(site: Any, value: jax.Array) -> None:

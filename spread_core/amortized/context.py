@@ -10,7 +10,8 @@ of global ones too, and all latents before them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,25 @@ class Context:
     masked: frozenset[str] = frozenset()
 
     def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
+        self.latents, self.sites = latents, data
         self.groups = group_variables(latents)
         self.data = group_variables(data)
         self.depth = depth_of([*latents, *data])
+
+    def without(self, plates: Collection[str]) -> Context:
+        """
+        The same sites, with some plates as dims of one vector.
+
+        :param plates: names of these plates.
+        """
+
+        def opened(variable: Variable) -> Variable:
+            kept = {name: dim for name, dim in variable.plates.items() if name not in plates}
+            return dataclasses.replace(variable, plates=kept)
+
+        found = Context(*([opened(v) for v in sites] for sites in (self.latents, self.sites)))
+        found.masked = self.masked
+        return found
 
     def levels(self, group: Group, data: Group) -> list[frozenset[str]]:
         """
@@ -82,7 +99,7 @@ class Context:
         self,
         group: Group,
         scores: Mapping[str, Array],
-        masks: Mapping[str, Array | None],
+        masks: Mapping[str, Any],
     ) -> Array:
         """
         Numbers that describe the data to a group, of shape lead + plates + (numbers,).
@@ -97,19 +114,20 @@ class Context:
         for data in self.data:
             own, mask = scores[data.key], masks.get(data.key)
             xp = array_namespace(own)
-            if mask is not None:  # what is masked may be NaN
-                own = xp.where(mask[..., None], own, 0.0)
+            if mask is None and data.key in self.masked:
+                mask = xp.ones_like(own[..., 0], dtype=xp.bool)
+            if mask is not None:
+                if data.key not in self.masked:
+                    raise ValueError(messages.masked_now([v.name for v in data.variables]))
+                own = xp.where(mask[..., None], own, 0.0)  # what is masked may be NaN
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
                 if axes:
                     parts += pooled(own, mask, axes)
                     continue
                 parts.append(own)
-                if data.key in self.masked:
-                    seen = xp.ones_like(own[..., :1])
-                    parts.append(seen if mask is None else seen * mask[..., None])
-                elif mask is not None:
-                    raise ValueError(messages.masked_now([v.name for v in data.variables]))
+                if mask is not None:
+                    parts.append(xp.astype(mask, own.dtype)[..., None])
         return _side_by_side(parts)
 
     def before(self, group: Group, latents: Mapping[str, Array]) -> Array | None:
@@ -123,7 +141,7 @@ class Context:
         for earlier in self.groups[: self.groups.index(group)]:
             own = latents[earlier.key]
             axes = self.axes(earlier, earlier.plates & group.plates)
-            parts += pooled(own, None, axes)[:2] if axes else [own]
+            parts += pooled(own, None, axes) if axes else [own]
         return _side_by_side(parts) if parts else None
 
     def inputs(
