@@ -117,8 +117,6 @@ class Context:
             if mask is None and data.key in self.masked:
                 mask = xp.ones_like(own[..., 0], dtype=xp.bool)
             if mask is not None:
-                if data.key not in self.masked:
-                    raise ValueError(messages.masked_now([v.name for v in data.variables]))
                 own = xp.where(mask[..., None], own, 0.0)  # what is masked may be NaN
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
@@ -127,6 +125,8 @@ class Context:
                     continue
                 parts.append(own)
                 if mask is not None:
+                    if data.key not in self.masked:
+                        raise ValueError(messages.masked_now([v.name for v in data.variables]))
                     parts.append(xp.astype(mask, own.dtype)[..., None])
         return _side_by_side(parts)
 

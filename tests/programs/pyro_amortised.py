@@ -28,7 +28,8 @@ def ready(model, *args, disturbed=0.3, **options):
     """A guide that is set up, with params away from where they start."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    options = {"hidden": (8,), "num_components": 3, "init_samples": 60} | options
+    defaults = {"hidden": (8,), "num_components": 3, "init_samples": 60, "exchangeable": True}
+    options = defaults | options
     guide = AutoAmortized(model, **options)
     guide(*args)
     with torch.no_grad():

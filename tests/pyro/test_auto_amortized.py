@@ -20,7 +20,7 @@ def two():
 
 @pytest.fixture(scope="module")
 def groups():
-    return ready(hierarchy(B), Array(GROUPS), observed="x")
+    return ready(hierarchy(B), Array(GROUPS), observed="x", disturbed=0.1)
 
 
 @pytest.fixture(scope="module")
