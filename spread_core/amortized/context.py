@@ -107,8 +107,7 @@ class Context:
         :param group: the latents.
         :param scores: data as normal scores, by group.
         :param masks: which elements of the data count, by group; None for all.
-        :raises ValueError: if the group sees masked data one by one, but none were masked when the
-            guide was set up.
+        :raises ValueError: if data are masked, but none were when the guide was set up.
         """
         parts: list[Array] = []
         for data in self.data:
@@ -117,6 +116,8 @@ class Context:
             if mask is None and data.key in self.masked:
                 mask = xp.ones_like(own[..., 0], dtype=xp.bool)
             if mask is not None:
+                if data.key not in self.masked:
+                    raise ValueError(messages.masked_now([v.name for v in data.variables]))
                 own = xp.where(mask[..., None], own, 0.0)  # what is masked may be NaN
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
@@ -125,8 +126,6 @@ class Context:
                     continue
                 parts.append(own)
                 if mask is not None:
-                    if data.key not in self.masked:
-                        raise ValueError(messages.masked_now([v.name for v in data.variables]))
                     parts.append(xp.astype(mask, own.dtype)[..., None])
         return _side_by_side(parts)
 

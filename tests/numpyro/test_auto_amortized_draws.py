@@ -86,7 +86,7 @@ def test_classes_are_drawn_as_often_as_the_density_says():
     guide = ready(classes(B), X, observed="x")
     every = np.stack(np.meshgrid(range(3), range(2), range(2), range(2)), -1).reshape(-1, 4)
     k, f, two = every[:, 0], every[:, 1].astype("float32"), every[:, 2:].astype("float32")
-    expected = np.exp(guide.log_prob({"k": k, "f": f, "two": two}, X))
+    expected = np.exp(np.float64(guide.log_prob({"k": k, "f": f, "two": two}, X)))
     values = guide.draw(X, sample_shape=(4000,))
     drawn = np.concatenate([values["k"][:, None], values["f"][:, None], values["two"]], 1)
     counts = [(drawn == row).all(1).sum() for row in every]

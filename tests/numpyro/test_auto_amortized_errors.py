@@ -88,7 +88,7 @@ def test_discrete_vectors():
         k = B.sample("k", B.dist.Multinomial(3, jnp.ones(4) / 4))
         B.sample("x", B.dist.Normal(k[0], 1.0), obs=x)
 
-    refused("the discrete latent 'k' (Multinomial), whose values are vectors", model, X)
+    refused("the discrete latent 'k' (MultinomialProbs), whose values are vectors", model, X)
 
 
 def test_a_support_that_moves():

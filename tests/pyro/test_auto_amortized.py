@@ -179,7 +179,7 @@ def test_a_ragged_group_is_a_smaller_one():
                 with B.mask(mask=mask):
                     B.sample("x", B.dist.Normal(mu, 0.5), obs=x)
 
-    guide = ready(model, Array(GROUPS), observed="x")
+    guide = ready(model, Array(GROUPS), 5, Array(np.ones(5, bool)), observed="x")
     mu, mask = {"mu": np.float32(0.3)}, np.array([True, True, False, True, False])
     masked = guide.log_prob(mu, Array(GROUPS), 5, Array(mask))
     assert masked == pytest.approx(guide.log_prob(mu, Array(GROUPS[mask])), rel=1e-5)
