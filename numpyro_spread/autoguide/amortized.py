@@ -573,10 +573,13 @@ def _data(name: str, site: Any) -> Variable:
     return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
 
 
-def _observed(site: Any) -> jax.Array:
+def _observed(site: Any) -> Any:
     """The value of a site, as large as its distribution says."""
-    shape = np.broadcast_shapes(jnp.shape(site["value"]), site["fn"].shape())
-    return jnp.broadcast_to(site["value"], shape)
+    value = site["value"]
+    shape = np.broadcast_shapes(jnp.shape(value), site["fn"].shape())
+    if jnp.shape(value) == shape:  # what is known stays known under jit
+        return value
+    return jnp.broadcast_to(value, shape)
 
 
 def _latent(name: str, site: Any) -> Variable:
@@ -609,10 +612,13 @@ def _latent(name: str, site: Any) -> Variable:
 def _check_finite(site: Any, value: jax.Array) -> None:
     """Refuse data that hold NaN or inf where they count, as far as they are known."""
     mask = _mask(site["fn"])
-    if not is_concrete(value, mask) or jnp.isfinite(value).all():
+    if not is_concrete(value, mask):
         return
-    event = tuple(range(value.ndim - site["fn"].event_dim, value.ndim))
-    if mask is None or not (jnp.isfinite(value).all(event) | ~jnp.asarray(mask, bool)).all():
+    # With NumPy: under jit operations of JAX on known values give tracers too.
+    ndim = jnp.ndim(value)
+    event = tuple(range(ndim - site["fn"].event_dim, ndim))
+    finite = np.isfinite(np.asarray(value)).all(event)
+    if not (finite if mask is None else finite | ~np.asarray(mask, bool)).all():
         raise ValueError(messages.nonfinite_data(site["name"]))
 
 

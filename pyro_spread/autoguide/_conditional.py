@@ -26,7 +26,7 @@ class ConditionalSite(TorchDistribution):
     :param conditional: that of the site's numbers.
     :param support: of the site.
     :param shape: sizes of lead and plates' dims.
-    :param lead: how many of them are lead.
+    :param depth: how many of them are plates'.
     :param value: one value of the site, whose dtype and event shape draws have.
     """
 
@@ -37,11 +37,12 @@ class ConditionalSite(TorchDistribution):
         conditional: Conditional,
         support: Any,
         shape: Sequence[int],
-        lead: int,
+        depth: int,
         value: torch.Tensor,
     ) -> None:
         self.conditional, self._support, self._value = conditional, support, value
-        self._shape, self._lead = tuple(shape), lead
+        self._shape, self._lead = tuple(shape), len(shape) - depth
+        lead = self._lead
         variable = conditional.variable
         batch = list(variable.batch_shape)
         for dim in variable.plates.values():
@@ -66,7 +67,7 @@ class ConditionalSite(TorchDistribution):
         for dim in self.conditional.variable.plates.values():
             plates[dim] = batch_shape[dim]
         shape = (*lead, *plates)
-        result = ConditionalSite(self.conditional, self._support, shape, len(lead), self._value)
+        result = ConditionalSite(self.conditional, self._support, shape, depth, self._value)
         result.has_rsample = self.has_rsample
         return result
 

@@ -81,6 +81,29 @@ def log_prob(
     return sum(total[1:], total[0])
 
 
+def shape_of(
+    conditional: Conditional,
+    group: Group,
+    sizes: Mapping[str, int],
+    lead: tuple[int, ...],
+    depth: int,
+) -> tuple[int, ...]:
+    """
+    Sizes of lead and plates' dims of a site, with the leading dims of all that it sees.
+
+    :param conditional: the site's.
+    :param group: its group.
+    :param sizes: of plates by name.
+    :param lead: dims of samples in front.
+    :param depth: number of dims for plates.
+    """
+    plates = [1] * depth
+    for name, dim in group.dims.items():
+        plates[dim] = sizes[name]
+    seen = (part.shape[:-1] for part in (conditional.inputs, conditional.before))
+    return tuple(torch.broadcast_shapes((*lead, *plates), *seen))
+
+
 def sizes_of(context: Context, values: Mapping[str, Any]) -> dict[str, int]:
     """
     Sizes of plates by name.

@@ -125,6 +125,8 @@ def look(
             raise ValueError(messages.no_data(name))
         value = observed_value(sites[name]) if values is None else torch.as_tensor(values[name])
         found[name] = _checked(variable, value.to(like), context.depth)
+        if values is None and found[name][1]:  # only particles have leading dims
+            raise ValueError(messages.data_shape(name, value.shape, _shape(variable)))
         if values is None:
             _check_finite(sites[name], value)
     lead = max(ndim for _, ndim in found.values())
@@ -364,7 +366,7 @@ def _checked(variable: Variable, value: torch.Tensor, depth: int) -> tuple[torch
 
     :raises ValueError: if their shape differs in more than these and the sizes of plates.
     """
-    expected, got = [*variable.batch_shape, *variable.event_shape], list(value.shape)
+    expected, got = list(_shape(variable)), list(value.shape)
     if len(got) >= len(expected):
         value, lead = close_gap(variable, value, len(variable.event_shape), depth)
         got = list(value.shape)[lead:]
@@ -374,6 +376,10 @@ def _checked(variable: Variable, value: torch.Tensor, depth: int) -> tuple[torch
         if got == expected:
             return value, lead
     raise ValueError(messages.data_shape(variable.name, got, expected))
+
+
+def _shape(variable: Variable) -> tuple[int, ...]:
+    return (*variable.batch_shape, *variable.event_shape)
 
 
 def _check_finite(site: Any, value: torch.Tensor) -> None:

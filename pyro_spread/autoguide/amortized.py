@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule
 
 from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
-from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, sizes_of, vectors
+from pyro_spread.autoguide._copied import KeepsModel
+from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, shape_of, sizes_of, vectors
 from pyro_spread.autoguide._world import (
     World,
     created_plates,
@@ -44,7 +44,7 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(AutoAmortizedShared, AutoGuide):
+class AutoAmortized(AutoAmortizedShared, KeepsModel):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -167,7 +167,9 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         data = {name: self.tensor(value) for name, value in columns.items()}
         masks = {key: torch.as_tensor(mask) for key, mask in host_masks.items()}
         sizes, lead = sizes_of(self.context, table.values), (num_samples, len(table))
-        truths = {name: self._value(name, table[name]) for name in self.supports}
+        truths = {
+            name: torch.as_tensor(table[name]).to(self._drawn(name)) for name in self.supports
+        }
         with self._pyro_context:  # params are those of the param store
             drawn = draws(self, lead, sizes, data, masks, 1)
             of_draws, of_truths = (
@@ -186,9 +188,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :return: dict from data site to value, and masks by group.
         :raises ValueError: if it observes none.
         """
-        args, kwargs = converted((args, kwargs), as_tensor)
-        self._prepare(args, kwargs)
-        world = self._look(None, {}, args, kwargs, None)
+        world = self._world_outside(args, kwargs, declare=False)
         return world.values, world.masks
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
@@ -271,7 +271,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param variable: the latent.
         :param values: of shape (simulations,) + shape of the site.
         """
-        value = self._value(variable.name, values)
+        value = torch.as_tensor(values).to(self._drawn(variable.name))
         found: np.ndarray = (
             unconstrained(variable, self.supports[variable.name], value).cpu().numpy()
         )
@@ -298,10 +298,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param fitted: the standardisation.
         :param group: the group.
         """
-
-        def normal(shape: tuple[int, ...]) -> torch.Tensor:
-            return torch.randn(shape, dtype=self._empty.dtype, device=self._empty.device)
-
+        like = self._empty
+        normal = functools.partial(torch.randn, dtype=like.dtype, device=like.device)
         params = initial(normal, **self._initial_sizes(fitted, group))
         return {key: self.tensor(value) for key, value in params.items()}
 
@@ -349,10 +347,6 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         """
         return torch.as_tensor(value).to(self._empty)
 
-    def _value(self, name: str, values: Any) -> torch.Tensor:
-        """Values of a latent in the type in which the model draws it."""
-        return torch.as_tensor(values).to(self.prototype_trace[name]["value"])
-
     def site(
         self,
         group: Group,
@@ -370,22 +364,23 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param sizes: of plates by name.
         :param lead: dims of samples in front.
         """
-        plates = [1] * self.context.depth
-        for name, dim in group.dims.items():
-            plates[dim] = sizes[name]
-        seen = (part.shape[:-1] for part in (conditional.inputs, conditional.before))
-        shape = torch.broadcast_shapes((*lead, *plates), *seen)
-        support = self.supports[variable.name]
-        value = self.prototype_trace[variable.name]["value"]
-        return ConditionalSite(conditional, support, shape, len(shape) - len(plates), value)
+        shape = shape_of(conditional, group, sizes, lead, self.context.depth)
+        support, value = self.supports[variable.name], self._drawn(variable.name)
+        return ConditionalSite(conditional, support, shape, self.context.depth, value)
+
+    def _drawn(self, name: str) -> torch.Tensor:
+        """A value of a latent, as the model draws it."""
+        value: torch.Tensor = self.prototype_trace[name]["value"]
+        return value
 
     # What a call sees.
 
-    def _world_outside(self, args: Any, kwargs: Any) -> World:
+    def _world_outside(self, args: Any, kwargs: Any, declare: bool = True) -> World:
         args, kwargs = converted((args, kwargs), as_tensor)
         self._prepare(args, kwargs)
         self._decide(args, kwargs)
-        self._declare(args, kwargs)
+        if declare:
+            self._declare(args, kwargs)
         return self._look(None, {}, args, kwargs, None)
 
     def _look(
@@ -398,16 +393,3 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
     ) -> World:
         like = self._empty
         return look(self.model, self.context, values, masks, args, kwargs, like, created)
-
-    # Copies.
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The parent's forgets the model, without which this guide cannot find its data.
-        return self.__dict__ | {"master": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AutoAmortized:
-        memo[id(self.model)] = self.model
-        result = type(self).__new__(type(self))
-        memo[id(self)] = result
-        result.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return result

@@ -19,6 +19,9 @@ from scipy import special as scipy_special
 
 from spread_core.math._arrays import Array, interpolate
 
+#: As the scale of a column that never changed: nobody knows what it would tell if it did.
+IGNORED = 1e30
+
 #: Standardised numbers beyond this are cut, lest a net be asked about what it never saw.
 MOST = 10.0
 
@@ -66,15 +69,19 @@ def to_scores(values: Array, fitted: Mapping[str, Array]) -> Array:
     return xp.reshape(found, values.shape)
 
 
-def fit_scale(values: np.ndarray) -> dict[str, np.ndarray]:
+def fit_scale(values: np.ndarray, constant: float = 1.0) -> dict[str, np.ndarray]:
     """
-    Mean and standard deviation of columns; 1 for the deviation of one that never changes.
+    Mean and standard deviation of columns.
 
     :param values: of shape (n, d).
+    :param constant: stands for the deviation of a column that never changes.
     """
     loc, scale = np.float64(values).mean(0), np.float64(values).std(0)
     dtype = _floating(values)
-    return {"loc": loc.astype(dtype), "scale": np.where(scale > 1e-6, scale, 1.0).astype(dtype)}
+    return {
+        "loc": loc.astype(dtype),
+        "scale": np.where(scale > 1e-6, scale, constant).astype(dtype),
+    }
 
 
 def _floating(values: np.ndarray) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from spread_core.amortized.columns import fit_columns, fit_scale, standardised, to_scores
+from spread_core.amortized.columns import IGNORED, fit_columns, fit_scale, standardised, to_scores
 from spread_core.amortized.layout import (
     Group,
     Variable,
@@ -107,8 +107,7 @@ class Context:
         :param group: the latents.
         :param scores: data as normal scores, by group.
         :param masks: which elements of the data count, by group; None for all.
-        :raises ValueError: if the group sees masked data one by one, but none were masked when the
-            guide was set up.
+        :raises ValueError: if data are masked, but none were when the guide was set up.
         """
         parts: list[Array] = []
         for data in self.data:
@@ -201,9 +200,9 @@ class Context:
         for group in self.groups:
             columns = self.columns(group, scores, masks)
             columns = columns.reshape(-1, columns.shape[-1])
-            own = {"columns": fit_scale(columns)}
+            own = {"columns": fit_scale(columns, IGNORED)}
             features = data_features(standardised(columns, own["columns"]))
-            fitted["inputs"][group.key] = own | {"features": fit_scale(features)}
+            fitted["inputs"][group.key] = own | {"features": fit_scale(features, IGNORED)}
         return fitted
 
 

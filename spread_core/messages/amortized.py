@@ -63,8 +63,7 @@ def discrete_vector(name: str, family: str) -> str:
 def masked_now(names: Sequence[str]) -> str:
     return (
         f"The model masks data of {list(names)} at these arguments, but it masked nothing where "
-        "AutoAmortized was set up, so that latents in the same plates cannot know. Set the guide "
-        "up, and train it, with arguments that mask some."
+        "AutoAmortized was set up. Set the guide up, and train it, with arguments that mask some."
     )
 
 

@@ -13,6 +13,21 @@ TABLE = Array(RNG.normal(size=(2, 4, 2)).astype("float32"))
 GROUPS = RNG.normal(size=5).astype("float32")
 
 
+@pytest.fixture(scope="module")
+def two():
+    return ready(interval_and_scale(B), X, observed="x")
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return ready(hierarchy(B), Array(GROUPS), observed="x", disturbed=0.1)
+
+
+@pytest.fixture(scope="module")
+def many():
+    return ready(many_supports(B), TABLE, observed="x", disturbed=0.05)
+
+
 def is_normalised(density, *grids):
     """Whether a density on a grid integrates to 1."""
     for grid in reversed(grids):
@@ -55,8 +70,8 @@ def test_classes_sum_to_one():
     assert guide.log_prob({"k": np.array(3), "f": f[0], "two": two[0]}, X) == -np.inf
 
 
-def test_nothing_is_outside_of_an_interval():
-    guide = ready(interval_and_scale(B), X, observed="x")
+def test_nothing_is_outside_of_an_interval(two):
+    guide = two
     theta = np.float32([-1.01, -0.99, 1.99, 2.01])
     log_prob = guide.log_prob({"theta": theta, "s": np.ones(4, "float32")}, X)
     assert list(np.isfinite(log_prob)) == [False, True, True, False]
@@ -79,8 +94,8 @@ def test_intervals_that_differ_along_a_plate():
 # --- of all latents
 
 
-def test_log_prob_is_that_of_the_sites_of_a_trace():
-    guide = ready(many_supports(B), TABLE, observed="x", disturbed=0.05)
+def test_log_prob_is_that_of_the_sites_of_a_trace(many):
+    guide = many
     sites = guide.sites(TABLE)
     values = {name: host(site["value"]) for name, site in sites.items()}
     assert {name: value.shape for name, value in values.items()} == SHAPES
@@ -92,8 +107,8 @@ def test_log_prob_is_that_of_the_sites_of_a_trace():
     assert guide.log_prob(values, TABLE) == pytest.approx(total, rel=1e-4)
 
 
-def test_many_values_at_once():
-    guide = ready(many_supports(B), TABLE, observed="x", disturbed=0.05)
+def test_many_values_at_once(many):
+    guide = many
     values = guide.draw(TABLE, sample_shape=(3, 2))
     assert {name: value.shape[2:] for name, value in values.items()} == SHAPES
     together = guide.log_prob(values, TABLE)
@@ -103,8 +118,8 @@ def test_many_values_at_once():
         assert together[place] == pytest.approx(alone, rel=1e-4)
 
 
-def test_a_latent_sees_those_before_it():
-    guide = ready(interval_and_scale(B), X, observed="x")
+def test_a_latent_sees_those_before_it(two):
+    guide = two
     s = np.float32(1.0)
     given = [guide.log_prob({"theta": np.float32(t), "s": s}, X) for t in (-0.5, 1.5)]
     grid = np.exp(np.linspace(-9, 8, 801, dtype="float32"))
@@ -119,8 +134,8 @@ def test_a_latent_sees_those_before_it():
 # --- plates and masks
 
 
-def test_the_order_in_a_plate_does_not_matter():
-    guide = ready(hierarchy(B), Array(GROUPS), observed="x")
+def test_the_order_in_a_plate_does_not_matter(groups):
+    guide = groups
     values, order = guide.draw(Array(GROUPS)), RNG.permutation(5)
     same = guide.log_prob(values | {"z": values["z"][order]}, Array(GROUPS[order]))
     assert same == pytest.approx(guide.log_prob(values, Array(GROUPS)), rel=1e-4)
@@ -128,8 +143,8 @@ def test_the_order_in_a_plate_does_not_matter():
     assert abs(other - same) > 1e-3
 
 
-def test_other_sizes_of_plates_than_at_first():
-    guide = ready(hierarchy(B), Array(GROUPS), observed="x")
+def test_other_sizes_of_plates_than_at_first(groups):
+    guide = groups
     for size in (1, 3, 40):
         x = Array(RNG.normal(size=size).astype("float32"))
         values = guide.draw(x, sample_shape=(2,))
@@ -164,7 +179,7 @@ def test_a_ragged_group_is_a_smaller_one():
                 with B.mask(mask=mask):
                     B.sample("x", B.dist.Normal(mu, 0.5), obs=x)
 
-    guide = ready(model, Array(GROUPS), observed="x")
+    guide = ready(model, Array(GROUPS), 5, Array(np.ones(5, bool)), observed="x")
     mu, mask = {"mu": np.float32(0.3)}, np.array([True, True, False, True, False])
     masked = guide.log_prob(mu, Array(GROUPS), 5, Array(mask))
     assert masked == pytest.approx(guide.log_prob(mu, Array(GROUPS[mask])), rel=1e-5)
@@ -199,8 +214,8 @@ def test_several_data_sites():
     assert set(only.draw(None, y)) == {"theta", "x"}
 
 
-def test_set_up_without_data():
-    guide = ready(interval_and_scale(B), X, observed="x")
+def test_set_up_without_data(two):
+    guide = two
     with_data = guide.guide.data_sites()
     fresh = type(guide.guide)(interval_and_scale(B), observed="x")
     assert fresh.data_sites() == with_data

@@ -27,7 +27,8 @@ def host(value):
 
 def ready(model, *args, disturbed=0.3, **options):
     """A guide that is set up, with params away from where they start."""
-    options = {"hidden": (8,), "num_components": 3, "init_samples": 60} | options
+    defaults = {"hidden": (8,), "num_components": 3, "init_samples": 60, "exchangeable": True}
+    options = defaults | options
     guide = AutoAmortized(model, **options)
     sites = handlers.trace(handlers.seed(guide, 0)).get_trace(*args)
     params = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}

@@ -28,7 +28,8 @@ def ready(model, *args, disturbed=0.3, **options):
     """A guide that is set up, with params away from where they start."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    options = {"hidden": (8,), "num_components": 3, "init_samples": 60} | options
+    defaults = {"hidden": (8,), "num_components": 3, "init_samples": 60, "exchangeable": True}
+    options = defaults | options
     guide = AutoAmortized(model, **options)
     guide(*args)
     with torch.no_grad():
@@ -44,16 +45,19 @@ class Ready:
         self.guide = guide
 
     def log_prob(self, values, *args, **kwargs):
-        values = {name: torch.as_tensor(value) for name, value in values.items()}
+        pyro.clear_param_store()
+        values = {name: torch.tensor(np.array(value)) for name, value in values.items()}
         return host(self.guide.log_prob(values, *args, **kwargs))
 
     def draw(self, *args, seed=0, sample_shape=(), **kwargs):
+        pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         found = self.guide.sample_posterior(*args, sample_shape=sample_shape, **kwargs)
         return {name: host(value) for name, value in found.items()}
 
     def sites(self, *args, program=None, seed=0, **kwargs):
         """The latents of a run of the guide, or of ``program``, which is made of it."""
+        pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         nodes = poutine.trace(program or self.guide).get_trace(*args, **kwargs).nodes
         return {name: nodes[name] for name in self.guide.supports}

@@ -15,6 +15,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_spread import (
+    AutoAmortized,
     AutoImplicit,
     GaussianNoise,
     JointContrastELBO,
@@ -70,6 +71,11 @@ def implicit_guide():
     guide = AutoImplicit(latent, noise_dim=2, hidden=(4,), init_samples=8)
     critic = concat_sites(nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(1)), "_auto_latent")
     return SVI(latent, guide, adam(), PriorContrastELBO(critic, annealing=6, num_moment_draws=8))
+
+
+def amortised_guide():
+    guide = AutoAmortized(latent, hidden=(4,), num_components=2, init_samples=8)
+    return SVI(latent, guide, adam(), Trace_ELBO())
 
 
 def joint():
@@ -159,6 +165,7 @@ RUNS = {
     "lambda": scheduled("LambdaLR", lr_lambda=lambda epoch: 0.9**epoch),
     "autoguide": autoguide,
     "AutoImplicit": implicit_guide,
+    "AutoAmortized": amortised_guide,
     "joint": joint,
     "modules": modules,
     "spread particles": spread,

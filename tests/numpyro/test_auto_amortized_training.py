@@ -1,0 +1,209 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""AutoAmortized under SVI, and what is kept of it: params, copies, checkpoints."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from amortised_models import conjugate, hierarchy
+from numpyro import handlers
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro_amortised import Array, B, host, ready
+
+from numpyro_spread import KL, AutoAmortized, JointContrastELBO, load_checkpoint, save_checkpoint
+
+RNG = np.random.default_rng(0)
+X = Array(0.7)
+GROUPS = Array(RNG.normal(size=5).astype("float32"))
+
+
+def top_level(x=None):
+    """Without a function around it, so that it can be pickled."""
+    theta = numpyro.sample("theta", dist.Uniform(-1.0, 2.0))
+    numpyro.sample("x", dist.Normal(theta, 0.3), obs=x)
+
+
+def train(guide, loss, steps, x, rate=1e-2):
+    rates = optax.exponential_decay(rate, 1, 0.995)
+    svi = SVI(guide.model, guide, optax.chain(optax.clip(10.0), optax.adam(rates)), loss)
+    return svi.run(jax.random.key(1), steps, x, progress_bar=False).params
+
+
+def is_the_posterior(guide, params, x, atol):
+    """Whether means and standard deviations are those of :func:`conjugate`."""
+    draws = guide.sample_posterior(jax.random.key(2), params, x, sample_shape=(2000,))["z"]
+    np.testing.assert_allclose(draws.mean(0), 0.8 * x, atol=atol)
+    np.testing.assert_allclose(draws.std(0), np.full(len(x), np.sqrt(0.2)), atol=atol)
+
+
+# --- training
+
+
+def test_trace_elbo():
+    x = jnp.linspace(-1.5, 1.5, 6)
+    guide = AutoAmortized(conjugate(B), hidden=(8,), num_components=3, init_samples=60)
+    params = train(guide, Trace_ELBO(num_particles=8), 250, x)
+    is_the_posterior(guide, params, x, 0.12)
+
+
+def test_joint_contrast_elbo():
+    x = jnp.linspace(-2, 2, 64)
+    guide = AutoAmortized(conjugate(B), hidden=(8,), num_components=3, init_samples=60)
+    params = train(guide, JointContrastELBO(divergence=KL()), 250, x)
+    is_the_posterior(guide, params, jnp.linspace(-1.5, 1.5, 6), 0.12)
+
+
+def test_a_subsample_of_the_data_is_that_of_the_latents():
+    table = jnp.arange(10.0)
+
+    def model(x=table):
+        with numpyro.plate("data", 10, subsample_size=4) as index:
+            z = numpyro.sample("z", dist.Normal(0.0, 10.0))
+            numpyro.sample("x", dist.Normal(z, 0.1), obs=x[index])
+
+    guide = ready(model, observed="x")
+    seen, walk = [], guide.guide.walk
+
+    def watched(params, values, *rest):
+        seen.append(values["x"])
+        walk(params, values, *rest)
+
+    guide.guide.walk = watched
+    program = handlers.substitute(guide.guide, data=guide.params)
+    trace = handlers.trace(handlers.seed(program, 0)).get_trace()
+    replayed = handlers.trace(handlers.seed(handlers.replay(model, trace), 1)).get_trace()
+    index = trace["data"]["value"]
+    assert index.tolist() == seen[0].tolist()
+    assert replayed["x"]["value"].tolist() == index.tolist()
+    assert trace["z"]["scale"] == 2.5
+
+
+# --- other data than those at the arguments
+
+
+def test_given_is_as_if_it_were_an_argument():
+    guide = ready(hierarchy(B), GROUPS, observed="x")
+    values = guide.draw(GROUPS)
+    given = guide.guide.given({"x": GROUPS})
+    for program, args in ((guide.guide, (GROUPS,)), (given, ()), (given, (GROUPS + 3,))):
+        sites = guide.sites(*args, program=handlers.condition(program, data=values))
+        assert host(sites["z"]["value"]).shape == (5,)
+        total = sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
+        assert total == pytest.approx(guide.log_prob(values, GROUPS), rel=1e-5)
+
+
+def test_given_under_vmap():
+    guide = ready(hierarchy(B), GROUPS, observed="x")
+    x = Array(RNG.normal(size=(3, 5)).astype("float32"))
+
+    def particle(key, x):
+        program = handlers.substitute(guide.guide.given({"x": x}), data=guide.params)
+        nodes = handlers.trace(handlers.seed(program, key)).get_trace()
+        values = {name: nodes[name]["value"] for name in guide.guide.supports}
+        return values, sum(nodes[n]["fn"].log_prob(value).sum() for n, value in values.items())
+
+    values, total = jax.vmap(particle)(jax.random.split(jax.random.key(0), 3), x)
+    for row in range(3):
+        own = {name: value[row] for name, value in values.items()}
+        assert total[row] == pytest.approx(guide.log_prob(own, x[row]), rel=1e-4)
+
+
+def test_given_masks():
+    mask = jnp.array([True, False, True, True, False])
+    guide = ready(hierarchy(B), GROUPS, 5, mask, observed="x")
+    values = guide.draw(GROUPS, 5, mask)
+    given = guide.guide.given({"x": GROUPS}, {"x": mask})
+    sites = guide.sites(program=handlers.condition(given, data=values))
+    total = sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
+    assert total == pytest.approx(guide.log_prob(values, GROUPS, 5, mask), rel=1e-5)
+
+
+def test_the_model_leaves_no_trace():
+    def model(x=None):
+        numpyro.param("own", jnp.array(1.0))
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(theta, 1.0), obs=x)
+
+    guide = ready(model, X, observed="x").guide
+    nodes = handlers.trace(handlers.seed(guide, 0)).get_trace(X)
+    assert [n for n, s in nodes.items() if s["type"] == "sample"] == ["theta"]
+    assert "own" not in nodes
+
+
+# --- what is kept
+
+
+def test_params():
+    guide = ready(hierarchy(B), GROUPS, observed="x")
+    assert set(guide.params) == {"auto_standardisation", "auto_global", "auto_group"}
+    loss, leaves = Trace_ELBO(), jax.tree.leaves(guide.params["auto_standardisation"])
+    svi = SVI(guide.guide.model, guide.guide, optax.adam(0.1), loss)
+    state = svi.init(jax.random.key(0), GROUPS)
+    before = svi.get_params(state)["auto_standardisation"]
+    state, _ = svi.update(state, GROUPS)
+    after = svi.get_params(state)["auto_standardisation"]
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert len(leaves) == len(jax.tree.leaves(after))
+
+
+def test_copies():
+    guide = ready(top_level, X, observed="x")
+    values = {"theta": jnp.array(0.4)}
+    expected = guide.log_prob(values, X)
+    copies = [copy.deepcopy(guide.guide), pickle.loads(pickle.dumps(guide.guide))]
+    for other in (*copies, guide.guide):
+        found = host(other.log_prob(guide.params, values, X))
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert handlers.seed(other, 0)(X)["theta"].shape == ()
+
+
+def test_checkpoint(tmp_path):
+    def start():
+        guide = AutoAmortized(hierarchy(B), observed="x", hidden=(8,), init_samples=20)
+        svi = SVI(guide.model, guide, optax.adam(1e-2), Trace_ELBO())
+        return svi, svi.init(jax.random.key(0), GROUPS)
+
+    svi, state = start()
+    state, _ = svi.update(state, GROUPS)
+    save_checkpoint(tmp_path, svi, state, step=1)
+    expected = svi.get_params(svi.update(state, GROUPS)[0])
+    svi, state = start()
+    state, _ = load_checkpoint(tmp_path, svi, state)
+    jax.tree.map(
+        np.testing.assert_array_equal, svi.get_params(svi.update(state, GROUPS)[0]), expected
+    )
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_type_of_the_data(double):
+    with jax.enable_x64(double):
+        x, dtype = jnp.array(0.7), jnp.result_type(float)
+
+        def model(x=None):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+            k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3))
+            numpyro.sample("x", dist.Normal(theta + k, 1.0), obs=x)
+
+        guide = ready(model, x, observed="x")
+        assert guide.draw(x)["theta"].dtype == dtype
+        assert np.issubdtype(guide.draw(x)["k"].dtype, np.integer)
+        assert guide.log_prob(guide.draw(x), x).dtype == dtype
+
+
+@jax.enable_x64(True)
+def test_data_that_are_far_from_zero_and_close_together():
+    def model(x=None):
+        theta = numpyro.sample("theta", dist.Normal(1e9, 1e-1))
+        numpyro.sample("x", dist.Normal(theta, 1e-2), obs=x)
+
+    x = jnp.array(1e9)
+    guide = ready(model, x, observed="x", init_samples=200)
+    one, other = (guide.log_prob({"theta": x}, x + by) for by in (-0.2, 0.2))
+    assert abs(one - other) > 1e-3
