@@ -50,9 +50,12 @@ class ForwardRuns:
         self._observed: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        key = np.asarray(random.key_data(self._key)), str(random.key_impl(self._key))
-        settings = bool(jax.config.read("jax_enable_x64"))
-        return {**self.__dict__, "_key": key, "_many": None, "_elsewhere": settings}
+        state = {**self.__dict__, "_many": None}
+        if "_elsewhere" not in state:  # else this is a copy, which goes on to another worker
+            state["_elsewhere"] = bool(jax.config.read("jax_enable_x64"))
+        if not isinstance(self._key, tuple):
+            state["_key"] = np.asarray(random.key_data(self._key)), str(random.key_impl(self._key))
+        return state
 
     def settle(self, num_threads: int) -> None:
         """

@@ -17,7 +17,7 @@ from numpyro_spread import _parents
 from numpyro_spread._forward_runs import ForwardRuns
 from numpyro_spread._inputs import ObservedArrays, takes_arrays
 from numpyro_spread._typing import Model, RngKey
-from spread_analysis.simulating import simulate_all
+from spread_analysis.simulating import Options, simulate_all
 from spread_analysis.simulations import Simulations
 from spread_core.fingerprints import describe_arguments
 from spread_core.messages import tables
@@ -26,7 +26,6 @@ from spread_core.workers import uses_workers
 __all__ = ["Simulations", "simulate"]
 
 
-@takes_arrays
 def simulate(
     model: Model,
     num_simulations: int,
@@ -77,24 +76,20 @@ def simulate(
         something else; the message names it.
     :raises ImportError: if ``num_workers`` needs joblib, or ``path`` ArviZ, and it is missing.
     """
-    key = random.key(seed) if isinstance(seed, int | np.integer) else seed
+    options = Options(num_simulations, num_workers, seed, path, observed, chunk_size, progress_bar)
+    return _simulate(options, model, *args, **kwargs)
+
+
+@takes_arrays
+def _simulate(options: Options, model: Model, *args: Any, **kwargs: Any) -> Simulations:
+    key = random.key(options.seed) if isinstance(options.seed, int | np.integer) else options.seed
     program = ForwardRuns(model, args, kwargs, key)
-    if uses_workers(num_workers) and _parents.active_handlers(ObservedArrays):
-        raise ValueError(tables.handlers_around(num_workers))
+    if uses_workers(options.num_workers) and _parents.active_handlers(ObservedArrays):
+        raise ValueError(tables.handlers_around(options.num_workers))
     told, digests = describe_arguments(model, args, kwargs)
-    note = {"package": "numpyro_spread", "seed": _told(seed), "arguments": told}
+    note = {"package": "numpyro_spread", "seed": _told(options.seed), "arguments": told}
     with _own_stream():
-        return simulate_all(
-            program,
-            num_simulations,
-            observed=observed,
-            num_workers=num_workers,
-            chunk_size=chunk_size,
-            path=path,
-            progress_bar=progress_bar,
-            note=note,
-            digests=digests,
-        )
+        return simulate_all(program, options, note, digests)
 
 
 def _told(seed: int | RngKey) -> int | list[int]:

@@ -47,9 +47,11 @@ class ForwardRuns:
         self._nesting = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        settings = torch.get_default_dtype(), pyro.settings.get("validate_poutine")
-        store = pyro.get_param_store().get_state()
-        return {**self.__dict__, "_elsewhere": (settings, store)}
+        state = dict(self.__dict__)
+        if "_elsewhere" not in state:  # else this is a copy, which goes on to another worker
+            settings = torch.get_default_dtype(), pyro.settings.get("validate_poutine")
+            state["_elsewhere"] = settings, pyro.get_param_store().get_state()
+        return state
 
     def settle(self, num_threads: int) -> None:
         """

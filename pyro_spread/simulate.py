@@ -17,7 +17,7 @@ from pyro_spread._forward_runs import ForwardRuns
 from pyro_spread._inputs import ObservedArrays, takes_arrays
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread._typing import Model
-from spread_analysis.simulating import simulate_all
+from spread_analysis.simulating import Options, simulate_all
 from spread_analysis.simulations import Simulations
 from spread_core.fingerprints import describe_arguments
 from spread_core.messages import tables
@@ -26,9 +26,6 @@ from spread_core.workers import uses_workers
 __all__ = ["Simulations", "simulate"]
 
 
-@unchanged_buffers()
-@torch.no_grad()
-@takes_arrays
 def simulate(
     model: Model,
     num_simulations: int,
@@ -80,23 +77,21 @@ def simulate(
         it.
     :raises ImportError: if ``num_workers`` needs joblib, or ``path`` ArviZ, and it is missing.
     """
-    program = ForwardRuns(model, args, kwargs, seed)
-    if uses_workers(num_workers) and _parents.active_handlers(ObservedArrays):
-        raise ValueError(tables.handlers_around(num_workers))
+    options = Options(num_simulations, num_workers, seed, path, observed, chunk_size, progress_bar)
+    return _simulate(options, model, *args, **kwargs)
+
+
+@unchanged_buffers()
+@torch.no_grad()
+@takes_arrays
+def _simulate(options: Options, model: Model, *args: Any, **kwargs: Any) -> Simulations:
+    program = ForwardRuns(model, args, kwargs, options.seed)
+    if uses_workers(options.num_workers) and _parents.active_handlers(ObservedArrays):
+        raise ValueError(tables.handlers_around(options.num_workers))
     told, digests = describe_arguments(model, args, kwargs)
-    note = {"package": "pyro_spread", "seed": int(seed), "arguments": told}
+    note = {"package": "pyro_spread", "seed": int(options.seed), "arguments": told}
     with _own_stream():
-        return simulate_all(
-            program,
-            num_simulations,
-            observed=observed,
-            num_workers=num_workers,
-            chunk_size=chunk_size,
-            path=path,
-            progress_bar=progress_bar,
-            note=note,
-            digests=digests,
-        )
+        return simulate_all(program, options, note, digests)
 
 
 @contextmanager

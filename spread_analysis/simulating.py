@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from spread_analysis.simulation_files import SimulationFile, first_difference
@@ -51,19 +52,47 @@ class Program(Protocol):
         """Let a run that fails raise its error."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """
+    How simulations are to be made.
+
+    :param num_simulations: how many.
+    :param num_workers: number of processes.
+    :param seed: of all random numbers.
+    :param path: of the file, if there is to be one.
+    :param observed: names of the sites that hold data, if the user has said it.
+    :param chunk_size: how many are made, and written, at once.
+    :param progress_bar: whether to show one.
+    :raises ValueError: if a number is out of its range.
+    """
+
+    num_simulations: int
+    num_workers: int
+    seed: Any
+    path: str | os.PathLike[str] | None
+    observed: str | Collection[str] | None
+    chunk_size: int | None
+    progress_bar: bool
+
+    def __post_init__(self) -> None:
+        check_count("num_simulations", self.num_simulations)
+        check_count("num_workers", self.num_workers)
+        if self.chunk_size is not None:
+            check_count("chunk_size", self.chunk_size)
+
+
 class _Filling:
     """A table that is being filled."""
 
     def __init__(
         self,
         program: Program,
-        total: int,
-        num_workers: int,
+        options: Options,
         file: SimulationFile | None,
-        progress_bar: bool,
     ) -> None:
-        self._program, self._total, self._num_workers = program, total, num_workers
-        self._file, self._progress_bar = file, progress_bar
+        self._program, self._options, self._file = program, options, file
+        self._total = options.num_simulations
         self._done: dict[Piece, Runs] = {}
         self._unwritten: list[Piece] = []
 
@@ -71,11 +100,14 @@ class _Filling:
         """Take in what is on disk, after a look whether it is of the same program."""
         assert self._file is not None
         parts, end = self._file.parts(), 0
+        stored = max((stop for _, stop in parts), default=0)
+        if stored > self._total:
+            raise ValueError(tables.fewer(self._file.path, stored, self._total))
         for (start, stop), table in sorted(parts.items(), key=lambda part: part[0]):
-            rows = max(start, end), min(stop, self._total)  # chunks may have had another size
-            if rows[0] < rows[1]:
-                self._done[rows] = _as_runs(table.take(slice(rows[0] - start, rows[1] - start)))
-                end = rows[1]
+            first = max(start, end)  # chunks may have had another size
+            if first < stop:
+                self._done[first, stop] = _as_runs(table.take(slice(first - start, None)))
+                end = stop
         for (start, _), table in parts.items():
             if table.valid.any():
                 self._compare(start, table, changed)
@@ -104,9 +136,9 @@ class _Filling:
         :raises Exception: what the first runs have raised, if all of them have failed.
         """
         pieces = self._missing()
-        with _bar(self._total, self._progress_bar) as bar:
+        with _bar(self._total, self._options.progress_bar) as bar:
             bar.update(self._total - sum(stop - start for start, stop in pieces))
-            for piece, runs in results(self._program, pieces, self._num_workers):
+            for piece, runs in results(self._program, pieces, self._options.num_workers):
                 self._done[piece] = runs
                 self._unwritten.append(piece)
                 self._raise_if_all_fail()
@@ -158,46 +190,26 @@ class _Filling:
 
 
 def simulate_all(
-    program: Program,
-    total: int,
-    *,
-    observed: str | Collection[str] | None,
-    num_workers: int,
-    chunk_size: int | None,
-    path: str | os.PathLike[str] | None,
-    progress_bar: bool,
-    note: Mapping[str, Any],
-    digests: Mapping[str, str],
+    program: Program, options: Options, note: Mapping[str, Any], digests: Mapping[str, str]
 ) -> Simulations:
     """
     A table of simulations.
 
     :param program: that makes them.
-    :param total: how many.
-    :param observed: names of the sites that hold data, if the user has said it.
-    :param num_workers: number of processes.
-    :param chunk_size: how many are made, and written, at once.
-    :param path: of the file, if there is to be one.
-    :param progress_bar: whether to show one.
+    :param options: how they are to be made.
     :param note: what the simulations depend on, as far as that can be told.
     :param digests: of the numbers in the arguments, by argument.
     """
-    check_count("num_simulations", total)
-    check_count("num_workers", num_workers)
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
-    file = None if path is None else SimulationFile(path)
+    total = options.num_simulations
+    file = None if options.path is None else SimulationFile(options.path)
     if file is not None and file.note:
         file.check(note)
         program.batched = file.note["batched"]
-        stored = file.note["chunk_size"]
-        program.chunk_size = chunk_size or stored
+        program.chunk_size = options.chunk_size or file.note["chunk_size"]
         if program.batched and program.depends_on_chunk:
             file.check({"chunk_size": program.chunk_size})
-        if file.num_simulations > total:
-            raise ValueError(tables.fewer(file.path, file.num_simulations, total))
     else:
-        _settle(program, total, num_workers, chunk_size)
+        _settle(program, options)
 
     def changed() -> list[str]:
         assert file is not None
@@ -205,7 +217,7 @@ def simulate_all(
         return sorted(name for name in digests if digests[name] != stored.get(name))
 
     while True:
-        filling = _Filling(program, total, num_workers, file, progress_bar)
+        filling = _Filling(program, options, file)
         try:
             if file is not None:
                 if file.note:
@@ -218,31 +230,32 @@ def simulate_all(
         except NotOneRunError as error:
             warn_user(tables.one_by_one(error))
             program.batched = False
-            program.chunk_size = _default_size(program, total, num_workers, chunk_size)
+            program.chunk_size = _default_size(program, options)
             if file is not None:
                 file.forget()
-    table = Simulations(*as_table(runs, observed))
+    table = Simulations(*as_table(runs, options.observed))
     if file is not None and file.num_simulations < total:
         file.finish(table)
     return table
 
 
-def _settle(program: Program, total: int, num_workers: int, chunk_size: int | None) -> None:
+def _settle(program: Program, options: Options) -> None:
     """Find out how the program is to be run."""
-    program.chunk_size = _default_size(program, total, num_workers, chunk_size)
+    program.chunk_size = _default_size(program, options)
     reason = program.cannot_batch()
     if reason is not None:
         warn_user(tables.one_by_one(reason))
         program.batched = False
-        program.chunk_size = _default_size(program, total, num_workers, chunk_size)
+        program.chunk_size = _default_size(program, options)
 
 
-def _default_size(program: Program, total: int, num_workers: int, chunk_size: int | None) -> int:
-    if chunk_size is not None:
-        return chunk_size
+def _default_size(program: Program, options: Options) -> int:
+    if options.chunk_size is not None:
+        return options.chunk_size
     if program.batched:
         return _CHUNK_OF_ONE_RUN
-    return max(1, min(_CHUNK_OF_RUNS, total // (4 * count_workers(num_workers))))
+    share = options.num_simulations // (4 * count_workers(options.num_workers))
+    return max(1, min(_CHUNK_OF_RUNS, share))
 
 
 def _as_table(runs: Runs) -> Simulations:

@@ -45,19 +45,16 @@ class SimulationFile:
         self._manifest = self._folder / "run.json"
         #: What the simulations on disk belong to; empty if there are none.
         self.note: dict[str, Any] = {}
-        self._is_whole = self.path.exists()
-        if self._is_whole:
+        #: How many simulations the whole table has; 0 if it is not whole.
+        self.num_simulations = 0
+        if self.path.exists():
             attributes = read_attributes(self.path)
             if _NOTE not in attributes:
                 raise ValueError(tables.not_ours(path))
             self.note = json.loads(attributes[_NOTE])
+            self.num_simulations = int(self.note["num_simulations"])
         elif self._manifest.exists():
             self.note = json.loads(self._manifest.read_text())
-
-    @property
-    def num_simulations(self) -> int:
-        """How many the whole table has; 0 if it is not whole."""
-        return int(self.note["num_simulations"]) if self._is_whole else 0
 
     def check(self, note: Mapping[str, Any]) -> None:
         """
@@ -90,12 +87,12 @@ class SimulationFile:
         """Remove all simulations."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self.path.unlink(missing_ok=True)
-        self._is_whole, self.note = False, {}
+        self.num_simulations, self.note = 0, {}
 
     def parts(self) -> dict[tuple[int, int], Simulations]:
         """What is there, by number of the first simulation and that after the last."""
         found: dict[tuple[int, int], Simulations] = {}
-        if self._is_whole:
+        if self.num_simulations:
             table = Simulations.from_arviz(self.path)
             found[0, len(table)] = table
         for path in sorted(self._folder.glob("*.nc")) if self._folder.is_dir() else []:
@@ -110,9 +107,8 @@ class SimulationFile:
 
     def finish(self, table: Simulations) -> None:
         """Write all of them to one file, and remove the parts."""
-        self.note["num_simulations"] = len(table)
-        _put_table(self.path, table, {_NOTE: json.dumps(self.note)})
-        self._is_whole = True
+        note = {**self.note, "num_simulations": len(table)}
+        _put_table(self.path, table, {_NOTE: json.dumps(note)})
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-
-from spread_core.arguments import positional_names
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -28,9 +27,12 @@ def describe_arguments(
     :param args: positional arguments.
     :param kwargs: keyword arguments.
     """
-    names = positional_names(fn)
-    named = {names[i] if i < len(names) else f"*args[{i}]": arg for i, arg in enumerate(args)}
-    named |= dict(kwargs)
+    try:
+        bound = inspect.signature(getattr(fn, "forward", fn)).bind(*args, **kwargs)
+        bound.apply_defaults()
+        named = dict(bound.arguments)
+    except (TypeError, ValueError):  # it has no signature, or is called otherwise
+        named = {f"*args[{i}]": arg for i, arg in enumerate(args)} | dict(kwargs)
     return {name: _told(v) for name, v in named.items()}, {n: _digest(v) for n, v in named.items()}
 
 

@@ -57,7 +57,7 @@ def uses_workers(num_workers: int) -> bool:
 
     :raises ImportError: if joblib is missing and several are wanted; the message names the extra.
     """
-    if num_workers == 1 and "joblib" not in sys.modules:
+    if num_workers == 1 and sys.modules.get("joblib") is None:
         return False  # then nobody has told it anything
     joblib = _joblib()
     if num_workers != 1 or joblib.effective_n_jobs(None) > 1:

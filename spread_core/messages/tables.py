@@ -152,8 +152,8 @@ def other_run(path: object, what: str, stored: object, now: object) -> str:
 
 def fewer(path: object, stored: int, wanted: int) -> str:
     return (
-        f"'{path}' holds {stored} simulations, more than num_simulations={wanted}. Take some of "
-        f"them by Simulations.from_arviz('{path}').take(slice({wanted}))."
+        f"'{path}' holds {stored} simulations, more than num_simulations={wanted}. Ask for "
+        f"{stored}, and take some of them: simulate(...).take(slice({wanted}))."
     )
 
 
