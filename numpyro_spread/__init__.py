@@ -35,10 +35,12 @@ from numpyro_spread.ratio import (
 from numpyro_spread.reporting import diagnose, report
 from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis import (
+    CalibrationWarning,
     FalseEvidenceWarning,
     GuardStatus,
     History,
     InvalidSimulationsWarning,
+    MisspecificationWarning,
     NonFiniteError,
     SupportMismatchWarning,
 )
@@ -50,6 +52,7 @@ from spread_core.math.divergences import *
 __all__ = [
     "R1",
     "AutoImplicit",
+    "CalibrationWarning",
     "Checkpoint",
     "CheckpointError",
     "DeterministicGenerator",
@@ -59,6 +62,7 @@ __all__ = [
     "History",
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
+    "MisspecificationWarning",
     "NonFiniteError",
     "Simulations",
     "SupportMismatchWarning",
