@@ -14,7 +14,7 @@ from numpyro_spread import divergences as divergences
 from numpyro_spread import infer, kernels, noise
 from numpyro_spread.autoguide import AutoImplicit
 from numpyro_spread.checkpoint import load_checkpoint, save_checkpoint
-from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
+from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from numpyro_spread.evaluation import (
     ais_log_likelihood,
     importance_weighted_bound,
@@ -59,6 +59,7 @@ __all__ = [
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
     "NonFiniteError",
+    "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
     "averaged_params",

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,8 +17,14 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Delta, Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from numpyro_spread._gradients import refuse_gradient
 from numpyro_spread._pytree import widened
-from spread_core.densityless import DeterministicGeneratorShared, ImplicitShared
+from spread_core.black_box import Typed, as_numbers
+from spread_core.densityless import (
+    DeterministicGeneratorShared,
+    ImplicitShared,
+    SimulatorShared,
+)
 from spread_core.inspection import is_inspected
 from spread_core.messages import distributions
 
@@ -241,6 +247,144 @@ class DeterministicGenerator(DeterministicGeneratorShared, Delta):
         if is_inspected("numpyro.infer.inspect"):
             return _depends_on(value, self.v, self.event_dim)
         raise NotImplementedError(distributions.generator_has_no_density())
+
+
+class Simulator(SimulatorShared, Distribution):
+    r"""
+    The distribution of ``fn(rng, *arrays)``: a black box in NumPy, which can be sampled only.
+
+        >>> import jax, jax.numpy as jnp
+        >>> def walk(rng, drift, scale):  # both of shape (n,)
+        ...     steps = rng.normal(drift[:, None], scale[:, None], (len(drift), 20))
+        ...     return steps.cumsum(-1)
+        >>> d = Simulator(walk, jnp.zeros(5), 1.0, event_shape=(20,))
+        >>> d.sample(jax.random.key(0), (7,)).shape
+        (7, 5, 20)
+
+    Draws have the floating type of the arguments, or the default one if all are integers, whatever
+    ``fn`` returns: counts are floating too. Seeds are made from the site's key. ``fn`` is called
+    through :func:`jax.pure_callback`, under jit and in scan too, and all runs of a ``vmap`` are one
+    call. It must not use JAX itself. For an error in ``fn`` JAX raises one of its own type under
+    jit, with type and message of the error in its text.
+
+    It is a pytree, whose children are the arguments: they cross jit, vmap and scan.
+
+    :raises NotImplementedError: if a draw is differentiated in the arguments.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    pytree_data_fields = ("args",)
+    pytree_aux_fields = ("_box",)
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *args: Any,
+        event_shape: Sequence[int],
+        vectorized: bool = True,
+        arg_event_dims: int | Sequence[int] = 0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._box = self._make_box(fn, args, event_shape, vectorized, arg_event_dims)
+        arrays = _as_arrays(args)
+        batch_shape = self._box.batch_shape([array.shape for array in arrays])
+        self.args = self._expanded(arrays, batch_shape)
+        super().__init__(batch_shape, self._box.event_shape, validate_args=validate_args)
+
+    def _expanded(
+        self, args: Sequence[jax.Array], batch_shape: Sequence[int]
+    ) -> tuple[jax.Array, ...]:
+        own = self._box.own_shapes([arg.shape for arg in args])
+        shapes = [(*batch_shape, *each) for each in own]
+        return tuple(jnp.broadcast_to(*pair) for pair in zip(args, shapes, strict=True))
+
+    @property
+    def has_rsample(self) -> bool:
+        """No: a black box passes on no gradient."""
+        return False
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All real values, since ``SVI.init`` needs a support; fn may reach only some of them."""
+        return constraints.independent(constraints.real, self.event_dim)
+
+    def expand(self, batch_shape: Sequence[int]) -> Simulator:
+        """The distribution over ``batch_shape`` independent runs."""
+        if tuple(batch_shape) == self.batch_shape:
+            return self
+        return self._over(self.args, batch_shape)
+
+    def _over(self, args: Sequence[jax.Array], batch_shape: Sequence[int]) -> Simulator:
+        box = self._box
+        return Simulator(
+            box.fn,
+            *self._expanded(args, batch_shape),
+            event_shape=box.event_shape,
+            vectorized=box.vectorized,
+            arg_event_dims=box.event_dims,
+        )
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """
+        Draws of shape sample + batch + event, without a gradient.
+
+        :raises TypeError: if ``fn`` does not return real numbers.
+        :raises ValueError: if it returns another shape.
+        """
+        assert key is not None
+        batch_shape = (*sample_shape, *self.batch_shape)
+        args = self._expanded([widened(arg) for arg in self.args], batch_shape)
+        dtype = _floating_type(args)
+        run = Typed(self._box, np.dtype(dtype))
+        seeds = random.bits(key, self._box.seeds_shape(batch_shape), jnp.uint32)
+        if not any(isinstance(each, jax.core.Tracer) for each in (seeds, *args)):
+            return jnp.asarray(run(seeds, *args))  # errors of fn keep their type
+        shape = jax.ShapeDtypeStruct((*batch_shape, *self.event_shape), dtype)
+        error = NotImplementedError(distributions.simulator_has_no_gradient())
+        args = refuse_gradient(args, error)
+        return jax.pure_callback(run, shape, seeds, *args, vmap_method="broadcast_all")
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> ArrayLike:
+        """
+        Not available. For ``numpyro.infer.inspect`` the result shows what a density would depend
+        on.
+
+        :raises NotImplementedError: always else, naming the losses that need no density.
+        """
+        if is_inspected("numpyro.infer.inspect"):
+            ndim = len(self.batch_shape)
+            each = [arg.sum(tuple(range(ndim, arg.ndim))) for arg in self.args]
+            together = jnp.stack([arg.astype(jnp.result_type(float)) for arg in each]).sum(0)
+            ones = (1,) * self.event_dim
+            return _depends_on(value, together.reshape(*together.shape, *ones), self.event_dim)
+        raise NotImplementedError(distributions.simulator_has_no_density())
+
+
+@promote_batch_shape.register
+def _promote_simulator(d: Simulator) -> Simulator:
+    """A batch of distributions, where ``vmap`` or scan has stacked the arrays of one."""
+    batch_shape = d._box.batch_shape([jnp.shape(arg) for arg in d.args])
+    return d if batch_shape == d.batch_shape else d._over(d.args, batch_shape)
+
+
+def _floating_type(args: Iterable[Any]) -> Any:
+    """The floating type of arrays, the default one if there is none."""
+    types = [arg.dtype for arg in args if isinstance(arg, jax.Array)]
+    floating = [each for each in types if jnp.issubdtype(each, jnp.floating)]
+    return jnp.result_type(*floating) if floating else jnp.result_type(float)
+
+
+def _as_arrays(args: Sequence[Any]) -> list[jax.Array]:
+    """Arguments of a simulator; what is floating and no array of JAX gets the type of those."""
+    dtype, arrays = _floating_type(args), []
+    for number, arg in enumerate(args, 1):
+        if not isinstance(arg, jax.Array):
+            array = as_numbers(number, arg)
+            arg = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
+        elif jnp.issubdtype(arg.dtype, jax.dtypes.extended):  # random keys
+            raise TypeError(distributions.simulator_arg(number, arg))
+        arrays.append(arg)
+    return arrays
 
 
 def _depends_on(value: ArrayLike, other: ArrayLike, event_dim: int) -> jax.Array:

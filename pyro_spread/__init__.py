@@ -14,7 +14,7 @@ from pyro_spread import divergences as divergences
 from pyro_spread import infer, kernels, noise
 from pyro_spread.autoguide import AutoImplicit
 from pyro_spread.checkpoint import load_checkpoint, save_checkpoint
-from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution
+from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from pyro_spread.evaluation import (
     ais_log_likelihood,
     importance_weighted_bound,
@@ -59,6 +59,7 @@ __all__ = [
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
     "NonFiniteError",
+    "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
     "averaged_params",

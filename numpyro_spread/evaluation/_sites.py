@@ -15,7 +15,7 @@ from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread._typing import Args, Kwargs, Params, RngKey, Site, Sites
 from numpyro_spread.infer._scan import Inside
-from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._sites import is_black_box, is_implicit
 from numpyro_spread.infer._two_sides import mask_at
 
 
@@ -43,7 +43,9 @@ def lacks_density(fn: Any, transformed: bool) -> bool:
     """Whether a distribution of a guide has no density; ``transformed`` allows a Delta."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
-    return is_implicit(fn) or (isinstance(fn, Delta) and not transformed)
+    if is_implicit(fn) or is_black_box(fn):
+        return True
+    return isinstance(fn, Delta) and not transformed
 
 
 def numpy_seed(rng_key: RngKey) -> int:

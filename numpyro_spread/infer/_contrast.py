@@ -14,7 +14,7 @@ from jax import lax, random
 from numpyro.distributions import Distribution
 from numpyro.handlers import block, seed
 
-from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread._gradients import refuse_gradient
 from numpyro_spread.infer._guide_run import GuideRun
 from numpyro_spread.infer._implicit_group import ImplicitGroup
 from numpyro_spread.infer._registration import example_of
@@ -23,6 +23,7 @@ from numpyro_spread.infer._series import Series, time_last
 from numpyro_spread.infer._sites import (
     innermost,
     is_bare_delta,
+    is_black_box,
     is_implicit,
     mask_of_implicit,
     plain_name,
@@ -167,7 +168,7 @@ class ContrastRun(GuideRun):
         sites = self.prior_trace(set(), random.fold_in(self._rng_key, len(self.groups)))
         for name in sorted(self.unscored):
             site = sites[name]
-            if not is_implicit(site["fn"]):
+            if not (is_implicit(site["fn"]) or is_black_box(site["fn"])):
                 log_prob = site["fn"].log_prob(lax.stop_gradient(site["value"]))
                 scale = 1.0 if site["scale"] is None else site["scale"]
                 total = total - jnp.sum(scale * log_prob)
@@ -235,7 +236,7 @@ class _InModel(Inside):
         self._seen.add(name)
         if name in self._run.unscored:
             msg["fn"] = _worth_nothing(fn)
-        elif self._run.options.adaptive and is_implicit(fn):
+        elif self._run.options.adaptive and (is_implicit(fn) or is_black_box(fn)):
             raise NotImplementedError(contrasts.implicit_prior(name))
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from numpyro.distributions import Distribution
 from numpyro.handlers import seed, substitute, trace
 
-from numpyro_spread.infer._gradients import refuse_gradient
+from numpyro_spread._gradients import refuse_gradient
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._sites import is_implicit
 from spread_core.contrast_options import ContrastOptions

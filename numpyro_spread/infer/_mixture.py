@@ -20,8 +20,8 @@ from numpyro.distributions import Distribution, biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import sum_rightmost
 
+from numpyro_spread._gradients import refuse_gradient
 from numpyro_spread.distributions import ImplicitDistribution
-from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._sites import is_implicit, mask_of_implicit, plain_name
 from numpyro_spread.infer._supports import Supports

@@ -18,7 +18,7 @@ from numpyro_spread.infer._invalid import note
 from numpyro_spread.infer._joint_sides import failed_simulations, is_latent, run, run_forward
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.infer._own_draws import refuse_own_draws
-from numpyro_spread.infer._sites import is_implicit, mask_of_batch, plain_name
+from numpyro_spread.infer._sites import is_black_box, is_implicit, mask_of_batch, plain_name
 from numpyro_spread.infer._two_sides import is_compared
 from numpyro_spread.noise import SpreadNoise
 from spread_core.arguments import get_argument, locate_data, replace_arguments
@@ -90,7 +90,8 @@ def minus_log_q(
     total, seen = jnp.zeros(()), jnp.zeros(invalid.total, bool)
     for name, site in sites.items():
         # At the model's latents a Delta is worth minus infinity.
-        if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
+        without = is_implicit(site["fn"]) or is_black_box(site["fn"])
+        if without or plain_name(site["fn"]) == "Delta":
             raise ValueError(contrasts.joint_needs_density(name))
         log_prob = site["fn"].log_prob(site["value"])
         scale = 1.0 if site["scale"] is None else site["scale"]

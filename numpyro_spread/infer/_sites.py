@@ -11,7 +11,7 @@ import numpy as np
 from numpyro.distributions import Delta, Distribution, MaskedDistribution
 
 from numpyro_spread import _parents
-from numpyro_spread.distributions import ImplicitDistribution
+from numpyro_spread.distributions import ImplicitDistribution, Simulator
 from numpyro_spread.noise.base import is_concrete
 from spread_core.messages import contrasts
 
@@ -20,7 +20,16 @@ _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
 
 def is_implicit(fn: Any) -> bool:
     """Whether ``fn`` is an ``ImplicitDistribution``, also inside wrappers and transforms."""
-    while not isinstance(fn, ImplicitDistribution):
+    return _is_around(fn, ImplicitDistribution)
+
+
+def is_black_box(fn: Any) -> bool:
+    """Whether ``fn`` is a ``Simulator``, also inside wrappers and transforms."""
+    return _is_around(fn, Simulator)
+
+
+def _is_around(fn: Any, kind: type) -> bool:
+    while not isinstance(fn, kind):
         fn = getattr(fn, "base_dist", None)
         if not isinstance(fn, Distribution):
             return False

@@ -16,10 +16,10 @@ from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace
 
 from numpyro_spread import _parents
+from numpyro_spread._gradients import refuse_gradient
 from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_plate, weight_of_data
-from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._invalid import Invalid, note
 from numpyro_spread.infer._noise import draw_at
 from numpyro_spread.infer._own_draws import refuse_own_draws

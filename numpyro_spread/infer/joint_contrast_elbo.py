@@ -16,10 +16,10 @@ import numpyro
 from jax import lax, random
 from numpyro.handlers import block
 
+from numpyro_spread._gradients import refuse_gradient
 from numpyro_spread._typing import RngKey
 from numpyro_spread.divergences import Divergence, ReverseKL
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
-from numpyro_spread.infer._gradients import refuse_gradient
 from numpyro_spread.infer._guide_run import stop_gradient_tree
 from numpyro_spread.infer._handed import Watch
 from numpyro_spread.infer._invalid import note, noting

@@ -15,7 +15,7 @@ from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread._typing import Site, Sites
-from pyro_spread.infer._sites import is_computed, is_implicit
+from pyro_spread.infer._sites import is_black_box, is_computed, is_implicit
 from pyro_spread.infer._two_sides import mask_at
 
 
@@ -44,4 +44,6 @@ def lacks_density(fn: Any, transformed: bool) -> bool:
     """Whether a distribution of a guide has no density; ``transformed`` allows a Delta."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
-    return is_implicit(fn) or (isinstance(fn, Delta) and not transformed)
+    if is_implicit(fn) or is_black_box(fn):
+        return True
+    return isinstance(fn, Delta) and not transformed

@@ -18,6 +18,7 @@ from pyro_spread.infer._guide_run import GuideRun, ImplicitSite
 from pyro_spread.infer._implicit_group import ImplicitGroup
 from pyro_spread.infer._sites import (
     combine_masks,
+    is_black_box,
     is_implicit,
     is_latent,
     is_learned,
@@ -178,7 +179,7 @@ class _InModel(Messenger):
         if name in run.sites:
             run.priors[name] = fn
         if run.options.adaptive:
-            if is_implicit(fn):
+            if is_implicit(fn) or is_black_box(fn):
                 raise NotImplementedError(contrasts.implicit_prior(name))
             return
         # Of an implicit prior one cannot tell before another run.

@@ -16,7 +16,7 @@ from pyro.distributions import TorchDistribution
 
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._plate_arguments import subsampled
-from pyro_spread.infer._sites import is_implicit
+from pyro_spread.infer._sites import is_black_box, is_implicit, is_learned
 from spread_core.contrast_options import ContrastOptions
 from spread_core.messages import contrasts
 
@@ -175,6 +175,10 @@ class GuideRun:
         node = self._at_values[name]
         if is_implicit(node["fn"]):
             if torch.is_grad_enabled() and node["fn"].rsample().requires_grad:
+                raise NotImplementedError(contrasts.learned_implicit_prior(name))
+            return torch.zeros(())
+        if is_black_box(node["fn"]):
+            if torch.is_grad_enabled() and is_learned(node["fn"]):
                 raise NotImplementedError(contrasts.learned_implicit_prior(name))
             return torch.zeros(())
         log_prob = node["fn"].log_prob(node["value"])

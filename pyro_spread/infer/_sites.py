@@ -13,14 +13,23 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread import _parents
-from pyro_spread.distributions import ImplicitDistribution
+from pyro_spread.distributions import ImplicitDistribution, Simulator
 from pyro_spread.noise import SpreadNoise
 from spread_core.messages import contrasts
 
 
 def is_implicit(fn: Any) -> bool:
     """Whether ``fn`` is an ``ImplicitDistribution``, also inside wrappers and transforms."""
-    while not isinstance(fn, ImplicitDistribution):
+    return _is_around(fn, ImplicitDistribution)
+
+
+def is_black_box(fn: Any) -> bool:
+    """Whether ``fn`` is a ``Simulator``, also inside wrappers and transforms."""
+    return _is_around(fn, Simulator)
+
+
+def _is_around(fn: Any, kind: type) -> bool:
+    while not isinstance(fn, kind):
         fn = getattr(fn, "base_dist", None)
         if not isinstance(fn, torch.distributions.Distribution):
             return False
@@ -107,7 +116,8 @@ def lacks_gradient(fn: Any) -> bool:
 def is_learned(fn: Any) -> bool:
     """Whether any parameter of a distribution or kernel, also of one inside it, has a gradient."""
     for value in vars(fn).values():
-        if isinstance(value, torch.Tensor) and value.requires_grad:
+        tensors = value if isinstance(value, tuple) else (value,)  # several in a Simulator
+        if any(isinstance(each, torch.Tensor) and each.requires_grad for each in tensors):
             return True
         if isinstance(value, torch.nn.Module) and any(p.requires_grad for p in value.parameters()):
             return True

@@ -189,6 +189,11 @@ def no_characteristic_function(kernel: str) -> str:
 
 
 def no_spread_rule(kernel: str, distribution: str) -> str:
+    if distribution == "Simulator":
+        return (
+            f"{kernel} has no exact spread of Simulator, which has no density. JointContrastELBO "
+            "takes noise around its draws: JointContrastELBO(divergence=KL(), noise={...})."
+        )
     return (
         f"{kernel} has no exact spread of {distribution}. Exact are: Delta under every kernel; "
         "Normal and MultivariateNormal under the Gaussian kernels; Categorical under ChannelNoise; "

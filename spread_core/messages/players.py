@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spread_core.messages.general import shown
+from spread_core.messages.distributions import simulator_has_no_gradient
+from spread_core.messages.general import at_site, shown
 
 
 def bad_pi(pi: object) -> str:
@@ -141,6 +142,8 @@ def factor_site(site: str) -> str:
 
 
 def discrete_draw(site: str, distribution: str) -> str:
+    if distribution == "Simulator":
+        return at_site(site, simulator_has_no_gradient())
     return (
         f"site '{site}': draws of {distribution} are discrete or not reparametrised, so no "
         "gradient reaches the model through them. Use a continuous relaxation (such as "
@@ -150,6 +153,8 @@ def discrete_draw(site: str, distribution: str) -> str:
 
 
 def latent_without_gradient(site: str, distribution: str) -> str:
+    if distribution == "Simulator":
+        return at_site(site, simulator_has_no_gradient())
     return (
         f"latent site '{site}': draws of {distribution} are not reparametrised, but its parameters "
         "are being learned: their gradient would silently be zero. Fix them, or use a continuous "

@@ -24,6 +24,7 @@ from numpyro_spread import (
     GaussianNoise,
     ImplicitDistribution,
     LowRankGaussianNoise,
+    Simulator,
 )
 
 KEY = jax.random.key(0)
@@ -72,6 +73,14 @@ def implicit(weight, shift):
     return ImplicitDistribution(jax.tree_util.Partial(affine, weight, shift), base, (2,))
 
 
+def run(rng, drift, start):
+    return start + drift + rng.normal(size=2)
+
+
+def simulator(drift, start):
+    return Simulator(run, drift, start, event_shape=(2,), arg_event_dims=(0, 1), vectorized=False)
+
+
 def diagonal(x, scale):
     return dist.Normal(x, scale).to_event(1)
 
@@ -103,6 +112,9 @@ def from_kernel(kernel):
 ENTRIES = {
     "implicit": Entry(
         implicit, {"weight": [0.5, 1.5], "shift": [1.0, -1.0]}, (2,), density=False, moments=False
+    ),
+    "simulator": Entry(
+        simulator, {"drift": COLUMN, "start": X}, (2,), density=False, moments=False
     ),
     "generator": Entry(
         lambda x: DeterministicGenerator(x, event_dim=1), {"x": X}, (2,), density=False
@@ -139,7 +151,7 @@ ENTRIES = {
     ),
 }
 # Every operation is compiled once for each, so that the default suite takes few.
-FAST = {"implicit", "channel"}
+FAST = {"implicit", "simulator", "channel"}
 
 
 def only(**wanted):
@@ -182,7 +194,7 @@ def test_shapes_types_and_support(entry):
 def test_reparametrised_draws_carry_gradients_of_all_params(entry):
     fn = entry()
     if not fn.has_rsample:
-        assert entry.discrete or isinstance(fn, dist.MixtureSameFamily)
+        assert entry.discrete or isinstance(fn, dist.MixtureSameFamily | Simulator)
         with pytest.raises(NotImplementedError):
             fn.rsample(KEY)
         return
@@ -301,7 +313,7 @@ def test_to_event_and_mask(entry):
     assert masked.expand((2, 3)).batch_shape == (2, 3)
     if not entry.density:
         for one in (fn, moved, masked, fn.expand((2, 3))):
-            with pytest.raises(NotImplementedError, match=r"SpreadELBO|PriorContrastELBO"):
+            with pytest.raises(NotImplementedError, match=r"SpreadELBO|(Prior|Joint)ContrastELBO"):
                 one.log_prob(one.sample(KEY))
         return
     close(moved.log_prob(value), fn.log_prob(value).sum(-1))

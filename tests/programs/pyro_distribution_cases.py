@@ -10,7 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
-from pyro_spread import GaussianNoise, ImplicitDistribution
+from pyro_spread import GaussianNoise, ImplicitDistribution, Simulator
 
 
 def _affine(scale, shift, eps):
@@ -61,6 +61,14 @@ def full(x, tril):
 def implicit(weight, shift):
     base = dist.Normal(torch.zeros(3, 2).to(weight), 1.0).to_event(1)
     return ImplicitDistribution(functools.partial(_affine, weight, shift), base, (2,))
+
+
+def _run(rng, drift, start):
+    return start + drift + rng.normal(size=2)
+
+
+def simulator(drift, start):
+    return Simulator(_run, drift, start, event_shape=(2,), arg_event_dims=(0, 1), vectorized=False)
 
 
 def mixture(x, scale, s):

@@ -10,12 +10,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from every import KERNELS
-from pyro_distribution_cases import Case, diagonal, full, implicit, mixture, normal
+from pyro_distribution_cases import Case, diagonal, full, implicit, mixture, normal, simulator
 from scipy import integrate
 from torch.distributions import constraints
 
 import pyro_spread
-from pyro_spread import ChannelNoise, DeterministicGenerator, GaussianNoise, LowRankGaussianNoise
+from pyro_spread import (
+    ChannelNoise,
+    DeterministicGenerator,
+    GaussianNoise,
+    LowRankGaussianNoise,
+    Simulator,
+)
 
 X = [[0.3, -0.5], [1.5, 0.2], [-0.7, 0.9]]
 COLUMN = [0.3, 1.5, -0.7]
@@ -48,6 +54,9 @@ def from_kernel(kernel):
 CASES = {
     "implicit": Case(
         implicit, {"weight": [0.5, 1.5], "shift": [1.0, -1.0]}, (2,), density=False, moments=False
+    ),
+    "simulator": Case(
+        simulator, {"drift": COLUMN, "start": X}, (2,), density=False, moments=False
     ),
     "generator": Case(
         lambda x: DeterministicGenerator(x, event_dim=1), {"x": X}, (2,), density=False
@@ -130,7 +139,8 @@ def test_reparametrised_draws_carry_gradients_of_all_params(entry):
     params = {name: value.requires_grad_() for name, value in entry.tensors().items()}
     fn = entry.make(**params)
     if not fn.has_rsample:
-        assert entry.discrete or isinstance(fn, torch.distributions.MixtureSameFamily)
+        mixture = isinstance(fn, torch.distributions.MixtureSameFamily)
+        assert entry.discrete or mixture or isinstance(fn, Simulator)
         with pytest.raises(NotImplementedError):
             fn.rsample()
         return
@@ -261,7 +271,7 @@ def test_to_event_and_mask(entry):
 def test_without_a_density(entry):
     fn = entry()
     for one in (fn, fn.expand((2, 3)), fn.to_event(1), fn.mask(torch.tensor([True, False, True]))):
-        with pytest.raises(NotImplementedError, match=r"SpreadELBO|PriorContrastELBO"):
+        with pytest.raises(NotImplementedError, match=r"SpreadELBO|(Prior|Joint)ContrastELBO"):
             one.log_prob(one.sample())
 
 
