@@ -12,7 +12,7 @@ except ImportError as error:
 
 from numpyro_spread import divergences as divergences
 from numpyro_spread import infer, kernels, noise
-from numpyro_spread.autoguide import AutoImplicit
+from numpyro_spread.autoguide import AutoAmortized, AutoImplicit
 from numpyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from numpyro_spread.evaluation import (
@@ -33,6 +33,7 @@ from numpyro_spread.ratio import (
     critic_report,
 )
 from numpyro_spread.reporting import diagnose, report
+from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis import (
     FalseEvidenceWarning,
     GuardStatus,
@@ -48,6 +49,7 @@ from spread_core.math.divergences import *
 # What a module lists is public here too: a new loss, kernel or divergence needs no line.
 __all__ = [
     "R1",
+    "AutoAmortized",
     "AutoImplicit",
     "Checkpoint",
     "CheckpointError",
@@ -59,6 +61,7 @@ __all__ = [
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
     "NonFiniteError",
+    "Simulations",
     "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
@@ -72,6 +75,7 @@ __all__ = [
     "load_checkpoint",
     "report",
     "save_checkpoint",
+    "simulate",
     "simulation_based_calibration",
     "spread",
     "two_player",

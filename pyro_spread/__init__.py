@@ -33,6 +33,7 @@ from pyro_spread.ratio import (
     critic_report,
 )
 from pyro_spread.reporting import diagnose, report
+from pyro_spread.simulate import Simulations, simulate
 from spread_analysis import (
     FalseEvidenceWarning,
     GuardStatus,
@@ -59,6 +60,7 @@ __all__ = [
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
     "NonFiniteError",
+    "Simulations",
     "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
@@ -72,6 +74,7 @@ __all__ = [
     "load_checkpoint",
     "report",
     "save_checkpoint",
+    "simulate",
     "simulation_based_calibration",
     "spread",
     "two_player",

@@ -40,6 +40,7 @@ from spread_analysis.reference import (
     student_t_characteristic_function,
 )
 from spread_analysis.report import Report
+from spread_analysis.simulations import Simulations
 from spread_core.monitors import (
     FalseEvidenceMonitor,
     FalseEvidenceWarning,
@@ -66,6 +67,7 @@ __all__ = [
     "Report",
     "SampleJudge",
     "SampleQuality",
+    "Simulations",
     "SupportMismatchMonitor",
     "SupportMismatchWarning",
     "Target",

@@ -55,6 +55,8 @@ GROUPS = {
     "metrics": "Metrics of samples",
     "log_evidence": "Log evidence",
     "calibration": "Calibration",
+    "simulate": "Simulations",
+    "simulations": "Simulations",
     "arviz_export": "ArviZ",
     "plots": "Plots",
     "datasets": "Data sets",

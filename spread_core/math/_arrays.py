@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy.special
 from array_api_compat import array_namespace, is_jax_array, is_numpy_array, is_torch_array
 
 from spread_core.messages import samples
@@ -98,6 +99,16 @@ def cast(values: Any, like: Array) -> Array:
     return array_namespace(like).asarray(values, dtype=like.dtype, **_device(like))
 
 
+def as_bool(values: np.ndarray, like: Array) -> Array:
+    """
+    NumPy's bools in the type and on the device of an array.
+
+    :param values: the bools.
+    :param like: the array.
+    """
+    return array_namespace(like).asarray(values, **_device(like))
+
+
 def indices(count: int, like: Array) -> Array:
     """
     0, 1, ... on the device of an array.
@@ -181,6 +192,42 @@ def fold(step: Callable[[Array, Any], Array], start: Array, items: Iterable[Any]
 def _jax() -> Any:
     """The module of whoever made an array of JAX; this package imports none."""
     return sys.modules["jax"]
+
+
+def special(x: Array) -> Any:
+    """
+    Where the special functions of an array's library are: ``ndtr``, ``ndtri``.
+
+    :param x: the array.
+    """
+    if is_torch_array(x):
+        return array_namespace(x).special
+    return _jax().scipy.special if is_jax_array(x) else scipy.special
+
+
+def interpolate(x: Array, knots: Array, values: Array) -> Array:
+    """
+    Piecewise linear functions, one for each column, constant outside of their knots.
+
+    :param x: of shape (n, d).
+    :param knots: of shape (d, k), increasing; a knot that repeats the last one is none.
+    :param values: at the knots, of shape (d, k).
+    """
+    xp = array_namespace(x)
+    x = xp.moveaxis(x, 0, 1)
+    if is_torch_array(x):
+        index = xp.searchsorted(knots, x.contiguous(), right=True)
+    elif is_jax_array(x) or is_jax_array(knots):
+        index = _jax().vmap(lambda row, at: xp.searchsorted(row, at, side="right"))(knots, x)
+    else:
+        pairs = zip(knots, x, strict=True)
+        index = xp.stack([xp.searchsorted(row, at, side="right") for row, at in pairs])
+    index = xp.clip(index, 1, knots.shape[1] - 1)
+    left, right = (xp.take_along_axis(knots, index - k, axis=1) for k in (1, 0))
+    low, high = (xp.take_along_axis(values, index - k, axis=1) for k in (1, 0))
+    width = right - left
+    share = xp.clip((x - left) / xp.where(width > 0, width, 1.0), 0.0, 1.0)
+    return xp.moveaxis(low + share * (high - low), 0, 1)
 
 
 def softplus(x: Array) -> Array:

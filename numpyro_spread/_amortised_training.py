@@ -1,0 +1,103 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Train an amortised guide on a table, all members of its ensemble side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax, random
+
+from numpyro_spread.autoguide.amortized import AutoAmortized
+from spread_core.amortized.training import Best, Settings, merged, worth_it
+
+Tree = Any
+
+
+def train(
+    rng_key: jax.Array,
+    guide: AutoAmortized,
+    params: dict[str, Any],
+    prepared: Tree,
+    rows: tuple[np.ndarray, np.ndarray],
+    settings: Settings,
+    report: Callable[[int, float], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Train the nets of a guide; the standardisation stays.
+
+    :param rng_key: random key, of the order of the rows.
+    :param guide: the guide, set up.
+    :param params: its params at the start.
+    :param prepared: the simulations, as :meth:`AutoAmortized.prepare` gives them.
+    :param rows: of every member, to train on and to hold out.
+    :param settings: of the optimisation.
+    :param report: is told the number of every epoch and the held-out loss.
+    :return: the params, and a record: epochs, losses held out at the start and at the end.
+    """
+    fixed = {name: params[name] for name in params if name.endswith("_standardisation")}
+    keys = {guide.params_name(group): group.key for group in guide.context.groups}
+    nets = {key: params[name] for name, key in keys.items()}
+    data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), dict(prepared))
+    train_rows, held_rows = map(jnp.asarray, rows)
+    members, count = train_rows.shape
+    size, steps = settings.batch_size, settings.steps
+
+    def log_probs(nets: Tree, chosen: jax.Array) -> dict[str, jax.Array]:
+        batch = jax.tree.map(lambda x: x[chosen], data)
+        named = {name: nets[key] for name, key in keys.items()}
+        found = guide.log_probs(named | fixed, batch)
+        return {key: x.reshape(*x.shape[:3], -1).mean(-1) for key, x in found.items()}
+
+    def losses(nets: Tree, chosen: jax.Array) -> dict[str, jax.Array]:
+        return {key: -x.mean(-1) for key, x in log_probs(nets, chosen).items()}
+
+    def total(nets: Tree, chosen: jax.Array) -> jax.Array:
+        return sum(loss.sum() for loss in losses(nets, chosen).values())
+
+    optim = optax.chain(
+        optax.clip(settings.clip),
+        optax.adam(lambda step: settings.rate(step, jnp.cos, jnp.minimum)),
+    )
+
+    @jax.jit
+    def epoch(carry: Tree, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
+        shuffled = jax.vmap(random.permutation)(random.split(key, members), train_rows)
+        batches = shuffled[:, : steps * size].reshape(members, steps, size).swapaxes(0, 1)
+
+        def step(carry: Tree, chosen: jax.Array) -> tuple[Tree, None]:
+            nets, mean, state, number = carry
+            gradient = jax.grad(total)(nets, chosen)
+            updates, state = optim.update(gradient, state, nets)
+            nets = optax.apply_updates(nets, updates)
+            weight = jnp.minimum(settings.average, (1 + number) / (10 + number))
+            mean = optax.incremental_update(nets, mean, 1 - weight)
+            return (nets, mean, state, number + 1), None
+
+        carry, _ = lax.scan(step, carry, batches)
+        return carry, losses(carry[1], held_rows)
+
+    @jax.jit
+    def gains(nets: Tree, first: Tree) -> dict[str, jax.Array]:
+        after, before = log_probs(nets, held_rows), log_probs(first, held_rows)
+        return {key: after[key] - before[key] for key in after}
+
+    kept = first = nets
+    start = jax.device_get(jax.jit(losses)(nets, held_rows))
+    best = Best(start, settings.patience)
+    at_start = best.loss
+    carry = (nets, nets, optim.init(nets), jnp.zeros((), jnp.int32))
+    done = 0
+    while done * steps < settings.total and not best.is_done:
+        carry, held = epoch(carry, random.fold_in(rng_key, done))
+        kept = merged(best.update(jax.device_get(held)), carry[1], kept)
+        done += 1
+        report(done, best.loss)
+    kept = merged(worth_it(jax.device_get(gains(kept, first))), kept, first)
+    trained = fixed | {name: kept[key] for name, key in keys.items()}
+    return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

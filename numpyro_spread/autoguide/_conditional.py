@@ -1,0 +1,108 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The distribution of one latent site under an amortised guide."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from numpyro.distributions import Distribution, biject_to, constraints
+from numpyro.distributions.util import sum_rightmost
+
+from spread_core.amortized.density import Conditional
+from spread_core.amortized.layout import Variable
+
+
+class ConditionalSite(Distribution):
+    """
+    The conditional distribution of a site, with the site's support and shape.
+
+    :param conditional: that of the site's numbers.
+    :param support: of the site.
+    :param plates: sizes of lead and plates' dims.
+    :param event_shape: of the site's values.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        conditional: Conditional,
+        support: Any,
+        plates: tuple[int, ...],
+        lead: int,
+        event_shape: tuple[int, ...],
+    ) -> None:
+        self.conditional, self._support, self._plates, self._lead = (
+            conditional,
+            support,
+            plates,
+            lead,
+        )
+        variable = conditional.variable
+        batch = list(variable.batch_shape)
+        for dim in variable.plates.values():
+            batch[dim] = plates[dim]
+        super().__init__((*plates[:lead], *batch), event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """That of the model's site."""
+        return self._support
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws are differentiable: all but discrete ones are."""
+        return not self.conditional.variable.num_classes
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the site is discrete."""
+        return bool(self.conditional.variable.num_classes)
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draws of shape sample + batch + event."""
+        assert key is not None
+        keys = iter(random.split(key, 2 * self.conditional.variable.size))
+
+        def uniform(shape: tuple[int, ...]) -> jax.Array:
+            return random.uniform(next(keys), shape)
+
+        vectors = self.conditional.draw(uniform, (*sample_shape, *self._plates))
+        return self.constrained(vectors, len(sample_shape) + self._lead)
+
+    def constrained(self, vectors: jax.Array, lead: int) -> jax.Array:
+        """Unconstrained vectors as values of the site."""
+        variable = self.conditional.variable
+        value = variable.split(vectors, lead)
+        if variable.num_classes:
+            return (jnp.round(value) + variable.first).astype(jnp.int32)
+        return value if variable.low is not None else biject_to(self._support)(value)
+
+    def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
+        """Log density in nats, of shape sample + batch."""
+        variable = self.conditional.variable
+        value = jnp.asarray(value)
+        ndim = value.ndim - self.event_dim - len(variable.batch_shape)
+        raw = unconstrained(variable, self._support, value)
+        depth = len(self._plates) - self._lead
+        each = self.conditional.log_prob(variable.join(raw, depth, ndim))
+        found = sum_rightmost(variable.split(each, ndim), len(variable.event_shape))
+        if variable.num_classes or variable.low is not None:
+            return found
+        transform = biject_to(self._support)
+        log_det = transform.log_abs_det_jacobian(raw, value)
+        surplus = jnp.ndim(log_det) - (value.ndim - self.event_dim)
+        return found - sum_rightmost(log_det, surplus)
+
+
+def unconstrained(variable: Variable, support: Any, value: jax.Array) -> jax.Array:
+    """A site's value as the conditionals take it: classes are counted from 0."""
+    if variable.num_classes:
+        return jnp.asarray(value, jnp.result_type(float)) - variable.first
+    if variable.low is not None:
+        return jnp.asarray(value)
+    return biject_to(support).inv(value)

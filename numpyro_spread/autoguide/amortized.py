@@ -1,0 +1,544 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""AutoAmortized: an amortised posterior with a density, made from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import random
+from numpyro import handlers
+from numpyro.distributions import (
+    Distribution,
+    MaskedDistribution,
+    Unit,
+    biject_to,
+    constraints,
+)
+from numpyro.infer.autoguide import AutoGuide
+
+from numpyro_spread import _parents
+from numpyro_spread._inputs import as_array
+from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
+from numpyro_spread.infer._scan import Inside, Unconditioned
+from numpyro_spread.infer._sites import plain_name
+from spread_core.amortized.context import Context
+from spread_core.amortized.density import Conditional
+from spread_core.amortized.guide import AutoAmortizedShared
+from spread_core.amortized.layout import Group, Variable
+from spread_core.amortized.mixture import initial
+from spread_core.inputs import converted
+from spread_core.messages import amortized as messages
+
+
+class AutoAmortized(AutoAmortizedShared, AutoGuide):
+    """
+    An amortised posterior: a conditional density over all latents of a model, given its data.
+
+        >>> import jax, numpyro, numpyro.distributions as dist, optax
+        >>> from numpyro.infer import SVI
+        >>> from numpyro_spread import KL, AutoAmortized, JointContrastELBO
+        >>> def model(x=None):
+        ...     z = numpyro.sample("z", dist.Uniform(-1.0, 1.0))
+        ...     numpyro.sample("x", dist.Normal(z, 0.1), obs=x)
+        >>> guide = AutoAmortized(model, observed="x")
+        >>> sites = handlers.trace(handlers.seed(guide, jax.random.key(0))).get_trace(0.3)
+        >>> params = {n: s["value"] for n, s in sites.items() if s["type"] == "param"}
+        >>> draws = guide.sample_posterior(jax.random.key(1), params, 0.3, sample_shape=(5,))
+        >>> draws["z"].shape
+        (5,)
+    """
+
+    def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
+        self._compiled: dict[Any, Any] = {}
+        return {"model": model, "prefix": prefix}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+        """
+        The guide, with the model's arguments.
+
+        :return: dict from site to value.
+        :raises ValueError: if the model observes no data at these arguments.
+        """
+        return self.run_given(None, {}, args, kwargs)
+
+    def run_given(
+        self, values: Mapping[str, Any] | None, masks: Mapping[str, Any], args: Any, kwargs: Any
+    ) -> dict[str, jax.Array]:
+        """
+        The guide for given data; see :meth:`given`.
+
+        :param values: dict from data site to value; None takes those at the arguments.
+        :param masks: dict from data site to what counts.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        args, kwargs = converted((args, kwargs), as_array)
+        self._prepare(args, kwargs)
+        params = self._params(args, kwargs)
+        world = self._look(values, masks, args, kwargs)
+        plates = {
+            name: numpyro.plate(name, full, dim=dim, subsample_size=size)
+            for name, (dim, size, full) in world.plates.items()
+        }
+        result: dict[str, jax.Array] = {}
+
+        def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
+            site = self.site(group, variable, conditional, world.sizes, ())
+            with ExitStack() as stack:
+                for name in group.plates:
+                    stack.enter_context(plates[name])
+                value = result[variable.name] = numpyro.sample(variable.name, site)
+            raw = unconstrained(variable, self.supports[variable.name], value)
+            return variable.join(raw, self.context.depth)
+
+        self.walk(params, world.values, world.masks, 0, visit)
+        return result
+
+    def data_sites(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """
+        Names of the sites that the guide conditions on.
+
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        self._prepare(args, kwargs)
+        return tuple(v.name for group in self.context.data for v in group.variables)
+
+    def sample_posterior(
+        self,
+        rng_key: jax.Array,
+        params: Mapping[str, Any],
+        *args: Any,
+        sample_shape: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> dict[str, jax.Array]:
+        """
+        Draws of all latents given the data at the arguments.
+
+        :param rng_key: random key.
+        :param params: params of the guide.
+        :param args: arguments of the model, with the data in their place.
+        :param sample_shape: shape of the draws.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to values of shape sample + shape of the site.
+        """
+        look_key, draw_key = random.split(rng_key)
+        world = self._world_outside(look_key, params, args, kwargs)
+        sizes, own = tuple(world.sizes.items()), self._own(params)
+        draw = self._jit(_draws, (0, 1, 2))
+        return draw(self, tuple(sample_shape), sizes, draw_key, own, world.values, world.masks)
+
+    def log_prob(
+        self, params: Mapping[str, Any], values: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> jax.Array:
+        """
+        Log density of latents given the data at the arguments, in nats; normalised.
+
+        :param params: params of the guide.
+        :param values: dict from every latent to values of shape sample + shape of the site.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: of shape sample.
+        """
+        world = self._world_outside(random.key(0), params, args, kwargs)
+        latents = {}
+        for name in self.supports:
+            if name not in values:
+                raise ValueError(messages.missing_value(name, values))
+            latents[name] = jnp.asarray(values[name])
+        sizes, own = tuple(world.sizes.items()), self._own(params)
+        score = self._jit(_log_prob, (0, 1))
+        return score(self, sizes, latents, own, world.values, world.masks)
+
+    def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+        """
+        Medians of all latents, estimated from :attr:`num_quantile_draws` draws of a fixed key.
+
+        :param params: params of the guide.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to median.
+        """
+        found = self.quantiles(params, [0.5], *args, **kwargs)
+        return {name: value[0] for name, value in found.items()}
+
+    def quantiles(
+        self, params: Mapping[str, Any], quantiles: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, jax.Array]:
+        """
+        Quantiles of all latents, taken in unconstrained space as other autoguides do, estimated
+        from :attr:`num_quantile_draws` draws of a fixed key.
+
+        :param params: params of the guide.
+        :param quantiles: probabilities.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to quantiles, the probabilities in front.
+        """
+        shape = (self.num_quantile_draws,)
+        draws = self.sample_posterior(random.key(0), params, *args, sample_shape=shape, **kwargs)
+        result = {}
+        for name, draw in draws.items():
+            support = self.supports[name]
+            if support.is_discrete:
+                method = {"method": "nearest"}
+                found = jnp.quantile(draw, jnp.asarray(quantiles), axis=0, **method)
+                result[name] = found.astype(draw.dtype)
+                continue
+            transform = biject_to(support)
+            found = jnp.quantile(transform.inv(draw), jnp.asarray(quantiles), axis=0)
+            result[name] = transform(found)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled": {}}
+
+    def _jit(self, fn: Callable[..., Any], static: tuple[int, ...]) -> Any:
+        """``fn`` compiled, once for this guide."""
+        if fn not in self._compiled:
+            self._compiled[fn] = jax.jit(fn, static_argnums=static)
+        return self._compiled[fn]
+
+    def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The guide's params among others."""
+        names = [self.standardisation_name, *map(self.params_name, self.context.groups)]
+        return {name: params[name] for name in names}
+
+    # What the guide knows of the model.
+
+    def _prepare(self, args: Any, kwargs: Any) -> None:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        with handlers.block():
+            key = numpyro.prng_key()
+            key = random.key(0) if key is None else key
+            one, other = (self._trace(self.model, k, args, kwargs) for k in random.split(key))
+        samples = {n: s for n, s in one.items() if s["type"] == "sample"}
+        observed = self.observed
+        if observed is None:
+            observed = tuple(n for n, s in samples.items() if _is_data(s))
+            if not observed:
+                raise ValueError(messages.nothing_observed())
+        for name in observed:
+            if name not in samples:
+                raise ValueError(messages.no_data_site(name, samples))
+        latents = {n: s for n, s in samples.items() if n not in observed and not s["is_observed"]}
+        if not latents:
+            raise ValueError(messages.no_latents())
+        for name, site in latents.items():
+            pair = jax.tree.leaves((site["fn"].support, other[name]["fn"].support))
+            half = len(pair) // 2
+            for a, b in zip(pair[:half], pair[half:], strict=True):
+                if not np.array_equal(a, b):
+                    raise ValueError(messages.support_moves(name))
+        self.supports = {name: site["fn"].support for name, site in latents.items()}
+        self._context = Context(
+            [_latent(name, site) for name, site in latents.items()],
+            [_data(name, samples[name]) for name in observed],
+        )
+        self.prototype_trace = one
+
+    def _trace(self, model: Any, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
+        return handlers.trace(handlers.seed(Inside(model), rng_key)).get_trace(*args, **kwargs)
+
+    def simulated(
+        self, rng_key: jax.Array, num_runs: int, args: Any, kwargs: Any
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
+        """
+        Latents, unconstrained, data and masks of runs of the model.
+
+        :param rng_key: random key.
+        :param num_runs: number of runs, in front of every value.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        variables = {v.name: v for g in self.context.groups for v in g.variables}
+
+        def run(key: jax.Array) -> Any:
+            with handlers.block():
+                sites = self._trace(Unconditioned(self.model), key, args, kwargs)
+            latents = {
+                name: unconstrained(v, self.supports[name], sites[name]["value"])
+                for name, v in variables.items()
+            }
+            data = {n: sites[n]["value"] for n in self.data_sites(*args, **kwargs)}
+            return latents, data, self._group_masks(sites, {}, {})
+
+        args, kwargs = converted((args, kwargs), as_array)
+        return jax.jit(jax.vmap(run))(random.split(rng_key, num_runs))
+
+    def _params(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The guide's params, declared where they are not there yet."""
+        name = self.standardisation_name
+        found = {name: numpyro.param(name, lambda key: self._fitted(key, args, kwargs))}
+        for group in self.context.groups:
+
+            def start(key: jax.Array, group: Group = group) -> Any:
+                return self.initial_nets(key, found[name], group)
+
+            found[self.params_name(group)] = numpyro.param(self.params_name(group), start)
+        return found
+
+    def initial_nets(self, rng_key: jax.Array, fitted: Any, group: Group) -> dict[str, Any]:
+        """
+        Params of a group's nets before any training.
+
+        :param rng_key: random key.
+        :param fitted: the standardisation.
+        :param group: the group.
+        """
+        keys = iter(random.split(rng_key, 64))
+        sizes = self._initial_sizes(fitted, group)
+        params = initial(lambda shape: random.normal(next(keys), shape), **sizes)
+        return {key: jnp.asarray(value) for key, value in params.items()}
+
+    def _fitted(self, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
+        simulated = self.simulated(rng_key, self.init_samples, args, kwargs)
+        few = jax.tree.map(lambda x: np.ones((2, *x.shape[1:]), x.dtype), simulated)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.fitted(*few))
+        return jax.pure_callback(self.fitted, shapes, *simulated)
+
+    def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
+        """
+        Values of a latent as the conditionals take them.
+
+        :param variable: the latent.
+        :param values: of shape (simulations,) + shape of the site.
+        """
+        return np.asarray(unconstrained(variable, self.supports[variable.name], values))
+
+    def fitted(self, latents: Any, data: Any, masks: Any) -> Any:
+        """
+        The standardisation that simulations give: nested dicts of arrays.
+
+        :param latents: unconstrained values by site, of shape (simulations,) + site's.
+        :param data: values by observed site, alike.
+        :param masks: what counts of the data, by group.
+        """
+        host = jax.tree.map(np.asarray, (latents, data, masks))
+        return self.context.fit(*host)
+
+    def site(
+        self,
+        group: Group,
+        variable: Variable,
+        conditional: Conditional,
+        sizes: Mapping[str, int],
+        lead: tuple[int, ...],
+    ) -> ConditionalSite:
+        """
+        The distribution of a latent.
+
+        :param group: its group.
+        :param variable: the latent.
+        :param conditional: of its numbers.
+        :param sizes: of plates by name.
+        :param lead: dims of samples in front.
+        """
+        plates = [1] * self.context.depth
+        for name, dim in group.dims.items():
+            plates[dim] = sizes[name]
+        support, event = self.supports[variable.name], self.prototype_trace[variable.name]["fn"]
+        shape = (*lead, *plates)
+        return ConditionalSite(conditional, support, shape, len(lead), event.event_shape)
+
+    # What a call sees.
+
+    def _world_outside(self, rng_key: jax.Array, params: Any, args: Any, kwargs: Any) -> _World:
+        args, kwargs = converted((args, kwargs), as_array)
+        with handlers.block(), handlers.seed(rng_seed=rng_key), handlers.substitute(data=params):
+            self._prepare(args, kwargs)
+            for name in [self.standardisation_name, *map(self.params_name, self.context.groups)]:
+                if name not in params:
+                    raise KeyError(messages.no_params(name))
+            return self._look(None, {}, args, kwargs)
+
+    def _look(self, values: Any, masks: Mapping[str, Any], args: Any, kwargs: Any) -> _World:
+        """Data, masks and plates of a run of the model at the arguments."""
+        key = numpyro.prng_key()
+        key = random.key(0) if key is None else key
+        model = self.model if values is None else handlers.condition(self.model, data=values)
+        with handlers.block():
+            sites = self._trace(model, key, args, kwargs)
+        found = {}
+        for group in self.context.data:
+            for variable in group.variables:
+                name = variable.name
+                if values is not None:
+                    if name not in values:
+                        raise ValueError(messages.missing_given(name, values))
+                    value = values[name]
+                else:
+                    if not sites[name]["is_observed"]:
+                        raise ValueError(messages.no_data(name))
+                    value = sites[name]["value"]
+                value = jnp.asarray(value, jnp.result_type(float))
+                _check_shape(variable, value)
+                found[name] = value
+        frames = {
+            frame.name: frame
+            for site in sites.values()
+            if site["type"] == "sample"
+            for frame in site["cond_indep_stack"]
+        }
+        full = {n: s["args"][0] for n, s in sites.items() if s["type"] == "plate"}
+        plates = {n: (f.dim, f.size, full[n]) for n, f in frames.items()}
+        return _World(found, self._group_masks(sites, found, masks), plates)
+
+    def _group_masks(
+        self, sites: Any, values: Mapping[str, Any], masks: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What counts of the data, by group; only of groups of which not everything does."""
+        found = {}
+        for group in self.context.data:
+            for variable in group.variables:
+                name = variable.name
+                mask = masks.get(name) if name in masks else _mask(sites[name]["fn"])
+                if mask is None:
+                    continue
+                shape = sites[name]["fn"].batch_shape
+                whole = jnp.broadcast_to(jnp.asarray(mask, bool), shape)
+                plain = Variable(name, variable.batch_shape, (), variable.plates)
+                own = plain.join(whole, self.context.depth).all(-1)
+                found[group.key] = own if group.key not in found else found[group.key] & own
+        return found
+
+
+class _World:
+    """
+    What a call of the guide sees.
+
+    :param values: data by site.
+    :param masks: what counts of them, by group.
+    :param plates: by name, dim, size and full size.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, jax.Array],
+        masks: dict[str, Any],
+        plates: dict[str, tuple[int, int, int]],
+    ) -> None:
+        self.values, self.masks, self.plates = values, masks, plates
+        self.sizes = {name: size for name, (_, size, _) in plates.items()}
+
+
+def _draws(
+    guide: AutoAmortized,
+    lead: tuple[int, ...],
+    sizes: tuple[tuple[str, int], ...],
+    rng_key: jax.Array,
+    params: Any,
+    values: Any,
+    masks: Any,
+) -> dict[str, jax.Array]:
+    """Draws of all latents, of shape lead + site's."""
+    found: dict[str, jax.Array] = {}
+    keys = iter(random.split(rng_key, len(guide.supports)))
+
+    def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
+        site = guide.site(group, variable, conditional, dict(sizes), lead)
+        value = found[variable.name] = site.sample(next(keys))
+        raw = unconstrained(variable, guide.supports[variable.name], value)
+        return variable.join(raw, guide.context.depth, len(lead))
+
+    guide.walk(params, values, masks, 0, visit)
+    return {name: found[name] for name in guide.supports}
+
+
+def _log_prob(
+    guide: AutoAmortized,
+    sizes: tuple[tuple[str, int], ...],
+    latents: dict[str, jax.Array],
+    params: Any,
+    values: Any,
+    masks: Any,
+) -> jax.Array:
+    """Log density of all latents together, of shape lead."""
+    found: list[jax.Array] = []
+
+    def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
+        value = latents[variable.name]
+        site = guide.site(group, variable, conditional, dict(sizes), ())
+        lead = value.ndim - len(site.event_shape) - len(variable.batch_shape)
+        log_prob = site.log_prob(value)
+        found.append(log_prob.reshape(*log_prob.shape[:lead], -1).sum(-1))
+        raw = unconstrained(variable, guide.supports[variable.name], value)
+        return variable.join(raw, guide.context.depth, lead)
+
+    guide.walk(params, values, masks, 0, visit)
+    return sum(found[1:], found[0])
+
+
+def _is_data(site: Any) -> bool:
+    return site["is_observed"] and not isinstance(site["fn"], Unit)
+
+
+def _mask(fn: Any) -> Any:
+    """What counts of a batch; None for all of it."""
+    inner, found = fn, None
+    while isinstance(inner, Distribution):
+        if isinstance(inner, MaskedDistribution) and inner.event_dim == fn.event_dim:
+            mask = _parents.mask_of(inner)
+            if mask is not True:
+                found = mask if found is None else found & mask
+        inner = getattr(inner, "base_dist", None)
+    return found
+
+
+def _plates(site: Any) -> dict[str, int]:
+    return {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+
+
+def _data(name: str, site: Any) -> Variable:
+    value, event_dim = site["value"], site["fn"].event_dim
+    shape = jnp.shape(value)
+    split = len(shape) - event_dim
+    return Variable(name, shape[:split], shape[split:], _plates(site))
+
+
+def _latent(name: str, site: Any) -> Variable:
+    fn, value = site["fn"], site["value"]
+    shape = jnp.shape(value)
+    split = len(shape) - fn.event_dim
+    batch, event, plates = shape[:split], shape[split:], _plates(site)
+    support = fn.support
+    while hasattr(support, "base_constraint"):  # of to_event
+        support = support.base_constraint
+    if support.is_discrete:
+        try:
+            classes = fn.enumerate_support(expand=False).reshape(-1)
+        except NotImplementedError:
+            raise ValueError(messages.infinite_support(name, plain_name(fn))) from None
+        return Variable(name, batch, event, plates, num_classes=len(classes), first=int(classes[0]))
+    if isinstance(support, constraints.interval):
+        return Variable(
+            name,
+            batch,
+            event,
+            plates,
+            np.asarray(support.lower_bound),
+            np.asarray(support.upper_bound),
+        )
+    raw = biject_to(fn.support).inv(value)
+    return Variable(name, batch, jnp.shape(raw)[split:], plates)
+
+
+def _check_shape(variable: Variable, value: jax.Array) -> None:
+    """Refuse data whose shape differs in more than the sizes of plates."""
+    expected = [*variable.batch_shape, *variable.event_shape]
+    got = list(value.shape)
+    if len(got) == len(expected):
+        for dim in variable.plates.values():
+            expected[len(variable.batch_shape) + dim] = got[len(variable.batch_shape) + dim]
+    if got != expected:
+        raise ValueError(messages.data_shape(variable.name, got, expected))

@@ -1,0 +1,190 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the conditionals of each group of latents see of the data and of the latents before them.
+
+Data in the group's own plates are seen as they are; data in further plates by a summary that does
+not depend on their order: mean, spread and count over those plates. Local latents see the summaries
+of global ones too, and all latents before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from spread_core.amortized.columns import fit_columns, fit_scale, standardised, to_scores
+from spread_core.amortized.layout import (
+    Group,
+    Variable,
+    depth_of,
+    group_variables,
+    pooled,
+)
+from spread_core.amortized.mixture import data_features, latent_features
+from spread_core.math._arrays import Array
+
+Fitted = Mapping[str, Any]
+
+
+class Context:
+    """
+    Latents and data of a program, in groups.
+
+    :param latents: the latents, in the order of the program.
+    :param data: the observed sites.
+    """
+
+    def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
+        self.groups = group_variables(latents)
+        self.data = group_variables(data)
+        self.depth = depth_of([*latents, *data])
+
+    def levels(self, group: Group, data: Group) -> list[frozenset[str]]:
+        """
+        The plates at which the group sees data: own ones, those of each latent before it, none.
+
+        :param group: the latents.
+        :param data: the data.
+        """
+        earlier = [g.plates for g in self.groups if g.plates < group.plates]
+        stacks = [group.plates, *earlier, frozenset[str]()]
+        found = dict.fromkeys(data.plates & stack for stack in stacks)
+        return sorted(found, key=lambda level: (-len(level), sorted(level)))
+
+    def axes(self, group: Group, level: frozenset[str]) -> list[int]:
+        """The axes over which vectors of a group are pooled to a level."""
+        return [dim - 1 for plate, dim in group.dims.items() if plate not in level]
+
+    def scores(
+        self, fitted: Fitted, values: Mapping[str, Array], lead: int = 0
+    ) -> dict[str, Array]:
+        """
+        Data as normal scores, by group.
+
+        :param fitted: what :meth:`fit` returned.
+        :param values: by observed site.
+        :param lead: number of leading dims.
+        """
+        return {
+            g.key: to_scores(g.join(values, self.depth, lead), fitted["data"][g.key])
+            for g in self.data
+        }
+
+    def columns(
+        self,
+        group: Group,
+        scores: Mapping[str, Array],
+        masks: Mapping[str, Array | None],
+    ) -> Array:
+        """
+        Numbers that describe the data to a group, of shape lead + plates + (numbers,).
+
+        :param group: the latents.
+        :param scores: data as normal scores, by group.
+        :param masks: which elements of the data count, by group; None for all.
+        """
+        parts = []
+        for data in self.data:
+            own, mask = scores[data.key], masks.get(data.key)
+            for level in self.levels(group, data):
+                axes = self.axes(data, level)
+                if axes:
+                    parts += pooled(own, mask, axes)
+                elif mask is not None:
+                    xp = array_namespace(own)
+                    seen = xp.astype(mask, own.dtype)[..., None]
+                    parts += [own * seen, seen]
+                else:
+                    parts.append(own)
+        return _side_by_side(parts)
+
+    def before(self, group: Group, latents: Mapping[str, Array]) -> Array | None:
+        """
+        The standardised latents of earlier groups, pooled where they are in other plates.
+
+        :param group: the latents that are to see them.
+        :param latents: standardised vectors by group.
+        """
+        parts: list[Array] = []
+        for earlier in self.groups[: self.groups.index(group)]:
+            own = latents[earlier.key]
+            axes = self.axes(earlier, earlier.plates & group.plates)
+            parts += pooled(own, None, axes)[:2] if axes else [own]
+        return _side_by_side(parts) if parts else None
+
+    def inputs(
+        self, group: Group, fitted: Fitted, columns: Array, before: Array | None
+    ) -> tuple[Array, Array]:
+        """
+        What a group's nets and its regression see.
+
+        :param group: the latents.
+        :param fitted: what :meth:`fit` returned.
+        :param columns: what :meth:`columns` returned.
+        :param before: what :meth:`before` returned.
+        :return: of shapes lead + plates + (V,) and lead + plates + (N,).
+        """
+        own = fitted["inputs"][group.key]
+        v = standardised(columns, own["columns"])
+        features = standardised(data_features(v), own["features"])
+        if before is None:
+            return v, features
+        return _side_by_side([v, before]), _side_by_side([features, latent_features(before)])
+
+    def standardise(self, group: Group, fitted: Fitted, vectors: Array) -> Array:
+        """
+        Latents as the conditionals know them.
+
+        :param group: the latents.
+        :param fitted: what :meth:`fit` returned.
+        :param vectors: unconstrained, of shape lead + plates + (size,).
+        """
+        own = fitted["latents"][group.key]
+        return (vectors - own["loc"]) / own["scale"]
+
+    def fit(
+        self,
+        latents: Mapping[str, np.ndarray],
+        data: Mapping[str, np.ndarray],
+        masks: Mapping[str, np.ndarray | None],
+    ) -> dict[str, Any]:
+        """
+        Standardisation from simulations.
+
+        :param latents: unconstrained values by site, of shape (simulations,) + site's.
+        :param data: values by observed site, alike.
+        :param masks: which elements of the data count, by group, of shape (simulations,) + plates;
+            None for all.
+        :return: nested dicts of arrays.
+        """
+        fitted: dict[str, Any] = {"latents": {}, "data": {}, "inputs": {}}
+        for group in self.groups:
+            vectors = group.join(latents, self.depth, 1)
+            fitted["latents"][group.key] = fit_scale(vectors.reshape(-1, group.size))
+        for group in self.data:
+            vectors, mask = group.join(data, self.depth, 1), masks.get(group.key)
+            rows = vectors.reshape(-1, group.size) if mask is None else vectors[mask]
+            fitted["data"][group.key] = fit_columns(_some(rows))
+        scores = self.scores(fitted, data, 1)
+        for group in self.groups:
+            columns = self.columns(group, scores, masks)
+            columns = columns.reshape(-1, columns.shape[-1])
+            own = {"columns": fit_scale(columns)}
+            features = data_features(standardised(columns, own["columns"]))
+            fitted["inputs"][group.key] = own | {"features": fit_scale(features)}
+        return fitted
+
+
+def _some(rows: np.ndarray, most: int = 50_000) -> np.ndarray:
+    """Rows enough to know a distribution by, evenly chosen."""
+    return rows[:: max(1, len(rows) // most)]
+
+
+def _side_by_side(parts: list[Array]) -> Array:
+    xp = array_namespace(*parts)
+    shape = np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
+    return xp.concat([xp.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], axis=-1)

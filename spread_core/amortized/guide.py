@@ -1,0 +1,336 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""AutoAmortized: what is the same in both backends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from spread_core.amortized.context import Context
+from spread_core.amortized.density import Conditional, log_probs_of_group
+from spread_core.amortized.layout import Group, Variable
+from spread_core.math._arrays import Array, cast, stop_gradient
+from spread_core.messages import amortized as messages
+from spread_core.messages import players
+from spread_core.shared_docs import SharedDocs
+from spread_core.validation import check_count
+
+Visit = Callable[[Group, Variable, Conditional], Array]
+
+
+class AutoAmortizedShared(SharedDocs):
+    r"""
+    An amortised posterior: a conditional density over all latents of a model, given its data.
+
+    It conditions on the values at the observed sites of the model at the arguments it is called
+    with. All latents are modelled jointly: those in no plate first, then those in plates, each
+    given the data and all latents before it. Every number has a mixture of Gaussians of its own,
+    truncated to the support where that is an interval, and on the unconstrained space otherwise;
+    discrete latents of finite support have a categorical distribution. Draws and densities are
+    exact.
+
+    Latents see data in their own plates as they are. Data in further plates they see by their mean,
+    spread and count, whatever their order [2].
+
+    Data and latents are standardised by simulations of the model, when the guide is first called;
+    what this gives is kept with the params.
+
+    Under ``JointContrastELBO(divergence=KL())`` this is neural posterior estimation [1]; where the
+    model has a density ``Trace_ELBO`` trains it too.
+
+    **References**
+
+    [1] `Fast epsilon-free Inference of Simulation Models with Bayesian Conditional Density
+    Estimation`, George Papamakarios, Iain Murray, https://arxiv.org/abs/1605.06376
+
+    [2] `Deep Sets`, Manzil Zaheer et al., https://arxiv.org/abs/1703.06114
+
+    :param model: the model.
+    :param observed: name or names of the data sites. Left out: the sites that the model observes at
+        the arguments it is first called with.
+    :param density: ``"mixture"``.
+    :param hidden: sizes of the hidden layers of every number's net.
+    :param num_components: Gaussians in each mixture.
+    :param ensemble: number of nets behind every number, whose densities are averaged.
+    :param init_samples: runs of the model by which data and latents are standardised.
+    :param create_plates: function of the model's arguments that returns plates, for subsampling.
+    :param prefix: begins the names of the params.
+    :raises ValueError: if a number makes no sense; when it is first called, if there are no
+        latents or no data, ``observed`` names no site, a discrete latent has infinite support, or
+        a latent's support depends on other latents.
+    """
+
+    #: Number of draws behind :meth:`median` and :meth:`quantiles`.
+    num_quantile_draws = 1000
+
+    prototype_trace: Any
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        observed: str | Sequence[str] | None = None,
+        density: str = "mixture",
+        hidden: Sequence[int] = (64, 64),
+        num_components: int = 8,
+        ensemble: int = 1,
+        init_samples: int = 1000,
+        create_plates: Callable[..., Any] | None = None,
+        prefix: str = "auto",
+    ) -> None:
+        options = self._parent_options(model, prefix) | {"create_plates": create_plates}
+        super().__init__(**options)
+        if density != "mixture":
+            raise ValueError(messages.unknown_density(density))
+        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        if not hidden or not all(isinstance(n, int) and n > 0 for n in hidden):
+            raise ValueError(players.bad_range("hidden", hidden, "a sequence of layer sizes"))
+        for name, count in {
+            "num_components": num_components,
+            "ensemble": ensemble,
+            "init_samples": init_samples,
+        }.items():
+            check_count(name, count)
+        self.observed = (observed,) if isinstance(observed, str) else observed
+        if self.observed is not None:
+            self.observed = tuple(self.observed)
+        self.hidden, self.num_components, self.ensemble = hidden, num_components, ensemble
+        self.init_samples, self.prefix = init_samples, prefix
+        self._context: Context | None = None
+
+    def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
+        """Arguments of the backend's base class of autoguides."""
+        raise NotImplementedError
+
+    @property
+    def context(self) -> Context:
+        """Latents and data in groups, once the guide is set up."""
+        if self._context is None:
+            raise RuntimeError(messages.not_set_up())
+        return self._context
+
+    def given(
+        self, values: Mapping[str, Array], masks: Mapping[str, Any] | None = None
+    ) -> Callable[..., Any]:
+        """
+        The guide for other data than those at the arguments, as of simulations.
+
+        :param values: dict from data site to value; dims of particles may be in front.
+        :param masks: dict from data site to what counts of its batch, where not all does.
+        :return: a guide of the same signature.
+        """
+        return Given(self, values, masks)
+
+    def params_name(self, group: Group) -> str:
+        """
+        What a group's nets are called among the params.
+
+        :param group: the group.
+        """
+        return f"{self.prefix}_{group.key}"
+
+    @property
+    def standardisation_name(self) -> str:
+        """What the standardisation is called among the params."""
+        return f"{self.prefix}_standardisation"
+
+    def _initial_sizes(self, fitted: Mapping[str, Any], group: Group) -> dict[str, Any]:
+        """Keyword arguments of :func:`spread_core.amortized.mixture.initial`."""
+        own = fitted["inputs"][group.key]
+        before = self.size_before(group)
+        return {
+            "members": self.ensemble,
+            "dims": group.size,
+            "inputs": own["columns"]["loc"].shape[0] + before,
+            "features": own["features"]["loc"].shape[0] + 2 * before,
+            "hidden": self.hidden,
+            "components": self.num_components,
+            "classes": max(v.num_classes for v in group.variables),
+        }
+
+    def size_before(self, group: Group) -> int:
+        """
+        How many numbers tell a group of the latents before it.
+
+        :param group: the group.
+        """
+        context = self.context
+        earlier = context.groups[: context.groups.index(group)]
+        return sum(g.size * (1 if g.plates <= group.plates else 2) for g in earlier)
+
+    def ends(self, group: Group, fitted: Mapping[str, Any]) -> Array:
+        """
+        Standardised ends of the intervals of a group's numbers, of shape (2, D).
+
+        :param group: the group.
+        :param fitted: the standardisation.
+        """
+        own = fitted["latents"][group.key]
+        xp = array_namespace(own["loc"])
+        ends = [variable.ends() for variable in group.variables]
+        raw = xp.concat([cast(end, own["loc"]) for end in ends], axis=1)
+        return (raw - own["loc"]) / own["scale"]
+
+    def walk(
+        self,
+        params: Mapping[str, Any],
+        values: Mapping[str, Array],
+        masks: Mapping[str, Any],
+        lead: int,
+        visit: Visit,
+    ) -> None:
+        """
+        Visit every latent, in order, with its conditional; a visit returns unconstrained vectors.
+
+        :param params: of the guide, by name.
+        :param values: data by site.
+        :param masks: what counts of the data, by group.
+        :param lead: number of leading dims of the data.
+        :param visit: function of group, variable and conditional.
+        """
+        context = self.context
+        fitted = _constant(params[self.standardisation_name])
+        scores = context.scores(fitted, values, lead)
+        latents: dict[str, Array] = {}
+        for group in context.groups:
+            columns = context.columns(group, scores, masks)
+            before = context.before(group, latents)
+            inputs, features = context.inputs(group, fitted, columns, before)
+            own, ends = fitted["latents"][group.key], self.ends(group, fitted)
+            xp, start = array_namespace(inputs), 0
+            parts: list[Array] = []
+            for variable in group.variables:
+                conditional = Conditional(
+                    params[self.params_name(group)],
+                    own["loc"],
+                    own["scale"],
+                    ends,
+                    xp.concat(parts, axis=-1) if parts else inputs[..., :0],
+                    inputs,
+                    features,
+                    variable,
+                    start,
+                    self.num_components,
+                )
+                parts.append(conditional.standardise(visit(group, variable, conditional)))
+                start += variable.size
+            latents[group.key] = xp.concat(parts, axis=-1)
+
+    def log_probs(
+        self, params: Mapping[str, Any], prepared: Mapping[str, tuple[Array, Array, Array]]
+    ) -> dict[str, Array]:
+        """
+        Log density of every number for every member, on the standardised scale; for training.
+
+        :param params: of the guide, by name.
+        :param prepared: by group, what :meth:`prepare` returned, or rows of it; a leading axis of
+            members, of size 1 where all see the same rows.
+        :return: dict from group to log densities in nats, of shape (M, D) + batch.
+        """
+        fitted = _constant(params[self.standardisation_name])
+        return {
+            group.key: log_probs_of_group(
+                group,
+                params[self.params_name(group)],
+                *prepared[group.key],
+                self.ends(group, fitted),
+                fitted["latents"][group.key]["scale"],
+                fitted["latents"][group.key]["loc"],
+                self.num_components,
+            )
+            for group in self.context.groups
+        }
+
+    def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """
+        Latents, unconstrained, data, and masks by group, of a table of simulations.
+
+        :param table: the :class:`Simulations`.
+        :raises ValueError: if it lacks a site.
+        """
+        context = self.context
+        latents, data, masks = {}, {}, {}
+        for group in [*context.groups, *context.data]:
+            for variable in group.variables:
+                if variable.name not in table:
+                    raise ValueError(messages.missing_site(variable.name, table.values))
+        for group in context.groups:
+            for variable in group.variables:
+                latents[variable.name] = self.unconstrained(variable, table[variable.name])
+        for group in context.data:
+            for variable in group.variables:
+                data[variable.name] = np.float32(table[variable.name])
+                mask = table.masks.get(variable.name)
+                if mask is not None:
+                    plain = dataclasses.replace(variable, event_shape=())
+                    own = plain.join(mask, context.depth, 1).all(-1)
+                    masks[group.key] = own & masks.get(group.key, True)
+        return latents, data, masks
+
+    def unconstrained(self, variable: Variable, values: Any) -> Any:
+        """
+        Values of a latent as the conditionals take them, as an array of NumPy.
+
+        :param variable: the latent.
+        :param values: of shape (simulations,) + shape of the site.
+        """
+        raise NotImplementedError
+
+    def prepare(
+        self,
+        fitted: Mapping[str, Any],
+        latents: Mapping[str, Array],
+        data: Mapping[str, Array],
+        masks: Mapping[str, Any],
+    ) -> dict[str, tuple[Array, Array, Array]]:
+        """
+        Simulations as the nets see them: standardised latents, inputs and features, by group.
+
+        :param fitted: the standardisation.
+        :param latents: unconstrained values by site, of shape (simulations,) + site's.
+        :param data: values by observed site, alike.
+        :param masks: what counts of the data, by group.
+        """
+        context = self.context
+        scores = context.scores(fitted, data, 1)
+        t = {
+            g.key: context.standardise(g, fitted, g.join(latents, context.depth, 1))
+            for g in context.groups
+        }
+        return {
+            g.key: (
+                t[g.key],
+                *context.inputs(g, fitted, context.columns(g, scores, masks), context.before(g, t)),
+            )
+            for g in context.groups
+        }
+
+
+class Given:
+    """
+    A guide that conditions on given values at its data sites.
+
+    :param guide: the guide.
+    :param values: dict from data site to value.
+    :param masks: dict from data site to what counts of its batch.
+    """
+
+    def __init__(
+        self, guide: Any, values: Mapping[str, Any], masks: Mapping[str, Any] | None
+    ) -> None:
+        self.guide, self.values, self.masks = guide, values, masks or {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The guide, with the model's arguments."""
+        return self.guide.run_given(self.values, self.masks, args, kwargs)
+
+
+def _constant(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _constant(value) for key, value in tree.items()}
+    return stop_gradient(tree)

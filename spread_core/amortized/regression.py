@@ -1,0 +1,151 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where the conditionals start: regressions of each latent on features of the data, with SciPy.
+
+Each is a truncated Gaussian whose location and log scale are linear in the features. Of four nested
+forms (location linear or curved, scale fixed or not) that of the least penalised deviance is taken
+(Akaike 1974), so that where the truth is linear nothing else is fitted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special
+
+from spread_core.amortized.mixture import FAR
+
+_SQRT_2PI = np.sqrt(2 * np.pi)
+
+
+def start(
+    t: np.ndarray,
+    features: np.ndarray,
+    latent_features: np.ndarray,
+    is_linear: np.ndarray,
+    ends: np.ndarray,
+    ridge: float = 3.0,
+    most_rows: int = 20_000,
+) -> np.ndarray:
+    """
+    Coefficients of location and log scale of every dimension.
+
+    :param t: standardised latents, of shape (n, D).
+    :param features: of the data, of shape (n, N).
+    :param latent_features: of all latents of the group, of shape (n, 2 D); a dimension is regressed
+        on those of the dimensions before it.
+    :param is_linear: which of the features are no powers, of shape (N,).
+    :param ends: of the intervals, of shape (2, D).
+    :param ridge: penalty on coefficients of the standardised features, in nats for all data.
+    :param most_rows: more rows than these are not looked at.
+    :return: of shape (D, N + 2 D + 1, 2); the last row is the intercept.
+    """
+    step = max(1, len(t) // most_rows)
+    t, features, latent_features = t[::step], features[::step], latent_features[::step]
+    dims, count = t.shape[1], features.shape[1]
+    everything = np.concatenate([features, latent_features], 1).astype(float)
+    linear = np.concatenate([is_linear, np.arange(2 * dims) < dims])
+    found = np.zeros((dims, everything.shape[1] + 1, 2))
+    for dim in range(dims):
+        seen = np.concatenate([np.ones(count, bool), np.arange(2 * dims) % dims < dim])
+        seen &= everything.std(0) > 1e-6
+        low, high = ends[:, dim]
+        found[dim] = _best(t[:, dim].astype(float), everything, seen, linear, low, high, ridge)
+    return np.float32(found)
+
+
+def _best(
+    t: np.ndarray,
+    features: np.ndarray,
+    seen: np.ndarray,
+    linear: np.ndarray,
+    low: float,
+    high: float,
+    ridge: float,
+) -> np.ndarray:
+    none = np.zeros_like(seen)
+    forms = [(seen & linear, none), (seen, none), (seen, seen), (seen & linear, seen)]
+    bases: dict[bytes, Any] = {}
+    best, least = np.zeros((features.shape[1] + 1, 2)), np.inf
+    for chosen in forms:
+        for columns in chosen:
+            if columns.tobytes() not in bases:
+                bases[columns.tobytes()] = _Basis(features, columns)
+        basis = [bases[columns.tobytes()] for columns in chosen]
+        criterion, weights = _fit(t, *(b.values for b in basis), low, high, ridge)
+        if criterion < least:
+            least = criterion
+            best = np.stack([b.back(w) for b, w in zip(basis, weights, strict=True)], -1)
+    return best
+
+
+class _Basis:
+    """
+    Some features, decorrelated, and a column of ones.
+
+    :param features: of shape (n, all).
+    :param columns: which.
+    """
+
+    def __init__(self, features: np.ndarray, columns: np.ndarray) -> None:
+        self.columns, self.centre = columns, features[:, columns].mean(0)
+        ones = np.ones((len(features), 1))
+        if not columns.any():
+            self.rotation, self.values = np.zeros((0, 0)), ones
+            return
+        centred = features[:, columns] - self.centre
+        variances, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+        self.rotation = vectors / np.sqrt(np.maximum(variances, 1e-4)) @ vectors.T
+        self.values = np.concatenate([ones, centred @ self.rotation], 1)
+
+    def back(self, weights: np.ndarray) -> np.ndarray:
+        """Weights of all features and the intercept."""
+        own = self.rotation @ weights[1:]
+        found = np.zeros(len(self.columns) + 1)
+        found[:-1][self.columns] = own
+        found[-1] = weights[0] - self.centre @ own
+        return found
+
+
+def _fit(
+    t: np.ndarray, for_loc: np.ndarray, for_scale: np.ndarray, low: float, high: float, ridge: float
+) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
+    """The criterion (deviance / 2 + number of params) and the weights of location and scale."""
+    n, split = for_loc.shape
+    truncated = low > -FAR / 2 or high < FAR / 2
+    penalty = ridge / n
+
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        w_loc, w_scale = weights[:split], weights[split:]
+        raw = for_scale @ w_scale
+        log_scale = raw.clip(-5, 3)
+        inverse = np.exp(-log_scale)
+        loc = for_loc @ w_loc
+        e = (t - loc) * inverse
+        value = 0.5 * e * e + log_scale
+        by_loc, by_scale = -e * inverse, 1 - e * e
+        if truncated:
+            a, b = (low - loc) * inverse, (high - loc) * inverse
+            right = a > 0
+            lower, upper = np.where(right, -b, a), np.where(right, -a, b)
+            mass = np.maximum(special.ndtr(upper) - special.ndtr(lower), 1e-30)
+            value += np.log(mass)
+            at_a, at_b = (np.exp(-0.5 * np.minimum(x * x, 1e3)) / _SQRT_2PI / mass for x in (a, b))
+            by_loc += (at_a - at_b) * inverse
+            by_scale += at_a * a.clip(-40, 40) - at_b * b.clip(-40, 40)
+        by_scale = np.where((raw > -5) & (raw < 3), by_scale, 0.0)
+        gradient = np.concatenate([for_loc.T @ by_loc, for_scale.T @ by_scale]) / n
+        size = np.concatenate([w_loc, w_scale * 2**0.5])
+        size[[0, split]] = 0.0
+        gradient += penalty * size * np.concatenate([np.ones(split), np.full(len(w_scale), 2**0.5)])
+        return value.mean() + 0.5 * penalty * (size @ size), gradient
+
+    first = np.zeros(split + for_scale.shape[1])
+    first[:split] = for_loc.T @ t / n
+    first[split] = np.log(max((t - for_loc @ first[:split]).std(), 1e-3))
+    found = optimize.minimize(
+        objective, first, jac=True, method="L-BFGS-B", options={"maxiter": 150, "ftol": 1e-8}
+    )
+    return n * float(found.fun) + len(first), (found.x[:split], found.x[split:])

@@ -1,0 +1,206 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+How an amortised guide is trained: one setting for every program, chosen once.
+
+Every member of the ensemble has its own held-out rows. What is kept are, for every member and every
+number of the latents, the params of the epoch with the least held-out loss. A net that gains less
+than one standard error over the regression that it started at is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from spread_core.amortized.mixture import latent_features
+from spread_core.amortized.regression import start
+from spread_core.math._arrays import Array, as_bool
+from spread_core.messages import amortized as messages
+from spread_core.messages import players
+
+Prepared = Mapping[str, tuple[Any, Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """
+    Of the optimisation.
+
+    :param rows: number of rows to train on.
+    :param patience: epochs without gain after which training stops.
+    :param max_steps: most gradient steps; None for what :attr:`epochs` gives.
+    :param epochs: passes through the rows over which the learning rate goes down.
+    :param learning_rate: of Adam, at most.
+    :param clip: gradients are cut to this, element by element.
+    :param average: of the params' exponential average.
+    :param warm_up: steps over which the learning rate goes up.
+    """
+
+    rows: int
+    patience: int
+    max_steps: int | None = None
+    epochs: int = 80
+    learning_rate: float = 5e-3
+    clip: float = 0.5
+    average: float = 0.99
+    warm_up: int = 100
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a step."""
+        return max(1, min(200, self.rows // 20))
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return self.rows // self.batch_size
+
+    @property
+    def total(self) -> int:
+        """Steps in all, at most."""
+        return min(self.epochs * self.steps, self.max_steps or self.epochs * self.steps)
+
+    def rate(self, step: Any, cos: Any, minimum: Any) -> Any:
+        """
+        Learning rate at a step.
+
+        :param step: its number, from 0.
+        :param cos: the backend's cosine.
+        :param minimum: the backend's smaller of two numbers.
+        """
+        done = minimum(1.0, step / self.total)
+        down = 0.02 + 0.98 * 0.5 * (1 + cos(math.pi * done))
+        return self.learning_rate * minimum(1.0, (step + 1) / self.warm_up) * down
+
+
+def folds(
+    valid: np.ndarray, members: int, validation: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Rows to train on and rows held out, for every member others.
+
+    :param valid: which rows can be used.
+    :param members: M.
+    :param validation: the part that is held out.
+    :param seed: of the permutation.
+    :return: of shapes (M, rows to train on) and (M, rows held out).
+    :raises ValueError: if either would be empty.
+    """
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(valid))
+    if not 0 < validation < 1:
+        raise ValueError(players.bad_range("validation", validation, "a number in (0, 1)"))
+    held = max(1, round(validation * len(rows)))
+    if len(rows) < 2 * held or len(rows) < 20:
+        raise ValueError(messages.too_few_rows(len(rows)))
+    starts = [(k * held) % (len(rows) - held + 1) for k in range(members)]
+    chosen = [np.arange(s, s + held) for s in starts]
+    return (
+        np.stack([np.delete(rows, places) for places in chosen]),
+        np.stack([rows[places] for places in chosen]),
+    )
+
+
+def regressions(
+    prepared: Prepared, groups: Any, ends: Mapping[str, Any], before: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """
+    Where the conditionals of every group start, of shape (D, N + 2 D + 1, 2) by group.
+
+    :param prepared: t, inputs and features by group, NumPy's arrays.
+    :param groups: the groups of latents.
+    :param ends: standardised ends of their intervals.
+    :param before: how many latents of other groups each group sees.
+    """
+    found = {}
+    for group in groups:
+        t, inputs, features = (_rows(x, prepared[group.key]) for x in prepared[group.key])
+        others = before[group.key]
+        linear = np.zeros(features.shape[-1], bool)  # what is no power
+        linear[: inputs.shape[-1] - others] = True
+        linear[linear.size - 2 * others : linear.size - others] = True
+        known = np.asarray(latent_features(t))
+        found[group.key] = start(t, features, known, linear, np.asarray(ends[group.key]))
+        for variable, place in zip(group.variables, group.slices.values(), strict=True):
+            if variable.num_classes:
+                found[group.key][place] = 0.0
+    return found
+
+
+def _rows(x: Any, like: tuple[Any, ...]) -> np.ndarray:
+    shape = np.broadcast_shapes(*(np.shape(part)[:-1] for part in like))
+    wide = np.broadcast_to(np.asarray(x), (*shape, x.shape[-1]))
+    return wide.reshape(-1, x.shape[-1])
+
+
+def merged(better: Mapping[str, Any], new: Mapping[str, Any], old: Mapping[str, Any]) -> Any:
+    """
+    Params of each number, the new ones where they are better.
+
+    :param better: bools of shape (M, D) by group.
+    :param new: dicts of params of shape (M, D, ...) by group.
+    :param old: alike.
+    """
+
+    def choose(mask: Any, a: Array, b: Array) -> Array:
+        wide = np.reshape(mask, (*mask.shape, *[1] * (len(a.shape) - 2)))
+        return array_namespace(a).where(as_bool(wide, a), a, b)
+
+    return {
+        key: {name: choose(better[key], leaf, old[key][name]) for name, leaf in own.items()}
+        for key, own in new.items()
+    }
+
+
+class Best:
+    """
+    The least held-out losses so far.
+
+    :param first: held-out losses at the start, of shape (M, D) by group.
+    :param patience: epochs without gain after which to stop.
+    """
+
+    def __init__(self, first: Mapping[str, np.ndarray], patience: int) -> None:
+        self.least = {key: np.array(loss) for key, loss in first.items()}
+        self.patience, self._since = patience, 0
+
+    def update(self, losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """
+        Which numbers of which members have gained.
+
+        :param losses: held-out losses, of shape (M, D) by group.
+        """
+        better = {key: loss < self.least[key] for key, loss in losses.items()}
+        gain: Any = 0.0
+        for key, loss in losses.items():
+            gain = gain + np.where(better[key], self.least[key] - loss, 0.0).sum(1)
+            self.least[key] = np.where(better[key], loss, self.least[key])
+        self._since = 0 if np.any(gain > 1e-3) else self._since + 1
+        return better
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing was gained for too long."""
+        return self._since >= self.patience
+
+    @property
+    def loss(self) -> float:
+        """Held-out loss of a member's best, on average, in nats on the standardised scale."""
+        return float(sum(loss.sum(1).mean() for loss in self.least.values()))
+
+
+def worth_it(gains: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """
+    Which nets gain at least one standard error over where they started.
+
+    :param gains: of held-out rows, of shape (M, D, rows) by group.
+    """
+    return {
+        key: gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
+        for key, gain in gains.items()
+    }

@@ -1,0 +1,110 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Messages about amortised guides and posteriors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from spread_core.messages.general import shown
+
+
+def unknown_density(density: object) -> str:
+    return f"density must be 'mixture', got {shown(density)}."
+
+
+def not_set_up() -> str:
+    return (
+        "AutoAmortized knows its sites once it has seen the model's arguments. Call "
+        "guide(*args, **kwargs) first, with those of the model."
+    )
+
+
+def nothing_observed() -> str:
+    return (
+        "AutoAmortized needs data to condition on, but the model observes nothing at these "
+        "arguments. Name the data sites: observed='x'."
+    )
+
+
+def no_data_site(name: str, sites: Iterable[str]) -> str:
+    return f"observed names '{name}', which is no sample site of the model. It has {sorted(sites)}."
+
+
+def no_latents() -> str:
+    return (
+        "AutoAmortized found no latent site in the model beside its data: there is no posterior "
+        "to learn."
+    )
+
+
+def infinite_support(name: str, family: str) -> str:
+    return (
+        f"AutoAmortized has no density for the discrete latent '{name}' ({family}), whose support "
+        "is not finite. Truncate it to finitely many values, or sum it out in the model."
+    )
+
+
+def support_moves(name: str) -> str:
+    return (
+        f"The support of latent '{name}' differs from run to run of the model, so that it depends "
+        "on other latents. Sample it on a fixed support, such as the unit interval, and carry it "
+        "over by a deterministic transformation."
+    )
+
+
+def no_data(name: str) -> str:
+    return (
+        f"The model observes no data at site '{name}' at these arguments. Pass the data in the "
+        "argument that it takes them from."
+    )
+
+
+def missing_given(name: str, given: Iterable[str]) -> str:
+    return f"Data site '{name}' lacks a value: given are those of {sorted(given)}."
+
+
+def no_params(name: str) -> str:
+    return (
+        f"params hold none of AutoAmortized's at '{name}'. Hand over those of the trained guide: "
+        "svi.get_params(svi_state)."
+    )
+
+
+def data_shape(name: str, got: Sequence[int], expected: Sequence[int]) -> str:
+    return (
+        f"The data of site '{name}' have the shape {tuple(got)}, but the guide was made for "
+        f"{tuple(expected)}; only the sizes of plates may differ."
+    )
+
+
+def nonfinite_data(name: str) -> str:
+    return (
+        f"The data of site '{name}' hold NaN or inf, of which an amortised posterior knows "
+        "nothing. Mask missing elements in the model."
+    )
+
+
+def too_few_rows(count: int) -> str:
+    return (
+        f"There are {count} simulations that did not fail, too few to train on and hold some out. "
+        "Simulate some hundreds at least."
+    )
+
+
+def what_to_train_on() -> str:
+    return (
+        "amortize needs either num_simulations, how often to run the model, or simulations, a "
+        "table of runs made before; pass one of the two."
+    )
+
+
+def missing_site(name: str, held: Iterable[str]) -> str:
+    return (
+        f"The table of simulations lacks site '{name}' of the model; it holds {sorted(held)}. "
+        "Simulate again, or rename the columns."
+    )
+
+
+def missing_value(name: str, given: Iterable[str]) -> str:
+    return f"values lack latent site '{name}'; they hold {sorted(given)}."
