@@ -7,6 +7,8 @@ from spread_analysis import reference
 from spread_analysis.annealing import Target, annealed_importance
 from spread_analysis.arviz_export import to_arviz
 from spread_analysis.calibration import CalibrationReport, plot_sbc
+from spread_analysis.classifier_test import c2st_prior, joint_c2st
+from spread_analysis.coverage import CoverageReport, expected_coverage, plot_coverage, tarp
 from spread_analysis.critic import CriticReport, EvidenceReport, critic_report
 from spread_analysis.datasets import Dataset, load_dataset
 from spread_analysis.evaluation import MeanAndError, SampleJudge, SampleQuality, mean_and_error
@@ -23,6 +25,7 @@ from spread_analysis.metrics import (
     precision_recall,
     sliced_wasserstein,
 )
+from spread_analysis.misspecification import MisspecificationWarning, SimulatedRange
 from spread_analysis.plots import (
     plot_calibration,
     plot_density_with_samples,
@@ -30,6 +33,7 @@ from spread_analysis.plots import (
     plot_reconstructions,
     plot_sample_grid,
 )
+from spread_analysis.posterior_check import CalibrationWarning, PosteriorCheck, check_posterior
 from spread_analysis.reference import (
     cauchy_characteristic_function,
     gaussian_characteristic_function,
@@ -51,6 +55,8 @@ from spread_core.nonfinite import GuardStatus, InvalidSimulationsWarning, NonFin
 
 __all__ = [
     "CalibrationReport",
+    "CalibrationWarning",
+    "CoverageReport",
     "CriticReport",
     "Dataset",
     "EvidenceReport",
@@ -62,23 +68,30 @@ __all__ = [
     "InvalidSimulationsWarning",
     "LogEvidence",
     "MeanAndError",
+    "MisspecificationWarning",
     "NonFiniteError",
+    "PosteriorCheck",
     "PrecisionRecall",
     "Report",
     "SampleJudge",
     "SampleQuality",
+    "SimulatedRange",
     "Simulations",
     "SupportMismatchMonitor",
     "SupportMismatchWarning",
     "Target",
     "annealed_importance",
     "c2st",
+    "c2st_prior",
     "cauchy_characteristic_function",
+    "check_posterior",
     "critic_report",
+    "expected_coverage",
     "fit_features",
     "frechet_distance",
     "gaussian_characteristic_function",
     "gaussian_frechet_distance",
+    "joint_c2st",
     "laplace_characteristic_function",
     "load_dataset",
     "log_mean_exp",
@@ -89,6 +102,7 @@ __all__ = [
     "median_heuristic",
     "mmd2",
     "plot_calibration",
+    "plot_coverage",
     "plot_density_with_samples",
     "plot_loss_curve",
     "plot_reconstructions",
@@ -98,5 +112,6 @@ __all__ = [
     "reference",
     "sliced_wasserstein",
     "student_t_characteristic_function",
+    "tarp",
     "to_arviz",
 ]

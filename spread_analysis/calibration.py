@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from spread_analysis.plots import COLOURS, axes_for, style_axes
+from spread_analysis.ranks import Ranks, simulation_ranks
+from spread_core.messages import calibration
 from spread_core.validation import FloatArray, as_count, as_probability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Ranks = NDArray[np.int64]
 
 # A chi-square statistic is one only if every bin expects several counts.
 _COUNTS_PER_BIN = 10
@@ -59,6 +59,55 @@ class CalibrationReport:
                     f"ranks of '{site}' must lie in 0, ..., num_draws = {limit}, got "
                     f"{array.min()} to {array.max()}."
                 )
+
+    @classmethod
+    def from_draws(
+        cls,
+        truths: Mapping[str, ArrayLike],
+        draws: Mapping[str, ArrayLike],
+        kept: Mapping[str, ArrayLike] | None = None,
+        seed: int = 0,
+    ) -> CalibrationReport:
+        """
+        Rank truths among draws, of any posterior and any backend, as arrays.
+
+        :param truths: dict from site to the latents that made the data, of shape
+            (num_simulations, ...).
+        :param draws: dict from site to draws given these data, of shape
+            (num_draws, num_simulations, ...).
+        :param kept: dict from site to the elements that count, of the shape of its truths; of a
+            site that is left out all do.
+        :param seed: of the ties, which are broken at random.
+        :return: the ranks; a masked array where some elements do not count.
+        :raises ValueError: if sites or shapes do not fit, the numbers of draws differ, an entry
+            that counts is NaN, or nothing of a site counts; the message names the site.
+
+            >>> rng = np.random.default_rng(0)
+            >>> z = rng.standard_normal(500)
+            >>> mean = (z + rng.standard_normal(500)) / 2
+            >>> draws = mean + 0.5 * rng.standard_normal((99, 500))  # right is 0.5**0.5
+            >>> CalibrationReport.from_draws({"z": z}, {"z": draws}).p_value() < 1e-6
+            True
+        """
+        if set(truths) != set(draws) or not truths:
+            raise ValueError(calibration.sites_differ(truths, draws))
+        ranks: dict[str, Ranks] = {}
+        numbers = set()
+        for index, (site, truth) in enumerate(truths.items()):
+            counts = np.ones(np.shape(truth), bool)
+            if kept is not None and site in kept:
+                counts = np.broadcast_to(np.asarray(kept[site], bool), counts.shape)
+            if not counts.any():
+                raise ValueError(calibration.nothing_to_rank(site, len(counts)))
+            try:
+                found = simulation_ranks(truth, draws[site], seed + index, counts)
+            except ValueError as error:
+                raise ValueError(calibration.at(site, error)) from error
+            ranks[site] = found if counts.all() else np.ma.MaskedArray(found, ~counts)
+            numbers.add(len(np.asarray(draws[site])))
+        if len(numbers) > 1:
+            raise ValueError(calibration.numbers_of_draws(sorted(numbers)))
+        return cls(ranks, numbers.pop())
 
     def p_values(self, num_bins: int | None = None) -> dict[str, FloatArray]:
         """
@@ -111,6 +160,22 @@ class CalibrationReport:
             )
         return self._histogram(_component(ranks, index), num_bins)
 
+    def moments(self, site: str, index: tuple[int, ...] = ()) -> tuple[float, float]:
+        """
+        Mean and standard deviation of the ranks of one component, as shares of ``num_draws``.
+
+        Of uniform ranks they are 1/2 and ((1 + 2 / num_draws) / 12)**0.5; the deviation comes in
+        units of that. Above one: draws are too narrow; below one: too wide.
+
+        :param site: the site.
+        :param index: of the component, ``()`` for a scalar site.
+        """
+        ranks = _component(self.ranks[site], index)
+        if not len(ranks):
+            return float("nan"), float("nan")
+        uniform = np.sqrt(self.num_draws * (self.num_draws + 2) / 12)
+        return float(ranks.mean()) / self.num_draws, float(ranks.std() / uniform)
+
     def _histogram(
         self, ranks: Ranks, num_bins: int | None
     ) -> tuple[NDArray[np.int64], FloatArray]:
@@ -137,7 +202,7 @@ class CalibrationReport:
         most = max(map(len, self.ranks.values()))
         for site, values in self.p_values().items():
             for index in np.ndindex(values.shape):
-                name = _component_name(site, index)
+                name = component_name(site, index)
                 ranks = _component(self.ranks[site], index)
                 mean = ranks.mean() / self.num_draws if len(ranks) else float("nan")
                 fewer = f"  of {len(ranks)}" if len(ranks) < most else ""
@@ -147,7 +212,8 @@ class CalibrationReport:
         return "\n".join(rows)
 
 
-def _component_name(site: str, index: tuple[int, ...]) -> str:
+def component_name(site: str, index: tuple[int, ...]) -> str:
+    """A component of a site as it is printed, ``z[0, 1]``."""
     return site + (f"[{', '.join(map(str, index))}]" if index else "")
 
 
@@ -199,6 +265,6 @@ def plot_sbc(
     axes.bar(edges[:-1], counts, 0.92 / len(counts), align="edge", color=COLOURS[0], alpha=0.8)
     axes.set_xlim(0, 1)
     if title is None:
-        name = _component_name(site, index)
+        name = component_name(site, index)
         title = f"{name}: p = {report.p_values(num_bins)[site][index]:.2g}"
     return style_axes(axes, "rank of the truth among the guide's draws", "simulations", title)

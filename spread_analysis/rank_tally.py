@@ -11,48 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spread_analysis.calibration import CalibrationReport, Ranks
+from spread_analysis.calibration import CalibrationReport
+from spread_analysis.ranks import Ranks, simulation_ranks
 from spread_core.evaluation import data_first
-from spread_core.validation import as_count, as_float
+from spread_core.messages import calibration
+from spread_core.validation import as_count
 
 # Single precision lets a row come up twice by chance, but not often and not again and again.
 _CHANCE_REPEATS, _CHANCE_SHARE = 2, 0.01
 # Failed simulations for each good one, after which the run is stopped.
 _MOST_FAILURES = 100
-
-
-def simulation_ranks(
-    truth: ArrayLike, draws: ArrayLike, seed: int = 0, kept: ArrayLike | None = None
-) -> Ranks:
-    """
-    How many draws lie below the truth; ties, as discrete latents have them, are broken at random.
-
-    :param truth: the latents that made the data, any shape.
-    :param draws: draws given the data, of shape (num_draws,) + that of ``truth``.
-    :param seed: of the ties.
-    :param kept: elements that count, of the shape of ``truth``; None is all. Others have rank 0.
-    :return: ranks in 0, ..., num_draws, of the shape of ``truth``.
-    :raises ValueError: if shapes do not fit or an entry that counts is NaN.
-
-        >>> simulation_ranks([0.5, 9.0], [[0.0, 1.0], [1.0, 2.0], [0.2, 3.0]])
-        array([2, 3])
-    """
-    values, samples = as_float(truth, "truth"), as_float(draws, "draws")
-    if samples.ndim == 0 or samples.shape[1:] != values.shape or len(samples) == 0:
-        raise ValueError(
-            f"`draws` must have shape (num_draws, {', '.join(map(str, values.shape))}), got "
-            f"{samples.shape}."
-        )
-    if kept is not None:
-        counts = np.broadcast_to(np.asarray(kept, bool), values.shape)
-        values, samples = np.where(counts, values, -1.0), np.where(counts, samples, 0.0)
-    if np.isnan(values).any() or np.isnan(samples).any():
-        raise ValueError("`truth` and `draws` must not hold NaN, which has no rank.")
-    below = (samples < values).sum(0)
-    ties = (samples == values).sum(0)
-    rng = np.random.default_rng(seed)
-    ranks: Ranks = below + rng.integers(0, ties, endpoint=True)
-    return ranks
 
 
 class Ranked(NamedTuple):
@@ -192,10 +160,7 @@ class RankTally:
             ranks, kept = (np.concatenate([run[name][i] for run in runs]) for i in (0, 1))
             rows = once & kept.reshape(len(kept), -1).any(1)
             if not rows.any():
-                raise ValueError(
-                    f"site '{name}' is masked in all {len(kept)} simulations, so that there is "
-                    "nothing to rank. Leave it out with sites=..., or the mask."
-                )
+                raise ValueError(calibration.nothing_to_rank(name, len(kept)))
             ranks, kept = ranks[rows], kept[rows]
             found[name] = ranks if kept.all() else np.ma.MaskedArray(ranks, ~kept)
         return CalibrationReport(found, self.num_draws, recorded)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -132,7 +132,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         look_key, draw_key = random.split(rng_key)
         world = self._world_outside(look_key, params, args, kwargs)
         sizes, own = tuple(world.sizes.items()), self._own(params)
-        draw = self._jit(_draws, (0, 1, 2))
+        draw = self._jit(_draws, (0, 1, 2, 7))
         return draw(self, tuple(sample_shape), sizes, draw_key, own, world.values, world.masks)
 
     def log_prob(
@@ -154,8 +154,41 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                 raise ValueError(messages.missing_value(name, values))
             latents[name] = jnp.asarray(values[name])
         sizes, own = tuple(world.sizes.items()), self._own(params)
-        score = self._jit(_log_prob, (0, 1))
+        score = self._jit(_log_prob, (0, 1, 6))
         return score(self, sizes, latents, own, world.values, world.masks)
+
+    def sample_rows(
+        self, rng_key: jax.Array, params: Mapping[str, Any], table: Any, num_samples: int
+    ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+        """
+        Draws given the data of every row of a table, with log densities.
+
+        :param rng_key: random key.
+        :param params: params of the guide.
+        :param table: the :class:`Simulations`.
+        :param num_samples: draws for every row.
+        :return: dict from site to values of shape (num_samples, rows) + shape of the site; log
+            densities in nats of the draws, (num_samples, rows), and of the rows' latents, (rows,).
+        """
+        _, data, masks = self.columns_of(table)
+        own = self._own(params)
+        sizes = self._sizes(table.values)
+        draw, score = self._jit(_draws, (0, 1, 2, 7)), self._jit(_log_prob, (0, 1, 6))
+        lead = (num_samples, len(table))
+        draws = draw(self, lead, sizes, rng_key, own, data, masks, 1)
+        truths = {name: jnp.asarray(table[name]) for name in self.supports}
+        of_draws = score(self, sizes, draws, own, data, masks, 1)
+        return draws, of_draws, score(self, sizes, truths, own, data, masks, 1)
+
+    def _sizes(self, values: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+        """Sizes of plates, by rows of values of every site."""
+        found = {}
+        for group in [*self.context.groups, *self.context.data]:
+            for variable in group.variables:
+                if variable.name in values:
+                    batch = values[variable.name].shape[1 : 1 + len(variable.batch_shape)]
+                    found |= {name: batch[dim] for name, dim in variable.plates.items()}
+        return tuple(found.items())
 
     def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         """
@@ -440,6 +473,7 @@ def _draws(
     params: Any,
     values: Any,
     masks: Any,
+    values_lead: int = 0,
 ) -> dict[str, jax.Array]:
     """Draws of all latents, of shape lead + site's."""
     found: dict[str, jax.Array] = {}
@@ -451,7 +485,7 @@ def _draws(
         raw = unconstrained(variable, guide.supports[variable.name], value)
         return variable.join(raw, guide.context.depth, len(lead))
 
-    guide.walk(params, values, masks, 0, visit)
+    guide.walk(params, values, masks, values_lead, visit)
     return {name: found[name] for name in guide.supports}
 
 
@@ -462,6 +496,7 @@ def _log_prob(
     params: Any,
     values: Any,
     masks: Any,
+    values_lead: int = 0,
 ) -> jax.Array:
     """Log density of all latents together, of shape lead."""
     found: list[jax.Array] = []
@@ -475,7 +510,7 @@ def _log_prob(
         raw = unconstrained(variable, guide.supports[variable.name], value)
         return variable.join(raw, guide.context.depth, lead)
 
-    guide.walk(params, values, masks, 0, visit)
+    guide.walk(params, values, masks, values_lead, visit)
     return sum(found[1:], found[0])
 
 

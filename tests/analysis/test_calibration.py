@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import spread_analysis as sa
-from spread_analysis.rank_tally import simulation_ranks
+from spread_analysis.ranks import simulation_ranks
 
 
 def conjugate_report(shift=0.0, width=1.0, num=2000, num_draws=50, seed=0):
@@ -27,6 +27,35 @@ def test_ranks_by_hand_and_ties_at_random():
     np.testing.assert_array_equal(ranks, [[2], [3]])
     ties = simulation_ranks(np.zeros(30_000), np.zeros((2, 30_000)), seed=1)
     np.testing.assert_allclose(np.bincount(ties) / 30_000, 1 / 3, atol=0.015)
+
+
+def test_ranks_of_arrays_of_any_posterior():
+    rng = np.random.default_rng(0)
+    truths = {"a": rng.standard_normal(400), "b": rng.integers(0, 3, (400, 2))}
+    draws = {"a": rng.standard_normal((19, 400)), "b": rng.integers(0, 3, (19, 400, 2))}
+    report = sa.CalibrationReport.from_draws(truths, draws)
+    assert report.num_draws == 19
+    assert {site: ranks.shape for site, ranks in report.ranks.items()} == {
+        "a": (400,),
+        "b": (400, 2),
+    }
+    np.testing.assert_array_equal(report.ranks["a"], (draws["a"] < truths["a"]).sum(0))
+    assert report.p_value() > 0.01
+    kept = {"b": rng.uniform(size=(400, 1)) < 0.5}
+    masked = sa.CalibrationReport.from_draws(
+        truths | {"b": np.where(kept["b"], truths["b"], np.nan)}, draws, kept
+    )
+    np.testing.assert_array_equal(masked.ranks["a"], report.ranks["a"])
+    np.testing.assert_array_equal(masked.ranks["b"].mask, np.broadcast_to(~kept["b"], (400, 2)))
+    assert masked.p_value() > 0.01
+
+
+def test_moments_of_ranks_say_what_is_wrong():
+    mean, deviation = conjugate_report(num=20_000).moments("z")
+    assert (mean, deviation) == (pytest.approx(0.5, abs=0.01), pytest.approx(1.0, abs=0.02))
+    assert conjugate_report(width=0.7).moments("z")[1] > 1.1
+    assert conjugate_report(width=1.4).moments("z")[1] < 0.9
+    assert conjugate_report(shift=0.5).moments("z")[0] < 0.4
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -110,6 +139,29 @@ def test_the_plot_shows_counts_and_the_binomial_band():
         (
             lambda: conjugate_report().p_values(52),
             r"`num_bins` must be at most num_draws \+ 1 = 51",
+        ),
+        (
+            lambda: sa.CalibrationReport.from_draws({"z": [0.0]}, {"w": [[0.0]]}),
+            r"`truths` and `draws` must hold the same sites, .* got \['z'\] and \['w'\]",
+        ),
+        (lambda: sa.CalibrationReport.from_draws({}, {}), "at least one, got"),
+        (
+            lambda: sa.CalibrationReport.from_draws({"z": [0.0]}, {"z": [[0.0, 1.0]]}),
+            r"site 'z': `draws` must have shape \(num_draws, 1\), got \(1, 2\)",
+        ),
+        (
+            lambda: sa.CalibrationReport.from_draws({"z": [np.nan]}, {"z": [[0.0]]}),
+            "site 'z': `truth` and `draws` must not hold NaN",
+        ),
+        (
+            lambda: sa.CalibrationReport.from_draws(
+                {"z": [0.0], "w": [0.0]}, {"z": [[0.0]], "w": [[0.0], [1.0]]}
+            ),
+            r"`draws` must hold equally many draws of every site, got \[1, 2\]",
+        ),
+        (
+            lambda: sa.CalibrationReport.from_draws({"z": [0.0]}, {"z": [[0.0]]}, {"z": [False]}),
+            "site 'z' is masked in all 1 simulations, so that there is nothing to rank",
         ),
         (lambda: sa.plot_sbc(conjugate_report(), "z", level=1.0), "`level` must lie strictly"),
     ],

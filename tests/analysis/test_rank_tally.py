@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import spread_analysis as sa
-from spread_analysis.rank_tally import Ranked, RankTally, simulation_ranks
+from spread_analysis.rank_tally import Ranked, RankTally
+from spread_analysis.ranks import simulation_ranks
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(100, 2))  # theta, x
