@@ -31,6 +31,8 @@ from studies.sbi_tasks import SBI_TASKS
 from studies.sbi_tasks.observations import available
 
 Row = dict[str, Any]
+#: A page of the documentation includes this file, which is not a separate page.
+DOCS_FILE = "sbi_results.inc"
 _UNIT = ("task", "num_simulations", "seed", "method", "num_draws", "reference")
 
 
@@ -44,6 +46,9 @@ def main() -> None:
         run(args, results)
     text = tables(results.rows)
     (args.output / "tables.md").write_text(text)
+    if args.docs:
+        comment = "<!-- Written by benchmarks/sbi_run.py --docs docs: do not edit. -->"
+        (args.docs / DOCS_FILE).write_text(f"{comment}\n\n{text}")
     print(text)
 
 
@@ -175,6 +180,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=7200, help="seconds for one training")
     parser.add_argument("--retry", action="store_true", help="train again what failed")
     parser.add_argument("--tables-only", action="store_true", help="from the results so far")
+    parser.add_argument("--docs", type=Path, help="folder whose tables to replace")
     parser.add_argument("--smoke", action="store_true", help="tiny: does it run at all")
     args = parser.parse_args(argv)
     if args.smoke:
