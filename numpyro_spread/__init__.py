@@ -12,6 +12,7 @@ except ImportError as error:
 
 from numpyro_spread import divergences as divergences
 from numpyro_spread import infer, kernels, noise
+from numpyro_spread.amortize import AmortizedPosterior, amortize
 from numpyro_spread.autoguide import AutoAmortized, AutoImplicit
 from numpyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
@@ -49,6 +50,7 @@ from spread_core.math.divergences import *
 # What a module lists is public here too: a new loss, kernel or divergence needs no line.
 __all__ = [
     "R1",
+    "AmortizedPosterior",
     "AutoAmortized",
     "AutoImplicit",
     "Checkpoint",
@@ -65,6 +67,7 @@ __all__ = [
     "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
+    "amortize",
     "averaged_params",
     "concat_sites",
     "critic_report",

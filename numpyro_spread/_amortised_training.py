@@ -45,7 +45,7 @@ def train(
     nets = {key: params[name] for name, key in keys.items()}
     data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), dict(prepared))
     train_rows, held_rows = map(jnp.asarray, rows)
-    members, count = train_rows.shape
+    members = len(train_rows)
     size, steps = settings.batch_size, settings.steps
 
     def log_probs(nets: Tree, chosen: jax.Array) -> dict[str, jax.Array]:

@@ -99,6 +99,19 @@ def _from_tensor(kind: str, tensor: np.ndarray) -> Any:
     return array
 
 
+def on_device(tree: Any) -> Any:
+    """
+    What a reader has read, with arrays of JAX on the default device.
+
+    :param tree: dicts and lists of arrays.
+    """
+    if isinstance(tree, dict):
+        return {key: on_device(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [on_device(value) for value in tree]
+    return tree.like(jnp.zeros(())) if isinstance(tree, _Array) else tree
+
+
 class _Array:
     """An array of JAX that is not on its device yet."""
 

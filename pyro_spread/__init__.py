@@ -12,7 +12,7 @@ except ImportError as error:
 
 from pyro_spread import divergences as divergences
 from pyro_spread import infer, kernels, noise
-from pyro_spread.autoguide import AutoImplicit
+from pyro_spread.autoguide import AutoAmortized, AutoImplicit
 from pyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from pyro_spread.evaluation import (
@@ -49,6 +49,7 @@ from spread_core.math.divergences import *
 # What a module lists is public here too: a new loss, kernel or divergence needs no line.
 __all__ = [
     "R1",
+    "AutoAmortized",
     "AutoImplicit",
     "Checkpoint",
     "CheckpointError",

@@ -66,10 +66,9 @@ class ConditionalSite(Distribution):
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws of shape sample + batch + event."""
         assert key is not None
-        keys = iter(random.split(key, 2 * self.conditional.variable.size))
 
         def uniform(shape: tuple[int, ...]) -> jax.Array:
-            return random.uniform(next(keys), shape)
+            return random.uniform(key, shape)
 
         vectors = self.conditional.draw(uniform, (*sample_shape, *self._plates))
         return self.constrained(vectors, len(sample_shape) + self._lead)

@@ -111,6 +111,18 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         self._prepare(args, kwargs)
         return tuple(v.name for group in self.context.data for v in group.variables)
 
+    def observation(self, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        The data that the model observes at the arguments.
+
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from data site to value, and masks by group.
+        :raises ValueError: if it observes none.
+        """
+        world = self._world_outside(random.key(0), args, kwargs)
+        return world.values, world.masks
+
     def sample_posterior(
         self,
         rng_key: jax.Array,
@@ -130,7 +142,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :return: dict from site to values of shape sample + shape of the site.
         """
         look_key, draw_key = random.split(rng_key)
-        world = self._world_outside(look_key, params, args, kwargs)
+        world = self._world_outside(look_key, args, kwargs)
         sizes, own = tuple(world.sizes.items()), self._own(params)
         draw = self._jit(_draws, (0, 1, 2, 7))
         return draw(self, tuple(sample_shape), sizes, draw_key, own, world.values, world.masks)
@@ -147,7 +159,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param kwargs: keyword arguments of the model.
         :return: of shape sample.
         """
-        world = self._world_outside(random.key(0), params, args, kwargs)
+        world = self._world_outside(random.key(0), args, kwargs)
         latents = {}
         for name in self.supports:
             if name not in values:
@@ -242,6 +254,9 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
     def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The guide's params among others."""
         names = [self.standardisation_name, *map(self.params_name, self.context.groups)]
+        for name in names:
+            if name not in params:
+                raise KeyError(messages.no_params(name))
         return {name: params[name] for name in names}
 
     # What the guide knows of the model.
@@ -386,13 +401,10 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
 
     # What a call sees.
 
-    def _world_outside(self, rng_key: jax.Array, params: Any, args: Any, kwargs: Any) -> _World:
+    def _world_outside(self, rng_key: jax.Array, args: Any, kwargs: Any) -> _World:
         args, kwargs = converted((args, kwargs), as_array)
-        with handlers.block(), handlers.seed(rng_seed=rng_key), handlers.substitute(data=params):
+        with handlers.block(), handlers.seed(rng_seed=rng_key):
             self._prepare(args, kwargs)
-            for name in [self.standardisation_name, *map(self.params_name, self.context.groups)]:
-                if name not in params:
-                    raise KeyError(messages.no_params(name))
             return self._look(None, {}, args, kwargs)
 
     def _look(self, values: Any, masks: Mapping[str, Any], args: Any, kwargs: Any) -> _World:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.amortized.layout import Group, Variable
@@ -18,8 +19,9 @@ from spread_core.amortized.mixture import (
     log_softmax,
     mixture,
     outputs,
+    select,
 )
-from spread_core.math._arrays import Array, cast
+from spread_core.math._arrays import Array, cast, fold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +99,32 @@ class Conditional:
         :return: of shape lead + plates + (size,).
         """
         xp = array_namespace(self.inputs)
-        drawn: list[Array] = []
-        for number in range(self.start, self.start + self.variable.size):
-            so_far = xp.stack(drawn, axis=-1) if drawn else None
-            t = self._whole(so_far)
-            which = slice(number, number + 1)
-            given = t[None], self.inputs[None], self.features[None], which
-            loc, scale = self.loc[number], self.scale[number]
-            if self.variable.num_classes:
-                logits = outputs(self.params, *given)[2][..., : self.variable.num_classes]
-                log_probs = ensemble_mean(log_softmax(logits))[0]
-                ends = xp.cumulative_sum(xp.exp(log_probs), axis=-1)
-                place = uniform(shape)[..., None] * ends[..., -1:]
-                index = cast(xp.sum(ends[..., :-1] < place, axis=-1), ends)
-                drawn.append((index - loc) / scale)
+        own, classes = select(self.params, self.which), self.variable.num_classes
+        size, names = self.variable.size, sorted(own)
+        given = self.inputs[None], self.features[None]
+        numbers = uniform((2 * size, *shape))
+
+        def step(t: Array, item: Any) -> Array:
+            place, choose, low, high, scaled, one, *leaves = item
+            params = {name: leaf[:, None] for name, leaf in zip(names, leaves, strict=True)}
+            if classes:
+                logits = outputs(params, t[None], *given)[2][..., :classes]
+                ends = xp.cumulative_sum(xp.exp(ensemble_mean(log_softmax(logits))[0]), axis=-1)
+                index = xp.sum(ends[..., :-1] < choose[..., None] * ends[..., -1:], axis=-1)
+                new = (cast(index, ends) - scaled[0]) / scaled[1]
             else:
-                found = mixture(self.params, *given, self.components)
-                low, high = self.ends[0, number], self.ends[1, number]
-                drawn.append(draw(found, uniform(shape), uniform(shape), low, high))
-        t = xp.stack(drawn, axis=-1)
+                found = mixture(params, t[None], *given, self.components)
+                new = draw(found, choose, place, low, high)
+            return t + new[..., None] * one
+
+        eye = xp.tril(xp.ones_like(self.loc[:, None] * self.loc))
+        eye = (eye * xp.permute_dims(eye, (1, 0)))[self.which]
+        scaled = xp.stack([self.loc, self.scale], axis=-1)[self.which]
+        leaves = [xp.moveaxis(own[name], 1, 0) for name in names]
+        ends = self.ends[:, self.which]
+        start = xp.zeros_like(numbers[0])[..., None] + self._whole(None)
+        items = (numbers[:size], numbers[size:], ends[0], ends[1], scaled, eye, *leaves)
+        t = fold(step, start, items)[..., self.which]
         return t * self.scale[self.which] + self.loc[self.which]
 
     def _whole(self, own: Array | None) -> Array:
@@ -124,14 +133,11 @@ class Conditional:
         parts = [self.before] if self.start else []
         if own is not None:
             parts.append(own)
-        like = parts[-1] if parts else self.inputs
-        known = sum(part.shape[-1] for part in parts)
-        rest = self.loc.shape[0] - known
-        lead = like.shape[:-1]
-        parts = [xp.broadcast_to(part, (*lead, part.shape[-1])) for part in parts]
+        rest = self.loc.shape[0] - sum(part.shape[-1] for part in parts)
         if rest:
-            parts.append(xp.zeros_like(like[..., :1]) + xp.zeros_like(self.loc[:rest]))
-        return xp.concat(parts, axis=-1)
+            parts.append(xp.zeros_like(self.loc[:rest]))
+        shape = np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
+        return xp.concat([xp.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], axis=-1)
 
 
 def log_probs_of_group(
@@ -191,15 +197,15 @@ def _log_probs(
     raw: Any,
 ) -> Array:
     """Of shape (M, d) + batch."""
-    xp = array_namespace(t)
+    xp, params = array_namespace(t), select(params, which)
     if classes:
-        logits = outputs(params, t, inputs, features, which)[2][..., :classes]
+        logits = outputs(params, t, inputs, features)[2][..., :classes]
         log_probs = log_softmax(logits)
         index = xp.moveaxis(raw, -1, 1)[..., None]
         labels = cast(xp.arange(classes), t)
         chosen = xp.where(xp.abs(labels - index) < 0.5, log_probs, 0.0)
         return xp.sum(chosen, axis=-1)
-    found = mixture(params, t, inputs, features, which, components)
+    found = mixture(params, t, inputs, features, components)
     own = xp.moveaxis(t[..., which], -1, 1)
     batch = [1] * (len(own.shape) - 2)
     low, high = (xp.reshape(end[which], (1, -1, *batch)) for end in ends)

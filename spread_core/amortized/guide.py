@@ -114,6 +114,17 @@ class AutoAmortizedShared(SharedDocs):
             raise RuntimeError(messages.not_set_up())
         return self._context
 
+    def options(self) -> dict[str, Any]:
+        """What the guide was made with, beside the model; data sites are named."""
+        data = [v.name for group in self.context.data for v in group.variables]
+        return {
+            "observed": data,
+            "hidden": list(self.hidden),
+            "num_components": self.num_components,
+            "ensemble": self.ensemble,
+            "prefix": self.prefix,
+        }
+
     def given(
         self, values: Mapping[str, Array], masks: Mapping[str, Any] | None = None
     ) -> Callable[..., Any]:

@@ -120,50 +120,56 @@ def data_features(v: Array, most: int = 30) -> Array:
     return xp.concat([v, c * c, c**3 - 3 * c], axis=-1)
 
 
+def select(params: Mapping[str, Array], which: slice) -> dict[str, Array]:
+    """
+    The params of some dimensions, and which dimensions each of them sees: those before it.
+
+    :param params: see :func:`initial`.
+    :param which: the dimensions, d of them.
+    :return: the params, and "sees" of shape (1, d, D).
+    """
+    xp = array_namespace(params["from_latents"])
+    sees = xp.tril(xp.ones_like(params["from_latents"][:1, :, :, 0]), k=-1)
+    return {name: value[:, which] for name, value in params.items()} | {"sees": sees[:, which]}
+
+
 def outputs(
-    params: Mapping[str, Array], t: Array, v: Array, features: Array, which: slice
+    params: Mapping[str, Array], t: Array, v: Array, features: Array
 ) -> tuple[Array, Array, Array]:
     """
     Location, log scale and the net's outputs of some dimensions.
 
-    :param params: see :func:`initial`.
+    :param params: theirs, as :func:`select` gives them.
     :param t: standardised latents, (1 or M,) + batch + (D,); those of later dimensions are ignored.
     :param v: numbers that describe the data, (1 or M,) + batch + (V,).
     :param features: their features, (1 or M,) + batch + (N,).
-    :param which: the dimensions, d of them.
     :return: of shapes (M, d) + batch, the same, and (M, d) + batch + (outputs,).
     """
     xp = array_namespace(t)
     t, v, features = _same_ndim(t, v, features)
     dims = t.shape[-1]
-    # A dimension sees those before it.
-    sees = xp.tril(xp.ones_like(params["from_latents"][0, :, :, 0]), k=-1)[which]
     split = features.shape[-1]
-    linear = params["linear"][:, which]
-    seen = xp.concat([sees, sees], axis=-1)[None, :, :, None]
+    linear, sees = params["linear"], params["sees"][..., None]
+    seen = xp.concat([sees, sees], axis=2)
     base = (
         _apply(features, linear[..., :split, :])
         + _apply(latent_features(t), linear[..., split : split + 2 * dims, :] * seen)
         + _over(linear[..., -1, :], t)
     )
-    from_latents = params["from_latents"][:, which] * sees[None, :, :, None]
-    h = _silu(
-        _apply(v, params["from_data"][:, which])
-        + _apply(t, from_latents)
-        + _over(params["bias_0"][:, which], t)
-    )
+    from_latents = params["from_latents"] * sees
+    h = _silu(_apply(v, params["from_data"]) + _apply(t, from_latents) + _over(params["bias_0"], t))
     number = 1
     while f"weight_{number}" in params:
-        weight = params[f"weight_{number}"][:, which]
-        new = _silu(_apply_each(h, weight) + _over(params[f"bias_{number}"][:, which], t))
+        weight = params[f"weight_{number}"]
+        new = _silu(_apply_each(h, weight) + _over(params[f"bias_{number}"], t))
         h = h + new if h.shape[-1] == new.shape[-1] else new
         number += 1
-    out = _apply_each(h, params["out"][:, which]) + _over(params["out_bias"][:, which], t)
+    out = _apply_each(h, params["out"]) + _over(params["out_bias"], t)
     return base[..., 0], xp.clip(base[..., 1], -5, 3), out
 
 
 def mixture(
-    params: Mapping[str, Array], t: Array, v: Array, features: Array, which: slice, components: int
+    params: Mapping[str, Array], t: Array, v: Array, features: Array, components: int
 ) -> Mixture:
     """
     The conditionals of some continuous dimensions. Arguments as for :func:`outputs`.
@@ -171,7 +177,7 @@ def mixture(
     :param components: K.
     """
     xp = array_namespace(t)
-    loc, log_scale, out = outputs(params, t, v, features, which)
+    loc, log_scale, out = outputs(params, t, v, features)
     log_weights = log_softmax(out[..., :components])
     shift, stretch = (
         out[..., components : 2 * components],

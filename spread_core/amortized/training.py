@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -23,8 +23,6 @@ from spread_core.amortized.regression import start
 from spread_core.math._arrays import Array, as_bool
 from spread_core.messages import amortized as messages
 from spread_core.messages import players
-
-Prepared = Mapping[str, tuple[Any, Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +104,70 @@ def folds(
     )
 
 
+class Prepared(NamedTuple):
+    """
+    A table as a guide is trained on it.
+
+    :param fitted: the standardisation.
+    :param rows: standardised latents, inputs and features of every row, by group.
+    :param starts: coefficients of the regressions, by group.
+    :param valid: which rows can be used.
+    """
+
+    fitted: dict[str, Any]
+    rows: Mapping[str, tuple[Any, Any, Any]]
+    starts: dict[str, np.ndarray]
+    valid: np.ndarray
+
+
+def prepared(guide: Any, table: Any) -> Prepared:
+    """
+    Standardise a table, and find the regressions to start from.
+
+    :param guide: the guide, set up.
+    :param table: the :class:`Simulations`.
+    :raises ValueError: if the table lacks a site.
+    """
+    columns, valid = guide.columns_of(table), table.valid
+    good = np.flatnonzero(valid)
+    fitted = guide.context.fit(
+        *({name: value[good] for name, value in part.items()} for part in columns)
+    )
+    # Rows that failed stay where they are, as numbers that nothing looks at.
+    rows = guide.prepare(
+        fitted, *({name: _finite(value) for name, value in part.items()} for part in columns)
+    )
+    groups = guide.context.groups
+    starts = regressions(
+        {key: tuple(part[good] for part in parts) for key, parts in rows.items()},
+        groups,
+        {group.key: guide.ends(group, fitted) for group in groups},
+        {group.key: guide.size_before(group) for group in groups},
+    )
+    return Prepared(fitted, rows, starts, valid)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype.kind == "b" else np.nan_to_num(values, posinf=0.0, neginf=0.0)
+
+
 def regressions(
-    prepared: Prepared, groups: Any, ends: Mapping[str, Any], before: Mapping[str, int]
+    rows: Mapping[str, tuple[Any, Any, Any]],
+    groups: Any,
+    ends: Mapping[str, Any],
+    before: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
     """
     Where the conditionals of every group start, of shape (D, N + 2 D + 1, 2) by group.
 
-    :param prepared: t, inputs and features by group, NumPy's arrays.
+    :param rows: t, inputs and features by group, NumPy's arrays.
     :param groups: the groups of latents.
     :param ends: standardised ends of their intervals.
     :param before: how many latents of other groups each group sees.
     """
     found = {}
     for group in groups:
-        t, inputs, features = (_rows(x, prepared[group.key]) for x in prepared[group.key])
+        t, inputs, features = (_flat(x, rows[group.key]) for x in rows[group.key])
         others = before[group.key]
         linear = np.zeros(features.shape[-1], bool)  # what is no power
         linear[: inputs.shape[-1] - others] = True
@@ -132,7 +180,7 @@ def regressions(
     return found
 
 
-def _rows(x: Any, like: tuple[Any, ...]) -> np.ndarray:
+def _flat(x: Any, like: tuple[Any, ...]) -> np.ndarray:
     shape = np.broadcast_shapes(*(np.shape(part)[:-1] for part in like))
     wide = np.broadcast_to(np.asarray(x), (*shape, x.shape[-1]))
     return wide.reshape(-1, x.shape[-1])

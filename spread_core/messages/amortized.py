@@ -108,3 +108,37 @@ def missing_site(name: str, held: Iterable[str]) -> str:
 
 def missing_value(name: str, given: Iterable[str]) -> str:
     return f"values lack latent site '{name}'; they hold {sorted(given)}."
+
+
+def outside(p_value: float, sites: Sequence[str]) -> str:
+    return (
+        f"The data at {list(sites)} are unlike the simulations (p = {p_value:.2g} of as surprising "
+        "a simulation): the model may be wrong, and the amortised posterior is extrapolating. "
+        "Compare the data with posterior.to_arviz(...).prior_predictive."
+    )
+
+
+def no_density(name: str) -> str:
+    return (
+        f"refine needs the model's density, which site '{name}' does not have. Use the draws as "
+        "they are, and see posterior.check()."
+    )
+
+
+def bad_tail(pareto_k: float) -> str:
+    return (
+        f"Importance weights have a Pareto k of {pareto_k:.2f}, over 0.7: the amortised posterior "
+        "lacks mass where the exact one has it, and the corrected draws are not to be trusted. "
+        'Use refine(..., method="nuts"), or train on more simulations.'
+    )
+
+
+def refine_method(method: object) -> str:
+    return f"method must be 'importance' or 'nuts', got {shown(method)}."
+
+
+def cannot_simulate(reason: object) -> str:
+    return (
+        "check needs simulations that were not trained on, and the model makes none "
+        f"({reason}). Pass some: check(simulations=held_out)."
+    )

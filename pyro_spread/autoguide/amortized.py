@@ -1,0 +1,410 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""AutoAmortized: an amortised posterior with a density, made from the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.utils import deep_setattr
+from pyro.nn import PyroModule
+
+from pyro_spread._inputs import as_tensor
+from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
+from pyro_spread.autoguide._held import Held, mapped
+from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, sizes_of, vectors
+from pyro_spread.autoguide._world import (
+    World,
+    data_of,
+    is_data,
+    latent_of,
+    like_numbers,
+    look,
+    same_support,
+    simulated,
+    sites_of,
+)
+from pyro_spread.infer._sites import is_latent
+from spread_core.amortized.context import Context
+from spread_core.amortized.density import Conditional
+from spread_core.amortized.guide import AutoAmortizedShared
+from spread_core.amortized.layout import Group, Variable
+from spread_core.amortized.mixture import initial
+from spread_core.inputs import converted
+from spread_core.messages import amortized as messages
+
+
+class AutoAmortized(AutoAmortizedShared, AutoGuide):
+    """
+    An amortised posterior: a conditional density over all latents of a model, given its data.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_spread import AutoAmortized
+        >>> def model(x=None):
+        ...     z = pyro.sample("z", dist.Uniform(-1.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+        >>> guide = AutoAmortized(model, observed="x")
+        >>> guide.sample_posterior(torch.tensor(0.3), sample_shape=(5,))["z"].shape
+        torch.Size([5])
+    """
+
+    def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
+        return {"model": model}
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """
+        The guide, with the model's arguments.
+
+        :return: dict from site to value.
+        :raises ValueError: if the model observes no data at these arguments.
+        """
+        return self._run(None, {}, args, kwargs)
+
+    def run_given(
+        self, values: Mapping[str, Any] | None, masks: Mapping[str, Any], args: Any, kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """
+        The guide for given data; see :meth:`given`.
+
+        :param values: dict from data site to value; None takes those at the arguments.
+        :param masks: dict from data site to what counts.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        with self._pyro_context:  # params are those of the param store
+            return self._run(values, masks, args, kwargs)
+
+    def _run(
+        self, values: Mapping[str, Any] | None, masks: Mapping[str, Any], args: Any, kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        args, kwargs = converted((args, kwargs), as_tensor)
+        self._prepare(args, kwargs)
+        self._declare(args, kwargs)
+        created = self._created_plates(args, kwargs)
+        world = self._look(values, masks, args, kwargs, created)
+        plates = created | world.plates(created)
+        result: dict[str, torch.Tensor] = {}
+
+        def visit(group: Group, variable: Variable, conditional: Conditional) -> torch.Tensor:
+            site = self.site(group, variable, conditional, world.sizes, ())
+            with ExitStack() as stack:
+                for name in group.dims:
+                    stack.enter_context(plates[name])
+                value = result[variable.name] = pyro.sample(variable.name, site)
+            return vectors(self, variable, value)
+
+        self.walk(self.params(), world.values, world.masks, world.lead, visit)
+        return result
+
+    def data_sites(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """
+        Names of the sites that the guide conditions on.
+
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        self._prepare(*converted((args, kwargs), as_tensor))
+        return tuple(v.name for group in self.context.data for v in group.variables)
+
+    @torch.no_grad()
+    def sample_posterior(
+        self, *args: Any, sample_shape: Sequence[int] = (), **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """
+        Draws of all latents given the data at the arguments.
+
+        :param args: arguments of the model, with the data in their place.
+        :param sample_shape: shape of the draws.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to values of shape sample + shape of the site.
+        """
+        with self._pyro_context:  # params are those of the param store
+            world = self._world_outside(args, kwargs)
+            return draws(self, tuple(sample_shape), world.sizes, world.values, world.masks, 0)
+
+    def log_prob(self, values: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """
+        Log density of latents given the data at the arguments, in nats; normalised.
+
+        :param values: dict from every latent to values of shape sample + shape of the site.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: of shape sample.
+        """
+        with self._pyro_context:  # params are those of the param store
+            world = self._world_outside(args, kwargs)
+            latents = {}
+            for name in self.supports:
+                if name not in values:
+                    raise ValueError(messages.missing_value(name, values))
+                latents[name] = torch.as_tensor(as_tensor(values[name]))
+            return log_prob(self, world.sizes, latents, world.values, world.masks, 0)
+
+    @torch.no_grad()
+    def sample_rows(
+        self, table: Any, num_samples: int
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """
+        Draws given the data of every row of a table, with log densities.
+
+        :param table: the :class:`Simulations`.
+        :param num_samples: draws for every row.
+        :return: dict from site to values of shape (num_samples, rows) + shape of the site; log
+            densities in nats of the draws, (num_samples, rows), and of the rows' latents, (rows,).
+        """
+        _, columns, host_masks = self.columns_of(table)
+        data = {name: self.tensor(value) for name, value in columns.items()}
+        masks = {key: torch.as_tensor(mask) for key, mask in host_masks.items()}
+        sizes, lead = sizes_of(self.context, table.values), (num_samples, len(table))
+        truths = {name: self._value(name, table[name]) for name in self.supports}
+        with self._pyro_context:  # params are those of the param store
+            drawn = draws(self, lead, sizes, data, masks, 1)
+            of_draws, of_truths = (
+                log_prob(self, sizes, latents, data, masks, 1) for latents in (drawn, truths)
+            )
+        return drawn, of_draws, of_truths
+
+    def observation(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        The data that the model observes at the arguments.
+
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from data site to value, and masks by group.
+        :raises ValueError: if it observes none.
+        """
+        args, kwargs = converted((args, kwargs), as_tensor)
+        self._prepare(args, kwargs)
+        world = self._look(None, {}, args, kwargs, None)
+        return world.values, world.masks
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """
+        Medians of all latents, estimated from :attr:`num_quantile_draws` draws.
+
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to median.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """
+        Quantiles of all latents, taken in unconstrained space as other autoguides do, estimated
+        from :attr:`num_quantile_draws` draws.
+
+        :param quantiles: probabilities.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to quantiles, the probabilities in front.
+        """
+        shape = (self.num_quantile_draws,)
+        found = self.sample_posterior(*args, sample_shape=shape, **kwargs)
+        return {n: quantiles_of(x, quantiles, self.supports[n]) for n, x in found.items()}
+
+    # What the guide knows of the model.
+
+    def _prepare(self, args: Any, kwargs: Any) -> None:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+
+    @torch.no_grad()
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        one, other = (sites_of(self.model, args, kwargs) for _ in range(2))
+        observed = self.observed
+        if observed is None:
+            observed = tuple(n for n, s in one.items() if is_data(s))
+            if not observed:
+                raise ValueError(messages.nothing_observed())
+        for name in observed:
+            if name not in one:
+                raise ValueError(messages.no_data_site(name, one))
+        latents = {n: s for n, s in one.items() if n not in observed and is_latent(s)}
+        if not latents:
+            raise ValueError(messages.no_latents())
+        for name, site in latents.items():
+            if not same_support(site["fn"].support, other[name]["fn"].support):
+                raise ValueError(messages.support_moves(name))
+        self.supports = {name: site["fn"].support for name, site in latents.items()}
+        self._context = Context(
+            [latent_of(name, site) for name, site in latents.items()],
+            [data_of(name, one[name]) for name in observed],
+        )
+        self._empty = like_numbers([*latents.values(), *(one[name] for name in observed)])
+        self.prototype_trace = one
+
+    @torch.no_grad()
+    def simulated(
+        self, num_runs: int, args: Any, kwargs: Any
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        Latents, unconstrained, data and masks of runs of the model.
+
+        :param num_runs: number of runs, in front of every value.
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        args, kwargs = converted((args, kwargs), as_tensor)
+        return simulated(self.model, self.context, self.supports, num_runs, args, kwargs)
+
+    def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
+        """
+        Values of a latent as the conditionals take them.
+
+        :param variable: the latent.
+        :param values: of shape (simulations,) + shape of the site.
+        """
+        value = self._value(variable.name, values)
+        found: np.ndarray = (
+            unconstrained(variable, self.supports[variable.name], value).cpu().numpy()
+        )
+        return found
+
+    def fitted(self, latents: Any, data: Any, masks: Any) -> dict[str, Any]:
+        """
+        The standardisation that simulations give: nested dicts of NumPy's arrays.
+
+        :param latents: unconstrained values by site, of shape (simulations,) + site's.
+        :param data: values by observed site, alike.
+        :param masks: what counts of the data, by group.
+        """
+        host = [
+            {key: torch.as_tensor(value).detach().cpu().numpy() for key, value in part.items()}
+            for part in (latents, data, masks)
+        ]
+        return self.context.fit(*host)
+
+    def initial_nets(self, fitted: Any, group: Group) -> dict[str, torch.Tensor]:
+        """
+        Params of a group's nets before any training.
+
+        :param fitted: the standardisation.
+        :param group: the group.
+        """
+
+        def normal(shape: tuple[int, ...]) -> torch.Tensor:
+            return torch.randn(shape, dtype=self._empty.dtype, device=self._empty.device)
+
+        params = initial(normal, **self._initial_sizes(fitted, group))
+        return {key: self.tensor(value) for key, value in params.items()}
+
+    def params(self) -> dict[str, Any]:
+        """Standardisation and nets of every group, by name: nested dicts of tensors."""
+        found = {self.standardisation_name: self.standardisation.tree()}
+        for name in map(self.params_name, self.context.groups):
+            net = attrgetter(f"nets.{name}")(self)
+            found[name] = {key: getattr(net, key) for key in list(net._parameters)}
+        return found
+
+    def set_params(self, params: Mapping[str, Any]) -> None:
+        """
+        Take over standardisation and nets.
+
+        :param params: as :meth:`params` returns them.
+        """
+        self.standardisation = Held(mapped(self.tensor, params[self.standardisation_name]))
+        self.nets = PyroModule()
+        for group in self.context.groups:
+            net = PyroModule()
+            for key, value in params[self.params_name(group)].items():
+                setattr(net, key, torch.nn.Parameter(self.tensor(value).detach().clone()))
+            deep_setattr(self, f"nets.{self.params_name(group)}", net)
+
+    def _declare(self, args: Any, kwargs: Any) -> None:
+        """Make standardisation and nets where they are not there yet."""
+        if "nets" in self._modules:
+            return
+        fitted = self.fitted(*self.simulated(self.init_samples, args, kwargs))
+        nets = {self.params_name(g): self.initial_nets(fitted, g) for g in self.context.groups}
+        self.set_params({self.standardisation_name: fitted} | nets)
+
+    def tensor(self, value: Any) -> torch.Tensor:
+        """
+        Numbers in the type and on the device of the guide's params. Gradients pass.
+
+        :param value: a tensor, or an array of NumPy.
+        """
+        return torch.as_tensor(value).to(self._empty)
+
+    def _value(self, name: str, values: Any) -> torch.Tensor:
+        """Values of a latent in the type in which the model draws it."""
+        return torch.as_tensor(values).to(self.prototype_trace[name]["value"])
+
+    def site(
+        self,
+        group: Group,
+        variable: Variable,
+        conditional: Conditional,
+        sizes: Mapping[str, int],
+        lead: tuple[int, ...],
+    ) -> ConditionalSite:
+        """
+        The distribution of a latent.
+
+        :param group: its group.
+        :param variable: the latent.
+        :param conditional: of its numbers.
+        :param sizes: of plates by name.
+        :param lead: dims of samples in front.
+        """
+        plates = [1] * self.context.depth
+        for name, dim in group.dims.items():
+            plates[dim] = sizes[name]
+        seen = (part.shape[:-1] for part in (conditional.inputs, conditional.before))
+        shape = torch.broadcast_shapes((*lead, *plates), *seen)
+        support = self.supports[variable.name]
+        value = self.prototype_trace[variable.name]["value"]
+        return ConditionalSite(conditional, support, shape, len(shape) - len(plates), value)
+
+    # What a call sees.
+
+    def _created_plates(self, args: Any, kwargs: Any) -> dict[str, pyro.plate]:
+        """Plates that are not made after the model's."""
+        if self.master is not None:
+            return dict(self.master().plates)
+        plates = self.create_plates(*args, **kwargs) if self.create_plates else []
+        plates = [plates] if isinstance(plates, pyro.plate) else plates
+        return {plate.name: plate for plate in plates}
+
+    def _world_outside(self, args: Any, kwargs: Any) -> World:
+        args, kwargs = converted((args, kwargs), as_tensor)
+        self._prepare(args, kwargs)
+        self._declare(args, kwargs)
+        return self._look(None, {}, args, kwargs, None)
+
+    def _look(
+        self,
+        values: Mapping[str, Any] | None,
+        masks: Mapping[str, Any],
+        args: Any,
+        kwargs: Any,
+        created: Mapping[str, pyro.plate] | None,
+    ) -> World:
+        like = self._empty
+        return look(self.model, self.context, values, masks, args, kwargs, like, created)
+
+    # Copies.
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The parent's forgets the model, without which this guide cannot find its data.
+        return self.__dict__ | {"master": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoAmortized:
+        memo[id(self.model)] = self.model
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        result.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return result
