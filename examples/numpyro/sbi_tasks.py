@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 from studies.sbi_tasks_study import parse_args, run
 
-from numpyro_spread import Simulator
+from numpyro_spread import Simulations, Simulator, amortize
 
 
 def prior_distribution(prior):
@@ -45,8 +45,6 @@ def program(task):
 
 
 def fit(task, theta, x, seed):
-    from numpyro_spread import Simulations, amortize
-
     # Prior and simulator have run already; amortize(model, num_simulations=...) would run them.
     table = Simulations.from_dict(theta, {"x": x})
     posterior = amortize(program(task), observed="x", simulations=table, seed=seed)
