@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from pyro_spread import _checkpoint_state as state
 from pyro_spread._amortised_training import train
+from pyro_spread._held import mapped
 from pyro_spread._typing import Model
 from pyro_spread.autoguide.amortized import AutoAmortized
 from pyro_spread.simulate import Simulations, simulate
@@ -104,10 +105,10 @@ def amortize(
                 model, num_simulations, *args, observed=data_sites, seed=seed, **kwargs
             )
         found = prepared(guide, simulations)
-        params: dict[str, Any] = {guide.standardisation_name: guide.tensors(found.fitted)}
+        params: dict[str, Any] = {guide.standardisation_name: mapped(guide.tensor, found.fitted)}
         for group in guide.context.groups:
             nets = guide.initial_nets(found.fitted, group)
-            nets["linear"] = guide.tensors(found.starts[group.key]).expand_as(nets["linear"])
+            nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
             params[guide.params_name(group)] = nets
         rows = folds(found.valid, guide.ensemble, validation, seed)
         settings = Settings(rows[0].shape[1], patience, max_steps)
@@ -117,7 +118,10 @@ def amortize(
                 bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
                 bar.update(min(settings.steps, settings.total - bar.n))
 
-            data = {key: guide.tensors(parts) for key, parts in found.rows.items()}
+            data = {
+                key: tuple(guide.tensor(part) for part in parts)
+                for key, parts in found.rows.items()
+            }
             params, record = train(guide, params, data, rows, settings, report)
         guide.set_params(params)
     return AmortizedPosterior(model, guide, simulations, record, args, kwargs)

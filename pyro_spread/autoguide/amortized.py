@@ -17,9 +17,9 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule
 
+from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
-from pyro_spread.autoguide._held import Held, mapped
 from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, sizes_of, vectors
 from pyro_spread.autoguide._world import (
     World,
