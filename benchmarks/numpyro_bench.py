@@ -10,7 +10,9 @@ import harness
 
 harness.bind_threads()
 
+import black_boxes  # noqa: E402
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpyro  # noqa: E402
 import numpyro_contestants as programs  # noqa: E402
 import numpyro_contrast  # noqa: E402
@@ -20,7 +22,7 @@ import simulators  # noqa: E402
 from harness import Contestant, Pair, Row  # noqa: E402
 from jax import Array, random  # noqa: E402
 
-from numpyro_spread import LowRankGaussianNoise  # noqa: E402
+from numpyro_spread import LowRankGaussianNoise, Simulator  # noqa: E402
 
 PAIRS = (
     Pair("a", "svi.update under scan", "spread", "stock", 1.05),
@@ -124,6 +126,24 @@ def memory(net: str, name: str, smoke: bool, seed: int) -> list[Row]:
     ]
 
 
+def black_box_draws() -> dict[str, Any]:
+    """Part l: a simulator that is made and drawn from, as at a site."""
+    key, theta = random.key(0), jnp.zeros(black_boxes.BATCH)
+
+    def draw(fn: Any, vectorized: bool, compiled: bool) -> Any:
+        def once(key: Array, theta: Array) -> Array:
+            return Simulator(fn, theta, event_shape=(1,), vectorized=vectorized).sample(key)
+
+        function = jax.jit(once) if compiled else once
+        return lambda: function(key, theta).block_until_ready()
+
+    return {
+        "Simulator": draw(black_boxes.empty, True, False),
+        "Simulator under jit": draw(black_boxes.empty, True, True),
+        "Simulator under jit, row by row": draw(black_boxes.empty_row, False, True),
+    }
+
+
 def main() -> None:
     args = harness.worker_arguments()
     parts = set(args.parts.split(","))
@@ -144,6 +164,8 @@ def main() -> None:
             rows += numpyro_contrast.rows(parts, args.smoke, args.seed)
         if "k" in parts:
             rows += simulators.rows("numpyro", args.smoke, args.seed)
+        if "l" in parts:
+            rows += black_boxes.rows("numpyro", black_box_draws(), args.smoke, args.seed)
     versions = {
         "jax": jax.__version__,
         "numpyro": numpyro.__version__,

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import harness
 
 harness.bind_threads()
 
+import black_boxes  # noqa: E402
 import pyro  # noqa: E402
 import pyro_contestants as programs  # noqa: E402
 import pyro_contrast  # noqa: E402
@@ -19,7 +21,7 @@ import torch  # noqa: E402
 from harness import Contestant, Pair, Row  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-from pyro_spread import LowRankGaussianNoise  # noqa: E402
+from pyro_spread import LowRankGaussianNoise, Simulator  # noqa: E402
 
 PAIRS = (
     Pair("a", "SVI.step", "spread-svi", "stock-svi", 1.05),
@@ -144,6 +146,19 @@ def memory(net: str, name: str, smoke: bool, seed: int) -> list[Row]:
     ]
 
 
+def black_box_draws() -> dict[str, Any]:
+    """Part l: a simulator that is made and drawn from, as at a site."""
+    theta = torch.zeros(black_boxes.BATCH)
+
+    def draw(fn: Any, vectorized: bool) -> Any:
+        return lambda: Simulator(fn, theta, event_shape=(1,), vectorized=vectorized).sample()
+
+    return {
+        "Simulator": draw(black_boxes.empty, True),
+        "Simulator row by row": draw(black_boxes.empty_row, False),
+    }
+
+
 def main() -> None:
     args = harness.worker_arguments()
     torch.set_num_threads(harness.THREADS)
@@ -168,6 +183,8 @@ def main() -> None:
             rows += pyro_contrast.rows(parts, args.smoke, args.seed)
         if "k" in parts:
             rows += simulators.rows("pyro", args.smoke, args.seed)
+        if "l" in parts:
+            rows += black_boxes.rows("pyro", black_box_draws(), args.smoke, args.seed)
     versions = {"torch": torch.__version__, "pyro-ppl": pyro.__version__}
     harness.write_result(args.result, rows, versions)
 

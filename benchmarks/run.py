@@ -27,8 +27,8 @@ import harness
 
 # Which backend has which timed part; "d" is measured apart, a process for each contestant.
 TIMED = {
-    "pyro": {"a", "c", "e", "f", "h", "i", "j", "k"},
-    "numpyro": {"a", "b", "e", "g", "h", "i", "j", "k"},
+    "pyro": {"a", "c", "e", "f", "h", "i", "j", "k", "l"},
+    "numpyro": {"a", "b", "e", "g", "h", "i", "j", "k", "l"},
 }
 CONTESTANTS = {
     "pyro": ("hand", "stock-module", "spread-module", "stock-svi", "spread-svi"),

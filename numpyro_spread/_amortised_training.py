@@ -48,17 +48,18 @@ def train(
     members = len(train_rows)
     size, steps = settings.batch_size, settings.steps
 
-    def log_probs(nets: Tree, chosen: jax.Array) -> dict[str, jax.Array]:
+    # The rows are arguments of what is compiled: as constants they would be folded, slowly.
+    def log_probs(nets: Tree, data: Tree, chosen: jax.Array) -> dict[str, jax.Array]:
         batch = jax.tree.map(lambda x: x[chosen], data)
         named = {name: nets[key] for name, key in keys.items()}
         found = guide.log_probs(named | fixed, batch)
         return {key: x.reshape(*x.shape[:3], -1).mean(-1) for key, x in found.items()}
 
-    def losses(nets: Tree, chosen: jax.Array) -> dict[str, jax.Array]:
-        return {key: -x.mean(-1) for key, x in log_probs(nets, chosen).items()}
+    def losses(nets: Tree, data: Tree, chosen: jax.Array) -> dict[str, jax.Array]:
+        return {key: -x.mean(-1) for key, x in log_probs(nets, data, chosen).items()}
 
-    def total(nets: Tree, chosen: jax.Array) -> jax.Array:
-        return sum(loss.sum() for loss in losses(nets, chosen).values())
+    def total(nets: Tree, data: Tree, chosen: jax.Array) -> jax.Array:
+        return sum(loss.sum() for loss in losses(nets, data, chosen).values())
 
     optim = optax.chain(
         optax.clip(settings.clip),
@@ -66,13 +67,13 @@ def train(
     )
 
     @jax.jit
-    def epoch(carry: Tree, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
+    def epoch(carry: Tree, data: Tree, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
         shuffled = jax.vmap(random.permutation)(random.split(key, members), train_rows)
         batches = shuffled[:, : steps * size].reshape(members, steps, size).swapaxes(0, 1)
 
         def step(carry: Tree, chosen: jax.Array) -> tuple[Tree, None]:
             nets, mean, state, number = carry
-            gradient = jax.grad(total)(nets, chosen)
+            gradient = jax.grad(total)(nets, data, chosen)
             updates, state = optim.update(gradient, state, nets)
             nets = optax.apply_updates(nets, updates)
             weight = jnp.minimum(settings.average, (1 + number) / (10 + number))
@@ -80,24 +81,24 @@ def train(
             return (nets, mean, state, number + 1), None
 
         carry, _ = lax.scan(step, carry, batches)
-        return carry, losses(carry[1], held_rows)
+        return carry, losses(carry[1], data, held_rows)
 
     @jax.jit
-    def gains(nets: Tree, first: Tree) -> dict[str, jax.Array]:
-        after, before = log_probs(nets, held_rows), log_probs(first, held_rows)
+    def gains(nets: Tree, first: Tree, data: Tree) -> dict[str, jax.Array]:
+        after, before = (log_probs(each, data, held_rows) for each in (nets, first))
         return {key: after[key] - before[key] for key in after}
 
     kept = first = nets
-    start = jax.device_get(jax.jit(losses)(nets, held_rows))
+    start = jax.device_get(jax.jit(losses)(nets, data, held_rows))
     best = Best(start, settings.patience)
     at_start = best.loss
     carry = (nets, nets, optim.init(nets), jnp.zeros((), jnp.int32))
     done = 0
     while done * steps < settings.total and not best.is_done:
-        carry, held = epoch(carry, random.fold_in(rng_key, done))
+        carry, held = epoch(carry, data, random.fold_in(rng_key, done))
         kept = merged(best.update(jax.device_get(held)), carry[1], kept)
         done += 1
         report(done, best.loss)
-    kept = merged(worth_it(jax.device_get(gains(kept, first))), kept, first)
+    kept = merged(worth_it(jax.device_get(gains(kept, first, data))), kept, first)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

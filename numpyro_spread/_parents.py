@@ -10,9 +10,25 @@ from typing import Any
 import jax
 from numpyro.distributions import Distribution, transforms
 from numpyro.optim import _NumPyroOptim as NumPyroOptim
-from numpyro.primitives import plate
+from numpyro.primitives import _PYRO_STACK, plate
 
-__all__ = ["NumPyroOptim", "indices_of", "inverted", "mask_of", "with_batch_shape"]
+__all__ = [
+    "NumPyroOptim",
+    "active_handlers",
+    "indices_of",
+    "inverted",
+    "mask_of",
+    "with_batch_shape",
+]
+
+
+def active_handlers(*but: type) -> list[Any]:
+    """
+    The handlers that are in effect, the outermost first.
+
+    :param but: classes that are not wanted.
+    """
+    return [handler for handler in _PYRO_STACK if not isinstance(handler, but)]
 
 
 def mask_of(fn: Any) -> Any:

@@ -32,7 +32,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
-from spread_core.amortized.training import Settings, folds, prepared
+from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
 from spread_core.messages import amortized as messages
@@ -115,7 +115,7 @@ def amortize(
         params[guide.params_name(group)] = nets
     fold_seed = int(random.randint(fold_key, (), 0, 2**31 - 1))
     rows = folds(found.valid, guide.ensemble, validation, fold_seed)
-    settings = Settings(rows[0].shape[1], patience, max_steps)
+    settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
     with tqdm(total=settings.total, disable=not progress_bar) as bar:
 
         def report(epoch: int, loss: float) -> None:
@@ -286,6 +286,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         content = {
             "params": self.params,
             "guide": self.guide.options(),
+            "structure": self.guide.structure(),
             "simulations": simulations_state(self.simulations),
             "record": self.record,
             "arguments": [list(self._args), self._kwargs],
@@ -304,14 +305,15 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         :raises CheckpointError: if the file is damaged, or of something else.
         """
         reader = CheckpointReader(state.codec(), path)
-        parts = ("params", "guide", "simulations", "record", "arguments")
-        params, options, table, record, arguments = (
+        parts = ("params", "guide", "structure", "simulations", "record", "arguments")
+        params, options, structure, table, record, arguments = (
             state.on_device(reader.part(name, list if name == "arguments" else dict))
             for name in parts
         )
         args, kwargs = arguments
         guide = AutoAmortized(model, **options)
         guide.data_sites(*args, **kwargs)
+        guide.set_structure(structure)
         key = state.on_device(reader.state["rng_key"])
         return cls(model, guide, params, Simulations(**table), key, record, args, kwargs)
 

@@ -19,6 +19,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_spread._gradients import refuse_gradient
 from numpyro_spread._pytree import widened
+from numpyro_spread.noise.base import is_concrete
 from spread_core.black_box import Typed, as_numbers
 from spread_core.densityless import (
     DeterministicGeneratorShared,
@@ -337,7 +338,7 @@ class Simulator(SimulatorShared, Distribution):
         dtype = _floating_type(args)
         run = Typed(self._box, np.dtype(dtype))
         seeds = random.bits(key, self._box.seeds_shape(batch_shape), jnp.uint32)
-        if not any(isinstance(each, jax.core.Tracer) for each in (seeds, *args)):
+        if is_concrete(seeds, *args):
             return jnp.asarray(run(seeds, *args))  # errors of fn keep their type
         shape = jax.ShapeDtypeStruct((*batch_shape, *self.event_shape), dtype)
         error = NotImplementedError(distributions.simulator_has_no_gradient())

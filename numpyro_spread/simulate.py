@@ -4,44 +4,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import random as python_random
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import random
-from numpyro.distributions import Unit
-from numpyro.handlers import seed as seeded
-from numpyro.handlers import trace
 
-from numpyro_spread._inputs import takes_arrays
-from numpyro_spread._typing import Args, Kwargs, Model, RngKey, Site, Sites
-from numpyro_spread.infer._scan import Unconditioned
-from numpyro_spread.infer._two_sides import mask_at
+from numpyro_spread import _parents
+from numpyro_spread._forward_runs import ForwardRuns
+from numpyro_spread._inputs import ObservedArrays, takes_arrays
+from numpyro_spread._typing import Model, RngKey
+from spread_analysis.simulating import Options, simulate_all
 from spread_analysis.simulations import Simulations
-from spread_core.caller_warning import warn_user
+from spread_core.fingerprints import describe_arguments
 from spread_core.messages import tables
-from spread_core.simulating import Run, Runs, as_table, run_all, stacked
-from spread_core.validation import check_count
+from spread_core.workers import uses_workers
 
 __all__ = ["Simulations", "simulate"]
 
 
-@takes_arrays
 def simulate(
     model: Model,
     num_simulations: int,
     *args: Any,
-    observed: str | Collection[str] | None = None,
+    num_workers: int = 1,
     seed: int | RngKey = 0,
-    chunk_size: int = 1000,
+    path: str | os.PathLike[str] | None = None,
+    observed: str | Collection[str] | None = None,
+    chunk_size: int | None = None,
+    progress_bar: bool = True,
     **kwargs: Any,
 ) -> Simulations:
     r"""
     Run a model forward many times: a table of its latents and data.
 
     Every latent is drawn from its prior, and observed sites are drawn, whatever the arguments hold.
+    A run that raises an error, as a simulator may, and one that draws NaN or inf, stays in the
+    table as a row that is not ``valid``; one :class:`InvalidSimulationsWarning` counts them. Many
+    runs are one where JAX can map over the model; otherwise the model runs once for each, and a
+    warning says why.
 
         >>> import numpyro, numpyro.distributions as dist
         >>> from numpyro_spread import simulate
@@ -54,106 +58,53 @@ def simulate(
     :param model: the model, which can be run forward.
     :param num_simulations: how many runs.
     :param args: positional arguments of the model.
+    :param num_workers: number of processes, which joblib starts. With 1 the work stays in this one,
+        unless joblib's ``parallel_config`` names a backend, such as a dask or ray cluster.
+    :param seed: of all random numbers, or a random key: the same table for the same seed, whatever
+        the workers and ``chunk_size``.
+    :param path: of a netCDF file, ``"... .nc"``, that is to hold the table. Simulations are written
+        chunk by chunk: the same call again goes on where a killed one was, and more simulations
+        are added to those that are there.
     :param observed: names of the sites that hold data; left out: those that the model observes at
         these arguments.
-    :param seed: of all random numbers, or a random key: the same table for the same seed.
-    :param chunk_size: how many runs are made, and counted, at once.
+    :param chunk_size: how many runs are made, and written, at once. Left out: 1000 where many runs
+        are one, at most 100 otherwise.
+    :param progress_bar: whether to show a progress bar, if it takes longer than a moment.
     :param kwargs: keyword arguments of the model.
     :raises ValueError: if sites or their shapes differ from run to run, ``observed`` names no site,
-        or the model has a factor; the message names the site.
+        the model has a factor or a param without a value, or ``path`` holds simulations of
+        something else; the message names it.
+    :raises ImportError: if ``num_workers`` needs joblib, or ``path`` ArviZ, and it is missing.
     """
-    check_count("num_simulations", num_simulations)
-    check_count("chunk_size", chunk_size)
-    key = random.key(seed) if isinstance(seed, int | np.integer) else seed
-    program = _Program(model, args, kwargs, key, min(chunk_size, num_simulations))
-    reason = program.cannot_batch()
-    if reason is not None:
-        warn_user(tables.one_by_one(reason))
-        program.batched = False
-    return Simulations(*as_table(run_all(program, num_simulations, chunk_size), observed))
+    options = Options(num_simulations, num_workers, seed, path, observed, chunk_size, progress_bar)
+    return _simulate(options, model, *args, **kwargs)
 
 
-class _Program:
-    """A model at its arguments."""
-
-    def __init__(
-        self, model: Model, args: Args, kwargs: Kwargs, key: RngKey, chunk_size: int
-    ) -> None:
-        self._model, self._args, self._kwargs = model, args, kwargs
-        self._key, self._chunk_size = key, chunk_size
-        #: Whether many runs are one.
-        self.batched = True
-        self._many: Any = None
-        self._order: tuple[str, ...] = ()
-        self._observed: tuple[str, ...] = ()
-
-    def cannot_batch(self) -> Exception | None:
-        """Why many runs cannot be one; None if they can."""
-        try:
-            jax.eval_shape(jax.vmap(self._draw), self._keys(0))
-        except Exception as error:
-            runs = (self._try(row) for row in range(self._chunk_size))
-            if not any(isinstance(run, Run) for run in runs):
-                raise self._try(0) from None  # type: ignore[misc]
-            return error
-        return None
-
-    def __call__(self, start: int, stop: int) -> Runs:
-        """Run it once for every number from ``start`` up to ``stop``."""
-        if self.batched:
-            self._many = self._many or jax.jit(jax.vmap(self._draw))
-            try:
-                values, masks = jax.device_get(self._many(self._keys(start)))
-            except Exception:  # find out below which run it was
-                pass
-            else:
-                count = stop - start
-                return Runs(
-                    {name: values[name][:count] for name in self._order},
-                    {name: masks[name][:count] for name in self._order if name in masks},
-                    np.zeros(count, bool),
-                    self._observed,
-                )
-        return stacked([self._try(row) for row in range(start, stop)], start)
-
-    def _keys(self, start: int) -> jax.Array:
-        # Always as many: another number would be compiled again.
-        rows = jnp.arange(start, start + self._chunk_size)
-        return jax.vmap(lambda row: random.fold_in(self._key, row))(rows)
-
-    def _try(self, row: int) -> Run | Exception:
-        try:
-            values, masks = jax.device_get(self._draw(random.fold_in(self._key, row)))
-        except Exception as error:
-            return error
-        as_arrays = {name: np.asarray(values[name]) for name in self._order}
-        kept = {name: np.asarray(mask) for name, mask in masks.items()}
-        return Run(as_arrays, kept, self._observed)
-
-    def _draw(self, rng_key: RngKey) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One run: values of its sites, and masks."""
-        forward = seeded(Unconditioned(self._model), rng_key)
-        sites = _drawn(trace(forward).get_trace(*self._args, **self._kwargs))
-        self._order = tuple(sites)
-        self._observed = tuple(n for n, s in sites.items() if s["infer"].get("was_observed"))
-        masks = {name: _mask(name, site) for name, site in sites.items()}
-        values = {name: jnp.asarray(site["value"]) for name, site in sites.items()}
-        return values, {name: mask for name, mask in masks.items() if mask is not None}
+@takes_arrays
+def _simulate(options: Options, model: Model, *args: Any, **kwargs: Any) -> Simulations:
+    key = random.key(options.seed) if isinstance(options.seed, int | np.integer) else options.seed
+    program = ForwardRuns(model, args, kwargs, key)
+    if uses_workers(options.num_workers) and _parents.active_handlers(ObservedArrays):
+        raise ValueError(tables.handlers_around(options.num_workers))
+    told, digests = describe_arguments(model, args, kwargs)
+    note = {"package": "numpyro_spread", "seed": _told(options.seed), "arguments": told}
+    with _own_stream():
+        return simulate_all(program, options, note, digests)
 
 
-def _drawn(sites: Sites) -> dict[str, Site]:
-    """The latents and data of a run."""
-    found = {name: site for name, site in sites.items() if site["type"] == "sample"}
-    for name, site in found.items():
-        if isinstance(site["fn"], Unit):
-            raise ValueError(tables.factor(name))
-    if not found:
-        raise ValueError(tables.nothing_drawn())
-    return found
+def _told(seed: int | RngKey) -> int | list[int]:
+    """A seed, as it is written to a file."""
+    if isinstance(seed, int | np.integer):
+        return int(seed)
+    return [int(word) for word in np.asarray(random.key_data(seed)).ravel()]
 
 
-def _mask(name: str, site: Site) -> Any:
-    """Which elements count, in the shape of the batch if whole events do."""
-    shape, event_dim = jnp.shape(site["value"]), site["fn"].event_dim
-    mask = mask_at(name, site, shape)
-    return mask if mask is None or not event_dim else mask[(..., *[0] * event_dim)]
+@contextmanager
+def _own_stream() -> Iterator[None]:
+    """Leave the random states of Python and NumPy as they were."""
+    state = np.random.get_state(), python_random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(state[0])
+        python_random.setstate(state[1])

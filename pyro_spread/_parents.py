@@ -12,7 +12,9 @@ import torch
 from pyro.optim import PyroOptim
 from pyro.optim.optim import _get_state_dict, _load_state_dict
 from pyro.optim.optim import is_scheduler as is_scheduler
+from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import transforms
+from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
@@ -43,6 +45,18 @@ def name_of_param(param: torch.Tensor) -> str | None:
     """The first name that an unconstrained tensor has in the store; None if it is not there."""
     name: str | None = pyro.get_param_store()._param_to_name.get(param)
     return name
+
+
+# --- effect handlers
+
+
+def active_handlers(*but: type) -> list[Any]:
+    """
+    The handlers that are in effect, the outermost first.
+
+    :param but: classes that are not wanted.
+    """
+    return [handler for handler in _PYRO_STACK if not isinstance(handler, but)]
 
 
 # --- optimisers

@@ -31,7 +31,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
-from spread_core.amortized.training import Settings, folds, prepared
+from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
 from spread_core.messages import amortized as messages
@@ -111,7 +111,7 @@ def amortize(
             nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
             params[guide.params_name(group)] = nets
         rows = folds(found.valid, guide.ensemble, validation, seed)
-        settings = Settings(rows[0].shape[1], patience, max_steps)
+        settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
         with tqdm(total=settings.total, disable=not progress_bar) as bar:
 
             def report(epoch: int, loss: float) -> None:
@@ -289,6 +289,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         content = {
             "params": self.guide.params(),
             "guide": self.guide.options(),
+            "structure": self.guide.structure(),
             "simulations": simulations_state(self.simulations),
             "record": self.record,
             "arguments": [list(self._args), self._kwargs],
@@ -309,6 +310,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         args, kwargs = reader.part("arguments", list)
         guide = AutoAmortized(model, **reader.part("guide", dict))
         guide.data_sites(*args, **kwargs)
+        guide.set_structure(reader.part("structure", dict))
         guide.set_params(reader.part("params", dict))
         table = Simulations(**reader.part("simulations", dict))
         return cls(model, guide, table, reader.part("record", dict), args, kwargs)

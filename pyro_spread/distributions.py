@@ -202,9 +202,9 @@ class Simulator(SimulatorShared, TorchDistribution):
         batch_shape = (*sample_shape, *self.batch_shape)
         args = self._expanded([_widened(arg.detach()) for arg in self.args], batch_shape)
         dtype = _floating_type(args)
-        seeds = torch.randint(2**32, self._box.seeds_shape(batch_shape))
+        seeds = torch.randint(2**32, self._box.seeds_shape(batch_shape), device="cpu")
         arrays = [arg.cpu().numpy() for arg in args]
-        as_numpy = torch.empty((), dtype=dtype).numpy().dtype
+        as_numpy = torch.empty((), dtype=dtype, device="cpu").numpy().dtype
         values = self._box.call(as_numpy, seeds.numpy(), *arrays)
         return torch.from_numpy(values).to(args[0].device)
 
@@ -229,11 +229,12 @@ def _floating_type(args: Iterable[Any]) -> torch.dtype:
 
 
 def _as_tensors(args: Sequence[Any]) -> list[torch.Tensor]:
-    """Arguments of a simulator; what is floating and no tensor gets the type of those that are."""
+    """Arguments of a simulator; what is no tensor gets device and floating type of those."""
     dtype, tensors = _floating_type(args), []
+    device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), None)
     for number, arg in enumerate(args, 1):
         if not isinstance(arg, torch.Tensor):
-            arg = torch.as_tensor(as_numbers(number, arg))
+            arg = torch.as_tensor(as_numbers(number, arg), device=device)
             arg = arg.to(dtype) if arg.is_floating_point() else arg
         tensors.append(arg)
     return tensors

@@ -155,8 +155,12 @@ class AmortizedPosteriorShared(abc.ABC):
         """Warn of data that lie outside of what was simulated."""
         values, masks = self._observation(args, kwargs)
         known = {name: self.simulations[name] for name in values}
-        if masks or any(np.shape(v) != known[n].shape[1:] for n, v in values.items()):
-            return  # of other plates: their elements were seen, their number was not
+        counted = self.guide.context.counted
+        other = any(np.shape(v) != known[n].shape[1:] for n, v in values.items())
+        if counted:
+            return  # what is not masked differs from row to row
+        if other or masks:
+            raise ValueError(messages.other_sizes(list(values)))
         good = self.simulations.valid
         if self._range is None:
             if good.sum() < 1 / self.misspecification_level:

@@ -17,7 +17,7 @@ Sites = Mapping[str, Any]
 # Groups of one run share its draws; ArviZ pairs them draw by draw.
 _RUNS = (
     ("posterior", "posterior_predictive", "sample_stats", "log_likelihood"),
-    ("prior", "prior_predictive"),
+    ("prior", "prior_predictive", "sample_stats_prior"),
 )
 
 
@@ -30,6 +30,7 @@ def to_arviz(
     observed_data: Sites | None = None,
     sample_stats: Sites | None = None,
     log_likelihood: Sites | None = None,
+    sample_stats_prior: Sites | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     num_chains: int = 1,
@@ -53,6 +54,7 @@ def to_arviz(
     :param sample_stats: dict from statistic to its values at the posterior samples, such as
         NumPyro's ``mcmc.get_extra_fields()``; a bool ``"diverging"`` marks divergences.
     :param log_likelihood: dict from observed site to log-likelihoods of its elements, in nats.
+    :param sample_stats_prior: dict from statistic to its values at the prior samples.
     :param coords: dict from dimension to the labels along it.
     :param dims: dict from site to the names of the dimensions after the samples'.
     :param num_chains: chains that lie one after another in the posterior's samples, as in
@@ -74,6 +76,7 @@ def to_arviz(
         "log_likelihood": log_likelihood,
         "prior": prior,
         "prior_predictive": prior_predictive,
+        "sample_stats_prior": sample_stats_prior,
         "observed_data": observed_data,
     }
     groups = {

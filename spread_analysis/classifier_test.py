@@ -28,7 +28,7 @@ _STEPS = (-1.5, 0.0, 1.5)
 # More latents are multiplied with each other along this number of directions only.
 _MOST_PRODUCTS = 10
 _PRIOR_DRAWS = 19
-_TRAIN_SHARE, _LEAST_TRAIN = 0.5, 20
+_TRAIN_SHARE, _LEAST_TRAIN, _MOST_TRAIN = 0.5, 20, 5000
 
 
 def joint_c2st(
@@ -85,17 +85,22 @@ def joint_c2st(
         raise ValueError(calibration.few_draws(len(drawn), _LEARNT_FROM))
     densities = _densities(log_prob_truth, log_prob_draws, candidates.shape[:2])
     rng = np.random.default_rng([seed, 3])
-    train, test = split_rows(rng, len(truth), _TRAIN_SHARE, _LEAST_TRAIN)
+    share = min(_TRAIN_SHARE, _MOST_TRAIN / len(truth))
+    train, test = split_rows(rng, len(truth), share, _LEAST_TRAIN)
 
     middle, width = candidates.mean(0), candidates.std(0)
-    latents = (candidates - middle) / np.where(width > 0, width, 1.0)
+    width = np.where(width > 0, width, 1.0)
     predicted = predict(rows[train], truth[train], rows)
     centre, scale = standardisation(predicted[train])
     predicted = np.clip((predicted - centre) / scale, -5.0, 5.0)
-    directions = _directions(latents[1:, train])
+
+    def latents(chosen: Ranks, number: int) -> FloatArray:
+        return (candidates[:number, chosen] - middle[chosen]) / width[chosen]
+
+    directions = _directions(latents(train, 1 + _LEARNT_FROM)[1:])
 
     def features(chosen: Ranks, number: int) -> FloatArray:
-        own = latents[:number, chosen]
+        own = latents(chosen, number)
         parts = [_features(own, predicted[chosen], directions)]
         if densities is not None:
             parts.append(densities[:number, chosen, None])
@@ -106,6 +111,8 @@ def joint_c2st(
     # Row by row, since the features of all candidates of all rows may not fit into memory.
     blocks = np.array_split(test, max(1, len(candidates) * len(test) // 20_000))
     scores = np.concatenate([features(block, len(candidates)) @ weights for block in blocks], 1)
+    # Equal candidates, as discrete latents have them, are ties: rounding errors must not rank them.
+    scores = np.round(scores / max(np.abs(scores).max(), 1e-300), 10)
     ranks = simulation_ranks(-scores[0], -scores[1:], seed)
     return CoverageReport(ranks, len(drawn), "regions of a classifier", seed)
 
@@ -169,7 +176,7 @@ def _directions(draws: FloatArray) -> FloatArray:
     dim = draws.shape[-1]
     if dim <= _MOST_PRODUCTS:
         return np.eye(dim)
-    flat = draws[:_LEARNT_FROM].reshape(-1, dim)
+    flat = draws.reshape(-1, dim)
     return np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:_MOST_PRODUCTS].T
 
 

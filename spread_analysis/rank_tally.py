@@ -67,6 +67,7 @@ class RankTally:
         sites: Mapping[str, Ranked],
         data: Iterable[tuple[ArrayLike, Sequence[int]]],
         seed: int = 0,
+        number: int | None = None,
     ) -> None:
         """
         Add one run.
@@ -74,20 +75,22 @@ class RankTally:
         :param sites: latent sites to rank.
         :param data: what else tells simulations apart, each with the axes along which they lie.
         :param seed: of the ties.
+        :param number: how many of the simulations are some, the first ones; None is all.
         """
         run, latents = {}, {}
         for name, site in sites.items():
             truth = np.asarray(site.truth)
             kept = np.asarray(site.kept, bool)
             ranks = simulation_ranks(truth, site.draws, seed, kept)
-            run[name] = data_first(ranks, site.axes), data_first(kept, site.axes)
-            latents[name] = data_first(truth, site.axes)
+            here = (data_first(values, site.axes)[:number] for values in (ranks, kept, truth))
+            ranks, kept, latents[name] = here
+            run[name] = ranks, kept
         if not self._runs:
             self._first, self._unmoved = latents, set(latents)
         equal = {n for n, v in latents.items() if np.array_equal(v, self._first[n], equal_nan=True)}
         self._unmoved &= equal
         self._runs.append(run)
-        rows = [*latents.values(), *(data_first(np.asarray(v), axes) for v, axes in data)]
+        rows = [*latents.values(), *(data_first(np.asarray(v), axes)[:number] for v, axes in data)]
         new = np.array([self._is_new(row) for row in zip(*rows, strict=True)])
         self._new.append(new)
         self._total += len(new)
@@ -128,7 +131,7 @@ class RankTally:
             return False
         if self._is_recording and not all(map(_is_integer, self._first.values())):
             return False
-        return self._total - self._is_round * self._repeats < self._wanted
+        return not self.has_enough
 
     @property
     def _is_recording(self) -> bool:
@@ -144,17 +147,23 @@ class RankTally:
         """Whether simulations have come up again, more often than by chance."""
         return self._repeats > max(_CHANCE_REPEATS, _CHANCE_SHARE * self._total)
 
-    def report(self) -> CalibrationReport:
+    @property
+    def has_enough(self) -> bool:
+        """Whether there are as many simulations as asked for, repeats left out."""
+        return self._total - self._is_round * self._repeats >= self._wanted
+
+    def report(self, recorded: bool = False) -> CalibrationReport:
         """
         Ranks of all simulations, without repeats and masked elements.
 
+        :param recorded: whether there are no more simulations, whatever the runs look like.
         :raises ValueError: if all of a site is masked.
         """
-        recorded = self._is_recording or self._is_round
+        repeats = self._is_recording or self._is_round
         runs, new = self._runs, self._new
         if self._is_recording:
             runs, new = runs[:1], new[:1]
-        once = np.concatenate(new) | (not recorded)
+        once = np.concatenate(new) | (not repeats)
         found: dict[str, Ranks] = {}
         for name in self._first:
             ranks, kept = (np.concatenate([run[name][i] for run in runs]) for i in (0, 1))
@@ -163,7 +172,7 @@ class RankTally:
                 raise ValueError(calibration.nothing_to_rank(name, len(kept)))
             ranks, kept = ranks[rows], kept[rows]
             found[name] = ranks if kept.all() else np.ma.MaskedArray(ranks, ~kept)
-        return CalibrationReport(found, self.num_draws, recorded)
+        return CalibrationReport(found, self.num_draws, recorded or repeats)
 
 
 def _is_integer(values: NDArray) -> bool:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spread_analysis.arviz_export import to_arviz
+from spread_analysis.arviz_groups import FAILED, MASK, SITE, Column, label, read_groups
 from spread_core.messages import tables
-from spread_core.simulating import finite_rows
+from spread_core.runs import finite_rows
 
 
 class Simulations:
@@ -98,6 +99,11 @@ class Simulations:
         return tuple(site for site in self._values if site not in self._observed)
 
     @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Which runs raised an error, of shape (num_simulations,); NaN and inf are not counted."""
+        return self._failed
+
+    @property
     def valid(self) -> NDArray[np.bool_]:
         """Which rows are finite everywhere, of shape (num_simulations,); masks are left out."""
         good = ~self._failed
@@ -174,16 +180,53 @@ class Simulations:
                 raise ValueError(tables.twice(site))
         return cls({**prior, **data}, tuple(data))
 
+    @classmethod
+    def from_arviz(cls, data: Any) -> Simulations:
+        """
+        A table out of ArviZ data: latents of the group ``prior``, data of ``prior_predictive``.
+
+        :param data: an ``InferenceData``, a ``DataTree`` as of ArviZ 1, a ``Dataset`` of xarray
+            (all sites in one, the model says which are data), or the path of a netCDF or zarr file
+            of any of these, as ``simulate`` writes it. Chains follow one another.
+        :raises ValueError: if it has neither of these groups, or the table makes no sense.
+        :raises FileNotFoundError: if there is no such file.
+        """
+        groups = read_groups(data)
+        stats = groups.get("sample_stats_prior", {})
+        masks = {column.of: column.values for column in stats.values() if column.kind == MASK}
+        failed = [column.values for column in stats.values() if column.kind == FAILED]
+        columns = [groups.get(group, {}).values() for group in ("prior", "prior_predictive")]
+        table = cls.from_dict(*({column.of: column.values for column in own} for own in columns))
+        order = {column.of: column.number for own in columns for column in own}
+        values = {site: table[site] for site in sorted(table.values, key=order.__getitem__)}
+        flag = failed[0].astype(bool) if failed else None
+        masks = {site: mask.astype(bool) for site, mask in masks.items()}
+        return cls(values, table.observed, masks, flag)
+
     def to_arviz(self) -> Any:
         """
         The table as ArviZ data: groups ``prior`` (latents) and ``prior_predictive`` (data).
 
+        Masks and failed runs, if there are any, are in ``sample_stats_prior``.
+
         :raises ImportError: if ArviZ is missing.
         """
-        return to_arviz(
+        stats = {f"mask_{site}": mask for site, mask in self._masks.items()}
+        if self._failed.any():
+            stats["failed"] = self._failed
+        data = to_arviz(
             prior={site: self._values[site] for site in self.latents},
             prior_predictive={site: self._values[site] for site in self.observed},
+            sample_stats_prior=stats,
         )
+        for number, site in enumerate(self._values):
+            group = "prior_predictive" if site in self._observed else "prior"
+            label(data, group, site, Column(site, SITE, number))
+        for site in self._masks:
+            label(data, "sample_stats_prior", f"mask_{site}", Column(site, MASK))
+        if self._failed.any():
+            label(data, "sample_stats_prior", "failed", Column("", FAILED))
+        return data
 
 
 def _as_array(site: str, value: Any) -> NDArray:

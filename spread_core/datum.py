@@ -27,6 +27,20 @@ def are_whole(frames: Mapping[str, Frames]) -> bool:
     return len({_name(plates) for plates in frames.values()}) == 1
 
 
+def is_one(frames: Mapping[str, Frames], shapes: Mapping[str, Shape]) -> bool:
+    """
+    Whether a run of a whole program is one datum: for draws outside of the plate of others, and
+    without plates where no batch dimension is common to all sites.
+
+    :param frames: dict from site to its plates.
+    :param shapes: dict from site to its batch shape.
+    """
+    if not are_whole(frames):
+        return True
+    sizes = {tuple(size for size in shape if size != 1) for shape in shapes.values()}
+    return not any(frames.values()) and (len(sizes) > 1 or len(next(iter(sizes))) != 1)
+
+
 def data_dims(frames: Mapping[str, Frames], shapes: Mapping[str, Shape]) -> dict[str, int | None]:
     """
     The batch dimension of every site that counts the data, from the right; None for a single datum.

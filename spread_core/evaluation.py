@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,6 +202,21 @@ def locate_simulated(
                 f"carries them with data={{'{name}': ...}}."
             )
     return located
+
+
+class GivenBySite(Protocol):
+    """A guide that knows the data sites of its model, as ``AutoAmortized`` does."""
+
+    def data_sites(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Names of the observed sites at these arguments."""
+
+    def given(self, values: Mapping[str, Any]) -> Any:
+        """A guide of the same signature that conditions on these values at its data sites."""
+
+
+def knows_its_data(guide: Any) -> TypeGuard[GivenBySite]:
+    """Whether a guide is given data by site, instead of in its arguments."""
+    return callable(getattr(guide, "data_sites", None)) and callable(getattr(guide, "given", None))
 
 
 def sites_to_rank(sites: Collection[str] | None, proposed: Sites, simulated: Sites) -> list[str]:

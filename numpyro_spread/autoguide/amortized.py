@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -81,6 +82,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         """
         args, kwargs = converted((args, kwargs), as_array)
         self._prepare(args, kwargs)
+        self._decide(args, kwargs)
         params = self._params(args, kwargs)
         world = self._look(values, masks, args, kwargs)
         plates = {
@@ -92,7 +94,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
             site = self.site(group, variable, conditional, world.sizes, ())
             with ExitStack() as stack:
-                for name in group.plates:
+                for name in variable.frames:
                     stack.enter_context(plates[name])
                 value = result[variable.name] = numpyro.sample(variable.name, site)
             raw = unconstrained(variable, self.supports[variable.name], value)
@@ -349,6 +351,17 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         params = initial(lambda shape: random.normal(next(keys), shape), **sizes)
         return {key: jnp.asarray(value) for key, value in params.items()}
 
+    def _decide(self, args: Any, kwargs: Any) -> None:
+        """Find out in which plates elements differ, where nobody has yet."""
+        if self.ordered_plates is not None:
+            return
+        runs: Any = ({}, {})
+        if self.exchangeable is None and self.context.depth:
+            runs = self.simulated(random.key(0), 500, args, kwargs)[1:]
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(runs)):
+                raise ValueError(messages.decide_outside_jit())
+        self.decide(*runs)
+
     def _fitted(self, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
         simulated = self.simulated(rng_key, self.init_samples, args, kwargs)
         few = jax.tree.map(lambda x: np.ones((2, *x.shape[1:]), x.dtype), simulated)
@@ -405,6 +418,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         args, kwargs = converted((args, kwargs), as_array)
         with handlers.block(), handlers.seed(rng_seed=rng_key):
             self._prepare(args, kwargs)
+            self._decide(args, kwargs)
             return self._look(None, {}, args, kwargs)
 
     def _look(self, values: Any, masks: Mapping[str, Any], args: Any, kwargs: Any) -> _World:
@@ -452,7 +466,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                     continue
                 shape = sites[name]["fn"].batch_shape
                 whole = jnp.broadcast_to(jnp.asarray(mask, bool), shape)
-                plain = Variable(name, variable.batch_shape, (), variable.plates)
+                plain = dataclasses.replace(variable, event_shape=())
                 own = plain.join(whole, self.context.depth).all(-1)
                 found[group.key] = own if group.key not in found else found[group.key] & own
         return found
@@ -550,7 +564,7 @@ def _data(name: str, site: Any) -> Variable:
     value, event_dim = site["value"], site["fn"].event_dim
     shape = jnp.shape(value)
     split = len(shape) - event_dim
-    return Variable(name, shape[:split], shape[split:], _plates(site))
+    return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
 
 
 def _latent(name: str, site: Any) -> Variable:
@@ -566,18 +580,14 @@ def _latent(name: str, site: Any) -> Variable:
             classes = fn.enumerate_support(expand=False).reshape(-1)
         except NotImplementedError:
             raise ValueError(messages.infinite_support(name, plain_name(fn))) from None
-        return Variable(name, batch, event, plates, num_classes=len(classes), first=int(classes[0]))
-    if isinstance(support, constraints.interval):
         return Variable(
-            name,
-            batch,
-            event,
-            plates,
-            np.asarray(support.lower_bound),
-            np.asarray(support.upper_bound),
+            name, batch, event, plates, plates, num_classes=len(classes), first=int(classes[0])
         )
+    if isinstance(support, constraints.interval):
+        low, high = np.asarray(support.lower_bound), np.asarray(support.upper_bound)
+        return Variable(name, batch, event, plates, plates, low, high)
     raw = biject_to(fn.support).inv(value)
-    return Variable(name, batch, jnp.shape(raw)[split:], plates)
+    return Variable(name, batch, jnp.shape(raw)[split:], plates, plates)
 
 
 def _check_shape(variable: Variable, value: jax.Array) -> None:

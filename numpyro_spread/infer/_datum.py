@@ -33,19 +33,13 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
 
     :raises ValueError: if that cannot be decided, naming the site and what to do.
     """
-    # The time of a scan, leftmost, is part of a datum; dims count from the right.
-    shapes = {
-        name: tuple(site["fn"].batch_shape)[1 if is_scanned(site) else 0 :]
-        for name, site in sites.items()
-    }
-    return datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)
+    frames = {name: frames_of(site) for name, site in sites.items()}
+    return datum.data_dims(frames, _batches(sites))
 
 
-def are_whole(sites: Mapping[str, Any]) -> bool:
-    """
-    Whether all sites stand in one plate or none does: else draws outside make all data one datum.
-    """
-    return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
+def is_one(sites: Mapping[str, Any]) -> bool:
+    """Whether a run of the whole program is one datum: see :func:`spread_core.datum.is_one`."""
+    return datum.is_one({name: frames_of(site) for name, site in sites.items()}, _batches(sites))
 
 
 def datum_rows(value: Any, site: Mapping[str, Any]) -> tuple[Any, int]:
@@ -80,14 +74,24 @@ def weight_of_data(
     return kind.broadcast_to(kind.reshape(scale, (-1,)), batch_shape or (1,)).reshape(batch_shape)
 
 
-def parts_left_out(site: Mapping[str, Any], sites: Mapping[str, Any]) -> float:
+def parts_left_out(site: Mapping[str, Any], sites: Mapping[str, Any], one: bool = False) -> float:
     """
     The factor that inner plates which subsample put into the scale of a site.
 
     A datum with fewer parts still is one datum.
+
+    :param one: whether the outermost plate counts parts too, since the whole run is one datum.
     """
-    inner = [frame for frame in frames_of(site)[1:] if frame.name in sites]
+    inner = [frame for frame in frames_of(site)[0 if one else 1 :] if frame.name in sites]
     return math.prod(sites[frame.name]["args"][0] / frame.size for frame in inner)
+
+
+def _batches(sites: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    # The time of a scan, leftmost, is part of a datum; dims count from the right.
+    return {
+        name: tuple(site["fn"].batch_shape)[1 if is_scanned(site) else 0 :]
+        for name, site in sites.items()
+    }
 
 
 def _kind(value: Any) -> Any:

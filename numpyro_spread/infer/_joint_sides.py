@@ -15,14 +15,12 @@ from numpyro.distributions import Unit
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._datum import (
-    are_whole,
     data_dims,
     data_plate,
     frames_of,
     parts_left_out,
     weight_of_data,
 )
-from numpyro_spread.infer._invalid import Invalid
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Unconditioned
@@ -34,7 +32,6 @@ from numpyro_spread.infer._two_sides import (
     check_draws,
     check_noise_sites,
     is_compared,
-    mask_at,
     refuse_nonfinite,
 )
 from numpyro_spread.noise import SpreadNoise
@@ -195,27 +192,6 @@ def run_forward(
 def is_latent(site: Mapping[str, Any]) -> bool:
     """Whether a site of a trace is a draw and not data."""
     return site["type"] == "sample" and not site["is_observed"] and not is_compared(site)
-
-
-def failed_simulations(
-    simulated: Mapping[str, Any], observed: Mapping[str, Any]
-) -> tuple[Invalid, dict[str, list[int]]]:
-    """
-    Data of a run of the model that are NaN or inf, and the axes of its sites along which data lie.
-
-    :param simulated: the sites of the run.
-    :param observed: those of them that are data.
-    """
-    plate, sites = data_plate(next(iter(observed.values()))), dict(observed)
-    dims: dict[str, int | None] = dict.fromkeys(sites)
-    if are_whole(observed):
-        local = (n for n, s in simulated.items() if is_latent(s) and data_plate(s) == plate)
-        sites |= {name: simulated[name] for name in local}
-        dims = data_dims(sites)
-    axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
-    values = {name: site["value"] for name, site in observed.items()}
-    masks = {n: mask_at(n, s, jnp.shape(s["value"])) for n, s in observed.items()}
-    return Invalid(values, axes, masks), axes
 
 
 def plates_of(site: Mapping[str, Any]) -> frozenset[str]:

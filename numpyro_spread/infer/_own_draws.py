@@ -20,8 +20,8 @@ from spread_core.remembered import Remembered
 
 # The observed sites of a model that were found to hold data.
 _accepted: Remembered[frozenset[str]] = Remembered()
-# What a model raises that asks for the value of what is abstract.
-_ABSTRACT = (
+#: What a model raises that asks for the value of what is abstract.
+ABSTRACT = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -68,7 +68,7 @@ def refuse_own_draws(
 
     try:
         sources = sources_of(observations, draws=jnp.zeros(()), params_too=jnp.zeros(()))
-    except _ABSTRACT:
+    except ABSTRACT:
         sources = _by_value(observations, suspects)
     for name in suspects:
         if "draws" in sources[name]:

@@ -13,7 +13,7 @@ from numpyro.distributions import Delta, Distribution, MaskedDistribution
 from numpyro_spread import _parents
 from numpyro_spread.distributions import ImplicitDistribution, Simulator
 from numpyro_spread.noise.base import is_concrete
-from spread_core.messages import contrasts
+from spread_core.messages import contrasts, simulations
 
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
 
@@ -89,6 +89,24 @@ def inside_wrappers(fn: Any) -> Any:
 def plain_name(fn: Any) -> str:
     """The class of a distribution inside its wrappers."""
     return type(inside_wrappers(fn)).__name__
+
+
+def batch_mask(site: str, fn: Distribution) -> Any:
+    """
+    Which elements of a batch count, as bools in its shape; None if nothing is masked.
+
+    :raises ValueError: if parts of an event are masked.
+    """
+    mask, outer = None, fn
+    while isinstance(fn, Distribution):
+        own = _parents.mask_of(fn) if isinstance(fn, MaskedDistribution) else None
+        if own is not None and own is not True:
+            if fn.event_dim != outer.event_dim:
+                raise ValueError(simulations.masked_within_event(site))
+            own = jnp.broadcast_to(jnp.asarray(own, bool), outer.batch_shape)
+            mask = own if mask is None else mask & own
+        fn = getattr(fn, "base_dist", None)
+    return mask
 
 
 def mask_of_batch(fn: Distribution) -> Any:

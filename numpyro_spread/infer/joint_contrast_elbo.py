@@ -6,7 +6,6 @@ JointContrastELBO: compare pairs of data and latents of guide and model; neither
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +26,11 @@ from numpyro_spread.infer._joint_sides import (
     JointSides,
     draw_joint,
 )
+from numpyro_spread.infer._noise import kernels_of, kernels_with_params
 from numpyro_spread.infer._posterior_estimation import minus_log_q
 from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
+from numpyro_spread.infer._simulated import Rows
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from numpyro_spread.infer._watch import watch_lag
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
@@ -41,11 +42,12 @@ from spread_core.logits import Logits
 from spread_core.losses.joint_contrast_elbo import JointContrastShared
 from spread_core.messages import contrasts, players, spreading
 from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
+from spread_core.simulated import known_data_sites
 from spread_core.stateful import Stateful
 from spread_core.typing import Guide, Model
 
-# Folded into the key, so that it differs from the keys that splitting gives.
-_WATCH = 0x5EED0002
+# Folded into the key, so that they differ from the keys that splitting gives.
+_WATCH, _ROWS = 0x5EED0002, 0x5EED0004
 
 # The loss of one run, new mutable state, the critic's accuracy, and whether anything is left.
 _Particle = tuple[
@@ -86,6 +88,7 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
 
     _remembers = ("_monitor",)
     _spreading_class = Spreading
+    _as_array = staticmethod(jnp.asarray)
 
     def _set_up(self) -> None:
         self._critic: Any = None if self.discriminator is None else bind(self.discriminator)
@@ -114,7 +117,13 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
             if self._critic is not None:
                 declare_params(self._site, lambda: self._init(model, guide, args, kwargs))
 
-        return Registered(guide, functools.partial(self._spreading.check, model), declare)
+        def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._table is None and known_data_sites(guide, args, kwargs) is None:
+                self._spreading.check(model, args, kwargs)
+            else:  # data need not be in the arguments; a callable ``noise`` declares its params
+                kernels_of(self.noise, args, kwargs)
+
+        return Registered(guide, check, declare)
 
     @property
     def _site(self) -> str:
@@ -156,32 +165,33 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
+        if self._critic is None:
+            return self._forward_step(rng_key, param_map, model, guide, args, kwargs)
 
         def run(step: SpreadStep) -> Any:
-            return self._on_step(step, rng_key, model, guide, args, kwargs)
+            def one(key: jax.Array) -> _Particle:
+                return self._adversarial_loss(key, step, step.params, model, guide, args, kwargs)
+
+            return self._mean(rng_key, one, random.split(rng_key, self.num_particles))
 
         return self._spreading.settled(param_map, model, args, kwargs, run)
 
-    def _on_step(
-        self, step: SpreadStep, rng_key: jax.Array, model: Any, guide: Any, args: Any, kwargs: Any
-    ) -> Any:
-        one = self._forward_loss if self._critic is None else self._adversarial_loss
-        param_map = step.params
-
+    def _mean(self, rng_key: jax.Array, one: Callable[[Any], _Particle], each: Any) -> Any:
+        """The mean over particles of ``one``, called with the elements of ``each``."""
         totals: list[int] = []
 
-        def particle(key: jax.Array) -> tuple[_Particle, dict[str, Any]]:
+        def particle(own: Any) -> tuple[_Particle, dict[str, Any]]:
             with noting() as noted:
-                result = one(key, step, param_map, model, guide, args, kwargs)
+                result = one(own)
             totals.append(noted.total)
             return result, noted.counts
 
-        keys = random.split(rng_key, self.num_particles)
         if self.num_particles == 1:
-            (loss, mutable, seen, is_left), counts = particle(keys[0])
+            first = jax.tree.map(lambda leaf: leaf[0], each)
+            (loss, mutable, seen, is_left), counts = particle(first)
             loss, is_left = jnp.asarray(loss)[None], jnp.asarray(is_left)[None]
         else:
-            found, counts = self.vectorize_particles_fn(particle, keys)
+            found, counts = self.vectorize_particles_fn(particle, each)
             loss, mutable, seen, is_left = found
             if mutable:
                 raise NotImplementedError(spreading.mutable_particles(self.num_particles))
@@ -303,22 +313,38 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
         of_model = total * weighted_mean(exchanged.generator_loss(model), weights[1])
         return value + of_model - lax.stop_gradient(of_model)
 
-    def _forward_loss(
-        self,
-        rng_key: jax.Array,
-        step: SpreadStep,
-        params: Any,
-        model: Any,
-        guide: Any,
-        args: Any,
-        kwargs: Any,
-    ) -> _Particle:
+    def _forward_step(
+        self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Any:
         """The loss of neural posterior estimation, with no critic to look at."""
-        exclude = self.exclude_invalid_x
-        loss, mutable, is_left = minus_log_q(
-            rng_key, params, model, guide, step.noise, self.data, exclude, args, kwargs
-        )
-        return loss, mutable, None, is_left
+        # Containers are copied, since a model may write to those of mutable sites.
+        params = jax.tree.map(lambda leaf: leaf, dict(params))
+        noise = kernels_with_params(self.noise, params, args, kwargs)
+        if noise and self._table is None and known_data_sites(guide, args, kwargs) is None:
+            self._spreading.check(model, args, kwargs)
+        rows: Rows | None = None
+        each: list[Any] = [random.split(rng_key, self.num_particles)]
+        if self._table is not None:
+            rows = Rows(self._table, params, model, guide, args, kwargs)
+            each.append(rows.draw(random.fold_in(rng_key, _ROWS), self.num_particles))
+
+        def one(own: list[Any]) -> _Particle:
+            loss, mutable, is_left = minus_log_q(
+                own[0],
+                params,
+                model,
+                guide,
+                noise,
+                self.data,
+                self.exclude_invalid_x,
+                args,
+                kwargs,
+                rows,
+                *own[1:],
+            )
+            return loss, mutable, None, is_left
+
+        return self._mean(rng_key, one, each)
 
 
 def _worth(value: jax.Array, loss: jax.Array) -> jax.Array:

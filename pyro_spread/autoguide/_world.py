@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -198,7 +199,7 @@ def group_masks(
             batch = sites[name]["fn"].batch_shape
             mask = torch.as_tensor(as_tensor(mask), dtype=torch.bool)
             whole = mask.expand(torch.broadcast_shapes(mask.shape, batch))
-            plain = Variable(name, variable.batch_shape, (), variable.plates)
+            plain = dataclasses.replace(variable, event_shape=())
             whole, lead = close_gap(plain, whole, 0, context.depth)
             own = plain.join(whole, context.depth, lead).all(-1)
             found[group.key] = found[group.key] & own if group.key in found else own
@@ -235,7 +236,7 @@ def data_of(name: str, site: Any) -> Variable:
     """
     shape = observed_value(site).shape
     split = len(shape) - site["fn"].event_dim
-    return Variable(name, shape[:split], shape[split:], _plates(site))
+    return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
 
 
 def latent_of(name: str, site: Any) -> Variable:
@@ -252,16 +253,16 @@ def latent_of(name: str, site: Any) -> Variable:
     support = fn.support
     if support.is_discrete:
         first, classes = _classes(name, fn)
-        return Variable(name, batch, event, plates, num_classes=classes, first=first)
+        return Variable(name, batch, event, plates, plates, num_classes=classes, first=first)
     support = inside(support)
     if isinstance(support, constraints.interval | constraints.half_open_interval):
         low, high = (
             np.asarray(torch.as_tensor(end).cpu())
             for end in (support.lower_bound, support.upper_bound)
         )
-        return Variable(name, batch, event, plates, low, high)
+        return Variable(name, batch, event, plates, plates, low, high)
     raw = biject_to(fn.support).inv(value)
-    return Variable(name, batch, raw.shape[split:], plates)
+    return Variable(name, batch, raw.shape[split:], plates, plates)
 
 
 def inside(support: Any) -> Any:

@@ -87,6 +87,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
     ) -> dict[str, torch.Tensor]:
         args, kwargs = converted((args, kwargs), as_tensor)
         self._prepare(args, kwargs)
+        self._decide(args, kwargs)
         self._declare(args, kwargs)
         created = self._created_plates(args, kwargs)
         world = self._look(values, masks, args, kwargs, created)
@@ -96,7 +97,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         def visit(group: Group, variable: Variable, conditional: Conditional) -> torch.Tensor:
             site = self.site(group, variable, conditional, world.sizes, ())
             with ExitStack() as stack:
-                for name in group.dims:
+                for name in variable.frames:
                     stack.enter_context(plates[name])
                 value = result[variable.name] = pyro.sample(variable.name, site)
             return vectors(self, variable, value)
@@ -323,6 +324,12 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                 setattr(net, key, torch.nn.Parameter(self.tensor(value).detach().clone()))
             deep_setattr(self, f"nets.{self.params_name(group)}", net)
 
+    def _decide(self, args: Any, kwargs: Any) -> None:
+        """Find out in which plates elements differ, where nobody has yet."""
+        if self.ordered_plates is None:
+            is_open = self.exchangeable is None and self.context.depth
+            self.decide(*(self.simulated(200, args, kwargs)[1:] if is_open else ({}, {})))
+
     def _declare(self, args: Any, kwargs: Any) -> None:
         """Make standardisation and nets where they are not there yet."""
         if "nets" in self._modules:
@@ -382,6 +389,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
     def _world_outside(self, args: Any, kwargs: Any) -> World:
         args, kwargs = converted((args, kwargs), as_tensor)
         self._prepare(args, kwargs)
+        self._decide(args, kwargs)
         self._declare(args, kwargs)
         return self._look(None, {}, args, kwargs, None)
 

@@ -34,11 +34,10 @@ def data_dims(sites: Mapping[str, Any]) -> dict[str, int | None]:
     return datum.data_dims({name: frames_of(site) for name, site in sites.items()}, shapes)
 
 
-def are_whole(sites: Mapping[str, Any]) -> bool:
-    """
-    Whether all sites stand in one plate or none does: else draws outside make all data one datum.
-    """
-    return datum.are_whole({name: frames_of(site) for name, site in sites.items()})
+def is_one(sites: Mapping[str, Any]) -> bool:
+    """Whether a run of the whole program is one datum: see :func:`spread_core.datum.is_one`."""
+    shapes = {name: tuple(site["fn"].batch_shape) for name, site in sites.items()}
+    return datum.is_one({name: frames_of(site) for name, site in sites.items()}, shapes)
 
 
 def datum_rows(value: torch.Tensor, site: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
@@ -71,11 +70,13 @@ def weight_of_data(
     return scale.reshape(-1).expand(batch_shape or (1,)).reshape(batch_shape)
 
 
-def parts_left_out(site: Mapping[str, Any]) -> float:
+def parts_left_out(site: Mapping[str, Any], one: bool = False) -> float:
     """
     The factor that inner plates which subsample put into the scale of a site.
 
     A datum with fewer parts still is one datum.
+
+    :param one: whether the outermost plate counts parts too, since the whole run is one datum.
     """
-    inner = [frame for frame in frames_of(site)[1:] if frame.vectorized]
+    inner = [frame for frame in frames_of(site)[0 if one else 1 :] if frame.vectorized]
     return math.prod(float(frame.full_size or frame.size) / float(frame.size) for frame in inner)

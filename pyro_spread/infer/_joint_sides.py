@@ -13,7 +13,6 @@ from pyro import poutine
 
 from pyro_spread._transaction import looking
 from pyro_spread.infer._datum import (
-    are_whole,
     data_dims,
     data_plate,
     frames_of,
@@ -21,7 +20,6 @@ from pyro_spread.infer._datum import (
     weight_of_data,
 )
 from pyro_spread.infer._guards import is_finite
-from pyro_spread.infer._invalid import Invalid
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._shared_latents import warn_of_shared_latents
@@ -37,7 +35,6 @@ from pyro_spread.infer._two_sides import (
     check_draws,
     check_noise_sites,
     is_compared,
-    mask_at,
 )
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
@@ -105,7 +102,7 @@ def draw_joint(
         raise ValueError(players.nothing_observed())
     refuse_own_draws(model, observed, args, kwargs)
     noise = resolved(noise, observed)
-    check_noise_sites(trace, observed, noise)
+    check_noise_sites(trace.nodes, observed, noise)
     _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))
     local = {
@@ -152,27 +149,6 @@ def draw_joint(
         tuple(shared),
         scale,
     )
-
-
-def failed_simulations(
-    simulated: Mapping[str, Any], observed: Mapping[str, Any]
-) -> tuple[Invalid, dict[str, list[int]]]:
-    """
-    Data of a run of the model that are NaN or inf, and the axes of its sites along which data lie.
-
-    :param simulated: the sites of the run.
-    :param observed: those of them that are data.
-    """
-    plate, sites = data_plate(next(iter(observed.values()))), dict(observed)
-    dims: dict[str, int | None] = dict.fromkeys(sites)
-    if are_whole(observed):
-        local = (n for n, s in simulated.items() if is_latent(s) and data_plate(s) == plate)
-        sites |= {name: simulated[name] for name in local}
-        dims = data_dims(sites)
-    axes = {n: [] if d is None else [d - sites[n]["fn"].event_dim] for n, d in dims.items()}
-    values = {name: site["value"] for name, site in observed.items()}
-    masks = {name: mask_at(name, site, site["value"]) for name, site in observed.items()}
-    return Invalid(values, axes, masks), axes
 
 
 def data_plates(

@@ -15,7 +15,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyro_spread import _parents
 from pyro_spread.distributions import ImplicitDistribution, Simulator
 from pyro_spread.noise import SpreadNoise
-from spread_core.messages import contrasts
+from spread_core.messages import contrasts, simulations
 
 
 def is_implicit(fn: Any) -> bool:
@@ -53,6 +53,29 @@ def mask_of_implicit(site: str, fn: Any) -> Any:
             break
         fn = fn.base_dist
     return mask
+
+
+def batch_mask(name: str, site: Mapping[str, Any]) -> torch.Tensor | None:
+    """
+    Which elements of a site's batch count, as bools in its shape; None if nothing is masked.
+
+    :raises ValueError: if parts of an event are masked.
+    """
+    fn, masks = site["fn"], [(site["mask"], site["fn"].event_dim)]
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((_parents.mask_of(fn), fn.event_dim))
+        fn = fn.base_dist
+    result: torch.Tensor | None = None
+    for mask, event_dim in masks:
+        if mask is None or mask is True:
+            continue
+        if event_dim != site["fn"].event_dim:
+            raise ValueError(simulations.masked_within_event(name))
+        own = torch.as_tensor(mask, device=site["value"].device).bool()
+        own = own.expand(site["fn"].batch_shape)
+        result = own if result is None else result & own
+    return result
 
 
 def combine_masks(first: Any, second: Any) -> Any:

@@ -78,7 +78,7 @@ def draw_sides(
     dims = data_dims(observed)
     refuse_own_draws(model, observed, args, kwargs)
     warn_of_shared_latents(model, trace.nodes, observed, dims, guide_trace.nodes.keys())
-    check_noise_sites(trace, observed, noise)
+    check_noise_sites(trace.nodes, observed, noise)
     left = {
         name: kernel
         for name, kernel in noise.items()
@@ -139,14 +139,16 @@ def _check_sites(trace: Any, guide_trace: Any, observed: Mapping[str, Any]) -> N
             raise NotImplementedError(players.latent_without_gradient(name, plain_name(fn)))
 
 
-def check_noise_sites(trace: Any, observed: Mapping[str, Any], noise: Mapping[str, Any]) -> None:
+def check_noise_sites(
+    sites: Mapping[str, Any], observed: Mapping[str, Any], noise: Mapping[str, Any]
+) -> None:
     """
     Refuse noise at sites that are not compared, and noise that would be learned.
 
     :raises ValueError: naming the site.
     """
     for name, kernel in noise.items():
-        if name not in trace.nodes or trace.nodes[name]["type"] != "sample":
+        if name not in sites or sites[name]["type"] != "sample":
             raise ValueError(spreading.no_such_site(name, observed))
         if name not in observed:
             raise ValueError(spreading.site_not_observed(name, observed))

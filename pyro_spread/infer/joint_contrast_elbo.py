@@ -6,12 +6,14 @@ JointContrastELBO: compare pairs of data and latents of guide and model; neither
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyro_spread._inputs import as_tensor
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import Divergence, ReverseKL
 from pyro_spread.infer._critic import (
@@ -24,10 +26,13 @@ from pyro_spread.infer._critic import (
 )
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._joint_sides import JointSides, draw_joint
-from pyro_spread.infer._posterior_estimation import minus_log_q
+from pyro_spread.infer._noise import kernels_of
+from pyro_spread.infer._particles import at_once
+from pyro_spread.infer._posterior_estimation import Estimation
 from pyro_spread.infer._random_delta import refuse_random_deltas
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
+from pyro_spread.infer._simulated import Rows, in_turn
 from pyro_spread.infer._spreading import Spreading
 from pyro_spread.infer._watch import LagWatch
 from pyro_spread.ratio._last_layer import refuse_bounded_logits
@@ -39,6 +44,7 @@ from spread_core.losses.joint_contrast_elbo import JointContrastShared
 from spread_core.messages import contrasts, simulations
 from spread_core.monitors import Monitor
 from spread_core.nonfinite import NonFiniteError, Told
+from spread_core.simulated import known_data_sites
 from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
 
@@ -76,8 +82,11 @@ class JointContrastELBO(JointContrastShared, Loss):
 
     _remembers = ("_watch",)
     _spreading_class = Spreading
+    _as_array = staticmethod(as_tensor)
 
     def _set_up(self) -> None:
+        if self.discriminator is not None and self.vectorize_particles:
+            raise ValueError(simulations.vectorized_with_critic())
         self._watch = LagWatch(prior_log_odds(self._pi))
         self._told = Told()
 
@@ -121,13 +130,13 @@ class JointContrastELBO(JointContrastShared, Loss):
         The gradients of the players belong to different functions, so second derivatives have no
         meaning.
         """
-        one = self._forward_loss if self.discriminator is None else self._adversarial_loss
+        if self.discriminator is None:
+            return self._forward_loss(model, guide, args, kwargs)
         self._register(model, guide, args, kwargs)
-        losses = [one(model, guide, args, kwargs) for _ in range(self.num_particles)]
-        valid = [loss for loss in losses if loss is not None]
-        if not valid:
-            raise NonFiniteError(simulations.all_left_out(len(losses)))
-        return torch.stack(valid).mean()
+        number = range(self.num_particles)
+        return torch.stack(
+            [self._adversarial_loss(model, guide, args, kwargs) for _ in number]
+        ).mean()
 
     def logits(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Logits:
         """
@@ -231,12 +240,26 @@ class JointContrastELBO(JointContrastShared, Loss):
             value = value + (loss - loss.detach())
         return value
 
-    def _forward_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
-        """The loss of neural posterior estimation; None if nothing is left of a run."""
-        located = self._spreading.locate(model, args, kwargs) if self.noise else {}
-        noise = self._spreading.hand(UseOfData(), located, args, kwargs).noise
+    def _forward_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        """The loss of neural posterior estimation."""
+        number, rows = self.num_particles, None
+        known = known_data_sites(guide, args, kwargs)
+        if self.noise and self._table is None and known is None:
+            self._spreading.locate(model, args, kwargs)  # its checks
+        if self._table is not None:
+            rows = Rows(self._table, model, guide, args, kwargs)
+        drawn = None if rows is None else rows.draw(number)
         told = self._told if self.exclude_invalid_x else None
-        return minus_log_q(model, guide, noise, self.data, told, args, kwargs)
+        noise = functools.partial(kernels_of, self.noise, args, kwargs)
+        estimation = Estimation(model, guide, noise, self.data, told, args, kwargs, rows)
+        if self.vectorize_particles and number > 1:
+            particles = at_once(estimation, number, drawn)
+            if particles is not None:
+                losses = [estimation.minus_log_q(drawn, particles)]
+                return _mean_of_valid(losses, number)
+        return _mean_of_valid(
+            [estimation.minus_log_q(row) for row in in_turn(drawn, number)], number
+        )
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Put the critic's params into the store before they are used: it may hold saved values."""
@@ -247,6 +270,13 @@ class JointContrastELBO(JointContrastShared, Loss):
                 sides, args, kwargs = self._draw(model, guide, args, kwargs)
                 self._judge(sides.guide, args, kwargs)
         register_critic(self.name, self.discriminator)
+
+
+def _mean_of_valid(losses: list[torch.Tensor | None], number: int) -> torch.Tensor:
+    valid = [loss for loss in losses if loss is not None]
+    if not valid:
+        raise NonFiniteError(simulations.all_left_out(number))
+    return torch.stack(valid).mean()
 
 
 def _constant(side: SiteValues) -> SiteValues:

@@ -10,7 +10,8 @@ of global ones too, and all latents before them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,25 @@ class Context:
     """
 
     def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
+        self.latents, self.sites = latents, data
         self.groups = group_variables(latents)
         self.data = group_variables(data)
         self.depth = depth_of([*latents, *data])
+        #: Groups of data of which not all elements count in every simulation.
+        self.counted: frozenset[str] = frozenset()
+
+    def without(self, plates: Collection[str]) -> Context:
+        """
+        The same sites, with some plates as dims of one vector.
+
+        :param plates: names of these plates.
+        """
+
+        def opened(variable: Variable) -> Variable:
+            kept = {name: dim for name, dim in variable.plates.items() if name not in plates}
+            return dataclasses.replace(variable, plates=kept)
+
+        return Context(*([opened(v) for v in sites] for sites in (self.latents, self.sites)))
 
     def levels(self, group: Group, data: Group) -> list[frozenset[str]]:
         """
@@ -78,7 +95,7 @@ class Context:
         self,
         group: Group,
         scores: Mapping[str, Array],
-        masks: Mapping[str, Array | None],
+        masks: Mapping[str, Any],
     ) -> Array:
         """
         Numbers that describe the data to a group, of shape lead + plates + (numbers,).
@@ -90,6 +107,8 @@ class Context:
         parts = []
         for data in self.data:
             own, mask = scores[data.key], masks.get(data.key)
+            if mask is None and data.key in self.counted:
+                mask = array_namespace(own).ones_like(own[..., 0])
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
                 if axes:
@@ -113,7 +132,7 @@ class Context:
         for earlier in self.groups[: self.groups.index(group)]:
             own = latents[earlier.key]
             axes = self.axes(earlier, earlier.plates & group.plates)
-            parts += pooled(own, None, axes)[:2] if axes else [own]
+            parts += pooled(own, None, axes) if axes else [own]
         return _side_by_side(parts) if parts else None
 
     def inputs(
@@ -161,6 +180,7 @@ class Context:
             None for all.
         :return: nested dicts of arrays.
         """
+        self.counted = frozenset(masks)
         fitted: dict[str, Any] = {"latents": {}, "data": {}, "inputs": {}}
         for group in self.groups:
             vectors = group.join(latents, self.depth, 1)

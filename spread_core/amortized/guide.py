@@ -13,12 +13,17 @@ from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
+from spread_core.amortized.exchangeable import unlike_plates
 from spread_core.amortized.layout import Group, Variable
+from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, cast, stop_gradient
 from spread_core.messages import amortized as messages
 from spread_core.messages import players
 from spread_core.shared_docs import SharedDocs
-from spread_core.validation import check_count
+from spread_core.validation import as_host, check_count
+
+# Latents and data in plates whose elements differ are one vector up to this size.
+_MOST_NUMBERS = 200
 
 Visit = Callable[[Group, Variable, Conditional], Array]
 
@@ -57,6 +62,9 @@ class AutoAmortizedShared(SharedDocs):
     :param hidden: sizes of the hidden layers of every number's net.
     :param num_components: Gaussians in each mixture.
     :param ensemble: number of nets behind every number, whose densities are averaged.
+    :param exchangeable: whether the elements of plates are alike, so that other latents need only a
+        summary of them. If not, a plate is one long vector, of fixed size. None finds out from
+        simulations, plate by plate.
     :param init_samples: runs of the model by which data and latents are standardised.
     :param create_plates: function of the model's arguments that returns plates, for subsampling.
     :param prefix: begins the names of the params.
@@ -79,6 +87,7 @@ class AutoAmortizedShared(SharedDocs):
         hidden: Sequence[int] = (64, 64),
         num_components: int = 8,
         ensemble: int = 1,
+        exchangeable: bool | None = None,
         init_samples: int = 1000,
         create_plates: Callable[..., Any] | None = None,
         prefix: str = "auto",
@@ -101,7 +110,10 @@ class AutoAmortizedShared(SharedDocs):
             self.observed = tuple(self.observed)
         self.hidden, self.num_components, self.ensemble = hidden, num_components, ensemble
         self.init_samples, self.prefix = init_samples, prefix
+        self.exchangeable = exchangeable
         self._context: Context | None = None
+        #: Plates whose elements differ: each is one long vector. None until it is known.
+        self.ordered_plates: tuple[str, ...] | None = None
 
     def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
         """Arguments of the backend's base class of autoguides."""
@@ -122,6 +134,7 @@ class AutoAmortizedShared(SharedDocs):
             "hidden": list(self.hidden),
             "num_components": self.num_components,
             "ensemble": self.ensemble,
+            "exchangeable": self.exchangeable,
             "prefix": self.prefix,
         }
 
@@ -136,6 +149,48 @@ class AutoAmortizedShared(SharedDocs):
         :return: a guide of the same signature.
         """
         return Given(self, values, masks)
+
+    def structure(self) -> dict[str, list[str]]:
+        """What the guide has found out about the model, for :meth:`set_structure`."""
+        ordered, counted = self.ordered_plates or (), self.context.counted
+        return {"ordered_plates": list(ordered), "counted": sorted(counted)}
+
+    def set_structure(self, structure: Mapping[str, Sequence[str]]) -> None:
+        """
+        Take over what another guide of the same model has found out.
+
+        :param structure: as :meth:`structure` returns it.
+        """
+        self.ordered_plates = tuple(structure["ordered_plates"])
+        self._context = self.context.without(self.ordered_plates)
+        self.context.counted = frozenset(structure["counted"])
+
+    def decide(self, data: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
+        """
+        Find out in which plates elements differ, once.
+
+        :param data: values of simulations by observed site.
+        :param masks: what counts of them, by group.
+        """
+        if self.ordered_plates is not None:
+            return
+        context = self.context
+        groups = [*context.groups, *context.data]
+        names = {name for group in groups for name in group.plates}
+        masked = {name for g in context.data if g.key in masks for name in g.plates}
+        if self.exchangeable is False and masked:
+            raise ValueError(messages.masked_order(sorted(masked)))
+        unlike = names if self.exchangeable is False else set()
+        if self.exchangeable is None and names:
+            whole = [group for group in context.data if group.key not in masks]
+            host = {name: as_host(value) for name, value in data.items()}
+            unlike = unlike_plates(whole, host, context.depth) - masked
+        told_apart = context.without(unlike)
+        numbers = sum(g.size for g in [*told_apart.groups, *told_apart.data])
+        if unlike and numbers > _MOST_NUMBERS and self.exchangeable is None:
+            warn_user(messages.unlike_elements(sorted(unlike), numbers))
+            unlike, told_apart = set(), context
+        self.ordered_plates, self._context = tuple(sorted(unlike)), told_apart
 
     def params_name(self, group: Group) -> str:
         """

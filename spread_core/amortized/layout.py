@@ -32,7 +32,9 @@ class Variable:
     :param name: its name.
     :param batch_shape: batch shape of its value, plates and other dims alike.
     :param event_shape: shape of one value, unconstrained if :attr:`low` is None.
-    :param plates: dim of every plate around it, negative, by the plate's name.
+    :param plates: dim of every plate whose elements are told apart by their latents alone,
+        negative, by the plate's name. Other plates are dims of one vector.
+    :param frames: alike, of every plate around it.
     :param low: lower end of the support of a latent in an interval; of shape batch + event.
     :param high: upper end.
     :param num_classes: of a discrete latent; 0 for others.
@@ -43,6 +45,7 @@ class Variable:
     batch_shape: Shape
     event_shape: Shape
     plates: Mapping[str, int]
+    frames: Mapping[str, int]
     low: Any = None
     high: Any = None
     num_classes: int = 0
@@ -65,7 +68,7 @@ class Variable:
         if self.low is None:
             return np.stack([np.full(self.size, -FAR), np.full(self.size, FAR)])
         shape = (*self.batch_shape, *self.event_shape)
-        depth = max((-dim for dim in self.plates.values()), default=0)
+        depth = depth_of([self])
         vectors = [self.join(np.broadcast_to(end, shape), depth) for end in (self.low, self.high)]
         return np.stack([vector.reshape(-1, self.size)[0] for vector in vectors])
 
@@ -185,18 +188,22 @@ def depth_of(variables: Iterable[Variable]) -> int:
 
     :param variables: all variables of a program.
     """
-    return max((-dim for v in variables for dim in v.plates.values()), default=0)
+    return max((-dim for v in variables for dim in v.frames.values()), default=0)
 
 
-def pooled(columns: Array, mask: Array | None, axes: Sequence[int]) -> tuple[Array, Array, Array]:
+# How strongly a mean over few elements is believed, against so many elements of a prior.
+_AGAINST = (1.0, 4.0, 16.0)
+
+
+def pooled(columns: Array, mask: Array | None, axes: Sequence[int]) -> list[Array]:
     """
-    What is inside of plates as one element: mean, log standard deviation and log count.
+    What is inside of plates as one element: mean and log standard deviation, and if the number of
+    elements varies also that, and the mean shrunk as a few would have it.
 
     :param columns: of shape lead + plates + (size,).
-    :param mask: which elements count, of shape lead + plates; None for all.
+    :param mask: which elements count, of shape lead + plates; None if their number does not vary.
     :param axes: the axes of the plates to pool over, negative, of the shape with (size,).
-    :return: means and log standard deviations, with size 1 at these axes; the log count, alike with
-        a last dim of 1. Without any element the mean is 0.
+    :return: arrays with size 1 at these axes. Without any element means are 0.
     """
     xp = array_namespace(columns)
     along = tuple(axes)
@@ -207,4 +214,7 @@ def pooled(columns: Array, mask: Array | None, axes: Sequence[int]) -> tuple[Arr
     some = xp.clip(count, 1, None)
     mean = xp.sum(weights * columns, axis=along, keepdims=True) / some
     variance = xp.sum(weights * (columns - mean) ** 2, axis=along, keepdims=True) / some
-    return mean, 0.5 * xp.log(variance + 1e-4), xp.log(count + 0.5)
+    found = [mean, 0.5 * xp.log(variance + 1e-4)]
+    if mask is not None:
+        found += [xp.log(count + 0.5), *(mean * (count / (count + c)) for c in _AGAINST)]
+    return found

@@ -31,6 +31,7 @@ class Settings:
     Of the optimisation.
 
     :param rows: number of rows to train on.
+    :param elements: in the plates of a row, at most.
     :param patience: epochs without gain after which training stops.
     :param max_steps: most gradient steps; None for what :attr:`epochs` gives.
     :param epochs: passes through the rows over which the learning rate goes down.
@@ -41,6 +42,7 @@ class Settings:
     """
 
     rows: int
+    elements: int
     patience: int
     max_steps: int | None = None
     epochs: int = 80
@@ -52,7 +54,7 @@ class Settings:
     @property
     def batch_size(self) -> int:
         """Rows in a step."""
-        return max(1, min(200, self.rows // 20))
+        return max(1, min(200, self.rows // 20, max(20, 4000 // self.elements)))
 
     @property
     def steps(self) -> int:
@@ -104,6 +106,15 @@ def folds(
     )
 
 
+def elements_of(rows: Mapping[str, tuple[Any, Any, Any]]) -> int:
+    """
+    The most elements that plates have in a row.
+
+    :param rows: what is trained on, by group.
+    """
+    return max(math.prod(np.shape(parts[0])[1:-1]) for parts in rows.values())
+
+
 class Prepared(NamedTuple):
     """
     A table as a guide is trained on it.
@@ -128,8 +139,10 @@ def prepared(guide: Any, table: Any) -> Prepared:
     :param table: the :class:`Simulations`.
     :raises ValueError: if the table lacks a site.
     """
-    columns, valid = guide.columns_of(table), table.valid
+    valid = table.valid
     good = np.flatnonzero(valid)
+    guide.decide(*guide.columns_of(table.take(good))[1:])
+    columns = guide.columns_of(table)
     fitted = guide.context.fit(
         *({name: value[good] for name, value in part.items()} for part in columns)
     )

@@ -9,9 +9,11 @@ from typing import Any
 
 from spread_core.loss_words import NOT_A_BOUND, LossWords, divergence_name
 from spread_core.math.divergences import KL, Divergence, ReverseKL
-from spread_core.messages import contrasts, players, simulations
+from spread_core.messages import contrasts, players
+from spread_core.messages import simulations as tables
 from spread_core.paths import Where
 from spread_core.shared_docs import SharedDocs
+from spread_core.simulated import Table
 from spread_core.validation import check_count
 
 
@@ -75,16 +77,25 @@ class JointContrastShared(SharedDocs):
         posterior itself. One :class:`InvalidSimulationsWarning` says how many there are. As ``sbi``
         calls it.
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
-    :param num_particles: number of draws of guide and model per datum and step: in Pyro one
-        after another, in NumPyro all at once.
+    :param simulations: a table of runs of the model, :class:`Simulations`, for ``KL()`` without a
+        discriminator: every step takes ``num_particles`` of its rows, at random and with
+        replacement, instead of running the model. Rows that failed are never taken.
+    :param num_particles: number of draws of guide and model per datum and step, 1 by default. With
+        ``simulations`` the number of rows, 256 by default and at most all: each then once.
+    :param vectorize_particles: whether particles are run at once; left out, as in the backend's own
+        ELBO. Every particle is a run of the whole model, latents outside of plates included. In
+        NumPyro (True by default) by ``vmap``; False is one after another, a function another way.
+        In Pyro (False by default) in an outermost plate, for ``KL()`` without a discriminator. A
+        model or guide in which particles would not keep apart is run one by one, and that is said.
     :param name: of the discriminator among the params; in NumPyro they are at ``name$params``.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if an argument is out of its range, or the discriminator is missing.
     :raises NotImplementedError: if the divergence has no gradient.
     """
 
-    #: The backend's noise on the data.
+    #: The backend's noise on the data, and its arrays from those of NumPy.
     _spreading_class: Any = None
+    _as_array: Any = None
 
     def __init__(
         self,
@@ -95,12 +106,24 @@ class JointContrastShared(SharedDocs):
         data: Mapping[str, Where] | None = None,
         regularizer: Any = None,
         exclude_invalid_x: bool = False,
-        num_particles: int = 1,
+        simulations: Any = None,
+        num_particles: int | None = None,
+        vectorize_particles: Any = None,
         name: str = "discriminator",
     ) -> None:
+        # Before the table is copied: of another loss it cannot be.
+        if simulations is not None and not (discriminator is None and isinstance(divergence, KL)):
+            raise ValueError(tables.table_without_forward())
+        table = None if simulations is None else Table(simulations, self._as_array)
+        if table is not None:
+            num_particles = table.rows_per_step(num_particles)
+        num_particles = 1 if num_particles is None else num_particles
         check_count("num_particles", num_particles)
         options: dict[str, Any] = {"num_particles": num_particles}
+        if vectorize_particles is not None:
+            options["vectorize_particles"] = vectorize_particles
         super().__init__(**options)
+        self.simulations, self._table = simulations, table
         divergence = ReverseKL() if divergence is None else divergence
         if not isinstance(divergence, Divergence):
             raise TypeError(players.no_divergence(divergence))
@@ -108,7 +131,7 @@ class JointContrastShared(SharedDocs):
         if discriminator is None and not isinstance(divergence, KL):
             raise ValueError(contrasts.joint_nothing_implicit(type(divergence).__name__))
         if exclude_invalid_x and (discriminator is not None or not isinstance(divergence, KL)):
-            raise ValueError(simulations.exclude_without_forward())
+            raise ValueError(tables.exclude_without_forward())
         self.discriminator = discriminator
         self.divergence = divergence
         self.regularizer = regularizer

@@ -142,3 +142,35 @@ def cannot_simulate(reason: object) -> str:
         "check needs simulations that were not trained on, and the model makes none "
         f"({reason}). Pass some: check(simulations=held_out)."
     )
+
+
+def unlike_elements(plates: Sequence[str], numbers: int) -> str:
+    return (
+        f"The elements of the plates {list(plates)} differ, but are too many ({numbers} numbers) "
+        "to be told apart: other latents see their mean, spread and count, which makes the "
+        "posterior wider than it need be. If what differs is a covariate, draw it at a site of "
+        "its own in the same plate and name it in observed."
+    )
+
+
+def decide_outside_jit() -> str:
+    return (
+        "Whether the elements of plates are alike is found out from simulations, which cannot be "
+        "looked at inside jit. Call the guide once outside, or pass exchangeable=True or False."
+    )
+
+
+def masked_order(plates: Sequence[str]) -> str:
+    return (
+        f"exchangeable=False makes one vector of the plates {list(plates)}, but the model masks "
+        "some of their data, which a vector cannot lack. Leave exchangeable out."
+    )
+
+
+def other_sizes(sites: Sequence[str]) -> str:
+    return (
+        f"The data at {list(sites)} have other plate sizes, or other elements masked, than the "
+        "simulations, all of which were alike in this: how the posterior depends on the number of "
+        "elements was not learned. Draw the number in the model, mask the elements beyond it, and "
+        "train again."
+    )

@@ -124,7 +124,7 @@ def misspecified(p_value: float, number: int, columns: Mapping[str, str]) -> str
     where = f" {'; '.join(shown)}{more}." if columns else ""
     return (
         "the observation lies outside of what the model simulates: of "
-        f"{number} simulations held out, {p_value * (1 + number) - 1:.0f} are as unusual "
+        f"{number} simulations held out, {round(p_value * (1 + number)) - 1} are as unusual "
         f"(p = {p_value:.2g}).{where} The posterior there is extrapolated by the guide. Check the "
         "units of the data and the order of the columns, widen the prior, or let the model say "
         "what it leaves out, as an error of measurement."
@@ -164,3 +164,38 @@ def check_failed(p_value: float, number: int, seen: Sequence[str], ignores: bool
         f"{'; '.join(seen)}. Its draws are not those of the model's posterior."
         f"{how} Simulate more, train longer or use a more flexible density; see {PAGE}."
     )
+
+
+def no_data_sites() -> str:
+    return (
+        "the model observes nothing at these arguments, so that the guide cannot be given the data "
+        "of the table. Pass data of the right shape as arguments; their values do not matter."
+    )
+
+
+def lacks_site(site: str, sites: Iterable[str]) -> str:
+    return (
+        f"site '{site}': simulations= has no such site; it has {sorted(sites)}. Rename the table's "
+        "columns to the names of the model's sites, or choose the latents to rank with sites=..."
+    )
+
+
+def lacks_mask(site: str) -> str:
+    return (
+        f"site '{site}': the model masks out other elements in every run, and simulations= does "
+        "not say which. Make the table with simulate(), which records masks, or give it "
+        f"masks={{'{site}': ...}}."
+    )
+
+
+def row_shape(site: str, row: Sequence[int], whole: Sequence[int], datum: Sequence[int]) -> str:
+    one = "" if tuple(datum) == tuple(whole) else f", or {tuple(datum)} if a row is one datum"
+    return (
+        f"site '{site}': a row of simulations= has the shape {tuple(row)}, but the model's site "
+        f"{tuple(whole)} at these arguments{one}. Pass arguments of the shape that the table was "
+        "simulated with."
+    )
+
+
+def all_rows_failed(number: int) -> str:
+    return f"all {number} rows of simulations= are NaN or inf, so that there is nothing to rank."

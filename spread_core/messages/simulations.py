@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 _NOTHING = "Nothing was changed."
 
@@ -52,3 +52,104 @@ def exclude_without_forward() -> str:
         "exclude_invalid_x=True needs KL() and no discriminator: only there the model's "
         "simulations are looked at one by one, and may be left out."
     )
+
+
+def guide_without_masks(site: str) -> str:
+    return (
+        f"site '{site}': the model masks some of its elements, but the guide's given(values) takes "
+        "no masks, so that it would use what is masked. Let it take masks=None, a dict from site "
+        "to which elements of its batch count."
+    )
+
+
+def masked_within_event(site: str) -> str:
+    return (
+        f"site '{site}': the model masks parts of an event, but the guide is told of whole "
+        "elements of the batch only. Put a plate there instead of to_event."
+    )
+
+
+def no_such_data_site(told: str, site: str, drawn: Iterable[str]) -> str:
+    return (
+        f"{told} says that data are at site '{site}', but the model has no such sample site; it "
+        f"draws {sorted(drawn)}. Let its data sites be among these."
+    )
+
+
+def no_table(got: object) -> str:
+    return (
+        f"simulations= takes a table of class Simulations, not {type(got).__name__}: make one with "
+        "simulate(model, num_simulations), or with Simulations.from_dict(prior, prior_predictive)."
+    )
+
+
+def no_valid_row(total: int) -> str:
+    return (
+        f"simulations=: all {total} rows of the table contain NaN or inf, so there is nothing to "
+        "train on."
+    )
+
+
+def rows_left_out(count: int, total: int) -> str:
+    return (
+        f"{count} of {total} rows of the table contain NaN or inf and are left out. What is "
+        "learned is the posterior given that the simulator succeeds."
+    )
+
+
+def site_not_in_table(site: str, held: Iterable[str]) -> str:
+    return (
+        f"site '{site}' is needed to score the guide, but the table of simulations lacks it; it "
+        f"holds {sorted(held)}. Add it, or take it out of the guide."
+    )
+
+
+def row_shape(site: str, got: Sequence[int], wanted: Sequence[int]) -> str:
+    return (
+        f"site '{site}': a row of the table of simulations has shape {tuple(got)}, but at these "
+        f"arguments the model draws {tuple(wanted)}. Call it with arguments of the sizes that were "
+        "simulated."
+    )
+
+
+def table_subsampled(site: str, plate: str) -> str:
+    return (
+        f"site '{site}' stands in plate '{plate}', which subsamples, and a table does not say "
+        "which elements a row has. Simulate and train with the whole plate."
+    )
+
+
+def table_without_forward() -> str:
+    return (
+        "simulations= needs KL() and no discriminator: only there a step needs nothing but pairs "
+        "that were simulated before."
+    )
+
+
+def vectorized_with_critic() -> str:
+    return (
+        "vectorize_particles=True needs KL() and no discriminator in Pyro: a discriminator takes "
+        "its particles one after another. Leave it out, or put more data into a step."
+    )
+
+
+def one_by_one(reason: str) -> str:
+    return (
+        f"vectorize_particles=True: particles are run one after another, because {reason}. The "
+        "loss is right, but slow. This is said once."
+    )
+
+
+def particle_failed(error: BaseException) -> str:
+    return f"the program fails with a dimension for them ({type(error).__name__}: {error})"
+
+
+def particle_differs(who: str, site: str) -> str:
+    return (
+        f"at site '{site}' of the {who} a particle alone is different from the same one among "
+        "others. Index and reduce from the right, as in z[..., 0], x.shape[-1] and z.sum(-1)"
+    )
+
+
+def particle_unseen(what: str) -> str:
+    return f"whether they keep apart cannot be tested: {what}"

@@ -93,7 +93,7 @@ def nothing_drawn() -> str:
 def one_by_one(reason: object) -> str:
     return (
         "the model runs once for every simulation, since many runs cannot be one: "
-        f"{shortened(reason)} This is slower, not wrong. It is said once."
+        f"{shortened(reason).rstrip('.')}. This is slower, not wrong. It is said once."
     )
 
 
@@ -105,4 +105,95 @@ def failed_runs(counts: Mapping[str, int], raised: int, total: int, error: str) 
         f"of {total} simulations some failed: {', '.join(parts)}. They stay in the table, are not "
         "`valid`, and are left out of training: what is learned is the posterior given that the "
         "simulator succeeds."
+    )
+
+
+def no_joblib() -> str:
+    return (
+        "num_workers > 1 needs joblib, which the extra 'simulate' brings: "
+        "pip install 'pyro-spread[simulate]'"
+    )
+
+
+def handlers_around(num_workers: object) -> str:
+    return (
+        f"simulate(..., num_workers={num_workers}) stands inside an effect handler, which acts in "
+        "this process only and would not reach the workers. Put the handler round the model "
+        "instead, as condition(model, data)."
+    )
+
+
+def not_of_one_run(site: str) -> str:
+    return (
+        f"a run among many has another distribution at site '{site}' than by itself. Index values "
+        "from the right, as theta[..., 0], and take sums over the last axes only."
+    )
+
+
+def not_netcdf(path: object) -> str:
+    return (
+        f"path must end with '.nc', got '{path}': tables are written as netCDF. For zarr write "
+        "simulations.to_arviz() with ArviZ afterwards."
+    )
+
+
+def not_ours(path: object) -> str:
+    return (
+        f"'{path}' is no table that simulate has written; it stays as it is. Choose another path."
+    )
+
+
+def other_run(path: object, what: str, stored: object, now: object) -> str:
+    return (
+        f"'{path}' holds simulations with {what}={stored}, this call has {what}={now}: they make "
+        "no one table. Choose another path, or remove the file."
+    )
+
+
+def fewer(path: object, stored: int, wanted: int) -> str:
+    return (
+        f"'{path}' holds {stored} simulations, more than num_simulations={wanted}. Ask for "
+        f"{stored}, and take some of them: simulate(...).take(slice({wanted}))."
+    )
+
+
+def changed(path: object, row: int, site: str, arguments: Sequence[str]) -> str:
+    which = f" The arguments {list(arguments)} have." if arguments else ""
+    return (
+        f"run {row} of the model now draws something else at site '{site}' than '{path}' holds: "
+        f"the model, its arguments or what it calls have changed.{which} Choose another path, or "
+        "remove the file."
+    )
+
+
+def no_groups(where: str, found: Iterable[str]) -> str:
+    return (
+        f"{where} has neither a group 'prior' nor 'prior_predictive' to make a table of; it has "
+        f"{sorted(found)}."
+    )
+
+
+def no_arviz_data(value: object) -> str:
+    return (
+        "from_arviz takes an InferenceData, a DataTree, a Dataset of xarray or the path of a "
+        f"netCDF or zarr file, got {type(value).__name__}."
+    )
+
+
+def no_file(path: object) -> str:
+    return f"there is no file '{path}' to read simulations from."
+
+
+def subsampled(plate: str) -> str:
+    return f"plate '{plate}' subsamples, and all runs would share one subsample."
+
+
+def own_numbers() -> str:
+    return "it draws random numbers of Python or NumPy, which would be the same in all runs."
+
+
+def unbound_param(name: str) -> str:
+    return (
+        f"param '{name}' has no value, and would be initialised anew in every simulation. Bind it: "
+        "simulate(substitute(model, data=params), ...)."
     )

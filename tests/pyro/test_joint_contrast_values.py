@@ -367,8 +367,6 @@ def test_npe_of_several_sites_sums_their_log_densities_and_noise_is_drawn():
         pyro.set_rng_seed(0)
         value = loss.loss(several, of_several, torch.ones(4000))
         pyro.set_rng_seed(0)
-        if noise:
-            torch.randn(4000)  # the data's own noise, which is not used
         w = torch.randn(4000, 2)
         z = w.sum(-1) + torch.randn(4000)
         x = seen[0]

@@ -92,6 +92,11 @@ def test_narrow_arguments_are_widened():
     assert fn.sample().dtype == torch.float32
 
 
+def test_numbers_lie_where_the_tensors_do():
+    fn = Simulator(walk, 0.5, torch.ones(2, device="meta"), event_shape=(2,), arg_event_dims=(0, 1))
+    assert {arg.device.type for arg in fn.args} == {"meta"}
+
+
 def test_tracing_is_refused():
     fn = Simulator(walk, torch.zeros(5), torch.ones(2), event_shape=(2,), arg_event_dims=(0, 1))
     with pytest.raises(NotImplementedError, match="would record the draws of one call"):

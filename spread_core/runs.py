@@ -1,12 +1,11 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Run a program many times, chunk by chunk, and put what it draws into one table."""
+"""What many runs of a program drew: rows of one table, some of which may have failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,10 @@ from numpy.typing import NDArray
 from spread_core.caller_warning import warn_user
 from spread_core.messages import tables
 from spread_core.nonfinite import InvalidSimulationsWarning
+
+
+class NotOneRunError(Exception):
+    """Many runs of a program cannot be one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Runs:
     """
     Several runs, one a row.
 
-    :param values: dict from site to values of shape (runs, ...), in program order.
+    :param values: dict from site to values of shape (runs, ...), in program order; empty if all
+        have failed.
     :param masks: dict from site to which elements count, of those that the program masks.
     :param failed: which runs raised an error; their floating values are NaN, the others 0.
     :param observed: names of the sites that hold data.
@@ -49,6 +53,16 @@ class Runs:
     observed: tuple[str, ...]
     error: str = ""
 
+    def take(self, rows: slice) -> Runs:
+        """Some of them."""
+        return Runs(
+            {site: value[rows] for site, value in self.values.items()},
+            {site: mask[rows] for site, mask in self.masks.items()},
+            self.failed[rows],
+            self.observed,
+            self.error,
+        )
+
 
 def stacked(rows: Sequence[Run | Exception], start: int) -> Runs:
     """
@@ -56,74 +70,70 @@ def stacked(rows: Sequence[Run | Exception], start: int) -> Runs:
 
     :param rows: runs, or what they raised.
     :param start: number of the first of them.
-    :raises Exception: what the first of them raised, if all did.
     :raises ValueError: if their sites or shapes differ.
     """
-    first = next((row for row in rows if isinstance(row, Run)), None)
-    if first is None:
-        raise next(row for row in rows if isinstance(row, Exception))
+    errors = [row for row in rows if isinstance(row, Exception)]
+    said = f"{type(errors[0]).__name__}: {errors[0]}" if errors else ""
     failed = np.array([isinstance(row, Exception) for row in rows])
-    values = {
-        site: np.full((len(rows), *value.shape), _missing(value.dtype), value.dtype)
-        for site, value in first.values.items()
-    }
+    good = {number: row for number, row in enumerate(rows) if isinstance(row, Run)}
+    if not good:
+        return Runs({}, {}, failed, (), said)
+    first = next(iter(good.values()))
+    values = {site: _blank(len(rows), value) for site, value in first.values.items()}
     masks: dict[str, NDArray] = {}
-    for number, row in enumerate(rows):
-        if isinstance(row, Exception):
-            continue
-        if row.values.keys() != values.keys():
-            raise ValueError(tables.other_sites(start + number, row.values, values))
+    for number, row in good.items():
+        _check_alike(row.values, values, start + number, skip=0)
         for site, value in row.values.items():
-            shape = values[site].shape[1:]
-            if value.shape != shape:
-                raise ValueError(tables.other_shape(site, start + number, value.shape, shape))
             values[site][number] = value
         for site, mask in row.masks.items():
-            if site not in masks:
-                masks[site] = np.ones((len(rows), *mask.shape), bool)
-            masks[site][number] = mask
-    error = next((f"{type(e).__name__}: {e}" for e in rows if isinstance(e, Exception)), "")
-    return Runs(values, masks, failed, first.observed, error)
+            masks.setdefault(site, np.ones((len(rows), *mask.shape), bool))[number] = mask
+    return Runs(values, masks, failed, first.observed, said)
 
 
 def joined(chunks: Sequence[Runs]) -> Runs:
     """
     All chunks as one.
 
+    :param chunks: in their order; not all of them all failed.
     :raises ValueError: if their sites or shapes differ.
     """
-    first, start = chunks[0], 0
+    first, start = next(chunk for chunk in chunks if chunk.values), 0
+    blank = {site: value[0] for site, value in first.values.items()}
+    masks = {site: mask for chunk in chunks for site, mask in chunk.masks.items()}
+    parts: dict[str, list[NDArray]] = {site: [] for site in [*first.values]}
+    kept: dict[str, list[NDArray]] = {site: [] for site in masks}
     for chunk in chunks:
-        if chunk.values.keys() != first.values.keys():
-            raise ValueError(tables.other_sites(start, chunk.values, first.values))
-        for site, value in chunk.values.items():
-            shape = first.values[site].shape[1:]
-            if value.shape[1:] != shape:
-                raise ValueError(tables.other_shape(site, start, value.shape[1:], shape))
-        start += len(chunk.failed)
-    masks = {}
-    for site, some in {site: mask for c in chunks for site, mask in c.masks.items()}.items():
-        every = [c.masks.get(site, np.ones((len(c.failed), *some.shape[1:]), bool)) for c in chunks]
-        masks[site] = np.concatenate(every)
+        count = len(chunk.failed)
+        _check_alike(chunk.values or first.values, first.values, start, skip=1)
+        start += count
+        for site in parts:
+            missing = chunk.values.get(site)
+            parts[site].append(_blank(count, blank[site]) if missing is None else missing)
+        for site, mask in masks.items():
+            kept[site].append(chunk.masks.get(site, np.ones((count, *mask.shape[1:]), bool)))
     return Runs(
-        {site: np.concatenate([c.values[site] for c in chunks]) for site in first.values},
-        masks,
-        np.concatenate([c.failed for c in chunks]),
+        {site: np.concatenate(part) for site, part in parts.items()},
+        {site: np.concatenate(part) for site, part in kept.items()},
+        np.concatenate([chunk.failed for chunk in chunks]),
         first.observed,
-        next((c.error for c in chunks if c.error), ""),
+        next((chunk.error for chunk in chunks if chunk.error), ""),
     )
 
 
-def run_all(run: Callable[[int, int], Runs], total: int, chunk_size: int) -> Runs:
-    """
-    All simulations of a table.
+def _blank(count: int, like: NDArray) -> NDArray:
+    """Rows of failed runs."""
+    return np.full((count, *like.shape), np.nan if like.dtype.kind in "fc" else 0, like.dtype)
 
-    :param run: makes the simulations from the first number up to the second.
-    :param total: how many.
-    :param chunk_size: how many at once.
-    """
-    starts = range(0, total, chunk_size)
-    return joined([run(start, min(start + chunk_size, total)) for start in starts])
+
+def _check_alike(
+    values: Mapping[str, NDArray], first: Mapping[str, NDArray], number: int, skip: int
+) -> None:
+    if values.keys() != first.keys():
+        raise ValueError(tables.other_sites(number, values, first))
+    for site, value in values.items():
+        shape, wanted = value.shape[skip:], first[site].shape[1:]
+        if shape != wanted:
+            raise ValueError(tables.other_shape(site, number, shape, wanted))
 
 
 def as_table(
@@ -151,10 +161,6 @@ def as_table(
         text = tables.failed_runs(counts, raised, len(runs.failed), runs.error)
         warn_user(text, InvalidSimulationsWarning)
     return runs.values, names, runs.masks, runs.failed
-
-
-def _missing(dtype: np.dtype[Any]) -> float:
-    return np.nan if dtype.kind in "fc" else 0
 
 
 def finite_rows(value: NDArray, mask: NDArray | None) -> NDArray[np.bool_]:
