@@ -225,9 +225,10 @@ def test_without_files_observations_are_drawn_where_the_posterior_is_known():
         load_observation(SBI_TASKS["sir"], 1)
 
 
-def test_files_are_read_from_the_layout_of_the_benchmark(tmp_path):
+@pytest.mark.parametrize("below", ["slcp", "slcp/files"])
+def test_files_are_read_from_the_layout_of_the_benchmark(tmp_path, below):
     task = SBI_TASKS["slcp_distractors"]  # its files lie in the folder of slcp
-    folder = tmp_path / "slcp" / "num_observation_5"
+    folder = tmp_path / below / "num_observation_5"
     folder.mkdir(parents=True)
     assert available(task, tmp_path) == []
     for name, count in [("true_parameters", 5), ("observation_distractors", 100)]:

@@ -57,7 +57,10 @@ def load_observation(
 
 
 def _folder(task: SbiTask, data_dir: str | Path, number: int) -> Path:
-    return Path(data_dir) / task.folder / f"num_observation_{number}"
+    folder = Path(data_dir) / task.folder
+    if (folder / "files").is_dir():  # as in the package ``sbibm``
+        folder /= "files"
+    return folder / f"num_observation_{number}"
 
 
 def _read(path: Path) -> FloatArray:
