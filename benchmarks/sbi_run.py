@@ -31,6 +31,8 @@ from studies.sbi_tasks import SBI_TASKS
 from studies.sbi_tasks.observations import available
 
 Row = dict[str, Any]
+# From here a score takes minutes.
+MANY_DIMS = 10
 #: A page of the documentation includes this file, which is not a separate page.
 DOCS_FILE = "sbi_results.inc"
 _UNIT = ("task", "num_simulations", "seed", "method", "num_draws", "reference")
@@ -107,7 +109,10 @@ def score(args: argparse.Namespace, results: Results, task_units: Iterable[Row])
         if training is None or training["error"]:
             continue
         task = SBI_TASKS[unit["task"]]
-        for number in available(task, unit["data_dir"]):
+        numbers = available(task, unit["data_dir"])
+        if task.dim >= MANY_DIMS:
+            numbers = numbers[: args.costly_observations]
+        for number in numbers:
             if results.find("c2st", unit | {"observation": number}):
                 continue
             cache = str(args.cache_dir or args.output / "c2st")
@@ -172,6 +177,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--num-simulations", type=int, default=10_000)
     parser.add_argument("--num-draws", type=int, default=10_000, help="at each observation")
+    parser.add_argument("--costly-observations", type=int, help="the most that are judged in ten "
+                        "dimensions, where a score takes minutes; all by default")  # fmt: skip
     parser.add_argument("--data-dir", type=Path, help="folder of the benchmark's observations and "
                         "reference draws; left out, both are drawn here")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("sbi-output"))

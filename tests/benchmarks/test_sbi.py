@@ -83,6 +83,16 @@ def test_a_killed_run_goes_on_where_it_was(run):
     assert scored == [("gaussian_linear", k) for k in (1, 2, 3)]
 
 
+def test_costly_scores_can_be_fewer_and_be_made_up_for(run):
+    _, scored = run("--costly-observations", "1")
+    assert scored.count(("gaussian_linear", 1)) == 2
+    assert ("gaussian_linear", 2) not in scored
+    assert ("gaussian_mixture", 3) in scored
+    trained, scored = run()
+    assert trained == []
+    assert set(scored) == {("gaussian_linear", 2), ("gaussian_linear", 3)}
+
+
 def test_scores_are_remembered_by_both_samples(run, monkeypatch):
     run("--tasks", "gaussian_mixture")
     (run.output / "results.jsonl").unlink()
