@@ -59,7 +59,7 @@ def train(
         return {key: -x.mean(-1) for key, x in log_probs(nets, data, chosen).items()}
 
     def total(nets: Tree, data: Tree, chosen: jax.Array) -> jax.Array:
-        return sum(loss.sum() for loss in losses(nets, data, chosen).values())
+        return jnp.stack([x.sum() for x in losses(nets, data, chosen).values()]).sum()
 
     optim = optax.chain(
         optax.clip(settings.clip),

@@ -268,7 +268,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         try:
             of_model = np.array([log_joint(row) for row in range(number)])
         except NotImplementedError as error:
-            raise ValueError(messages.no_density(error)) from error
+            raise ValueError(messages.no_density(str(error))) from error
         log_weights = of_model - self.log_prob(draws, *args, **kwargs).double().cpu().numpy()
         seed = int(torch.randint(2**31 - 1, ()))
         found = refined(

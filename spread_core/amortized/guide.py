@@ -320,7 +320,9 @@ class AutoAmortizedShared(SharedDocs):
         :raises ValueError: if it lacks a site.
         """
         context = self.context
-        latents, data, masks = {}, {}, {}
+        latents: dict[str, Any] = {}
+        data: dict[str, Any] = {}
+        masks: dict[str, Any] = {}
         for group in [*context.groups, *context.data]:
             for variable in group.variables:
                 if variable.name not in table:

@@ -53,7 +53,7 @@ def start(
         seen &= everything.std(0) > 1e-6
         low, high = ends[:, dim]
         found[dim] = _best(t[:, dim].astype(float), everything, seen, linear, low, high, ridge)
-    return np.float32(found)
+    return found.astype(np.float32)
 
 
 def _best(
@@ -74,7 +74,7 @@ def _best(
             if columns.tobytes() not in bases:
                 bases[columns.tobytes()] = _Basis(features, columns)
         basis = [bases[columns.tobytes()] for columns in chosen]
-        criterion, weights = _fit(t, *(b.values for b in basis), low, high, ridge)
+        criterion, weights = _fit(t, basis[0].values, basis[1].values, low, high, ridge)
         if criterion < least:
             least = criterion
             best = np.stack([b.back(w) for b, w in zip(basis, weights, strict=True)], -1)

@@ -132,10 +132,10 @@ def outside(p_value: float, sites: Sequence[str]) -> str:
     )
 
 
-def no_density(name: str) -> str:
+def no_density(reason: str) -> str:
     return (
-        f"refine needs the model's density, which site '{name}' does not have. Use the draws as "
-        "they are, and see posterior.check()."
+        f"refine needs the model's density, which it lacks ({reason}). Use the draws as they are, "
+        "and see posterior.check()."
     )
 
 
