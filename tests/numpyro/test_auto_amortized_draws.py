@@ -196,6 +196,7 @@ def test_predictive(groups):
             params=guide.params,
             num_samples=7,
             parallel=parallel,
+            return_sites=("mu", "z"),
         )
         drawn = predictive(jax.random.key(0), Array(GROUPS))
         assert drawn["z"].shape == (7, 5)
