@@ -18,6 +18,7 @@ from typing import Any
 import harness
 import numpy as np
 from harness import Row
+from studies.sbi_tasks import SBI_TASKS
 from studies.simulator_study import (
     DENSITY,
     LIMITS,
@@ -38,41 +39,16 @@ OURS = (DENSITY, "js")
 Train = Callable[[Table, Any, int], Fit]
 
 
-def _crescent(rng: np.random.Generator, num: int) -> Any:
-    angle, radius = rng.uniform(-np.pi / 2, np.pi / 2, num), rng.normal(0.1, 0.01, num)
-    return np.stack([radius * np.cos(angle) + 0.25, radius * np.sin(angle)], -1)
-
-
-def _moons(rng: np.random.Generator, theta: Any) -> Any:
-    total, difference = theta[:, 0] + theta[:, 1], theta[:, 1] - theta[:, 0]
-    shift = np.stack([-np.abs(total), difference], -1) / np.sqrt(2)
-    return _crescent(rng, len(theta)) + shift
-
-
-def _moons_posterior(rng: np.random.Generator, x: Any, num: int) -> Any:
-    # Given its crescent's point, x leaves theta up to the sign of the sum; the prior is flat.
-    kept = np.empty((0, 2))
-    while len(kept) < num:
-        total, difference = ((_crescent(rng, num) - x) * [1, -1] * np.sqrt(2)).T
-        signed = total * rng.choice([-1, 1], num)
-        theta = np.stack([signed - difference, signed + difference], -1) / 2
-        kept = np.concatenate([kept, theta[(total >= 0) & _in_box(theta)]])
-    return kept[:num]
-
-
-def _in_box(theta: Any) -> Any:
-    return (np.abs(theta) < 1).all(-1)
-
-
+_MOONS = SBI_TASKS["two_moons"]
 #: A task of the benchmark of Lueckmann et al. 2021 that the example leaves out.
 TWO_MOONS = Task(
-    "two_moons",
-    2,
-    (0.606, 0.761),
-    lambda rng, num: rng.uniform(-1, 1, (num, 2)),
-    _moons,
-    _moons_posterior,
-    _in_box,
+    _MOONS.name,
+    _MOONS.dim,
+    (_MOONS.published["NPE"][1], _MOONS.published["NRE"][1]),
+    _MOONS.draw_prior,
+    _MOONS.simulate,
+    _MOONS.draw_posterior,
+    _MOONS.in_support,
 )
 _HALF_WIDTH = {"gaussian_mixture": 10.0, "two_moons": 1.0}  # of the box of the prior
 

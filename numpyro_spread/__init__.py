@@ -36,10 +36,12 @@ from numpyro_spread.ratio import (
 from numpyro_spread.reporting import diagnose, report
 from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis import (
+    CalibrationWarning,
     FalseEvidenceWarning,
     GuardStatus,
     History,
     InvalidSimulationsWarning,
+    MisspecificationWarning,
     NonFiniteError,
     SupportMismatchWarning,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "AmortizedPosterior",
     "AutoAmortized",
     "AutoImplicit",
+    "CalibrationWarning",
     "Checkpoint",
     "CheckpointError",
     "DeterministicGenerator",
@@ -62,6 +65,7 @@ __all__ = [
     "History",
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
+    "MisspecificationWarning",
     "NonFiniteError",
     "Simulations",
     "Simulator",

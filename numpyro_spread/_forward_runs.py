@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random as python_random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -73,7 +76,8 @@ class ForwardRuns:
         if self.batched:
             self._many = self._many or jax.jit(jax.vmap(self._draw))
             try:
-                values, masks = jax.device_get(self._many(self._keys(start, self.chunk_size)))
+                with _quiet():
+                    values, masks = jax.device_get(self._many(self._keys(start, self.chunk_size)))
             except Exception:  # by themselves they have the same draws, and tell which it was
                 pass
             else:
@@ -118,7 +122,8 @@ class ForwardRuns:
         key = self._row_key(row)
         _seed_others(key)
         try:
-            values, masks = jax.device_get(self._draw(key))
+            with _quiet():
+                values, masks = jax.device_get(self._draw(key))
         except Exception as error:
             return error
         as_arrays = {name: _host(values[name]) for name in self._order}
@@ -181,6 +186,17 @@ def _masks_events(fn: Any) -> bool:
 def _host(value: Any) -> NDArray:
     array = np.asarray(value)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep JAX from printing a traceback for every callback that fails: failures are counted."""
+    logger = logging.getLogger("jax._src.callback")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def _seed_others(key: RngKey) -> None:

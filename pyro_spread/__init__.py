@@ -35,10 +35,12 @@ from pyro_spread.ratio import (
 from pyro_spread.reporting import diagnose, report
 from pyro_spread.simulate import Simulations, simulate
 from spread_analysis import (
+    CalibrationWarning,
     FalseEvidenceWarning,
     GuardStatus,
     History,
     InvalidSimulationsWarning,
+    MisspecificationWarning,
     NonFiniteError,
     SupportMismatchWarning,
 )
@@ -51,6 +53,7 @@ __all__ = [
     "R1",
     "AutoAmortized",
     "AutoImplicit",
+    "CalibrationWarning",
     "Checkpoint",
     "CheckpointError",
     "DeterministicGenerator",
@@ -60,6 +63,7 @@ __all__ = [
     "History",
     "ImplicitDistribution",
     "InvalidSimulationsWarning",
+    "MisspecificationWarning",
     "NonFiniteError",
     "Simulations",
     "Simulator",

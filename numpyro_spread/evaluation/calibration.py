@@ -107,115 +107,29 @@ def simulation_based_calibration(
     """
     tally, told = RankTally(num_simulations, num_draws), Told()
     first = sample_sites(_simulate(rng_key, params, model, args, kwargs))
-    by_site = guide if knows_its_data(guide) else None
-    if by_site is not None:
-        observed = {name: first[name] for name in by_site.data_sites(*args, **kwargs)}
-        located = {}
-    else:
-        observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
-        located = locate_simulated(model, observed, Unit, args, kwargs, data)
-    dims = shared_dims(first.values())
-
-    def axes(name: str) -> list[int]:
-        return data_axes(first[name], dims)
-
-    def failures(sites: Sites) -> Invalid:
-        values = {name: sites[name]["value"] for name in observed}
-        masks = {name: mask_at(name, sites[name], jnp.shape(v)) for name, v in values.items()}
-        return Invalid(values, {name: axes(name) for name in values}, masks)
-
-    def with_simulated(sites: Sites) -> tuple[Guide, Args, Kwargs]:
-        """The guide that is given what was simulated, and its arguments."""
-        values = {}
-        for name in observed:
-            values[name] = sites[name]["value"]
-            if exclude_invalid_x and simulations is None:  # what the guide says must be something
-                given = get_argument(located[name], args, kwargs) if located else 0.0
-                values[name] = failures(sites).replaced(values[name], axes(name), given)
-        if by_site is not None:
-            return by_site.given(values), args, kwargs
-        new = {located[name]: value for name, value in values.items()}
-        return guide, *replace_arguments(new, args, kwargs)
-
-    may_fail = not exclude_invalid_x and simulations is None
-    with failures(first).blamed(may_exclude=True) if may_fail else nullcontext():
-        probe = first
-        if simulations is not None:  # only names matter, and a run of the model may fail
-            probe = {n: {**s, "value": _finite(s["value"])} for n, s in first.items()}
-        given_guide, new_args, new_kwargs = with_simulated(probe)
-        guide_trace = trace_of(rng_key, params, given_guide, new_args, new_kwargs)
-    wanted = sites_to_rank(sites, guide_trace, first)
-
-    def rank(rng_key: jax.Array, sites: Sites, own: Mapping[str, Any]) -> Any:
-        """Truths, draws and what counts of them; and what failed."""
-        given_guide, new_args, new_kwargs = with_simulated(sites)
-        predictive = Predictive(
-            given_guide,
-            params=dict(params),
-            num_samples=tally.num_draws,
-            return_sites=wanted,
-            parallel=parallel,
-        )
-        draws = predictive(rng_key, *new_args, **new_kwargs)
-        # A run of its own, since what the guide masks may follow the data.
-        proposed = trace_of(rng_key, params, given_guide, new_args, new_kwargs)
-        ranked, invalid = {}, failures(sites)
-        seen = jnp.zeros(invalid.total, bool)
-        for name in wanted:
-            truth, along = sites[name]["value"], axes(name)
-            kept = kept_elements(name, proposed[name]).reshape(jnp.shape(truth)) & own[name]
-            ranks = rows_first(kept, along).reshape(invalid.total, -1).any(-1)
-            seen = seen | ranks
-            if exclude_invalid_x and simulations is None:
-                kept &= invalid.good(jnp.ndim(truth), along, [truth.shape[axis] for axis in along])
-            ranked[name] = truth, draws[name].reshape(tally.num_draws, *jnp.shape(truth)), kept
-        values = {name: sites[name]["value"] for name in observed}
-        if not exclude_invalid_x:  # a guide may have masked them
-            invalid = invalid.among(seen)
-        return ranked, values, (invalid.rows, invalid.counts)
-
-    def add(rng_key: jax.Array, ranked: Any, values: Any, number: int | None = None) -> None:
-        run = {
-            name: Ranked(truth, drawn, kept, axes(name))
-            for name, (truth, drawn, kept) in ranked.items()
-        }
-        seen = [(value, axes(name)) for name, value in values.items()]
-        tally.add(run, seen, numpy_seed(rng_key), number)
-
+    may_exclude = exclude_invalid_x and simulations is None
+    ranking = _Ranking(
+        params, model, guide, args, kwargs, first, tally, data, parallel, may_exclude
+    )
     if simulations is not None:
         second = sample_sites(_simulate(random.split(rng_key)[0], params, model, args, kwargs))
-
-        def described(name: str) -> SiteOfTable:
-            shape = jnp.shape(first[name]["value"])
-            masks = [np.asarray(kept_elements(name, sites[name])) for sites in (first, second)]
-            moves = not np.array_equal(masks[0], masks[1])
-            return SiteOfTable(shape, axes(name), masks[0].reshape(shape), moves)
-
-        needed = {name: described(name) for name in [*wanted, *observed]}
-        table = TableRows(simulations, needed, observed)
-
-        @jax.jit
-        def rank_rows(rng_key: jax.Array, values: Any, kept: Any) -> Any:
-            own = {
-                name: jnp.asarray(value, jnp.result_type(first[name]["value"]))
-                for name, value in values.items()
-            }
-            rows = {**first, **{n: {**first[n], "value": value} for n, value in own.items()}}
-            return rank(rng_key, rows, kept)
-
-        for rows in table:
+        rank_rows = jax.jit(ranking.rank_values)
+        for rows in ranking.rows_of(simulations, rng_key, second, sites):
             if tally.has_enough:
                 return tally.report()
             rng_key, run_key, tie_key = random.split(rng_key, 3)
             ranked, values, _ = rank_rows(run_key, rows.values, rows.kept)
-            add(tie_key, ranked, values, rows.number)
+            ranking.add(tie_key, ranked, values, rows.number)
         return tally.report(recorded=True)
+    with nullcontext() if may_exclude else ranking.failures(first).blamed(may_exclude=True):
+        ranking.choose(rng_key, first, sites)
 
     @jax.jit
     def simulate(rng_key: jax.Array) -> Any:
         model_key, guide_key = random.split(rng_key)
-        sites = sample_sites(_simulate(model_key, params, model, args, kwargs))
-        return rank(guide_key, sites, {name: kept_elements(name, sites[name]) for name in wanted})
+        drawn = sample_sites(_simulate(model_key, params, model, args, kwargs))
+        own = {name: kept_elements(name, drawn[name]) for name in ranking.wanted}
+        return ranking.rank(guide_key, drawn, own)
 
     while tally.wants_more:
         rng_key, run_key, tie_key = random.split(rng_key, 3)
@@ -226,14 +140,149 @@ def simulation_based_calibration(
         if counts:
             told(counts, len(bad))
         if not bad.all():
-            add(tie_key, ranked, values)
+            ranking.add(tie_key, ranked, values)
         tally.leave_out(int(bad.sum()), len(bad))
     return tally.report()
 
 
+class _Ranking:
+    """Ranks simulated latents among the guide's draws given the simulated data, run by run."""
+
+    def __init__(
+        self,
+        params: Params,
+        model: Model,
+        guide: Guide,
+        args: Args,
+        kwargs: Kwargs,
+        first: Sites,
+        tally: RankTally,
+        data: Mapping[str, str] | None,
+        parallel: bool,
+        exclude_invalid_x: bool,
+    ) -> None:
+        self._params, self._guide, self._args, self._kwargs = params, guide, args, kwargs
+        self._first, self._tally = first, tally
+        self._parallel, self._exclude = parallel, exclude_invalid_x
+        self._dims = shared_dims(first.values())
+        #: The latents that are ranked.
+        self.wanted: list[str] = []
+        if knows_its_data(guide):
+            self._observed = tuple(guide.data_sites(*args, **kwargs))
+            self._located: Mapping[str, Any] = {}
+        else:
+            observed = {n: s for n, s in first.items() if s["infer"].get("was_observed")}
+            self._observed = tuple(observed)
+            self._located = locate_simulated(model, observed, Unit, args, kwargs, data)
+
+    def _axes(self, name: str) -> list[int]:
+        return data_axes(self._first[name], self._dims)
+
+    def failures(self, sites: Sites) -> Invalid:
+        """Which of the simulated data are NaN or inf."""
+        values = {name: sites[name]["value"] for name in self._observed}
+        masks = {name: mask_at(name, sites[name], jnp.shape(v)) for name, v in values.items()}
+        return Invalid(values, {name: self._axes(name) for name in values}, masks)
+
+    def _given(self, sites: Sites) -> tuple[Guide, Args, Kwargs]:
+        """The guide that is given what was simulated, and its arguments."""
+        values = {}
+        for name in self._observed:
+            values[name] = sites[name]["value"]
+            if self._exclude:  # what the guide says of them must be something
+                key = self._located.get(name)
+                given = 0.0 if key is None else get_argument(key, self._args, self._kwargs)
+                values[name] = self.failures(sites).replaced(values[name], self._axes(name), given)
+        if knows_its_data(self._guide):
+            return self._guide.given(values), self._args, self._kwargs
+        new = {self._located[name]: value for name, value in values.items()}
+        return self._guide, *replace_arguments(new, self._args, self._kwargs)
+
+    def choose(self, rng_key: RngKey, sites: Sites, wanted: Collection[str] | None) -> None:
+        """Choose the latents to rank: those asked for, else all that the guide draws."""
+        guide, args, kwargs = self._given(sites)
+        proposed = trace_of(rng_key, self._params, guide, args, kwargs)
+        self.wanted = sites_to_rank(wanted, proposed, self._first)
+
+    def rows_of(
+        self,
+        table: Simulations,
+        rng_key: RngKey,
+        second: Sites,
+        wanted: Collection[str] | None,
+    ) -> TableRows:
+        """The rows of a table, as values of the sites that are needed."""
+        # Only the names of the guide's sites matter here, and a run of the model may fail.
+        finite = {
+            name: {**site, "value": jnp.nan_to_num(site["value"], nan=0.0, posinf=0.0, neginf=0.0)}
+            for name, site in self._first.items()
+        }
+        self.choose(rng_key, finite, wanted)
+        sites = {}
+        for name in [*self.wanted, *self._observed]:
+            shape = jnp.shape(self._first[name]["value"])
+            mask, other = (np.asarray(kept_elements(name, s[name])) for s in (self._first, second))
+            moves = not np.array_equal(mask, other)
+            sites[name] = SiteOfTable(shape, self._axes(name), mask.reshape(shape), moves)
+        return TableRows(table, sites, self._observed)
+
+    def rank_values(self, rng_key: jax.Array, values: Any, kept: Any) -> Any:
+        """As :meth:`rank`, of values by site, in the type of the model's own."""
+        sites = dict(self._first)
+        for name, value in values.items():
+            own = jnp.asarray(value, jnp.result_type(sites[name]["value"]))
+            sites[name] = {**sites[name], "value": own}
+        return self.rank(rng_key, sites, kept)
+
+    def rank(self, rng_key: jax.Array, sites: Sites, own: Mapping[str, Any]) -> Any:
+        """
+        One run: truths, draws and what counts of them; the data; and what failed.
+
+        :param sites: the sites of the model.
+        :param own: dict from latent to the elements that the model does not mask out.
+        """
+        tally = self._tally
+        guide, args, kwargs = self._given(sites)
+        predictive = Predictive(
+            guide,
+            params=dict(self._params),
+            num_samples=tally.num_draws,
+            return_sites=self.wanted,
+            parallel=self._parallel,
+        )
+        draws = predictive(rng_key, *args, **kwargs)
+        # A run of its own, since what the guide masks may follow the data.
+        proposed = trace_of(rng_key, self._params, guide, args, kwargs)
+        ranked, invalid = {}, self.failures(sites)
+        seen = jnp.zeros(invalid.total, bool)
+        for name in self.wanted:
+            truth, axes = sites[name]["value"], self._axes(name)
+            kept = kept_elements(name, proposed[name]).reshape(jnp.shape(truth)) & own[name]
+            seen = seen | rows_first(kept, axes).reshape(invalid.total, -1).any(-1)
+            if self._exclude:
+                kept &= invalid.good(jnp.ndim(truth), axes, [truth.shape[axis] for axis in axes])
+            ranked[name] = truth, draws[name].reshape(tally.num_draws, *jnp.shape(truth)), kept
+        if not self._exclude:  # a guide may have masked them
+            invalid = invalid.among(seen)
+        values = {name: sites[name]["value"] for name in self._observed}
+        return ranked, values, (invalid.rows, invalid.counts)
+
+    def add(self, rng_key: jax.Array, ranked: Any, values: Any, number: int | None = None) -> None:
+        """
+        Take in one run.
+
+        :param rng_key: of the ties.
+        :param ranked: what :meth:`rank` has found.
+        :param values: dict from site to the data.
+        :param number: how many of the data count, the first ones; None is all.
+        """
+        run = {
+            name: Ranked(truth, drawn, kept, self._axes(name))
+            for name, (truth, drawn, kept) in ranked.items()
+        }
+        seen = [(value, self._axes(name)) for name, value in values.items()]
+        self._tally.add(run, seen, numpy_seed(rng_key), number)
+
+
 def _simulate(rng_key: RngKey, params: Params, model: Model, args: Args, kwargs: Kwargs) -> Sites:
     return trace_of(rng_key, params, Unconditioned(model), args, kwargs)
-
-
-def _finite(value: Any) -> jax.Array:
-    return jnp.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)

@@ -38,7 +38,8 @@ from spread_core.simulated import known_data_sites
 
 # What has been found out, by guide, model and shapes of the arguments; None for one by one.
 _found: Remembered[Remembered[dict[Any, Particles | None]]] = Remembered()
-_ALONE = 4
+# So many that one branch for all is not right for each of them by chance.
+_ALONE = 8
 
 
 def at_once(estimation: Estimation, number: int, rows: Row | None) -> Particles | None:

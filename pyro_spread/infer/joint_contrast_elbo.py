@@ -85,6 +85,8 @@ class JointContrastELBO(JointContrastShared, Loss):
     _as_array = staticmethod(as_tensor)
 
     def _set_up(self) -> None:
+        if not isinstance(self.vectorize_particles, bool):  # a function is for NumPyro
+            raise TypeError(simulations.not_bool(self.vectorize_particles))
         if self.discriminator is not None and self.vectorize_particles:
             raise ValueError(simulations.vectorized_with_critic())
         self._watch = LagWatch(prior_log_odds(self._pi))

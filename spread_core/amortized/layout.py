@@ -224,7 +224,7 @@ def pooled(columns: Array, mask: Array | None, axes: Sequence[int]) -> list[Arra
     some = xp.clip(count, 1, None)
     mean = xp.sum(weights * columns, axis=along, keepdims=True) / some
     variance = xp.sum(weights * (columns - mean) ** 2, axis=along, keepdims=True) / some
-    found = [mean, 0.5 * xp.log(variance + 1e-4)]
+    found = [mean, 0.5 * xp.log(variance + 1e-2)]
     if mask is not None:
         found += [xp.log(count + 0.5), *(mean * (count / (count + c)) for c in _AGAINST)]
     return found

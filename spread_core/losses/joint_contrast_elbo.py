@@ -79,7 +79,8 @@ class JointContrastShared(SharedDocs):
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.
     :param simulations: a table of runs of the model, :class:`Simulations`, for ``KL()`` without a
         discriminator: every step takes ``num_particles`` of its rows, at random and with
-        replacement, instead of running the model. Rows that failed are never taken.
+        replacement, instead of running the model. Rows that failed are never taken. Its arrays lie
+        on the backend's default device.
     :param num_particles: number of draws of guide and model per datum and step, 1 by default. With
         ``simulations`` the number of rows, 256 by default and at most all: each then once.
     :param vectorize_particles: whether particles are run at once; left out, as in the backend's own

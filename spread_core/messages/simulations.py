@@ -133,6 +133,10 @@ def vectorized_with_critic() -> str:
     )
 
 
+def not_bool(value: object) -> str:
+    return f"vectorize_particles must be True or False in Pyro, got {value!r}."
+
+
 def one_by_one(reason: str) -> str:
     return (
         f"vectorize_particles=True: particles are run one after another, because {reason}. The "
@@ -141,7 +145,8 @@ def one_by_one(reason: str) -> str:
 
 
 def particle_failed(error: BaseException) -> str:
-    return f"the program fails with a dimension for them ({type(error).__name__}: {error})"
+    said = (str(error).splitlines() or [""])[0]
+    return f"the program fails with a dimension for them ({type(error).__name__}: {said})"
 
 
 def particle_differs(who: str, site: str) -> str:
@@ -149,7 +154,3 @@ def particle_differs(who: str, site: str) -> str:
         f"at site '{site}' of the {who} a particle alone is different from the same one among "
         "others. Index and reduce from the right, as in z[..., 0], x.shape[-1] and z.sum(-1)"
     )
-
-
-def particle_unseen(what: str) -> str:
-    return f"whether they keep apart cannot be tested: {what}"

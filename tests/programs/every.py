@@ -337,6 +337,13 @@ def _joint(guide, noise=None, **options):
     return Loss(make, guide, has_critic=True, simulates=True, **options)
 
 
+def _estimation(**options):
+    def make(p, critic):
+        return p.JointContrastELBO(divergence=p.KL(), **options)
+
+    return Loss(make, "normal", trains_model=False, simulates=True)
+
+
 LOSSES = {
     "spread": Loss(lambda p, critic: p.SpreadELBO(noise(p)), "normal"),
     "JS": _adversarial(lambda p: p.JSPi(0.5)),
@@ -351,12 +358,7 @@ LOSSES = {
     "adaptive": _prior(),
     "plain": _prior(adaptive=False),
     "joint": _joint("implicit", noise),
-    "joint KL": Loss(
-        lambda p, critic: p.JointContrastELBO(divergence=p.KL()),
-        "normal",
-        trains_model=False,
-        simulates=True,
-    ),
+    "joint KL": _estimation(),
     "semi": Loss(
         lambda p, critic: p.SemiImplicitELBO({"z": p.GaussianNoise(0.3)}, 3),
         "implicit",
@@ -389,22 +391,8 @@ WITH_NOISE = {
 # Of programs that count their dims from the right, and draw z and x of shape (20, 2).
 TABLE = Table({"z": _RNG.normal(size=(30, 20, 2)), "x": _RNG.normal(size=(30, 20, 2))})
 OF_RUNS = {
-    "joint KL at once": Loss(
-        lambda p, critic: p.JointContrastELBO(
-            divergence=p.KL(), num_particles=3, vectorize_particles=True
-        ),
-        "normal",
-        trains_model=False,
-        simulates=True,
-    ),
-    "joint KL of a table": Loss(
-        lambda p, critic: p.JointContrastELBO(
-            divergence=p.KL(), simulations=TABLE, num_particles=7, vectorize_particles=True
-        ),
-        "normal",
-        trains_model=False,
-        simulates=True,
-    ),
+    "joint KL at once": _estimation(num_particles=3, vectorize_particles=True),
+    "joint KL of a table": _estimation(simulations=TABLE, num_particles=7),
 }
 TRAINS_MODEL = [name for name, loss in LOSSES.items() if loss.trains_model]
 HAS_CRITIC = [name for name, loss in LOSSES.items() if loss.has_critic]
