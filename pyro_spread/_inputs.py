@@ -47,6 +47,16 @@ def as_tensor(value: Any) -> Any:
     return value
 
 
+def tensor_of(value: Any) -> torch.Tensor:
+    """
+    A number or an array as a tensor; a tensor as it is, which ``torch.jit`` goes on to see.
+
+    :param value: the number.
+    """
+    value = as_tensor(value)
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+
+
 def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind == "u" and size > 1:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,21 +14,21 @@ import numpy as np
 import numpyro
 from jax import random
 from numpyro import handlers
-from numpyro.distributions import (
-    Distribution,
-    MaskedDistribution,
-    Unit,
-    biject_to,
-    constraints,
-)
 from numpyro.infer.autoguide import AutoGuide
 
-from numpyro_spread import _parents
 from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
-from numpyro_spread.infer._scan import Inside, Unconditioned
-from numpyro_spread.infer._sites import inside_wrappers, plain_name
-from numpyro_spread.noise.base import is_concrete
+from numpyro_spread.autoguide._walks import draws, log_prob, quantiles_of, sizes_of
+from numpyro_spread.autoguide._world import (
+    World,
+    data_of,
+    group_masks,
+    is_data,
+    latent_of,
+    look,
+    simulated,
+    traced,
+)
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional
 from spread_core.amortized.guide import AutoAmortizedShared
@@ -85,7 +84,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         self._prepare(args, kwargs)
         self._decide(args, kwargs)
         params = self._params(args, kwargs)
-        world = self._look(values, masks, args, kwargs)
+        world = look(self.model, self.context, values, masks, args, kwargs)
         with handlers.substitute(data=world.indices):
             plates = {
                 name: numpyro.plate(name, full, dim=dim, subsample_size=size)
@@ -148,7 +147,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         look_key, draw_key = random.split(rng_key)
         world = self._world_outside(look_key, args, kwargs)
         sizes, own = tuple(world.sizes.items()), self._own(params)
-        draw = self._jit(_draws, (0, 1, 2, 7))
+        draw = self._jit(draws, (0, 1, 2, 7))
         return draw(self, tuple(sample_shape), sizes, draw_key, own, world.values, world.masks)
 
     def log_prob(
@@ -170,7 +169,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                 raise ValueError(messages.missing_value(name, values))
             latents[name] = jnp.asarray(values[name])
         sizes, own = tuple(world.sizes.items()), self._own(params)
-        score = self._jit(_log_prob, (0, 1, 6))
+        score = self._jit(log_prob, (0, 1, 6))
         return score(self, sizes, latents, own, world.values, world.masks)
 
     def sample_rows(
@@ -188,23 +187,13 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         """
         _, data, masks = self.columns_of(table)
         own = self._own(params)
-        sizes = self._sizes(table.values)
-        draw, score = self._jit(_draws, (0, 1, 2, 7)), self._jit(_log_prob, (0, 1, 6))
+        sizes = tuple(sizes_of(self.context, table.values).items())
+        draw, score = self._jit(draws, (0, 1, 2, 7)), self._jit(log_prob, (0, 1, 6))
         lead = (num_samples, len(table))
-        draws = draw(self, lead, sizes, rng_key, own, data, masks, 1)
+        drawn = draw(self, lead, sizes, rng_key, own, data, masks, 1)
         truths = {name: jnp.asarray(table[name]) for name in self.supports}
-        of_draws = score(self, sizes, draws, own, data, masks, 1)
-        return draws, of_draws, score(self, sizes, truths, own, data, masks, 1)
-
-    def _sizes(self, values: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
-        """Sizes of plates, by rows of values of every site."""
-        found = {}
-        for group in [*self.context.groups, *self.context.data]:
-            for variable in group.variables:
-                if variable.name in values:
-                    batch = values[variable.name].shape[1 : 1 + len(variable.batch_shape)]
-                    found |= {name: batch[dim] for name, dim in variable.plates.items()}
-        return tuple(found.items())
+        of_draws = score(self, sizes, drawn, own, data, masks, 1)
+        return drawn, of_draws, score(self, sizes, truths, own, data, masks, 1)
 
     def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         """
@@ -232,19 +221,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :return: dict from site to quantiles, the probabilities in front.
         """
         shape = (self.num_quantile_draws,)
-        draws = self.sample_posterior(random.key(0), params, *args, sample_shape=shape, **kwargs)
-        result = {}
-        for name, draw in draws.items():
-            support = self.supports[name]
-            if support.is_discrete:
-                method = {"method": "nearest"}
-                found = jnp.quantile(draw, jnp.asarray(quantiles), axis=0, **method)
-                result[name] = found.astype(draw.dtype)
-                continue
-            transform = biject_to(support)
-            found = jnp.quantile(transform.inv(draw), jnp.asarray(quantiles), axis=0)
-            result[name] = transform(found)
-        return result
+        found = self.sample_posterior(random.key(0), params, *args, sample_shape=shape, **kwargs)
+        return {n: quantiles_of(x, quantiles, self.supports[n]) for n, x in found.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled": {}}
@@ -273,11 +251,11 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         with handlers.block():
             key = numpyro.prng_key()
             key = random.key(0) if key is None else key
-            one, other = (self._trace(self.model, k, args, kwargs) for k in random.split(key))
+            one, other = (traced(self.model, k, args, kwargs) for k in random.split(key))
         samples = {n: s for n, s in one.items() if s["type"] == "sample"}
         observed = self.observed
         if observed is None:
-            observed = tuple(n for n, s in samples.items() if _is_data(s))
+            observed = tuple(n for n, s in samples.items() if is_data(s))
             if not observed:
                 raise ValueError(messages.nothing_observed())
         for name in observed:
@@ -294,14 +272,11 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                     raise ValueError(messages.support_moves(name))
         self.supports = {name: site["fn"].support for name, site in latents.items()}
         self._context = Context(
-            [_latent(name, site) for name, site in latents.items()],
-            [_data(name, samples[name]) for name in observed],
+            [latent_of(name, site) for name, site in latents.items()],
+            [data_of(name, samples[name]) for name in observed],
         )
-        self._context.masked = frozenset(self._group_masks(samples, {}, {}))
+        self._context.masked = frozenset(group_masks(self._context, samples, {}))
         self.prototype_trace = one
-
-    def _trace(self, model: Any, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
-        return handlers.trace(handlers.seed(Inside(model), rng_key)).get_trace(*args, **kwargs)
 
     def simulated(
         self, rng_key: jax.Array, num_runs: int, args: Any, kwargs: Any
@@ -314,20 +289,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         :param args: positional arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        variables = {v.name: v for g in self.context.groups for v in g.variables}
-
-        def run(key: jax.Array) -> Any:
-            with handlers.block():
-                sites = self._trace(Unconditioned(self.model), key, args, kwargs)
-            latents = {
-                name: unconstrained(v, self.supports[name], sites[name]["value"])
-                for name, v in variables.items()
-            }
-            data = {n: sites[n]["value"] for n in self.data_sites(*args, **kwargs)}
-            return latents, data, self._group_masks(sites, {}, {})
-
         args, kwargs = converted((args, kwargs), as_array)
-        return jax.jit(jax.vmap(run))(random.split(rng_key, num_runs))
+        return simulated(self.model, self.context, self.supports, rng_key, num_runs, args, kwargs)
 
     def _params(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The guide's params, declared where they are not there yet."""
@@ -417,217 +380,9 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
 
     # What a call sees.
 
-    def _world_outside(self, rng_key: jax.Array, args: Any, kwargs: Any) -> _World:
+    def _world_outside(self, rng_key: jax.Array, args: Any, kwargs: Any) -> World:
         args, kwargs = converted((args, kwargs), as_array)
         with handlers.block(), handlers.seed(rng_seed=rng_key):
             self._prepare(args, kwargs)
             self._decide(args, kwargs)
-            return self._look(None, {}, args, kwargs)
-
-    def _look(self, values: Any, masks: Mapping[str, Any], args: Any, kwargs: Any) -> _World:
-        """Data, masks and plates of a run of the model at the arguments."""
-        key = numpyro.prng_key()
-        key = random.key(0) if key is None else key
-        model = self.model if values is None else handlers.condition(self.model, data=values)
-        with handlers.block():
-            sites = self._trace(model, key, args, kwargs)
-        found = {}
-        for group in self.context.data:
-            for variable in group.variables:
-                name = variable.name
-                if values is not None:
-                    if name not in values:
-                        raise ValueError(messages.missing_given(name, values))
-                    value = values[name]
-                else:
-                    if not sites[name]["is_observed"]:
-                        raise ValueError(messages.no_data(name))
-                    value = _observed(sites[name])
-                    _check_finite(sites[name], value)
-                value = jnp.asarray(value, jnp.result_type(float))
-                _check_shape(variable, value)
-                found[name] = value
-        frames = {
-            frame.name: frame
-            for site in sites.values()
-            if site["type"] == "sample"
-            for frame in site["cond_indep_stack"]
-        }
-        full = {n: s["args"][0] for n, s in sites.items() if s["type"] == "plate"}
-        plates = {n: (f.dim, f.size, full[n]) for n, f in frames.items()}
-        indices = {n: sites[n]["value"] for n, (_, size, full) in plates.items() if size < full}
-        return _World(found, self._group_masks(sites, found, masks), plates, indices)
-
-    def _group_masks(
-        self, sites: Any, values: Mapping[str, Any], masks: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """What counts of the data, by group; only of groups of which not everything does."""
-        found = {}
-        for group in self.context.data:
-            for variable in group.variables:
-                name = variable.name
-                mask = masks.get(name) if name in masks else _mask(sites[name]["fn"])
-                if mask is None:
-                    continue
-                shape = sites[name]["fn"].batch_shape
-                whole = jnp.broadcast_to(jnp.asarray(mask, bool), shape)
-                plain = dataclasses.replace(variable, event_shape=())
-                own = plain.join(whole, self.context.depth).all(-1)
-                found[group.key] = own if group.key not in found else found[group.key] & own
-        return found
-
-
-class _World:
-    """
-    What a call of the guide sees.
-
-    :param values: data by site.
-    :param masks: what counts of them, by group.
-    :param plates: by name, dim, size and full size.
-    :param indices: which elements plates that subsample have taken, by name.
-    """
-
-    def __init__(
-        self,
-        values: dict[str, jax.Array],
-        masks: dict[str, Any],
-        plates: dict[str, tuple[int, int, int]],
-        indices: dict[str, jax.Array],
-    ) -> None:
-        self.values, self.masks, self.plates, self.indices = values, masks, plates, indices
-        self.sizes = {name: size for name, (_, size, _) in plates.items()}
-
-
-def _draws(
-    guide: AutoAmortized,
-    lead: tuple[int, ...],
-    sizes: tuple[tuple[str, int], ...],
-    rng_key: jax.Array,
-    params: Any,
-    values: Any,
-    masks: Any,
-    values_lead: int = 0,
-) -> dict[str, jax.Array]:
-    """Draws of all latents, of shape lead + site's."""
-    found: dict[str, jax.Array] = {}
-    keys = iter(random.split(rng_key, len(guide.supports)))
-
-    def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
-        site = guide.site(group, variable, conditional, dict(sizes), lead)
-        value = found[variable.name] = site.sample(next(keys))
-        raw = unconstrained(variable, guide.supports[variable.name], value)
-        return variable.join(raw, guide.context.depth, len(lead))
-
-    guide.walk(params, values, masks, values_lead, visit)
-    return {name: found[name] for name in guide.supports}
-
-
-def _log_prob(
-    guide: AutoAmortized,
-    sizes: tuple[tuple[str, int], ...],
-    latents: dict[str, jax.Array],
-    params: Any,
-    values: Any,
-    masks: Any,
-    values_lead: int = 0,
-) -> jax.Array:
-    """Log density of all latents together, of shape lead."""
-    found: list[jax.Array] = []
-
-    def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:
-        value = latents[variable.name]
-        site = guide.site(group, variable, conditional, dict(sizes), ())
-        lead = value.ndim - len(site.event_shape) - len(variable.batch_shape)
-        log_prob = site.log_prob(value)
-        found.append(log_prob.reshape(*log_prob.shape[:lead], -1).sum(-1))
-        raw = unconstrained(variable, guide.supports[variable.name], value)
-        return variable.join(raw, guide.context.depth, lead)
-
-    guide.walk(params, values, masks, values_lead, visit)
-    return sum(found[1:], found[0])
-
-
-def _is_data(site: Any) -> bool:
-    return site["is_observed"] and not isinstance(site["fn"], Unit)
-
-
-def _mask(fn: Any) -> Any:
-    """What counts of a batch; None for all of it."""
-    inner, found = fn, None
-    while isinstance(inner, Distribution):
-        if isinstance(inner, MaskedDistribution) and inner.event_dim == fn.event_dim:
-            mask = _parents.mask_of(inner)
-            if mask is not True:
-                found = mask if found is None else found & mask
-        inner = getattr(inner, "base_dist", None)
-    return found
-
-
-def _plates(site: Any) -> dict[str, int]:
-    return {frame.name: frame.dim for frame in site["cond_indep_stack"]}
-
-
-def _data(name: str, site: Any) -> Variable:
-    shape = jnp.shape(_observed(site))
-    split = len(shape) - site["fn"].event_dim
-    return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
-
-
-def _observed(site: Any) -> Any:
-    """The value of a site, as large as its distribution says."""
-    value = site["value"]
-    shape = np.broadcast_shapes(jnp.shape(value), site["fn"].shape())
-    if jnp.shape(value) == shape:  # what is known stays known under jit
-        return value
-    return jnp.broadcast_to(value, shape)
-
-
-def _latent(name: str, site: Any) -> Variable:
-    fn, value = site["fn"], site["value"]
-    shape = jnp.shape(value)
-    split = len(shape) - fn.event_dim
-    batch, event, plates = shape[:split], shape[split:], _plates(site)
-    support = fn.support
-    while hasattr(support, "base_constraint"):  # of to_event
-        support = support.base_constraint
-    if support.is_discrete:
-        inner = inside_wrappers(fn)
-        if inner.event_dim:
-            raise ValueError(messages.discrete_vector(name, plain_name(fn)))
-        try:
-            classes = inner.enumerate_support(expand=False).reshape(-1)
-        except NotImplementedError:
-            raise ValueError(messages.infinite_support(name, plain_name(fn))) from None
-        discrete = {"num_classes": len(classes), "first": int(classes[0])}
-        return Variable(name, batch, event, plates, plates, **discrete)
-    if isinstance(support, constraints.interval):
-        ends = np.asarray(support.lower_bound), np.asarray(support.upper_bound)
-        variable = Variable(name, batch, event, plates, plates, *ends)
-        if variable.is_even:
-            return variable
-    raw = biject_to(fn.support).inv(value)
-    return Variable(name, batch, jnp.shape(raw)[split:], plates, plates)
-
-
-def _check_finite(site: Any, value: jax.Array) -> None:
-    """Refuse data that hold NaN or inf where they count, as far as they are known."""
-    mask = _mask(site["fn"])
-    if not is_concrete(value, mask):
-        return
-    # With NumPy: under jit operations of JAX on known values give tracers too.
-    ndim = jnp.ndim(value)
-    event = tuple(range(ndim - site["fn"].event_dim, ndim))
-    finite = np.isfinite(np.asarray(value)).all(event)
-    if not (finite if mask is None else finite | ~np.asarray(mask, bool)).all():
-        raise ValueError(messages.nonfinite_data(site["name"]))
-
-
-def _check_shape(variable: Variable, value: jax.Array) -> None:
-    """Refuse data whose shape differs in more than the sizes of plates."""
-    expected = [*variable.batch_shape, *variable.event_shape]
-    got = list(value.shape)
-    if len(got) == len(expected):
-        for dim in variable.plates.values():
-            expected[len(variable.batch_shape) + dim] = got[len(variable.batch_shape) + dim]
-    if got != expected:
-        raise ValueError(messages.data_shape(variable.name, got, expected))
+            return look(self.model, self.context, None, {}, args, kwargs)

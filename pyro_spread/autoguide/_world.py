@@ -19,12 +19,13 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to, constraints
 
 from pyro_spread import _parents
-from pyro_spread._inputs import ObservedArrays, as_tensor
+from pyro_spread._inputs import ObservedArrays, as_tensor, tensor_of
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.autoguide._conditional import close_gap, unconstrained
 from pyro_spread.infer._sites import combine_masks, is_computed, plain_name
 from spread_core.amortized.context import Context
 from spread_core.amortized.layout import Variable
+from spread_core.math._arrays import is_tracing
 from spread_core.messages import amortized as messages
 
 
@@ -59,7 +60,9 @@ class World:
         """
         with poutine.block():  # the model's run has told of what they took
             return {
-                name: pyro.plate(name, f.full_size, dim=f.dim, subsample=self._indices[name])
+                name: pyro.plate(
+                    name, f.full_size or f.size, dim=f.dim, subsample=self._indices.get(name)
+                )
                 for name, f in self._frames.items()
                 if name not in created
             }
@@ -123,7 +126,7 @@ def look(
         name = variable.name
         if name not in sites or not sites[name]["is_observed"]:
             raise ValueError(messages.no_data(name))
-        value = observed_value(sites[name]) if values is None else torch.as_tensor(values[name])
+        value = observed_value(sites[name]) if values is None else tensor_of(values[name])
         found[name] = _checked(variable, value.to(like), context.depth)
         if values is None and found[name][1]:  # only particles have leading dims
             raise ValueError(messages.data_shape(name, value.shape, _shape(variable)))
@@ -141,7 +144,7 @@ def look(
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     }
-    indices = {name: sites[name]["value"] for name in frames}
+    indices = {name: sites[name]["value"] for name in frames if name in sites}
     return World(level, group_masks(context, sites, masks), frames, indices, lead)
 
 
@@ -214,7 +217,7 @@ def group_masks(
             if mask is None or mask is True:
                 continue
             batch = sites[name]["fn"].batch_shape
-            mask = torch.as_tensor(as_tensor(mask), dtype=torch.bool)
+            mask = tensor_of(mask).to(torch.bool)
             whole = mask.expand(torch.broadcast_shapes(mask.shape, batch))
             plain = dataclasses.replace(variable, event_shape=())
             whole, lead = close_gap(plain, whole, 0, context.depth)
@@ -240,7 +243,7 @@ def observed_value(site: Any) -> torch.Tensor:
 
     :param site: the site.
     """
-    value = torch.as_tensor(site["value"])
+    value = tensor_of(site["value"])
     return value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
 
 
@@ -356,7 +359,7 @@ def _mask(site: Any) -> Any:
 
 def _one(variable: Variable, value: torch.Tensor, depth: int) -> torch.Tensor:
     """The first of the values along the leading dims."""
-    value, lead = close_gap(variable, torch.as_tensor(value), len(variable.event_shape), depth)
+    value, lead = close_gap(variable, tensor_of(value), len(variable.event_shape), depth)
     return value[(0,) * lead]
 
 
@@ -384,6 +387,8 @@ def _shape(variable: Variable) -> tuple[int, ...]:
 
 def _check_finite(site: Any, value: torch.Tensor) -> None:
     """Refuse data that hold NaN or inf where they count."""
+    if is_tracing(value):
+        return
     finite = torch.isfinite(value)
     if finite.all():
         return

@@ -17,7 +17,7 @@ from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule
 
 from pyro_spread._held import Held, mapped
-from pyro_spread._inputs import as_tensor
+from pyro_spread._inputs import as_tensor, tensor_of
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._copied import KeepsModel
 from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, shape_of, sizes_of, vectors
@@ -148,7 +148,7 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
             for name in self.supports:
                 if name not in values:
                     raise ValueError(messages.missing_value(name, values))
-                latents[name] = torch.as_tensor(as_tensor(values[name]))
+                latents[name] = tensor_of(values[name])
             return log_prob(self, world.sizes, latents, world.values, world.masks, 0)
 
     @torch.no_grad()
@@ -247,7 +247,8 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
             [data_of(name, one[name]) for name in observed],
         )
         self._context.masked = frozenset(group_masks(self._context, one, {}))
-        self._empty = like_numbers([*latents.values(), *(one[name] for name in observed)])
+        like = like_numbers([*latents.values(), *(one[name] for name in observed)])
+        self.register_buffer("_empty", like, persistent=False)
         self.prototype_trace = one
 
     @torch.no_grad()
@@ -345,7 +346,7 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
 
         :param value: a tensor, or an array of NumPy.
         """
-        return torch.as_tensor(value).to(self._empty)
+        return tensor_of(value).to(self._empty)
 
     def site(
         self,

@@ -181,7 +181,7 @@ def test_particles_under_vmap(many):
         values = {name: nodes[name]["value"] for name in SHAPES}
         return values, sum(nodes[n]["fn"].log_prob(value).sum() for n, value in values.items())
 
-    values, total = jax.vmap(particle)(jax.random.split(jax.random.key(0), 5))
+    values, total = jax.jit(jax.vmap(particle))(jax.random.split(jax.random.key(0), 5))
     assert {name: value.shape[1:] for name, value in values.items()} == SHAPES
     assert len(np.unique(values["p"])) == 5
     np.testing.assert_allclose(guide.log_prob(values, TABLE), total, rtol=1e-4)
@@ -196,6 +196,7 @@ def test_predictive(groups):
             params=guide.params,
             num_samples=7,
             parallel=parallel,
+            return_sites=("mu", "z"),
         )
         drawn = predictive(jax.random.key(0), Array(GROUPS))
         assert drawn["z"].shape == (7, 5)

@@ -141,7 +141,7 @@ def test_gradients(guides):
     )
     total.backward()
     nets = {n: own for n, own in params.items() if n != ours.standardisation_name}
-    found = jax.grad(jax_sum)(nets)
+    found = jax.jit(jax.grad(jax_sum))(nets)
     for name, own in found.items():
         net = getattr(ours.nets, name)
         for key, gradient in own.items():

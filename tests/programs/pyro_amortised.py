@@ -46,7 +46,10 @@ class Ready:
 
     def log_prob(self, values, *args, **kwargs):
         pyro.clear_param_store()
-        values = {name: torch.tensor(np.array(value)) for name, value in values.items()}
+        values = {
+            name: value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            for name, value in values.items()
+        }
         return host(self.guide.log_prob(values, *args, **kwargs))
 
     def draw(self, *args, seed=0, sample_shape=(), **kwargs):

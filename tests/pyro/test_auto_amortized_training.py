@@ -12,7 +12,7 @@ import pytest
 import torch
 from amortised_models import conjugate, hierarchy, interval_and_scale
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
 from pyro_amortised import Array, B, host, ready
 
 from pyro_spread import KL, AutoAmortized, JointContrastELBO, load_checkpoint, save_checkpoint
@@ -57,6 +57,22 @@ def test_joint_contrast_elbo():
     guide = ready(conjugate(B), x, disturbed=0.0).guide
     train(guide, JointContrastELBO(divergence=KL()), 250, x)
     is_the_posterior(guide, Array(np.linspace(-1.5, 1.5, 6, dtype="float32")), 0.12)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_compiled_it_sees_new_data():
+    guide = ready(hierarchy(B), GROUPS, observed="x").guide
+    values = guide.sample_posterior(GROUPS)
+    guide.requires_grad_(False)  # torch takes them for constants here
+
+    def log_prob(x):
+        return guide.log_prob(values, x)
+
+    compiled = torch.jit.trace(log_prob, GROUPS, check_trace=False)
+    for x in (GROUPS, GROUPS + 0.5):
+        torch.testing.assert_close(compiled(x), log_prob(x))
+    guide.requires_grad_(True)
+    SVI(guide.model, guide, pyro.optim.Adam({"lr": 0.1}), JitTrace_ELBO()).step(GROUPS)
 
 
 def test_loss_as_a_module():
