@@ -72,6 +72,7 @@ def look(
     masks: Mapping[str, Any],
     args: Any,
     kwargs: Any,
+    needs_data: bool = True,
 ) -> World:
     """
     Data, masks and plates of a run of the model at the arguments.
@@ -82,6 +83,7 @@ def look(
     :param masks: dict from data site to what counts.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
+    :param needs_data: whether the model has to observe data, not draw them.
     """
     key = numpyro.prng_key()
     key = random.key(0) if key is None else key
@@ -97,7 +99,7 @@ def look(
                     raise ValueError(messages.missing_given(name, values))
                 value = values[name]
             else:
-                if name not in sites or not sites[name]["is_observed"]:
+                if name not in sites or (needs_data and not sites[name]["is_observed"]):
                     raise ValueError(messages.no_data(name))
                 value = _observed(sites[name])
                 _check_finite(sites[name], value)

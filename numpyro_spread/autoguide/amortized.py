@@ -83,8 +83,9 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         args, kwargs = converted((args, kwargs), as_array)
         self._prepare(args, kwargs)
         self._decide(args, kwargs)
-        params = self._params(args, kwargs)
-        world = look(self.model, self.context, values, masks, args, kwargs)
+        params, are_new = self._params(args, kwargs)
+        # SVI.init needs shapes only, and may have no data yet.
+        world = look(self.model, self.context, values, masks, args, kwargs, not are_new)
         with handlers.substitute(data=world.indices):
             plates = {
                 name: numpyro.plate(name, full, dim=dim, subsample_size=size)
@@ -292,17 +293,22 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         args, kwargs = converted((args, kwargs), as_array)
         return simulated(self.model, self.context, self.supports, rng_key, num_runs, args, kwargs)
 
-    def _params(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        """The guide's params, declared where they are not there yet."""
-        name = self.standardisation_name
-        found = {name: numpyro.param(name, lambda key: self._fitted(key, args, kwargs))}
+    def _params(self, args: Any, kwargs: Any) -> tuple[dict[str, Any], bool]:
+        """The guide's params, declared where they are not there yet, and whether they were not."""
+        name, fitted = self.standardisation_name, []
+
+        def fit(key: jax.Array) -> Any:
+            fitted.append(self._fitted(key, args, kwargs))
+            return fitted[0]
+
+        found = {name: numpyro.param(name, fit)}
         for group in self.context.groups:
 
             def start(key: jax.Array, group: Group = group) -> Any:
                 return self.initial_nets(key, found[name], group)
 
             found[self.params_name(group)] = numpyro.param(self.params_name(group), start)
-        return found
+        return found, bool(fitted)
 
     def initial_nets(self, rng_key: jax.Array, fitted: Any, group: Group) -> dict[str, Any]:
         """

@@ -17,9 +17,9 @@ from scipy import special, stats
 
 from spread_core.amortized.layout import Group
 
-_PERMUTATIONS = 20
-#: Standard deviations over what permuted elements show.
-_MOST = 8.0
+_PERMUTATIONS = 50
+# Of elements that are alike, one plate in so many is taken for one whose elements differ.
+_LEVEL = 1e-6
 
 
 def unlike_plates(
@@ -68,8 +68,14 @@ def are_unlike(elements: np.ndarray, seed: int = 0) -> bool:
     for _ in range(_PERMUTATIONS):
         order = rng.permuted(np.tile(np.arange(size), (rows, 1)), axis=1)[..., None]
         others.append(_statistics(np.take_along_axis(scores, order, axis=1)))
-    mean, deviation = np.mean(others, 0), np.std(others, 0)
-    return bool(np.any(own > mean + _MOST * np.maximum(deviation, 1e-12)))
+    mean, variance = np.mean(others, 0), np.var(others, 0)
+    moves = variance > 1e-12 * mean**2
+    if not moves.any():
+        return False
+    own, mean, variance = own[moves], mean[moves], variance[moves]
+    # Sums of squares: close to a gamma distribution with these moments, skewed for few elements.
+    p_values = stats.gamma.sf(own, mean**2 / variance, scale=variance / mean)
+    return bool(p_values.min() * len(p_values) < _LEVEL)
 
 
 def _statistics(scores: np.ndarray) -> np.ndarray:
