@@ -19,7 +19,8 @@ import pyro.distributions as dist
 import torch
 from studies.sbi_tasks_study import parse_args, run
 
-from pyro_spread import Simulations, Simulator, amortize
+from pyro_spread import Simulations, Simulator
+from pyro_spread.amortize import amortize
 
 
 def prior_distribution(prior):
