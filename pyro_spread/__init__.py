@@ -12,6 +12,7 @@ except ImportError as error:
 
 from pyro_spread import divergences as divergences
 from pyro_spread import infer, kernels, noise
+from pyro_spread.amortize import AmortizedPosterior, amortize
 from pyro_spread.autoguide import AutoAmortized, AutoImplicit
 from pyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
@@ -51,6 +52,7 @@ from spread_core.math.divergences import *
 # What a module lists is public here too: a new loss, kernel or divergence needs no line.
 __all__ = [
     "R1",
+    "AmortizedPosterior",
     "AutoAmortized",
     "AutoImplicit",
     "CalibrationWarning",
@@ -69,6 +71,7 @@ __all__ = [
     "Simulator",
     "SupportMismatchWarning",
     "ais_log_likelihood",
+    "amortize",
     "averaged_params",
     "concat_sites",
     "critic_report",

@@ -19,8 +19,7 @@ import pyro.distributions as dist
 import torch
 from studies.sbi_tasks_study import parse_args, run
 
-from pyro_spread import Simulations, Simulator
-from pyro_spread.amortize import amortize
+from pyro_spread import Simulations, Simulator, amortize
 
 
 def prior_distribution(prior):
