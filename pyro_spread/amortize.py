@@ -218,13 +218,13 @@ class AmortizedPosterior(AmortizedPosteriorShared):
             optim.zero_grad()
             loss = objective()
             loss.backward()
-            return float(loss)
+            return float(loss.detach())
 
         optim.step(closure)
         with torch.no_grad():
             is_better = bool(-objective() > log_prob[best])
             moved = values()
-        return {name: (moved[name] if is_better else top[name]) for name in top}
+        return {name: (moved[name] if is_better else top[name]).detach() for name in top}
 
     @torch.no_grad()
     def refine(
