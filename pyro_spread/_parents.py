@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.nn.module import PyroModule, _is_module_local_param_enabled
 from pyro.optim import PyroOptim
 from pyro.optim.optim import _get_state_dict, _load_state_dict
 from pyro.optim.optim import is_scheduler as is_scheduler
@@ -34,6 +35,15 @@ def store_tables() -> dict[str, dict[Any, Any]]:
     """The dicts that make up the store, by name."""
     store = pyro.get_param_store()
     return {name: getattr(store, name) for name in _TABLES}
+
+
+def foreign_params(module: PyroModule) -> list[str]:
+    """Names under which the store has other params than those of a module."""
+    if _is_module_local_param_enabled():  # then the store is not asked
+        return []
+    named = ((module._pyro_get_fullname(n), own) for n, own in module.named_parameters())
+    stored = stored_params()
+    return [name for name, own in named if stored.get(name, own) is not own]
 
 
 def constraint_of(name: str) -> Any:

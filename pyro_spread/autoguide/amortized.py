@@ -16,6 +16,7 @@ import torch
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule
 
+from pyro_spread import _parents
 from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor, tensor_of
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
@@ -91,6 +92,8 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         self._prepare(args, kwargs)
         self._decide(args, kwargs)
         self._declare(args, kwargs)
+        if strangers := _parents.foreign_params(self):
+            raise ValueError(messages.stranger(strangers[0]))
         created = created_plates(self, args, kwargs)
         world = self._look(values, masks, args, kwargs, created)
         plates = created | world.plates(created)
@@ -129,9 +132,8 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         :param kwargs: keyword arguments of the model.
         :return: dict from site to values of shape sample + shape of the site.
         """
-        with self._pyro_context:  # params are those of the param store
-            world = self._world_outside(args, kwargs)
-            return draws(self, tuple(sample_shape), world.sizes, world.values, world.masks, 0)
+        world = self._world_outside(args, kwargs)
+        return draws(self, tuple(sample_shape), world.sizes, world.values, world.masks, 0)
 
     def log_prob(self, values: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """
@@ -142,14 +144,13 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         :param kwargs: keyword arguments of the model.
         :return: of shape sample.
         """
-        with self._pyro_context:  # params are those of the param store
-            world = self._world_outside(args, kwargs)
-            latents = {}
-            for name in self.supports:
-                if name not in values:
-                    raise ValueError(messages.missing_value(name, values))
-                latents[name] = tensor_of(values[name])
-            return log_prob(self, world.sizes, latents, world.values, world.masks, 0)
+        world = self._world_outside(args, kwargs)
+        latents = {}
+        for name in self.supports:
+            if name not in values:
+                raise ValueError(messages.missing_value(name, values))
+            latents[name] = tensor_of(values[name])
+        return log_prob(self, world.sizes, latents, world.values, world.masks, 0)
 
     @torch.no_grad()
     def sample_rows(
@@ -170,11 +171,10 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         truths = {
             name: torch.as_tensor(table[name]).to(self._drawn(name)) for name in self.supports
         }
-        with self._pyro_context:  # params are those of the param store
-            drawn = draws(self, lead, sizes, data, masks, 1)
-            of_draws, of_truths = (
-                log_prob(self, sizes, latents, data, masks, 1) for latents in (drawn, truths)
-            )
+        drawn = draws(self, lead, sizes, data, masks, 1)
+        of_draws, of_truths = (
+            log_prob(self, sizes, latents, data, masks, 1) for latents in (drawn, truths)
+        )
         return drawn, of_draws, of_truths
 
     def observation(

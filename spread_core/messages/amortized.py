@@ -188,3 +188,11 @@ def other_sizes(sites: Sequence[str]) -> str:
         "elements was not learned. Draw the number in the model, mask the elements beyond it, and "
         "train again."
     )
+
+
+def stranger(name: str) -> str:
+    return (
+        f"The param store holds '{name}' of another AutoAmortized, in whose place this one would "
+        "not be trained. Call pyro.clear_param_store() before you make a new guide, or give this "
+        "one another prefix."
+    )

@@ -350,3 +350,42 @@ def test_few_steps_are_few(backend):
             model, observed="x", num_simulations=100, max_steps=1, **QUICK
         )
     assert posterior.record["epochs"] == 1
+
+
+def test_posteriors_in_pyro_keep_their_params_to_themselves():
+    pyro.clear_param_store()
+    one, other = (
+        pyro_spread.amortize(
+            normal(pyro, pyro.distributions, torch, scale),
+            observed="x",
+            num_simulations=200,
+            max_steps=20,
+            **QUICK,
+        )
+        for scale in (0.5, 5.0)
+    )
+    x, value = torch.as_tensor(X), {"mean": torch.zeros(1)}
+    before = float(one.log_prob(value, x))
+    other.sample(x)
+    assert float(one.log_prob(value, x)) == before != float(other.log_prob(value, x))
+    assert not pyro.get_param_store()
+
+
+def test_params_of_another_guide_are_refused():
+    pyro.clear_param_store()
+    model = normal(pyro, pyro.distributions, torch)
+    loss = pyro_spread.JointContrastELBO(divergence=pyro_spread.KL(), num_particles=2)
+    first, second, third = (
+        pyro.infer.SVI(
+            model,
+            pyro_spread.AutoAmortized(model, observed="x", init_samples=50, prefix=prefix),
+            pyro.optim.Adam({"lr": 1e-3}),
+            loss,
+        )
+        for prefix in ("auto", "auto", "own")
+    )
+    first.step()
+    with pytest.raises(ValueError, match=r"holds 'AutoAmortized.*' of another AutoAmortized"):
+        second.step()
+    third.step()
+    first.step()

@@ -105,6 +105,7 @@ def test_a_subsample_of_the_data_is_that_of_the_latents():
     assert index.tolist() == seen[0].tolist()
     assert replayed.nodes["x"]["value"].tolist() == index.tolist()
     assert trace.nodes["z"]["scale"] == 2.5
+    pyro.clear_param_store()
     created = AutoAmortized(
         model,
         observed="x",
