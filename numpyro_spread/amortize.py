@@ -104,7 +104,13 @@ def amortize(
     if simulations is None:
         assert num_simulations is not None
         simulations = simulate(
-            model, num_simulations, *args, observed=data_sites, seed=simulate_key, **kwargs
+            model,
+            num_simulations,
+            *args,
+            observed=data_sites,
+            seed=simulate_key,
+            progress_bar=progress_bar,
+            **kwargs,
         )
     found = prepared(guide, simulations)
     groups = guide.context.groups
@@ -361,5 +367,11 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         sites, key = self.guide.data_sites(*self._args, **self._kwargs), random.key(seed)
         key = random.fold_in(key, 0x5EED)  # not what was trained on
         return simulate(
-            self.model, num_simulations, *self._args, observed=sites, seed=key, **self._kwargs
+            self.model,
+            num_simulations,
+            *self._args,
+            observed=sites,
+            seed=key,
+            progress_bar=False,
+            **self._kwargs,
         )

@@ -68,7 +68,7 @@ def amortize(
         ...     pyro.sample("x", dist.Normal(theta, 0.5), obs=x)
         >>> posterior = amortize(model, observed="x", num_simulations=500, max_steps=50)
         >>> posterior.sample(0.3, num_samples=10)["theta"].shape
-        (10,)
+        torch.Size([10])
 
     **References**
 
@@ -102,7 +102,13 @@ def amortize(
         if simulations is None:
             assert num_simulations is not None
             simulations = simulate(
-                model, num_simulations, *args, observed=data_sites, seed=seed, **kwargs
+                model,
+                num_simulations,
+                *args,
+                observed=data_sites,
+                seed=seed,
+                progress_bar=progress_bar,
+                **kwargs,
             )
         found = prepared(guide, simulations)
         params: dict[str, Any] = {guide.standardisation_name: mapped(guide.tensor, found.fitted)}
@@ -362,7 +368,13 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         sites = self.guide.data_sites(*self._args, **self._kwargs)
         seed = 0x5EED + seed  # not what was trained on
         return simulate(
-            self.model, num_simulations, *self._args, observed=sites, seed=seed, **self._kwargs
+            self.model,
+            num_simulations,
+            *self._args,
+            observed=sites,
+            seed=seed,
+            progress_bar=False,
+            **self._kwargs,
         )
 
 

@@ -27,7 +27,7 @@ from pyro_spread.infer._simulated import (
     masks_of,
     simulate_once,
 )
-from pyro_spread.infer._sites import combine_masks, is_implicit, is_latent, plain_name
+from pyro_spread.infer._sites import combine_masks, is_black_box, is_implicit, is_latent, plain_name
 from pyro_spread.infer._two_sides import check_noise_sites, is_compared
 from pyro_spread.noise import SpreadNoise
 from spread_core.arguments import get_argument, locate_data, replace_arguments
@@ -204,7 +204,8 @@ class Estimation:
             raise ValueError(contrasts.joint_no_latent(drawn))
         for name, site in sites.items():
             # At the model's latents a Delta is worth minus infinity.
-            if is_implicit(site["fn"]) or plain_name(site["fn"]) == "Delta":
+            without = is_implicit(site["fn"]) or is_black_box(site["fn"])
+            if without or plain_name(site["fn"]) == "Delta":
                 raise ValueError(contrasts.joint_needs_density(name))
         with failed.blamed(may_exclude=True):
             scored.compute_log_prob(lambda name, site: name in sites)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-NAME, HOW, *REST = sys.argv[1:]
+NAME, HOW, *REST = sys.argv[1:] if __name__ == "__main__" else ["numpyro", ""]
 ppl, spread = importlib.import_module(NAME), importlib.import_module(f"{NAME}_spread")
 dist = importlib.import_module(f"{NAME}.distributions")
 PAUSE = 0.0
