@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
 from spread_core.amortized.exchangeable import unlike_plates
+from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
 from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, cast, stop_gradient
@@ -377,25 +378,6 @@ class AutoAmortizedShared(SharedDocs):
             )
             for g in context.groups
         }
-
-
-class Given:
-    """
-    A guide that conditions on given values at its data sites.
-
-    :param guide: the guide.
-    :param values: dict from data site to value.
-    :param masks: dict from data site to what counts of its batch.
-    """
-
-    def __init__(
-        self, guide: Any, values: Mapping[str, Any], masks: Mapping[str, Any] | None
-    ) -> None:
-        self.guide, self.values, self.masks = guide, values, masks or {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The guide, with the model's arguments."""
-        return self.guide.run_given(self.values, self.masks, args, kwargs)
 
 
 def _constant(tree: Any) -> Any:
