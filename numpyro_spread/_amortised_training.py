@@ -40,7 +40,7 @@ def train(
     :param report: is told the number of every epoch and the held-out loss.
     :return: the params, and a record: epochs, losses held out at the start and at the end.
     """
-    fixed = {name: params[name] for name in params if name.endswith("_standardisation")}
+    fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
     nets = {key: params[name] for name, key in keys.items()}
     data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), dict(prepared))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ from jax import random
 from numpyro.distributions import biject_to
 
 from numpyro_spread.autoguide._conditional import unconstrained
-from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional
 from spread_core.amortized.layout import Group, Variable
 
@@ -86,22 +84,6 @@ def log_prob(
 
     guide.walk(params, values, masks, values_lead, visit)
     return sum(found[1:], found[0])
-
-
-def sizes_of(context: Context, values: Mapping[str, Any]) -> dict[str, int]:
-    """
-    Sizes of plates by name.
-
-    :param context: latents and data of the model.
-    :param values: rows of values of its sites.
-    """
-    found: dict[str, int] = {}
-    for group in [*context.groups, *context.data]:
-        for variable in group.variables:
-            if variable.name in values:
-                batch = values[variable.name].shape[1 : 1 + len(variable.batch_shape)]
-                found |= {name: batch[dim] for name, dim in variable.plates.items()}
-    return found
 
 
 def quantiles_of(drawn: jax.Array, quantiles: Any, support: Any) -> jax.Array:

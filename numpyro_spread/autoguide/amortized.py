@@ -18,7 +18,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
-from numpyro_spread.autoguide._walks import draws, log_prob, quantiles_of, sizes_of
+from numpyro_spread.autoguide._walks import draws, log_prob, quantiles_of
 from numpyro_spread.autoguide._world import (
     World,
     data_of,
@@ -188,7 +188,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         """
         _, data, masks = self.columns_of(table)
         own = self._own(params)
-        sizes = tuple(sizes_of(self.context, table.values).items())
+        sizes = tuple(self.context.sizes(table.values).items())
         draw, score = self._jit(draws, (0, 1, 2, 7)), self._jit(log_prob, (0, 1, 6))
         lead = (num_samples, len(table))
         drawn = draw(self, lead, sizes, rng_key, own, data, masks, 1)

@@ -12,7 +12,6 @@ import torch
 from torch.distributions import biject_to
 
 from pyro_spread.autoguide._conditional import close_gap, open_gap, unconstrained
-from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional
 from spread_core.amortized.layout import Group, Variable
 
@@ -102,22 +101,6 @@ def shape_of(
         plates[dim] = sizes[name]
     seen = (part.shape[:-1] for part in (conditional.inputs, conditional.before))
     return tuple(torch.broadcast_shapes((*lead, *plates), *seen))
-
-
-def sizes_of(context: Context, values: Mapping[str, Any]) -> dict[str, int]:
-    """
-    Sizes of plates by name.
-
-    :param context: latents and data of the model.
-    :param values: rows of values of its sites.
-    """
-    found: dict[str, int] = {}
-    for group in [*context.groups, *context.data]:
-        for variable in group.variables:
-            if variable.name in values:
-                batch = values[variable.name].shape[1 : 1 + len(variable.batch_shape)]
-                found |= {name: batch[dim] for name, dim in variable.plates.items()}
-    return found
 
 
 def vectors(guide: Any, variable: Variable, value: torch.Tensor) -> torch.Tensor:

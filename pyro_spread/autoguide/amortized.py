@@ -21,7 +21,7 @@ from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor, tensor_of
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._copied import KeepsModel
-from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, shape_of, sizes_of, vectors
+from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, shape_of, vectors
 from pyro_spread.autoguide._world import (
     World,
     created_plates,
@@ -167,7 +167,7 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         _, columns, host_masks = self.columns_of(table)
         data = {name: self.tensor(value) for name, value in columns.items()}
         masks = {key: torch.as_tensor(mask) for key, mask in host_masks.items()}
-        sizes, lead = sizes_of(self.context, table.values), (num_samples, len(table))
+        sizes, lead = self.context.sizes(table.values), (num_samples, len(table))
         truths = {
             name: torch.as_tensor(table[name]).to(self._drawn(name)) for name in self.supports
         }

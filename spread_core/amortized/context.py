@@ -76,6 +76,19 @@ class Context:
         found = dict.fromkeys(data.plates & stack for stack in stacks)
         return sorted(found, key=lambda level: (-len(level), sorted(level)))
 
+    def sizes(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """
+        Sizes of plates by name.
+
+        :param values: rows of values of sites.
+        """
+        found: dict[str, int] = {}
+        for variable in [*self.latents, *self.sites]:
+            if variable.name in values:
+                batch = values[variable.name].shape[1 : 1 + len(variable.batch_shape)]
+                found |= {name: batch[dim] for name, dim in variable.plates.items()}
+        return found
+
     def axes(self, group: Group, level: frozenset[str]) -> list[int]:
         """The axes over which vectors of a group are pooled to a level."""
         return [dim - 1 for plate, dim in group.dims.items() if plate not in level]

@@ -122,8 +122,7 @@ class Conditional:
                 new = draw(found, choose, place, low, high)
             return t + new[..., None] * one
 
-        eye = xp.tril(xp.ones_like(self.loc[:, None] * self.loc))
-        eye = (eye * xp.permute_dims(eye, (1, 0)))[self.which]
+        eye = cast(np.eye(self.loc.shape[0]), self.loc)[self.which]
         scaled = xp.stack([self.loc, self.scale], axis=-1)[self.which]
         leaves = [xp.moveaxis(own[name], 1, 0) for name in names]
         ends = self.ends[:, self.which]
