@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import os
 import sys
+import tempfile
 
 import pytest
 
@@ -28,8 +29,24 @@ if "slow" not in sys.argv:
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
+# JAX keeps what it compiles for as long as this process lives: files of tests share many small
+# programs. Every worker has a folder of its own, since nothing guards an entry half written.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    _KEEPING = {
+        "JAX_COMPILATION_CACHE_DIR": _COMPILED.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    os.environ.update(_KEEPING)
+else:
+    _KEEPING = {}
+
+
 def pytest_collection_finish():
     """Spare the collector what was imported: none of it is freed, and walking it takes time."""
+    for variable in _KEEPING:  # JAX has read it; processes that tests start, and kill, shall not
+        os.environ.pop(variable, None)
     gc.collect()
     gc.freeze()
 
@@ -46,7 +63,9 @@ def _fresh_pyro():
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_old_programs():
-    """Drop what JAX compiled for a module: thousands of programs fill memory and slow the rest."""
+    """
+    Drop what JAX compiled for a module from memory, which thousands of programs fill and slow.
+    """
     yield
     if "jax" in sys.modules:
         import jax

@@ -12,6 +12,7 @@ from jax import random
 from numpyro.distributions import Distribution, biject_to, constraints
 from numpyro.distributions.util import sum_rightmost
 
+from numpyro_spread.autoguide._compiled import compiled
 from spread_core.amortized.density import Conditional
 from spread_core.amortized.layout import Variable
 
@@ -49,6 +50,11 @@ class ConditionalSite(Distribution):
         super().__init__((*plates[:lead], *batch), event_shape, validate_args=False)
 
     @property
+    def shell(self) -> tuple[Any, ...]:
+        """What tells the site from others, beside its conditional."""
+        return id(self._support), self._plates, self._lead, self.event_shape
+
+    @property
     def support(self) -> constraints.Constraint:
         """That of the model's site."""
         return self._support
@@ -66,7 +72,9 @@ class ConditionalSite(Distribution):
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws of shape sample + batch + event."""
         assert key is not None
+        return compiled(ConditionalSite._draw, self, key, tuple(sample_shape))
 
+    def _draw(self, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
         def uniform(shape: tuple[int, ...]) -> jax.Array:
             return random.uniform(key, shape)
 
@@ -87,8 +95,10 @@ class ConditionalSite(Distribution):
 
     def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
         """Log density in nats, of shape sample + batch."""
+        return compiled(ConditionalSite._log_prob, self, jnp.asarray(value))
+
+    def _log_prob(self, value: jax.Array) -> jax.Array:
         variable = self.conditional.variable
-        value = jnp.asarray(value)
         ndim = value.ndim - self.event_dim - len(variable.batch_shape)
         raw = unconstrained(variable, self._support, value)
         depth = len(self._plates) - self._lead

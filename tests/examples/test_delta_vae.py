@@ -52,6 +52,7 @@ def demo(tmp_path_factory):
     return output, run(ROOT / "examples" / "demo.py", "--output", output, *SMALL)
 
 
+@pytest.mark.slow
 def test_demo_ends_well_and_says_where_things_are(demo):
     output, process = demo
     assert process.returncode == 0, process.stderr
@@ -61,6 +62,7 @@ def test_demo_ends_well_and_says_where_things_are(demo):
     assert str(output / "pyro" / "samples_spread.png") in process.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_example_writes_pictures_table_and_results(demo, backend):
     folder = demo[0] / backend
@@ -83,6 +85,7 @@ def test_example_writes_pictures_table_and_results(demo, backend):
         assert values[0] != values[1]  # the seeds differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_stock_loss_is_shown_to_be_infinite_first(demo, backend):
     said = {"pyro": "step(x) gives inf", "numpyro": "update(state, x) gives inf"}[backend]
@@ -90,6 +93,7 @@ def test_stock_loss_is_shown_to_be_infinite_first(demo, backend):
     assert said in (demo[0] / backend / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_demo_stops_at_a_failing_example(tmp_path):
     process = run(
         ROOT / "examples" / "demo.py", "--output", tmp_path, "--dataset", "mnist",

@@ -41,6 +41,7 @@ def judge(digits):
     return LabelJudge(digits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
 def test_smoke(backend, tmp_path):
     script = ROOT / "examples" / backend / "gan.py"

@@ -88,17 +88,6 @@ def test_a_subsample_of_the_data_is_that_of_the_latents():
 # --- other data than those at the arguments
 
 
-def test_given_is_as_if_it_were_an_argument():
-    guide = ready(hierarchy(B), GROUPS, observed="x")
-    values = guide.draw(GROUPS)
-    given = guide.guide.given({"x": GROUPS})
-    for program, args in ((guide.guide, (GROUPS,)), (given, ()), (given, (GROUPS + 3,))):
-        sites = guide.sites(*args, program=handlers.condition(program, data=values))
-        assert host(sites["z"]["value"]).shape == (5,)
-        total = sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
-        assert total == pytest.approx(guide.log_prob(values, GROUPS), rel=1e-5)
-
-
 def test_given_under_vmap():
     guide = ready(hierarchy(B), GROUPS, observed="x")
     x = Array(RNG.normal(size=(3, 5)).astype("float32"))
@@ -109,20 +98,10 @@ def test_given_under_vmap():
         values = {name: nodes[name]["value"] for name in guide.guide.supports}
         return values, sum(nodes[n]["fn"].log_prob(value).sum() for n, value in values.items())
 
-    values, total = jax.vmap(particle)(jax.random.split(jax.random.key(0), 3), x)
+    values, total = jax.jit(jax.vmap(particle))(jax.random.split(jax.random.key(0), 3), x)
     for row in range(3):
         own = {name: value[row] for name, value in values.items()}
         assert total[row] == pytest.approx(guide.log_prob(own, x[row]), rel=1e-4)
-
-
-def test_given_masks():
-    mask = jnp.array([True, False, True, True, False])
-    guide = ready(hierarchy(B), GROUPS, 5, mask, observed="x")
-    values = guide.draw(GROUPS, 5, mask)
-    given = guide.guide.given({"x": GROUPS}, {"x": mask})
-    sites = guide.sites(program=handlers.condition(given, data=values))
-    total = sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
-    assert total == pytest.approx(guide.log_prob(values, GROUPS, 5, mask), rel=1e-5)
 
 
 def test_the_model_leaves_no_trace():
@@ -140,6 +119,12 @@ def test_the_model_leaves_no_trace():
 # --- what is kept
 
 
+def test_params_of_nobody():
+    guide = AutoAmortized(hierarchy(B), observed="x", init_samples=20)
+    with pytest.raises(KeyError, match="params hold none of AutoAmortized's at 'auto_"):
+        guide.sample_posterior(jax.random.key(0), {}, GROUPS)
+
+
 def test_params():
     guide = ready(hierarchy(B), GROUPS, observed="x")
     assert set(guide.params) == {"auto_standardisation", "auto_global", "auto_group"}
@@ -147,7 +132,7 @@ def test_params():
     svi = SVI(guide.guide.model, guide.guide, optax.adam(0.1), loss)
     state = svi.init(jax.random.key(0), GROUPS)
     before = svi.get_params(state)["auto_standardisation"]
-    state, _ = svi.update(state, GROUPS)
+    state, _ = jax.jit(svi.update)(state, GROUPS)
     after = svi.get_params(state)["auto_standardisation"]
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert len(leaves) == len(jax.tree.leaves(after))
@@ -171,14 +156,14 @@ def test_checkpoint(tmp_path):
         return svi, svi.init(jax.random.key(0), GROUPS)
 
     svi, state = start()
-    state, _ = svi.update(state, GROUPS)
+    update = jax.jit(svi.update)
+    state, _ = update(state, GROUPS)
     save_checkpoint(tmp_path, svi, state, step=1)
-    expected = svi.get_params(svi.update(state, GROUPS)[0])
+    expected = svi.get_params(update(state, GROUPS)[0])
     svi, state = start()
     state, _ = load_checkpoint(tmp_path, svi, state)
-    jax.tree.map(
-        np.testing.assert_array_equal, svi.get_params(svi.update(state, GROUPS)[0]), expected
-    )
+    found = svi.get_params(jax.jit(svi.update)(state, GROUPS)[0])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("double", [False, True])

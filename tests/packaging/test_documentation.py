@@ -32,6 +32,7 @@ _IMPROVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", list(_programs()))
 def test_printed_program_trains(code):
     backend = "numpyro" if "import numpyro" in code else "pyro"
@@ -42,6 +43,7 @@ def test_printed_program_trains(code):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_readme_prints_a_loss_close_to_the_best():
     page = PAGES[0].read_text()
     code = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1]
@@ -55,6 +57,7 @@ def test_the_readme_prints_a_loss_close_to_the_best():
     assert re.search(r"^best: .*$", done.stdout, flags=re.MULTILINE)[0] in page
 
 
+@pytest.mark.slow
 def test_the_readme_goes_on_with_other_losses():
     first, second = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)[:2]
     check = """
@@ -78,6 +81,7 @@ def _backend(cell):
     return cell.partition("\n")[0] if cell.startswith(("# Pyro\n", "# NumPyro\n")) else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["Pyro", "NumPyro"])
 @pytest.mark.parametrize("page", ["index.md", "start/index.md"])
 def test_the_start_trains(page, backend):

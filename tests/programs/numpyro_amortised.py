@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amortised guides in NumPyro as tests use them; the twin for Pyro has the same names."""
 
+import copy
 import dataclasses
 import types
 
@@ -11,18 +12,45 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
+from numpyro.infer import Predictive
 
 from numpyro_spread import AutoAmortized
 
 B = types.SimpleNamespace(
-    sample=numpyro.sample, plate=numpyro.plate, mask=handlers.mask, dist=dist, np=jnp
+    sample=numpyro.sample,
+    factor=numpyro.factor,
+    deterministic=numpyro.deterministic,
+    plate=numpyro.plate,
+    mask=handlers.mask,
+    dist=dist,
+    np=jnp,
 )
 Array = jnp.array
+
+
+def double():
+    """A context in which numbers have 64 bits."""
+    return jax.enable_x64(True)
 
 
 def host(value):
     """As an array of NumPy."""
     return np.asarray(value)
+
+
+def log_prob_of(sites):
+    """Log density of a trace's sites together."""
+    return sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
+
+
+def inside(support, value):
+    """Whether each value is in a support."""
+    return host(support(jnp.asarray(value)))
+
+
+def run(program, *args):
+    """A run of a guide that may not be set up."""
+    return handlers.seed(program, 0)(*args)
 
 
 def ready(model, *args, disturbed=0.3, **options):
@@ -36,7 +64,7 @@ def ready(model, *args, disturbed=0.3, **options):
     rng = np.random.default_rng(0)
     own = {name: value for name, value in params.items() if name != fixed}
     own = jax.tree.map(
-        lambda x: x + disturbed * jnp.asarray(rng.normal(size=x.shape), x.dtype), own
+        lambda x: jnp.asarray(host(x) + disturbed * rng.normal(size=x.shape), x.dtype), own
     )
     return Ready(guide, own | {fixed: params[fixed]})
 
@@ -62,6 +90,62 @@ class Ready:
         program = handlers.substitute(program or self.guide, data=self.params)
         nodes = handlers.trace(handlers.seed(program, seed)).get_trace(*args, **kwargs)
         return {name: nodes[name] for name in self.guide.supports}
+
+    def conditioned(self, values, *args, program=None):
+        """The latents of a run in which they have these values."""
+        program = handlers.condition(program or self.guide, data=values)
+        return self.sites(*args, program=program)
+
+    def predictive(self, num_samples, parallel, *args):
+        """Draws by the parent's Predictive."""
+        predictive = Predictive(
+            self.guide.model,
+            guide=self.guide,
+            params=self.params,
+            num_samples=num_samples,
+            parallel=parallel,
+            return_sites=tuple(self.guide.supports),
+        )
+        return {n: host(x) for n, x in predictive(jax.random.key(0), *args).items()}
+
+    def quantiles(self, levels, *args):
+        found = self.guide.quantiles(self.params, levels, *args)
+        return {name: host(value) for name, value in found.items()}
+
+    def median(self, *args):
+        found = self.guide.median(self.params, *args)
+        return {name: host(value) for name, value in found.items()}
+
+    def sample_rows(self, table, num_samples):
+        found = self.guide.sample_rows(jax.random.key(0), self.params, table, num_samples)
+        return jax.tree.map(host, found)
+
+    def gradients(self, *args):
+        """Gradients, by param, of the sum of squares of a draw."""
+
+        def total(nets):
+            program = handlers.substitute(handlers.seed(self.guide, 0), data=self.params | nets)
+            return sum((value**2).sum() for value in program(*args).values())
+
+        fixed = self.guide.standardisation_name
+        nets = {name: own for name, own in self.params.items() if name != fixed}
+        return {
+            f"{group}.{name}": host(gradient)
+            for group, own in jax.jit(jax.grad(total))(nets).items()
+            for name, gradient in own.items()
+        }
+
+
+def with_conditional(site, conditional):
+    """A site with another conditional."""
+    found = copy.copy(site)
+    found.conditional = conditional
+    return found
+
+
+def draw_of(site):
+    """The same draw of a site in every call."""
+    return site.sample(jax.random.key(1))
 
 
 def moved(conditional, direction, by):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amortised guides in Pyro as tests use them; the twin for NumPyro has the same names."""
 
+import contextlib
 import dataclasses
 import types
 
@@ -10,18 +11,51 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer import Predictive
 
 from pyro_spread import AutoAmortized
 
 B = types.SimpleNamespace(
-    sample=pyro.sample, plate=pyro.plate, mask=poutine.mask, dist=dist, np=torch
+    sample=pyro.sample,
+    factor=pyro.factor,
+    deterministic=pyro.deterministic,
+    plate=pyro.plate,
+    mask=poutine.mask,
+    dist=dist,
+    np=torch,
 )
 Array = torch.tensor
+
+
+@contextlib.contextmanager
+def double():
+    """A context in which numbers have 64 bits."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def host(value):
     """As an array of NumPy."""
     return np.asarray(torch.as_tensor(value).detach())
+
+
+def log_prob_of(sites):
+    """Log density of a trace's sites together."""
+    return sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
+
+
+def inside(support, value):
+    """Whether each value is in a support."""
+    return host(support.check(torch.as_tensor(value)))
+
+
+def run(program, *args):
+    """A run of a guide that may not be set up."""
+    return program(*args)
 
 
 def ready(model, *args, disturbed=0.3, **options):
@@ -64,6 +98,50 @@ class Ready:
         pyro.set_rng_seed(seed)
         nodes = poutine.trace(program or self.guide).get_trace(*args, **kwargs).nodes
         return {name: nodes[name] for name in self.guide.supports}
+
+    def conditioned(self, values, *args, program=None):
+        """The latents of a run in which they have these values."""
+        values = {name: torch.as_tensor(value) for name, value in values.items()}
+        program = poutine.condition(program or self.guide, data=values)
+        return self.sites(*args, program=program)
+
+    def predictive(self, num_samples, parallel, *args):
+        """Draws by the parent's Predictive."""
+        predictive = Predictive(
+            self.guide.model, guide=self.guide, num_samples=num_samples, parallel=parallel
+        )
+        return {n: host(x) for n, x in predictive(*map(torch.as_tensor, args)).items()}
+
+    def quantiles(self, levels, *args):
+        return {name: host(value) for name, value in self.guide.quantiles(levels, *args).items()}
+
+    def median(self, *args):
+        return {name: host(value) for name, value in self.guide.median(*args).items()}
+
+    def sample_rows(self, table, num_samples):
+        drawn, of_draws, of_truths = self.guide.sample_rows(table, num_samples)
+        drawn = {name: host(value) for name, value in drawn.items()}
+        return drawn, host(of_draws), host(of_truths)
+
+    def gradients(self, *args):
+        """Gradients, by param, of the sum of squares of a draw."""
+        sum(value.square().sum() for value in self.guide(*args).values()).backward()
+        found = {name: parameter.grad for name, parameter in self.guide.named_parameters()}
+        self.guide.zero_grad()
+        return {name.removeprefix("nets."): host(gradient) for name, gradient in found.items()}
+
+
+def with_conditional(site, conditional):
+    """A site with another conditional."""
+    found = site.expand(site.batch_shape)
+    found.conditional = conditional
+    return found
+
+
+def draw_of(site):
+    """The same draw of a site in every call."""
+    pyro.set_rng_seed(1)
+    return site.rsample()
 
 
 def moved(conditional, direction, by):

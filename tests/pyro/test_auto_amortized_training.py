@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from amortised_models import conjugate, hierarchy, interval_and_scale
+from amortised_models import SHAPES, conjugate, hierarchy, interval_and_scale, many_supports
 from pyro import poutine
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
 from pyro_amortised import Array, B, host, ready
@@ -20,6 +20,7 @@ from pyro_spread import KL, AutoAmortized, JointContrastELBO, load_checkpoint, s
 RNG = np.random.default_rng(0)
 X = Array(0.7)
 GROUPS = Array(RNG.normal(size=5).astype("float32"))
+TABLE = Array(RNG.normal(size=(2, 4, 2)).astype("float32"))
 
 
 def top_level(x=None):
@@ -116,18 +117,31 @@ def test_a_subsample_of_the_data_is_that_of_the_latents():
         created()
 
 
-# --- other data than those at the arguments
+# --- particles, other data than those at the arguments
 
 
-def test_given_is_as_if_it_were_an_argument():
-    guide = ready(hierarchy(B), GROUPS, observed="x")
-    values = {name: torch.as_tensor(v) for name, v in guide.draw(GROUPS).items()}
-    given = guide.guide.given({"x": GROUPS})
-    for program, args in ((guide.guide, (GROUPS,)), (given, ()), (given, (GROUPS + 3,))):
-        sites = guide.sites(*args, program=poutine.condition(program, data=values))
-        assert host(sites["z"]["value"]).shape == (5,)
-        total = sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
-        assert total == pytest.approx(guide.log_prob(values, GROUPS), rel=1e-5)
+def test_vectorised_particles():
+    guide = ready(many_supports(B), TABLE, observed="x", disturbed=0.05)
+
+    def particles(*args):
+        with pyro.plate("particles", 5, dim=-3):
+            return guide.guide(*args)
+
+    sites = guide.sites(TABLE, program=particles)
+    values = {name: host(site["value"]) for name, site in sites.items()}
+    assert {name: value.shape[0] for name, value in values.items()} == dict.fromkeys(SHAPES, 5)
+    assert values["p"].shape == (5, 1, 1)
+    assert values["u"].shape == (5, 1, 1, 3)
+    assert values["v"].shape == (5, 1, 4, 2)
+    assert values["w"].shape == (5, 2, 1, 3)
+    assert len(np.unique(values["p"])) == 5
+    total = 0
+    for site in sites.values():
+        log_prob = site["fn"].log_prob(site["value"])
+        assert log_prob.shape == site["fn"].batch_shape
+        total = total + host(log_prob).reshape(5, -1).sum(1)
+    alone = {name: value.reshape(5, *SHAPES[name]) for name, value in values.items()}
+    np.testing.assert_allclose(guide.log_prob(alone, TABLE), total, rtol=1e-4)
 
 
 @pytest.mark.parametrize("nesting", [1, 2])
@@ -150,17 +164,6 @@ def test_given_with_particles(nesting):
         expected = guide.log_prob(own, x[row])
         each = (host(site["fn"].log_prob(site["value"]))[row].sum() for site in sites.values())
         assert sum(each) == pytest.approx(expected, rel=1e-4)
-
-
-def test_given_masks():
-    mask = torch.tensor([True, False, True, True, False])
-    guide = ready(hierarchy(B), GROUPS, 5, mask, observed="x")
-    values = guide.draw(GROUPS, 5, mask)
-    data = {name: torch.as_tensor(v) for name, v in values.items()}
-    given = guide.guide.given({"x": GROUPS}, {"x": mask})
-    sites = guide.sites(program=poutine.condition(given, data=data))
-    total = sum(host(site["fn"].log_prob(site["value"])).sum() for site in sites.values())
-    assert total == pytest.approx(guide.log_prob(values, GROUPS, 5, mask), rel=1e-5)
 
 
 def test_the_model_leaves_no_trace():
