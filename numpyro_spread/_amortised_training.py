@@ -45,7 +45,7 @@ def train(
     nets = {key: params[name] for name, key in keys.items()}
     data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), dict(prepared))
     train_rows, held_rows = map(jnp.asarray, rows)
-    members = len(train_rows)
+    members, flows = len(train_rows), guide.flow_places(guide.context.groups)
     size, steps = settings.batch_size, settings.steps
 
     # The rows are arguments of what is compiled: as constants they would be folded, slowly.
@@ -96,9 +96,11 @@ def train(
     done = 0
     while done * steps < settings.total and not best.is_done:
         carry, held = epoch(carry, data, random.fold_in(rng_key, done))
-        kept = merged(best.update(jax.device_get(held)), carry[1], kept)
+        kept = merged(best.update(jax.device_get(held)), carry[1], kept, flows)
         done += 1
         report(done, best.loss)
-    kept = merged(worth_it(jax.device_get(gains(kept, first, data))), kept, first)
+    if any(map(guide.has_mixtures, guide.context.groups)):
+        worth = worth_it(jax.device_get(gains(kept, first, data)), flows)
+        kept = merged(worth, kept, first, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

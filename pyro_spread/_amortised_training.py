@@ -43,7 +43,7 @@ def train(
         for name, key in keys.items()
     }
     train_rows, held_rows = map(torch.as_tensor, rows)
-    members = len(train_rows)
+    members, flows = len(train_rows), guide.flow_places(guide.context.groups)
     size, steps = settings.batch_size, settings.steps
 
     def log_probs(nets: Tree, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -83,12 +83,13 @@ def train(
                 for average, leaf in zip(averages, leaves, strict=True):
                     average.lerp_(leaf, 1 - weight)
             number += 1
-        kept = copied(merged(best.update(losses(mean)), mean, kept))
+        kept = copied(merged(best.update(losses(mean)), mean, kept, flows))
         done += 1
         report(done, best.loss)
-    with torch.no_grad():
-        after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
-    gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
-    kept = merged(worth_it(gains), kept, first)
+    if any(map(guide.has_mixtures, guide.context.groups)):
+        with torch.no_grad():
+            after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
+        gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
+        kept = merged(worth_it(gains, flows), kept, first, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

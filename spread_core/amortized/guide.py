@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
 from spread_core.amortized.exchangeable import unlike_plates
+from spread_core.amortized.flow_sites import HasDensity, conditional_class
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
 from spread_core.caller_warning import warn_user
@@ -29,7 +30,7 @@ _MOST_NUMBERS = 200
 Visit = Callable[[Group, Variable, Conditional], Array]
 
 
-class AutoAmortizedShared(SharedDocs):
+class AutoAmortizedShared(HasDensity, SharedDocs):
     r"""
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -38,7 +39,7 @@ class AutoAmortizedShared(SharedDocs):
     given the data and all latents before it. Every number has a mixture of Gaussians of its own,
     truncated to the support where that is an interval, and on the unconstrained space otherwise;
     discrete latents of finite support have a categorical distribution. Draws and densities are
-    exact.
+    exact. With another ``density`` every continuous site has a flow on the unconstrained space.
 
     Latents see data in their own plates as they are. Data in further plates they see by their mean,
     spread and count, whatever their order [2].
@@ -56,13 +57,22 @@ class AutoAmortizedShared(SharedDocs):
 
     [2] `Deep Sets`, Manzil Zaheer et al., https://arxiv.org/abs/1703.06114
 
+    [3] `Neural Spline Flows`, Conor Durkan et al., https://arxiv.org/abs/1906.04032
+
+    [4] `Masked Autoregressive Flow for Density Estimation`, George Papamakarios et al.,
+    https://arxiv.org/abs/1705.07057
+
     :param model: the model.
     :param observed: name or names of the data sites. Left out: the sites that the model observes at
         the arguments it is first called with.
-    :param density: ``"mixture"``.
-    :param hidden: sizes of the hidden layers of every number's net.
+    :param density: ``"mixture"``; ``"nsf"`` or ``"maf"``, a neural spline flow [3] or a masked
+        autoregressive flow [4] for every site, of the extra ``flows``; or a function of one's own
+        that makes a site's density; see the
+        note of this backend.
+    :param hidden: sizes of the hidden layers of every number's net, or of every flow's.
     :param num_components: Gaussians in each mixture.
-    :param ensemble: number of nets behind every number, whose densities are averaged.
+    :param ensemble: number of nets behind every number, or of flows behind every site, whose
+        densities are averaged.
     :param exchangeable: whether the elements of plates are alike, so that other latents need only a
         summary of them. If not, a plate is one long vector, of fixed size. None finds out from
         simulations, plate by plate.
@@ -70,8 +80,9 @@ class AutoAmortizedShared(SharedDocs):
     :param create_plates: function of the model's arguments that returns plates, for subsampling.
     :param prefix: begins the names of the params.
     :raises ValueError: if a number makes no sense; when it is first called, if there are no
-        latents or no data, ``observed`` names no site, a discrete latent has infinite support, or
-        a latent's support depends on other latents.
+        latents or no data, ``observed`` names no site, a discrete latent has infinite support, a
+        latent's support depends on other latents, or ``density`` makes none of a site's size.
+    :raises ImportError: if ``density`` is one of the extra ``flows``, and that is missing.
     """
 
     #: Number of draws behind :meth:`median` and :meth:`quantiles`.
@@ -84,7 +95,7 @@ class AutoAmortizedShared(SharedDocs):
         model: Callable[..., Any],
         *,
         observed: str | Sequence[str] | None = None,
-        density: str = "mixture",
+        density: str | Callable[..., Any] = "mixture",
         hidden: Sequence[int] = (64, 64),
         num_components: int = 8,
         ensemble: int = 1,
@@ -95,8 +106,6 @@ class AutoAmortizedShared(SharedDocs):
     ) -> None:
         options = self._parent_options(model, prefix) | {"create_plates": create_plates}
         super().__init__(**options)
-        if density != "mixture":
-            raise ValueError(messages.unknown_density(density))
         hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         if not hidden or not all(isinstance(n, int) and n > 0 for n in hidden):
             raise ValueError(players.bad_range("hidden", hidden, "a sequence of layer sizes"))
@@ -111,6 +120,7 @@ class AutoAmortizedShared(SharedDocs):
             self.observed = tuple(self.observed)
         self.hidden, self.num_components, self.ensemble = hidden, num_components, ensemble
         self.init_samples, self.prefix = init_samples, prefix
+        self._set_density(density)
         self.exchangeable = exchangeable
         self._context: Context | None = None
         #: Plates whose elements differ: each is one long vector. None until it is known.
@@ -132,6 +142,7 @@ class AutoAmortizedShared(SharedDocs):
         data = [v.name for group in self.context.data for v in group.variables]
         return {
             "observed": data,
+            "density": self.density,
             "hidden": list(self.hidden),
             "num_components": self.num_components,
             "ensemble": self.ensemble,
@@ -272,14 +283,15 @@ class AutoAmortizedShared(SharedDocs):
             xp, start = array_namespace(inputs), 0
             parts: list[Array] = []
             for variable in group.variables:
-                conditional = Conditional(
+                flow = self.flow(variable, inputs.shape[-1] + start)
+                conditional = conditional_class(flow)(
                     params[self.params_name(group)],
                     own["loc"],
                     own["scale"],
                     ends,
                     xp.concat(parts, axis=-1) if parts else inputs[..., :0],
-                    inputs,
-                    features,
+                    inputs[None],
+                    features[None],
                     variable,
                     start,
                     self.num_components,
@@ -309,6 +321,7 @@ class AutoAmortizedShared(SharedDocs):
                 fitted["latents"][group.key]["scale"],
                 fitted["latents"][group.key]["loc"],
                 self.num_components,
+                self.flows(group, prepared[group.key][1].shape[-1]),
             )
             for group in self.context.groups
         }

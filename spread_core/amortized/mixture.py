@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.flow import is_of_flow
 from spread_core.math._arrays import Array, special, stop_gradient
 
 #: In the place of infinity: its square is still a number.
@@ -130,7 +131,8 @@ def select(params: Mapping[str, Array], which: slice) -> dict[str, Array]:
     """
     xp = array_namespace(params["from_latents"])
     sees = xp.tril(xp.ones_like(params["from_latents"][:1, :, :, 0]), k=-1)
-    return {name: value[:, which] for name, value in params.items()} | {"sees": sees[:, which]}
+    own = {name: value[:, which] for name, value in params.items() if not is_of_flow(name)}
+    return own | {"sees": sees[:, which]}
 
 
 def outputs(

@@ -33,7 +33,7 @@ def refused(lib, message, model, *args, error=ValueError, **options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": "flow"}, "density must be 'mixture', got 'flow'"),
+        ({"density": "flow"}, "or a function that makes one, got 'flow'"),
         ({"hidden": ()}, "hidden must be a sequence of layer sizes"),
         ({"hidden": (8, 0)}, "hidden must be a sequence of layer sizes"),
         ({"num_components": 0}, "num_components"),
