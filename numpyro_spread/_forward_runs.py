@@ -22,6 +22,7 @@ from numpyro.handlers import trace
 from numpyro.primitives import Messenger
 
 from numpyro_spread._typing import Args, Kwargs, Model, RngKey, Site, Sites
+from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._scan import Unconditioned
 from numpyro_spread.infer._two_sides import mask_at
 from spread_core.messages import tables
@@ -136,7 +137,10 @@ class ForwardRuns:
             forward = seeded(Unconditioned(self._model), rng_key)
             sites = _drawn(trace(forward).get_trace(*self._args, **self._kwargs))
         self._order = tuple(sites)
-        self._observed = tuple(n for n, s in sites.items() if s["infer"].get("was_observed"))
+        observed = {n: s for n, s in sites.items() if s["infer"].get("was_observed")}
+        # What the model itself has drawn there would be thrown away.
+        refuse_own_draws({}, self._model, observed, self._args, self._kwargs)
+        self._observed = tuple(observed)
         masks = {name: _mask(name, site) for name, site in sites.items()}
         values = {name: jnp.asarray(site["value"]) for name, site in sites.items()}
         return values, {name: mask for name, mask in masks.items() if mask is not None}

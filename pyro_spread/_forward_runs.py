@@ -16,6 +16,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread._typing import Args, Kwargs, Model, Site, Sites
 from pyro_spread.distributions import ImplicitDistribution
+from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._sites import is_computed
 from pyro_spread.infer._two_sides import mask_at
 from spread_core.messages import tables
@@ -163,7 +164,11 @@ class ForwardRuns:
                     name, name=name, type="sample", value=value, is_observed=False, infer={}
                 )
             forward = poutine.replay(forward, trace=kept)
-        return _drawn(poutine.trace(forward).get_trace(*self._args, **self._kwargs).nodes)
+        sites = _drawn(poutine.trace(forward).get_trace(*self._args, **self._kwargs).nodes)
+        # What the model itself has drawn at observed sites would be thrown away.
+        observed = {name: sites[name] for name in _observed(sites)}
+        refuse_own_draws(self._model, observed, self._args, self._kwargs)
+        return sites
 
     @torch.no_grad()
     def _draw_many(self, count: int, stream: int, number: int) -> dict[str, Site]:

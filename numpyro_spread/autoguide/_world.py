@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -152,6 +152,25 @@ def simulated(
     found: tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]
     found = jax.jit(jax.vmap(run))(random.split(rng_key, num_runs))
     return found
+
+
+def created_plates(
+    create: Callable[..., Any] | None, args: Any, kwargs: Any
+) -> tuple[dict[str, numpyro.plate], dict[str, jax.Array]]:
+    """
+    Plates of a guide that are not made after the model's, and what they have taken, by name.
+
+    :param create: function of the model's arguments that returns them, if there is one.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    """
+    if create is None:
+        return {}, {}
+    with handlers.trace() as made:
+        plates = create(*args, **kwargs)
+    plates = [plates] if isinstance(plates, numpyro.plate) else plates
+    found = {plate.name: plate for plate in plates}
+    return found, {name: made[name]["value"] for name in found}
 
 
 def group_masks(context: Context, sites: Any, masks: Mapping[str, Any]) -> dict[str, Any]:

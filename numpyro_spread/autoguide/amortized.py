@@ -22,6 +22,7 @@ from numpyro_spread.autoguide._flows import HasFlows
 from numpyro_spread.autoguide._walks import HasQuantiles, draws, log_prob
 from numpyro_spread.autoguide._world import (
     World,
+    created_plates,
     data_of,
     group_masks,
     is_data,
@@ -90,13 +91,15 @@ class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, AutoGuide):
         self._prepare(args, kwargs)
         self._decide(args, kwargs)
         params, are_new = self._params(args, kwargs)
+        plates, indices = created_plates(self.create_plates, args, kwargs)
+        # Data are those of the elements that the guide's own plates have taken.
+        model = handlers.substitute(self.model, data=indices) if indices else self.model
         # SVI.init needs shapes only, and may have no data yet.
-        world = look(self.model, self.context, values, masks, args, kwargs, not are_new)
+        world = look(model, self.context, values, masks, args, kwargs, not are_new)
         with handlers.substitute(data=world.indices):
-            plates = {
-                name: numpyro.plate(name, full, dim=dim, subsample_size=size)
-                for name, (dim, size, full) in world.plates.items()
-            }
+            for name, (dim, size, full) in world.plates.items():
+                if name not in plates:
+                    plates[name] = numpyro.plate(name, full, dim=dim, subsample_size=size)
         result: dict[str, jax.Array] = {}
 
         def visit(group: Group, variable: Variable, conditional: Conditional) -> jax.Array:

@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule
+from pyro.util import get_rng_state, set_rng_state
 
 from pyro_spread import _parents
 from pyro_spread._held import Held, mapped
@@ -310,9 +311,18 @@ class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, KeepsModel):
 
     def _decide(self, args: Any, kwargs: Any) -> None:
         """Find out in which plates elements differ, where nobody has yet."""
-        if self.ordered_plates is None:
-            is_open = self.exchangeable is None and self.context.depth
-            self.decide(*(self.simulated(200, args, kwargs)[1:] if is_open else ({}, {})))
+        if self.ordered_plates is not None:
+            return
+        runs: Any = ({}, {})
+        if self.exchangeable is None and self.context.depth:
+            # The same for whoever reads the params of another guide, as out of a checkpoint.
+            state = get_rng_state()
+            pyro.set_rng_seed(0)
+            try:
+                runs = self.simulated(200, args, kwargs)[1:]
+            finally:
+                set_rng_state(state)
+        self.decide(*runs)
 
     def _declare(self, args: Any, kwargs: Any) -> None:
         """Make standardisation and nets where they are not there yet."""

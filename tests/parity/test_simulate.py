@@ -142,6 +142,40 @@ def test_a_factor_is_refused(backend):
         package.simulate(model, 3)
 
 
+def test_what_the_model_draws_itself_is_no_data(backend):
+    package, ppl, dist, _, _ = backend
+
+    def model():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("x", dist.Normal(z, 0.1), obs=2 * z)
+
+    with pytest.raises(ValueError, match="'x': what it observes changes with what the model draws"):
+        package.simulate(model, 3)
+
+
+def test_a_black_box_in_runs_that_are_one(backend):
+    package, ppl, dist, _, _ = backend
+    rows = []
+
+    def fn(rng, z):
+        rows.append(len(z))
+        return z[:, None] + 0.01 * rng.normal(size=(len(z), 2))
+
+    def model(x=None):
+        with ppl.plate("groups", 3):
+            z = ppl.sample("z", dist.Normal(0.0, 1.0))
+            ppl.sample("x", package.Simulator(fn, z, event_shape=(2,)), obs=x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sims = package.simulate(model, 50, observed="x")
+    assert max(rows) >= 50 * 3
+    assert len(rows) < 10
+    np.testing.assert_allclose(sims["x"], sims["z"][..., None] + np.zeros(2), atol=0.1)
+    noise = sims["x"] - sims["z"][..., None]
+    assert len(np.unique(noise.round(12))) == noise.size
+
+
 def test_a_model_without_sites_is_refused(backend):
     with pytest.raises(ValueError, match="the model has no sample site"):
         backend[0].simulate(lambda: None, 3)

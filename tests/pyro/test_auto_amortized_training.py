@@ -130,11 +130,11 @@ def test_vectorised_particles():
     sites = guide.sites(TABLE, program=particles)
     values = {name: host(site["value"]) for name, site in sites.items()}
     assert {name: value.shape[0] for name, value in values.items()} == dict.fromkeys(SHAPES, 5)
-    assert values["p"].shape == (5, 1, 1)
+    assert values["k"].shape == (5, 1, 1)
     assert values["u"].shape == (5, 1, 1, 3)
     assert values["v"].shape == (5, 1, 4, 2)
     assert values["w"].shape == (5, 2, 1, 3)
-    assert len(np.unique(values["p"])) == 5
+    assert len(np.unique(values["u"])) == 15
     total = 0
     for site in sites.values():
         log_prob = site["fn"].log_prob(site["value"])
@@ -237,6 +237,16 @@ def test_checkpoint(tmp_path):
     assert [svi.step(GROUPS) for _ in range(3)] == losses
     for name, value in svi.guide.named_buffers():
         assert torch.equal(value, buffers[name]), name
+
+
+def test_plates_are_looked_at_by_the_same_runs_every_time(monkeypatch):
+    looked = []
+    monkeypatch.setattr(AutoAmortized, "decide", lambda self, data, masks: looked.append(data["x"]))
+    for seed in (1, 2):
+        pyro.set_rng_seed(seed)
+        guide = AutoAmortized(hierarchy(B), observed="x", init_samples=5)
+        guide.sample_posterior(GROUPS)
+    assert torch.equal(looked[0], looked[-1])
 
 
 def test_names_of_plates_that_no_module_may_have():
