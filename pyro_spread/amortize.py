@@ -31,6 +31,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
+from spread_core.amortized.saved import completed, written
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
@@ -295,7 +296,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         """
         content = {
             "params": self.guide.params(),
-            "guide": self.guide.options(),
+            "guide": written(self.guide.options()),
             "structure": self.guide.structure(),
             "simulations": simulations_state(self.simulations),
             "record": self.record,
@@ -304,18 +305,22 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return write(state.codec(), path, 0, content, None, state.versions(), 1)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model) -> AmortizedPosterior:
+    def load(
+        cls, path: str | os.PathLike[str], model: Model, *, density: Any = None
+    ) -> AmortizedPosterior:
         """
         The posterior that :meth:`save` has written.
 
         :param path: the folder, or the file.
         :param model: the model, as it was then.
+        :param density: the guide's, if that was a function, which no file holds.
         :raises FileNotFoundError: if there is none.
         :raises CheckpointError: if the file is damaged, or of something else.
+        :raises ValueError: if ``density`` is needed, and missing.
         """
         reader = CheckpointReader(state.codec(), path)
         args, kwargs = reader.part("arguments", list)
-        guide = AutoAmortized(model, **reader.part("guide", dict))
+        guide = AutoAmortized(model, **completed(reader.part("guide", dict), {"density": density}))
         guide.data_sites(*args, **kwargs)
         guide.set_structure(reader.part("structure", dict))
         guide.set_params(reader.part("params", dict))

@@ -42,7 +42,7 @@ class Flow(Protocol):
         Vectors of shape batch + (size,), each from one of the members.
 
         :param params: of the group, (M, ...) each.
-        :param context: of shape batch + (C,).
+        :param context: what they are conditioned on, (1 or M,) + batch + (C,).
         :param choose: uniform numbers of shape batch, which choose the member.
         :param key: the backend's random key, if it has one.
         """

@@ -315,9 +315,9 @@ def _pick(values: Array, index: Array) -> Array:
     return xp.take_along_axis(values, xp.broadcast_to(index, (*shape, 1)), axis=-1)[..., 0]
 
 
-def _same_ndim(*arrays: Array) -> list[Array]:
+def _same_ndim(*arrays: Array, ndim: int = 0) -> list[Array]:
     """With dims of size 1 after the axis of members, so that batch dims stand below each other."""
-    most = max(len(x.shape) for x in arrays)
+    most = max(ndim, *(len(x.shape) for x in arrays))
     ones = [[1] * (most - len(x.shape)) for x in arrays]
     return [
         array_namespace(x).reshape(x, (x.shape[0], *one, *x.shape[1:]))
