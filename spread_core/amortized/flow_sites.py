@@ -12,10 +12,11 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from spread_core.amortized.context import side_by_side
 from spread_core.amortized.density import Conditional
-from spread_core.amortized.flow import Flow, shared_out, side_by_side
+from spread_core.amortized.flow import Flow, shared_out
 from spread_core.amortized.layout import Group, Variable
-from spread_core.amortized.mixture import _same_ndim, ensemble_mean
+from spread_core.amortized.mixture import ensemble_mean, same_ndim
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
 
@@ -52,7 +53,7 @@ class FlowConditional(Conditional):
         xp = array_namespace(vectors)
         good = xp.all(xp.isfinite(vectors), axis=-1)
         t = self.standardise(xp.where(good[..., None], vectors, self.loc[self.which]))
-        each = self.flow.log_prob(self.params, *_same_ndim(t[None], self._context()))
+        each = self.flow.log_prob(self.params, *same_ndim(t[None], self._context()))
         found = ensemble_mean(each) - xp.sum(xp.log(self.scale[self.which]))
         return shared_out(xp.where(good, found, -math.inf), self.variable.size)
 
@@ -68,14 +69,14 @@ class FlowConditional(Conditional):
         :return: of shape lead + plates + (size,).
         """
         xp, context = array_namespace(self.inputs), self._context()
-        (context,) = _same_ndim(context, ndim=len(shape) + 2)
+        (context,) = same_ndim(context, ndim=len(shape) + 2)
         context = xp.broadcast_to(context, (context.shape[0], *shape, context.shape[-1]))
         t = self.flow.draw(self.params, context, uniform(shape), key)
         return t * self.scale[self.which] + self.loc[self.which]
 
     def _context(self) -> Array:
         """Of shape (1 or M,) + lead + plates + (C,)."""
-        return side_by_side(*_same_ndim(self.inputs, self.before[None, ..., : self.start]))
+        return side_by_side(same_ndim(self.inputs, self.before[None, ..., : self.start]))
 
 
 def conditional_class(flow: Flow | None) -> Callable[..., Conditional]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spread_core.amortized.embedded import rebuilt_options
 from spread_core.messages import amortized as messages
 
 
@@ -21,14 +22,16 @@ def written(options: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"unwritten": unwritten}
 
 
-def completed(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def completed(saved: Mapping[str, Any], density: Any, embedding: Any) -> dict[str, Any]:
     """
     Options of a guide, from a file and from whoever loads it.
 
     :param saved: as :func:`written` returned them.
-    :param given: functions by name; None for those that are not given.
+    :param density: what the file lacks if it is a function; or None.
+    :param embedding: what the file lacks if it has modules; or None.
     :raises ValueError: if one that the file lacks is not given.
     """
+    saved, given = rebuilt_options(saved, embedding), {"density": density}
     unwritten = saved.get("unwritten", [])
     missing = [name for name in unwritten if given.get(name) is None]
     if missing:
