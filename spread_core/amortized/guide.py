@@ -64,8 +64,7 @@ class AutoAmortizedShared(HasPlates, HasDensity, HasEmbedding, SharedDocs):
         the arguments it is first called with.
     :param density: ``"mixture"``; ``"nsf"`` or ``"maf"``, a neural spline flow [3] or a masked
         autoregressive flow [4] for every site, of the extra ``flows``; or a function of one's own
-        that makes a site's density; see the
-        note of this backend.
+        that makes a site's density, as said above.
     :param hidden: sizes of the hidden layers of every number's net, or of every flow's.
     :param num_components: Gaussians in each mixture.
     :param ensemble: number of nets behind every number, or of flows behind every site, whose
