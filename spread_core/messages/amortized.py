@@ -25,8 +25,8 @@ def uneven_nets(hidden: Sequence[int]) -> str:
 
 def wrong_density(site: str, features: int, context: int, found: object) -> str:
     return (
-        f"density made nothing for site '{site}' that is a distribution of {features} numbers "
-        f"given {context}: {found}."
+        f"density must make a distribution of vectors of shape ({features},) for site '{site}', "
+        f"given conditions of shape ({context},), and did not: {found}."
     )
 
 
