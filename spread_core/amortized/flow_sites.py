@@ -23,6 +23,9 @@ from spread_core.messages import amortized as messages
 #: Densities that have a name.
 NAMED = ("mixture", "nsf", "maf")
 
+# Modules have the one, distributions the other.
+_OF_MADE = ("parameters", "log_prob")
+
 #: Makes the density of one site.
 Build = Callable[..., Any]
 
@@ -103,6 +106,8 @@ class HasDensity:
         :raises ValueError: for another name.
         :raises ImportError: if the library behind the name is missing.
         """
+        if not isinstance(density, type) and any(hasattr(density, n) for n in _OF_MADE):
+            raise ValueError(messages.made_density(density))
         if not callable(density) and density not in NAMED:
             raise ValueError(messages.unknown_density(density))
         self.density = density

@@ -244,6 +244,12 @@ def test_unknown_name(backend):
         backend.spread.AutoAmortized(interval(backend), density="maff")
 
 
+def test_what_is_made_already(backend):
+    made = {"pyro": lambda: TorchNormal(1, 2), "numpyro": lambda: Wide(3)}[backend.name]()
+    with pytest.raises(ValueError, match=r"got one that is made: \w+\. Pass its class"):
+        backend.spread.AutoAmortized(interval(backend), density=made)
+
+
 def test_missing_library(backend, monkeypatch):
     library = {"pyro": "zuko.flows", "numpyro": "flowjax.flows"}[backend.name]
     monkeypatch.setitem(__import__("sys").modules, library, None)
