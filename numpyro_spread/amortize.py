@@ -32,6 +32,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
+from spread_core.amortized.saved import completed, written
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
@@ -120,6 +121,7 @@ def amortize(
         if "linear" in nets:
             nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
         params[guide.params_name(group)] = nets
+    params |= {n: guide.initial_embeddings(random.fold_in(net_key, 1)) for n in guide.learned_names}
     fold_seed = int(random.randint(fold_key, (), 0, 2**31 - 1))
     rows = folds(found.valid, guide.ensemble, validation, fold_seed)
     settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
@@ -292,7 +294,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         """
         content = {
             "params": self.params,
-            "guide": self.guide.options(),
+            "guide": written(self.guide.options()),
             "structure": self.guide.structure(),
             "simulations": simulations_state(self.simulations),
             "record": self.record,
@@ -302,14 +304,24 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return write(state.codec(), path, 0, content, None, state.versions(), 1)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model) -> AmortizedPosterior:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: Model,
+        *,
+        density: Any = None,
+        embedding: Any = None,
+    ) -> AmortizedPosterior:
         """
         The posterior that :meth:`save` has written.
 
         :param path: the folder, or the file.
         :param model: the model, as it was then.
+        :param density: the guide's, if that was a function, which no file holds.
+        :param embedding: likewise, if modules of one's own are in it.
         :raises FileNotFoundError: if there is none.
         :raises CheckpointError: if the file is damaged, or of something else.
+        :raises ValueError: if ``density`` or ``embedding`` is needed, and missing.
         """
         reader = CheckpointReader(state.codec(), path)
         parts = ("params", "guide", "structure", "simulations", "record", "arguments")
@@ -318,7 +330,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
             for name in parts
         )
         args, kwargs = arguments
-        guide = AutoAmortized(model, **options)
+        guide = AutoAmortized(model, **completed(options, density, embedding))
         guide.data_sites(*args, **kwargs)
         guide.set_structure(structure)
         key = state.on_device(reader.state["rng_key"])

@@ -31,6 +31,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
+from spread_core.amortized.saved import completed, written
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
@@ -117,6 +118,7 @@ def amortize(
             if "linear" in nets:
                 nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
             params[guide.params_name(group)] = nets
+        params |= {name: guide.initial_embeddings() for name in guide.learned_names}
         rows = folds(found.valid, guide.ensemble, validation, seed)
         settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
         with tqdm(total=settings.total, disable=not progress_bar) as bar:
@@ -125,10 +127,7 @@ def amortize(
                 bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
                 bar.update(min(settings.steps, settings.total - bar.n))
 
-            data = {
-                key: tuple(guide.tensor(part) for part in parts)
-                for key, parts in found.rows.items()
-            }
+            data = {k: tuple(map(guide.tensor, parts)) for k, parts in found.rows.items()}
             params, record = train(guide, params, data, rows, settings, report)
         guide.set_params(params)
     return AmortizedPosterior(model, guide, simulations, record, args, kwargs)
@@ -295,7 +294,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         """
         content = {
             "params": self.guide.params(),
-            "guide": self.guide.options(),
+            "guide": written(self.guide.options()),
             "structure": self.guide.structure(),
             "simulations": simulations_state(self.simulations),
             "record": self.record,
@@ -304,18 +303,28 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return write(state.codec(), path, 0, content, None, state.versions(), 1)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model) -> AmortizedPosterior:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: Model,
+        *,
+        density: Any = None,
+        embedding: Any = None,
+    ) -> AmortizedPosterior:
         """
         The posterior that :meth:`save` has written.
 
         :param path: the folder, or the file.
         :param model: the model, as it was then.
+        :param density: the guide's, if that was a function, which no file holds.
+        :param embedding: likewise, if modules of one's own are in it.
         :raises FileNotFoundError: if there is none.
         :raises CheckpointError: if the file is damaged, or of something else.
+        :raises ValueError: if ``density`` or ``embedding`` is needed, and missing.
         """
         reader = CheckpointReader(state.codec(), path)
         args, kwargs = reader.part("arguments", list)
-        guide = AutoAmortized(model, **reader.part("guide", dict))
+        guide = AutoAmortized(model, **completed(reader.part("guide", dict), density, embedding))
         guide.data_sites(*args, **kwargs)
         guide.set_structure(reader.part("structure", dict))
         guide.set_params(reader.part("params", dict))

@@ -13,24 +13,21 @@ from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
-from spread_core.amortized.exchangeable import unlike_plates
+from spread_core.amortized.embedded import HasEmbedding, seen
 from spread_core.amortized.flow_sites import HasDensity, conditional_class
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
-from spread_core.caller_warning import warn_user
+from spread_core.amortized.plates import HasPlates
 from spread_core.math._arrays import Array, cast, stop_gradient
 from spread_core.messages import amortized as messages
 from spread_core.messages import players
 from spread_core.shared_docs import SharedDocs
-from spread_core.validation import as_host, check_count
-
-# Latents and data in plates whose elements differ are one vector up to this size.
-_MOST_NUMBERS = 200
+from spread_core.validation import check_count
 
 Visit = Callable[[Group, Variable, Conditional], Array]
 
 
-class AutoAmortizedShared(HasDensity, SharedDocs):
+class AutoAmortizedShared(HasPlates, HasDensity, HasEmbedding, SharedDocs):
     r"""
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -67,8 +64,7 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         the arguments it is first called with.
     :param density: ``"mixture"``; ``"nsf"`` or ``"maf"``, a neural spline flow [3] or a masked
         autoregressive flow [4] for every site, of the extra ``flows``; or a function of one's own
-        that makes a site's density; see the
-        note of this backend.
+        that makes a site's density, as said above.
     :param hidden: sizes of the hidden layers of every number's net, or of every flow's.
     :param num_components: Gaussians in each mixture.
     :param ensemble: number of nets behind every number, or of flows behind every site, whose
@@ -99,6 +95,8 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         hidden: Sequence[int] = (64, 64),
         num_components: int = 8,
         ensemble: int = 1,
+        embedding: Any = None,
+        summary: str = "moments",
         exchangeable: bool | None = None,
         init_samples: int = 1000,
         create_plates: Callable[..., Any] | None = None,
@@ -122,6 +120,7 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         self.init_samples, self.prefix = init_samples, prefix
         self._set_density(density)
         self.exchangeable = exchangeable
+        self._set_embedding(embedding, summary)
         self._context: Context | None = None
         #: Plates whose elements differ: each is one long vector. None until it is known.
         self.ordered_plates: tuple[str, ...] | None = None
@@ -148,7 +147,7 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
             "ensemble": self.ensemble,
             "exchangeable": self.exchangeable,
             "prefix": self.prefix,
-        }
+        } | self.embedding_options()
 
     def given(
         self, values: Mapping[str, Array], masks: Mapping[str, Any] | None = None
@@ -162,48 +161,6 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         """
         return Given(self, values, masks)
 
-    def structure(self) -> dict[str, list[str]]:
-        """What the guide has found out about the model, for :meth:`set_structure`."""
-        ordered = self.ordered_plates or ()
-        return {"ordered_plates": list(ordered), "masked": sorted(self.context.masked)}
-
-    def set_structure(self, structure: Mapping[str, Sequence[str]]) -> None:
-        """
-        Take over what another guide of the same model has found out.
-
-        :param structure: as :meth:`structure` returns it.
-        """
-        self.ordered_plates = tuple(structure["ordered_plates"])
-        self._context = self.context.without(self.ordered_plates)
-        self.context.masked = frozenset(structure["masked"])
-
-    def decide(self, data: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
-        """
-        Find out in which plates elements differ, once.
-
-        :param data: values of simulations by observed site.
-        :param masks: what counts of them, by group.
-        """
-        if self.ordered_plates is not None:
-            return
-        context = self.context
-        groups = [*context.groups, *context.data]
-        names = {name for group in groups for name in group.plates}
-        masked = {name for g in context.data if g.key in masks for name in g.plates}
-        if self.exchangeable is False and masked:
-            raise ValueError(messages.masked_order(sorted(masked)))
-        unlike = names if self.exchangeable is False else set()
-        if self.exchangeable is None and names:
-            whole = [group for group in context.data if group.key not in masks]
-            host = {name: as_host(value) for name, value in data.items()}
-            unlike = unlike_plates(whole, host, context.depth) - masked
-        told_apart = context.without(unlike)
-        numbers = sum(g.size for g in [*told_apart.groups, *told_apart.data])
-        if unlike and numbers > _MOST_NUMBERS and self.exchangeable is None:
-            warn_user(messages.unlike_elements(sorted(unlike), numbers))
-            unlike, told_apart = set(), context
-        self.ordered_plates, self._context = tuple(sorted(unlike)), told_apart
-
     def params_name(self, group: Group) -> str:
         """
         What a group's nets are called among the params.
@@ -211,6 +168,11 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         :param group: the group.
         """
         return f"{self.prefix}_{group.key}"
+
+    @property
+    def net_names(self) -> list[str]:
+        """The names of all nets among the params: those of groups, and of embeddings."""
+        return [*map(self.params_name, self.context.groups), *self.learned_names]
 
     @property
     def standardisation_name(self) -> str:
@@ -221,10 +183,13 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         """Keyword arguments of :func:`spread_core.amortized.mixture.initial`."""
         own = fitted["inputs"][group.key]
         before = self.size_before(group)
+        seen = (
+            self.context.size_seen(group) if self.learned_names else own["columns"]["loc"].shape[0]
+        )
         return {
             "members": self.ensemble,
             "dims": group.size,
-            "inputs": own["columns"]["loc"].shape[0] + before,
+            "inputs": seen + before + self.size_learned(group),
             "features": own["features"]["loc"].shape[0] + 2 * before,
             "hidden": self.hidden,
             "components": self.num_components,
@@ -274,23 +239,26 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         context = self.context
         fitted = _constant(params[self.standardisation_name])
         scores = context.scores(fitted, values, lead)
+        told = {key: [x[None] for x in parts] for key, parts in self.told(scores, masks).items()}
+        learned = self.learned(params, told)
         latents: dict[str, Array] = {}
         for group in context.groups:
-            columns = context.columns(group, scores, masks)
+            described = context.described(group, scores, masks)
             before = context.before(group, latents)
-            inputs, features = context.inputs(group, fitted, columns, before)
+            inputs, features = context.inputs(group, fitted, described, before)
+            whole = seen(inputs[None], learned.get(group.key))
             own, ends = fitted["latents"][group.key], self.ends(group, fitted)
             xp, start = array_namespace(inputs), 0
             parts: list[Array] = []
             for variable in group.variables:
-                flow = self.flow(variable, inputs.shape[-1] + start)
+                flow = self.flow(variable, whole.shape[-1] + start)
                 conditional = conditional_class(flow)(
                     params[self.params_name(group)],
                     own["loc"],
                     own["scale"],
                     ends,
                     xp.concat(parts, axis=-1) if parts else inputs[..., :0],
-                    inputs[None],
+                    whole,
                     features[None],
                     variable,
                     start,
@@ -301,7 +269,7 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
             latents[group.key] = xp.concat(parts, axis=-1)
 
     def log_probs(
-        self, params: Mapping[str, Any], prepared: Mapping[str, tuple[Array, Array, Array]]
+        self, params: Mapping[str, Any], prepared: Mapping[str, tuple[Array, ...]]
     ) -> dict[str, Array]:
         """
         Log density of every number for every member, on the standardised scale; for training.
@@ -312,19 +280,24 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         :return: dict from group to log densities in nats, of shape (M, D) + batch.
         """
         fitted = _constant(params[self.standardisation_name])
-        return {
-            group.key: log_probs_of_group(
+        learned = self.learned(params, prepared)
+        found = {}
+        for group in self.context.groups:
+            t, inputs, features = prepared[group.key]
+            inputs = seen(inputs, learned.get(group.key))
+            found[group.key] = log_probs_of_group(
                 group,
                 params[self.params_name(group)],
-                *prepared[group.key],
+                t,
+                inputs,
+                features,
                 self.ends(group, fitted),
                 fitted["latents"][group.key]["scale"],
                 fitted["latents"][group.key]["loc"],
                 self.num_components,
-                self.flows(group, prepared[group.key][1].shape[-1]),
+                self.flows(group, inputs.shape[-1]),
             )
-            for group in self.context.groups
-        }
+        return found
 
     def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """
@@ -369,9 +342,10 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
         latents: Mapping[str, Array],
         data: Mapping[str, Array],
         masks: Mapping[str, Any],
-    ) -> dict[str, tuple[Array, Array, Array]]:
+    ) -> dict[str, tuple[Array, ...]]:
         """
-        Simulations as the nets see them: standardised latents, inputs and features, by group.
+        Simulations as the nets see them: standardised latents, inputs and features, by group; of
+        embedded data what :meth:`told` returns.
 
         :param fitted: the standardisation.
         :param latents: unconstrained values by site, of shape (simulations,) + site's.
@@ -384,13 +358,16 @@ class AutoAmortizedShared(HasDensity, SharedDocs):
             g.key: context.standardise(g, fitted, g.join(latents, context.depth, 1))
             for g in context.groups
         }
-        return {
+        rows = {
             g.key: (
                 t[g.key],
-                *context.inputs(g, fitted, context.columns(g, scores, masks), context.before(g, t)),
+                *context.inputs(
+                    g, fitted, context.described(g, scores, masks), context.before(g, t)
+                ),
             )
             for g in context.groups
         }
+        return rows | self.told(scores, masks)
 
 
 def _constant(tree: Any) -> Any:
