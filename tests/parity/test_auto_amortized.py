@@ -137,7 +137,7 @@ def test_gradients(guides):
     names = [n for n, support in ours.supports.items() if not support.is_discrete]
     if not names:
         pytest.skip("nothing is differentiable")
-    # Of many sites those in no plate: the other cases have plates, and compiling takes long.
+    # Of many sites the first ones: compiling takes long, and the other cases have all of theirs.
     names = names[:4]
     weights = {name: RNG.normal(size=SHAPES.get(name, ())) for name in names}
 
