@@ -118,7 +118,8 @@ def amortize(
     params: dict[str, Any] = {guide.standardisation_name: jax.tree.map(jnp.asarray, found.fitted)}
     for group, group_key in zip(groups, random.split(net_key, len(groups)), strict=True):
         nets = guide.initial_nets(group_key, found.fitted, group)
-        nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
+        if "linear" in nets:
+            nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
         params[guide.params_name(group)] = nets
     params |= {n: guide.initial_embeddings(random.fold_in(net_key, 1)) for n in guide.learned_names}
     fold_seed = int(random.randint(fold_key, (), 0, 2**31 - 1))

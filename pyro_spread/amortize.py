@@ -115,7 +115,8 @@ def amortize(
         params: dict[str, Any] = {guide.standardisation_name: mapped(guide.tensor, found.fitted)}
         for group in guide.context.groups:
             nets = guide.initial_nets(found.fitted, group)
-            nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
+            if "linear" in nets:
+                nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
             params[guide.params_name(group)] = nets
         params |= {name: guide.initial_embeddings() for name in guide.learned_names}
         rows = folds(found.valid, guide.ensemble, validation, seed)
