@@ -15,7 +15,7 @@ from jax import lax, random
 
 from numpyro_spread.autoguide.amortized import AutoAmortized
 from spread_core.amortized import judged
-from spread_core.amortized.training import Best, Settings, worth_it
+from spread_core.amortized.training import Best, Settings
 
 Tree = Any
 
@@ -104,7 +104,7 @@ def train(
         done += 1
         report(done, best.loss)
     if any(map(guide.has_mixtures, guide.context.groups)):
-        gained = judged.judged(jax.device_get(gains(kept, first, data)), whole)
-        kept = judged.kept(worth_it(gained, flows), kept, first, whole, flows)
+        worth = judged.worth_it(jax.device_get(gains(kept, first, data)), whole, flows)
+        kept = judged.kept(worth, kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

@@ -13,7 +13,7 @@ import torch
 
 from pyro_spread.autoguide.amortized import AutoAmortized
 from spread_core.amortized import judged
-from spread_core.amortized.training import Best, Settings, worth_it
+from spread_core.amortized.training import Best, Settings
 
 Tree = Any
 
@@ -94,7 +94,6 @@ def train(
         with torch.no_grad():
             after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
         gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
-        worth = worth_it(judged.judged(gains, whole), flows)
-        kept = judged.kept(worth, kept, first, whole, flows)
+        kept = judged.kept(judged.worth_it(gains, whole, flows), kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +18,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
-from numpyro_spread.autoguide._embedded import OwnEmbedding, check_module
+from numpyro_spread.autoguide._embedded import HasEmbeddings
 from numpyro_spread.autoguide._flows import HasFlows
 from numpyro_spread.autoguide._walks import HasQuantiles, draws, log_prob
 from numpyro_spread.autoguide._world import (
@@ -42,7 +41,7 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, AutoGuide):
+class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, AutoGuide):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -63,6 +62,10 @@ class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, AutoGuide):
     returns a distribution of flowjax, or another pytree with methods
     ``sample(key, sample_shape, condition)`` and ``log_prob(x, condition)``, of vectors of shape
     (features,) given conditions of shape (context,).
+
+    As an ``embedding``, a module of flax linen, flax nnx or equinox without batch normalisation and
+    dropout; one of equinox takes a single element. Members of linen start apart, others with the
+    params that the module holds.
     """
 
     def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
@@ -293,22 +296,6 @@ class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, AutoGuide):
         for own in self.learned_names:
             found[own] = numpyro.param(own, self.initial_embeddings)
         return found, bool(fitted)
-
-    def initial_embeddings(self, rng_key: jax.Array) -> dict[str, Any]:
-        """
-        Params of the learned embeddings before any training; none without.
-
-        :param rng_key: random key.
-        """
-        keys = (random.fold_in(rng_key, number) for number in itertools.count(1))
-        found = self.initial_embedding(lambda shape: random.normal(next(keys), shape), rng_key)
-        return {key: jnp.asarray(value) for key, value in found.items()}
-
-    def _check_module(self, module: Any) -> None:
-        check_module(module)
-
-    def _new_embedding(self, module: Any, variable: Variable) -> OwnEmbedding:
-        return OwnEmbedding(module, variable)
 
     def initial_nets(self, rng_key: jax.Array, fitted: Any, group: Group) -> dict[str, Any]:
         """

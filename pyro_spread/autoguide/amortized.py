@@ -22,7 +22,7 @@ from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor, tensor_of
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._copied import KeepsModel
-from pyro_spread.autoguide._embedded import OwnEmbedding, check_module
+from pyro_spread.autoguide._embedded import HasEmbeddings
 from pyro_spread.autoguide._flows import HasFlows
 from pyro_spread.autoguide._walks import HasQuantiles, draws, log_prob, shape_of, vectors
 from pyro_spread.autoguide._world import (
@@ -48,7 +48,7 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, KeepsModel):
+class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, KeepsModel):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -65,6 +65,9 @@ class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, KeepsModel):
     module that, called with a context of shape (batch, context), gives a distribution of batch
     shape (batch,) and event shape (features,): ``zuko.flows.NSF``, or
     ``functools.partial(zuko.flows.NSF, transforms=5)``.
+
+    As an ``embedding``, any ``torch.nn.Module`` without batch normalisation and dropout. Members
+    start with the module's own params, and the module itself stays as it is.
     """
 
     def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
@@ -287,18 +290,6 @@ class AutoAmortized(HasFlows, HasQuantiles, AutoAmortizedShared, KeepsModel):
         for flow in self.flows(group, sizes["inputs"]).values():
             params |= flow.initial()
         return {key: self.tensor(value) for key, value in params.items()}
-
-    def initial_embeddings(self) -> dict[str, torch.Tensor]:
-        """Params of the learned embeddings before any training; none without."""
-        like = self._empty
-        normal = functools.partial(torch.randn, dtype=like.dtype, device=like.device)
-        return {key: self.tensor(value) for key, value in self.initial_embedding(normal).items()}
-
-    def _check_module(self, module: Any) -> None:
-        check_module(module)
-
-    def _new_embedding(self, module: Any, variable: Variable) -> OwnEmbedding:
-        return OwnEmbedding(module, variable, self._empty)
 
     def params(self) -> dict[str, Any]:
         """Standardisation and nets of every group, by name: nested dicts of tensors."""

@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
@@ -18,6 +16,7 @@ from spread_core.amortized.flow_sites import HasDensity, conditional_class
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
 from spread_core.amortized.plates import HasPlates
+from spread_core.amortized.tables import ReadsTables
 from spread_core.math._arrays import Array, cast, stop_gradient
 from spread_core.messages import amortized as messages
 from spread_core.messages import players
@@ -27,7 +26,7 @@ from spread_core.validation import check_count
 Visit = Callable[[Group, Variable, Conditional], Array]
 
 
-class AutoAmortizedShared(HasPlates, HasDensity, HasEmbedding, SharedDocs):
+class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, SharedDocs):
     r"""
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -59,6 +58,9 @@ class AutoAmortizedShared(HasPlates, HasDensity, HasEmbedding, SharedDocs):
     [4] `Masked Autoregressive Flow for Density Estimation`, George Papamakarios et al.,
     https://arxiv.org/abs/1705.07057
 
+    [5] `Set Transformer: A Framework for Attention-based Permutation-Invariant Neural Networks`,
+    Juho Lee et al., https://arxiv.org/abs/1810.00825
+
     :param model: the model.
     :param observed: name or names of the data sites. Left out: the sites that the model observes at
         the arguments it is first called with.
@@ -69,6 +71,16 @@ class AutoAmortizedShared(HasPlates, HasDensity, HasEmbedding, SharedDocs):
     :param num_components: Gaussians in each mixture.
     :param ensemble: number of nets behind every number, or of flows behind every site, whose
         densities are averaged.
+    :param embedding: nets in front of the data, trained with the rest; each member of the ensemble
+        has its own. None: the nets see the data as they are. ``"mlp"``: two layers of 64 units and
+        20 outputs for every data site. A module, for the one data site: it takes elements of shape
+        (batch,) + shape of the site's event, standardised, a number as a vector of one, and
+        returns (batch, K); see the note of this backend. A dict of these by site: other sites have
+        none. In plates every element is embedded by itself, so that a summary of them is a deep
+        set [2].
+    :param summary: of data in further plates: ``"moments"``, their mean, spread and count; or
+        ``"attention"``, pooling by multi-head attention with learned queries [5], in front of which
+        sites without an embedding have an ``"mlp"``. Both ignore masked elements and their order.
     :param exchangeable: whether the elements of plates are alike, so that other latents need only a
         summary of them. If not, a plate is one long vector, of fixed size. None finds out from
         simulations, plate by plate.
@@ -298,76 +310,6 @@ class AutoAmortizedShared(HasPlates, HasDensity, HasEmbedding, SharedDocs):
                 self.flows(group, inputs.shape[-1]),
             )
         return found
-
-    def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """
-        Latents, unconstrained, data, and masks by group, of a table of simulations.
-
-        :param table: the :class:`Simulations`.
-        :raises ValueError: if it lacks a site.
-        """
-        context = self.context
-        latents: dict[str, Any] = {}
-        data: dict[str, Any] = {}
-        masks: dict[str, Any] = {}
-        for group in [*context.groups, *context.data]:
-            for variable in group.variables:
-                if variable.name not in table:
-                    raise ValueError(messages.missing_site(variable.name, table.values))
-        for group in context.groups:
-            for variable in group.variables:
-                latents[variable.name] = self.unconstrained(variable, table[variable.name])
-        for group in context.data:
-            for variable in group.variables:
-                data[variable.name] = np.float32(table[variable.name])
-                mask = table.masks.get(variable.name)
-                if mask is not None:
-                    plain = dataclasses.replace(variable, event_shape=())
-                    own = plain.join(mask, context.depth, 1).all(-1)
-                    masks[group.key] = own & masks.get(group.key, True)
-        return latents, data, masks
-
-    def unconstrained(self, variable: Variable, values: Any) -> Any:
-        """
-        Values of a latent as the conditionals take them, as an array of NumPy.
-
-        :param variable: the latent.
-        :param values: of shape (simulations,) + shape of the site.
-        """
-        raise NotImplementedError
-
-    def prepare(
-        self,
-        fitted: Mapping[str, Any],
-        latents: Mapping[str, Array],
-        data: Mapping[str, Array],
-        masks: Mapping[str, Any],
-    ) -> dict[str, tuple[Array, ...]]:
-        """
-        Simulations as the nets see them: standardised latents, inputs and features, by group; of
-        embedded data what :meth:`told` returns.
-
-        :param fitted: the standardisation.
-        :param latents: unconstrained values by site, of shape (simulations,) + site's.
-        :param data: values by observed site, alike.
-        :param masks: what counts of the data, by group.
-        """
-        context = self.context
-        scores = context.scores(fitted, data, 1)
-        t = {
-            g.key: context.standardise(g, fitted, g.join(latents, context.depth, 1))
-            for g in context.groups
-        }
-        rows = {
-            g.key: (
-                t[g.key],
-                *context.inputs(
-                    g, fitted, context.described(g, scores, masks), context.before(g, t)
-                ),
-            )
-            for g in context.groups
-        }
-        return rows | self.told(scores, masks)
 
 
 def _constant(tree: Any) -> Any:
