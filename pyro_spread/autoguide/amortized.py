@@ -65,7 +65,7 @@ class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, 
     shape (batch,) and event shape (features,): ``zuko.flows.NSF``, or
     ``functools.partial(zuko.flows.NSF, transforms=5)``.
 
-    As an ``embedding``, a ``torch.nn.Module`` without batch normalisation and dropout. Members
+    As an ``embedding``, any ``torch.nn.Module`` without batch normalisation and dropout. Members
     start with the module's own params, and the module itself stays as it is.
     """
 
