@@ -18,6 +18,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
+from numpyro_spread.autoguide._given_rows import GivenRows
 from numpyro_spread.autoguide._walks import draws, log_prob, quantiles_of
 from numpyro_spread.autoguide._world import (
     World,
@@ -38,7 +39,7 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(AutoAmortizedShared, AutoGuide):
+class AutoAmortized(AutoAmortizedShared, GivenRows, AutoGuide):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -172,29 +173,6 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         sizes, own = tuple(world.sizes.items()), self._own(params)
         score = self._jit(log_prob, (0, 1, 6))
         return score(self, sizes, latents, own, world.values, world.masks)
-
-    def sample_rows(
-        self, rng_key: jax.Array, params: Mapping[str, Any], table: Any, num_samples: int
-    ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        """
-        Draws given the data of every row of a table, with log densities.
-
-        :param rng_key: random key.
-        :param params: params of the guide.
-        :param table: the :class:`Simulations`.
-        :param num_samples: draws for every row.
-        :return: dict from site to values of shape (num_samples, rows) + shape of the site; log
-            densities in nats of the draws, (num_samples, rows), and of the rows' latents, (rows,).
-        """
-        _, data, masks = self.columns_of(table)
-        own = self._own(params)
-        sizes = tuple(self.context.sizes(table.values).items())
-        draw, score = self._jit(draws, (0, 1, 2, 7)), self._jit(log_prob, (0, 1, 6))
-        lead = (num_samples, len(table))
-        drawn = draw(self, lead, sizes, rng_key, own, data, masks, 1)
-        truths = {name: jnp.asarray(table[name]) for name in self.supports}
-        of_draws = score(self, sizes, drawn, own, data, masks, 1)
-        return drawn, of_draws, score(self, sizes, truths, own, data, masks, 1)
 
     def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         """

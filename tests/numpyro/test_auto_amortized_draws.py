@@ -247,7 +247,8 @@ def test_rows_of_a_table(groups):
     latents = {"mu": x[:, 0], "tau": np.exp(x[:, 1]), "z": x + 0.1}
     guide = groups
     table = Table(latents | {"x": x})
-    drawn, of_draws, of_truths = guide.guide.sample_rows(jax.random.key(0), guide.params, table, 3)
+    drawn = guide.guide.sample_rows(jax.random.key(0), guide.params, table, 3)
+    of_draws = guide.guide.log_prob_rows(guide.params, table, drawn)
     assert {name: tuple(value.shape) for name, value in drawn.items()} == {
         "mu": (3, 4),
         "tau": (3, 4),
@@ -257,6 +258,3 @@ def test_rows_of_a_table(groups):
         of_row = {name: host(value)[:, row] for name, value in drawn.items()}
         expected = guide.log_prob(of_row, Array(x[row]))
         np.testing.assert_allclose(host(of_draws)[:, row], expected, rtol=1e-4)
-        truth = {name: value[row] for name, value in latents.items()}
-        expected = guide.log_prob(truth, Array(x[row]))
-        np.testing.assert_allclose(host(of_truths)[row], expected, rtol=1e-4)

@@ -241,7 +241,9 @@ def test_rows_of_a_table(groups):
     x = RNG.normal(size=(4, 5)).astype("float32")
     latents = {"mu": x[:, 0], "tau": np.exp(x[:, 1]), "z": x + 0.1}
     guide = groups
-    drawn, of_draws, of_truths = guide.guide.sample_rows(Table(latents | {"x": x}), 3)
+    table = Table(latents | {"x": x})
+    drawn = guide.guide.sample_rows(table, 3)
+    of_draws = guide.guide.log_prob_rows(table, drawn)
     assert {name: tuple(value.shape) for name, value in drawn.items()} == {
         "mu": (3, 4),
         "tau": (3, 4),
@@ -251,6 +253,3 @@ def test_rows_of_a_table(groups):
         of_row = {name: host(value)[:, row] for name, value in drawn.items()}
         expected = guide.log_prob(of_row, Array(x[row]))
         np.testing.assert_allclose(host(of_draws)[:, row], expected, rtol=1e-4)
-        truth = {name: value[row] for name, value in latents.items()}
-        expected = guide.log_prob(truth, Array(x[row]))
-        np.testing.assert_allclose(host(of_truths)[row], expected, rtol=1e-4)
