@@ -14,7 +14,8 @@ import optax
 from jax import lax, random
 
 from numpyro_spread.autoguide.amortized import AutoAmortized
-from spread_core.amortized.training import Best, Settings, merged, worth_it
+from spread_core.amortized import judged
+from spread_core.amortized.training import Best, Settings, worth_it
 
 Tree = Any
 
@@ -42,6 +43,8 @@ def train(
     """
     fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
+    keys |= {name: name for name in guide.learned_names}
+    whole = bool(guide.learned_names)  # which all numbers share
     nets = {key: params[name] for name, key in keys.items()}
     data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), dict(prepared))
     train_rows, held_rows = map(jnp.asarray, rows)
@@ -90,15 +93,17 @@ def train(
 
     kept = first = nets
     start = jax.device_get(jax.jit(losses)(nets, data, held_rows))
-    best = Best(start, settings.patience)
+    best = Best(judged.judged(start, whole), settings.patience)
     at_start = best.loss
     carry = (nets, nets, optim.init(nets), jnp.zeros((), jnp.int32))
     done = 0
     while done * steps < settings.total and not best.is_done:
         carry, held = epoch(carry, data, random.fold_in(rng_key, done))
-        kept = merged(best.update(jax.device_get(held)), carry[1], kept)
+        better = best.update(judged.judged(jax.device_get(held), whole))
+        kept = judged.kept(better, carry[1], kept, whole)
         done += 1
         report(done, best.loss)
-    kept = merged(worth_it(jax.device_get(gains(kept, first, data))), kept, first)
+    worth = worth_it(judged.judged(jax.device_get(gains(kept, first, data)), whole))
+    kept = judged.kept(worth, kept, first, whole)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

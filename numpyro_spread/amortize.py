@@ -160,8 +160,10 @@ def _fit(
     params: dict[str, Any] = {guide.standardisation_name: jax.tree.map(jnp.asarray, found.fitted)}
     for group, group_key in zip(groups, random.split(net_key, len(groups)), strict=True):
         nets = guide.initial_nets(group_key, found.fitted, group)
-        nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
+        if "linear" in nets:
+            nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
         params[guide.params_name(group)] = nets
+    params |= {n: guide.initial_embeddings(random.fold_in(net_key, 1)) for n in guide.learned_names}
     fold_seed = int(random.randint(fold_key, (), 0, _MOST))
     rows = folds(found.valid, guide.ensemble, validation, fold_seed)
     settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)

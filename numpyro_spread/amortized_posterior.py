@@ -31,6 +31,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
+from spread_core.amortized.embedded import rebuilt_options
 from spread_core.amortized.truncation import Region, TruncatedPrior
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
@@ -213,13 +214,18 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return write(state.codec(), path, 0, content, None, state.versions(), 1)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model) -> AmortizedPosterior:
+    def load(
+        cls, path: str | os.PathLike[str], model: Model, *, embedding: Any = None
+    ) -> AmortizedPosterior:
         """
         The posterior that :meth:`save` has written.
 
         :param path: the folder, or the file.
         :param model: the model, as it was then.
+        :param embedding: that of the guide, if modules of one's own are in it; their params come
+            from the file.
         :raises FileNotFoundError: if there is none.
+        :raises ValueError: if the guide's embedding has modules of one's own, and is not given.
         :raises CheckpointError: if the file is damaged, or of something else.
         """
         reader = CheckpointReader(state.codec(), path)
@@ -229,7 +235,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
             for name in parts
         )
         args, kwargs = arguments
-        guide = AutoAmortized(model, **options)
+        guide = AutoAmortized(model, **rebuilt_options(options, embedding))
         guide.data_sites(*args, **kwargs)
         guide.set_structure(structure)
         key, truncation = state.on_device(reader.state["rng_key"]), None

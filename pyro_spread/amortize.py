@@ -149,8 +149,10 @@ def _fit(
     params: dict[str, Any] = {guide.standardisation_name: mapped(guide.tensor, found.fitted)}
     for group in guide.context.groups:
         nets = guide.initial_nets(found.fitted, group)
-        nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
+        if "linear" in nets:
+            nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
         params[guide.params_name(group)] = nets
+    params |= {name: guide.initial_embeddings() for name in guide.learned_names}
     rows = folds(found.valid, guide.ensemble, validation, seed)
     settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
     data = {key: tuple(map(guide.tensor, parts)) for key, parts in found.rows.items()}

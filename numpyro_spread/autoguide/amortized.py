@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +19,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
+from numpyro_spread.autoguide._embedded import OwnEmbedding, check_module
 from numpyro_spread.autoguide._given_rows import GivenRows
 from numpyro_spread.autoguide._walks import draws, log_prob, quantiles_of
 from numpyro_spread.autoguide._world import (
@@ -214,7 +216,7 @@ class AutoAmortized(AutoAmortizedShared, GivenRows, AutoGuide):
 
     def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The guide's params among others."""
-        names = [self.standardisation_name, *map(self.params_name, self.context.groups)]
+        names = [self.standardisation_name, *self.net_names]
         for name in names:
             if name not in params:
                 raise KeyError(messages.no_params(name))
@@ -286,7 +288,25 @@ class AutoAmortized(AutoAmortizedShared, GivenRows, AutoGuide):
                 return self.initial_nets(key, found[name], group)
 
             found[self.params_name(group)] = numpyro.param(self.params_name(group), start)
+        for own in self.learned_names:
+            found[own] = numpyro.param(own, self.initial_embeddings)
         return found, bool(fitted)
+
+    def initial_embeddings(self, rng_key: jax.Array) -> dict[str, Any]:
+        """
+        Params of the learned embeddings before any training; none without.
+
+        :param rng_key: random key.
+        """
+        keys = (random.fold_in(rng_key, number) for number in itertools.count(1))
+        found = self.initial_embedding(lambda shape: random.normal(next(keys), shape), rng_key)
+        return {key: jnp.asarray(value) for key, value in found.items()}
+
+    def _check_module(self, module: Any) -> None:
+        check_module(module)
+
+    def _new_embedding(self, module: Any, variable: Variable) -> OwnEmbedding:
+        return OwnEmbedding(module, variable)
 
     def initial_nets(self, rng_key: jax.Array, fitted: Any, group: Group) -> dict[str, Any]:
         """

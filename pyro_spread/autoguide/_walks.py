@@ -99,7 +99,7 @@ def shape_of(
     plates = [1] * depth
     for name, dim in group.dims.items():
         plates[dim] = sizes[name]
-    seen = (part.shape[:-1] for part in (conditional.inputs, conditional.before))
+    seen = conditional.inputs.shape[1:-1], conditional.before.shape[:-1]
     return tuple(torch.broadcast_shapes((*lead, *plates), *seen))
 
 

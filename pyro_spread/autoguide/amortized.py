@@ -21,6 +21,7 @@ from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor, tensor_of
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._copied import KeepsModel
+from pyro_spread.autoguide._embedded import OwnEmbedding, check_module
 from pyro_spread.autoguide._given_rows import GivenRows
 from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, shape_of, vectors
 from pyro_spread.autoguide._world import (
@@ -280,10 +281,22 @@ class AutoAmortized(AutoAmortizedShared, GivenRows, KeepsModel):
         params = initial(normal, **self._initial_sizes(fitted, group))
         return {key: self.tensor(value) for key, value in params.items()}
 
+    def initial_embeddings(self) -> dict[str, torch.Tensor]:
+        """Params of the learned embeddings before any training; none without."""
+        like = self._empty
+        normal = functools.partial(torch.randn, dtype=like.dtype, device=like.device)
+        return {key: self.tensor(value) for key, value in self.initial_embedding(normal).items()}
+
+    def _check_module(self, module: Any) -> None:
+        check_module(module)
+
+    def _new_embedding(self, module: Any, variable: Variable) -> OwnEmbedding:
+        return OwnEmbedding(module, variable, self._empty)
+
     def params(self) -> dict[str, Any]:
         """Standardisation and nets of every group, by name: nested dicts of tensors."""
         found = {self.standardisation_name: self.standardisation.tree()}
-        for name in map(self.params_name, self.context.groups):
+        for name in self.net_names:
             net = attrgetter(f"nets.{name}")(self)
             found[name] = {key: getattr(net, key) for key in list(net._parameters)}
         return found
@@ -296,11 +309,11 @@ class AutoAmortized(AutoAmortizedShared, GivenRows, KeepsModel):
         """
         self.standardisation = Held(mapped(self.tensor, params[self.standardisation_name]))
         self.nets = PyroModule()
-        for group in self.context.groups:
+        for name in self.net_names:
             net = PyroModule()
-            for key, value in params[self.params_name(group)].items():
+            for key, value in params[name].items():
                 setattr(net, key, torch.nn.Parameter(self.tensor(value).detach().clone()))
-            deep_setattr(self, f"nets.{self.params_name(group)}", net)
+            deep_setattr(self, f"nets.{name}", net)
 
     def _decide(self, args: Any, kwargs: Any) -> None:
         """Find out in which plates elements differ, where nobody has yet."""
@@ -314,6 +327,7 @@ class AutoAmortized(AutoAmortizedShared, GivenRows, KeepsModel):
             return
         fitted = self.fitted(*self.simulated(self.init_samples, args, kwargs))
         nets = {self.params_name(g): self.initial_nets(fitted, g) for g in self.context.groups}
+        nets |= {name: self.initial_embeddings() for name in self.learned_names}
         self.set_params({self.standardisation_name: fitted} | nets)
 
     def tensor(self, value: Any) -> torch.Tensor:

@@ -35,8 +35,8 @@ class Conditional:
     :param scale: their scale.
     :param ends: standardised ends of their intervals, of shape (2, D).
     :param before: standardised latents of the group before this site, lead + plates + (start,).
-    :param inputs: what the nets see, lead + plates + (V,).
-    :param features: what the regression sees, lead + plates + (N,).
+    :param inputs: what the nets see, (1 or M,) + lead + plates + (V,).
+    :param features: what the regression sees, (1 or M,) + lead + plates + (N,).
     :param variable: the site.
     :param start: where its numbers begin in the group's vector.
     :param components: K.
@@ -78,8 +78,8 @@ class Conditional:
         each = _log_probs(
             self.params,
             t[None],
-            self.inputs[None],
-            self.features[None],
+            self.inputs,
+            self.features,
             self.ends,
             self.which,
             self.variable.num_classes,
@@ -106,7 +106,7 @@ class Conditional:
         xp = array_namespace(self.inputs)
         own, classes = select(self.params, self.which), self.variable.num_classes
         size, names = self.variable.size, sorted(own)
-        given = self.inputs[None], self.features[None]
+        given = self.inputs, self.features
         numbers = uniform((2 * size, *shape))
 
         def step(t: Array, item: Any) -> Array:

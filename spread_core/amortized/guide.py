@@ -13,6 +13,7 @@ from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
+from spread_core.amortized.embedded import HasEmbedding, seen
 from spread_core.amortized.exchangeable import unlike_plates
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
@@ -29,7 +30,7 @@ _MOST_NUMBERS = 200
 Visit = Callable[[Group, Variable, Conditional], Array]
 
 
-class AutoAmortizedShared(SharedDocs):
+class AutoAmortizedShared(HasEmbedding, SharedDocs):
     r"""
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -88,6 +89,8 @@ class AutoAmortizedShared(SharedDocs):
         hidden: Sequence[int] = (64, 64),
         num_components: int = 8,
         ensemble: int = 1,
+        embedding: Any = None,
+        summary: str = "moments",
         exchangeable: bool | None = None,
         init_samples: int = 1000,
         create_plates: Callable[..., Any] | None = None,
@@ -112,6 +115,7 @@ class AutoAmortizedShared(SharedDocs):
         self.hidden, self.num_components, self.ensemble = hidden, num_components, ensemble
         self.init_samples, self.prefix = init_samples, prefix
         self.exchangeable = exchangeable
+        self._set_embedding(embedding, summary)
         self._context: Context | None = None
         #: Plates whose elements differ: each is one long vector. None until it is known.
         self.ordered_plates: tuple[str, ...] | None = None
@@ -137,7 +141,7 @@ class AutoAmortizedShared(SharedDocs):
             "ensemble": self.ensemble,
             "exchangeable": self.exchangeable,
             "prefix": self.prefix,
-        }
+        } | self.embedding_options()
 
     def given(
         self, values: Mapping[str, Array], masks: Mapping[str, Any] | None = None
@@ -165,6 +169,7 @@ class AutoAmortizedShared(SharedDocs):
         self.ordered_plates = tuple(structure["ordered_plates"])
         self._context = self.context.without(self.ordered_plates)
         self.context.masked = frozenset(structure["masked"])
+        self._embed(self.context)
 
     def decide(self, data: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
         """
@@ -192,6 +197,7 @@ class AutoAmortizedShared(SharedDocs):
             warn_user(messages.unlike_elements(sorted(unlike), numbers))
             unlike, told_apart = set(), context
         self.ordered_plates, self._context = tuple(sorted(unlike)), told_apart
+        self._embed(told_apart)
 
     def params_name(self, group: Group) -> str:
         """
@@ -202,6 +208,11 @@ class AutoAmortizedShared(SharedDocs):
         return f"{self.prefix}_{group.key}"
 
     @property
+    def net_names(self) -> list[str]:
+        """The names of all nets among the params: those of groups, and of embeddings."""
+        return [*map(self.params_name, self.context.groups), *self.learned_names]
+
+    @property
     def standardisation_name(self) -> str:
         """What the standardisation is called among the params."""
         return f"{self.prefix}_standardisation"
@@ -210,10 +221,13 @@ class AutoAmortizedShared(SharedDocs):
         """Keyword arguments of :func:`spread_core.amortized.mixture.initial`."""
         own = fitted["inputs"][group.key]
         before = self.size_before(group)
+        seen = (
+            self.context.size_seen(group) if self.learned_names else own["columns"]["loc"].shape[0]
+        )
         return {
             "members": self.ensemble,
             "dims": group.size,
-            "inputs": own["columns"]["loc"].shape[0] + before,
+            "inputs": seen + before + self.size_learned(group),
             "features": own["features"]["loc"].shape[0] + 2 * before,
             "hidden": self.hidden,
             "components": self.num_components,
@@ -263,11 +277,14 @@ class AutoAmortizedShared(SharedDocs):
         context = self.context
         fitted = _constant(params[self.standardisation_name])
         scores = context.scores(fitted, values, lead)
+        told = {key: [x[None] for x in parts] for key, parts in self.told(scores, masks).items()}
+        learned = self.learned(params, told)
         latents: dict[str, Array] = {}
         for group in context.groups:
-            columns = context.columns(group, scores, masks)
+            described = context.described(group, scores, masks)
             before = context.before(group, latents)
-            inputs, features = context.inputs(group, fitted, columns, before)
+            inputs, features = context.inputs(group, fitted, described, before)
+            whole = seen(inputs[None], learned.get(group.key))
             own, ends = fitted["latents"][group.key], self.ends(group, fitted)
             xp, start = array_namespace(inputs), 0
             parts: list[Array] = []
@@ -278,8 +295,8 @@ class AutoAmortizedShared(SharedDocs):
                     own["scale"],
                     ends,
                     xp.concat(parts, axis=-1) if parts else inputs[..., :0],
-                    inputs,
-                    features,
+                    whole,
+                    features[None],
                     variable,
                     start,
                     self.num_components,
@@ -289,7 +306,7 @@ class AutoAmortizedShared(SharedDocs):
             latents[group.key] = xp.concat(parts, axis=-1)
 
     def log_probs(
-        self, params: Mapping[str, Any], prepared: Mapping[str, tuple[Array, Array, Array]]
+        self, params: Mapping[str, Any], prepared: Mapping[str, tuple[Array, ...]]
     ) -> dict[str, Array]:
         """
         Log density of every number for every member, on the standardised scale; for training.
@@ -300,18 +317,22 @@ class AutoAmortizedShared(SharedDocs):
         :return: dict from group to log densities in nats, of shape (M, D) + batch.
         """
         fitted = _constant(params[self.standardisation_name])
-        return {
-            group.key: log_probs_of_group(
+        learned = self.learned(params, prepared)
+        found = {}
+        for group in self.context.groups:
+            t, inputs, features = prepared[group.key]
+            found[group.key] = log_probs_of_group(
                 group,
                 params[self.params_name(group)],
-                *prepared[group.key],
+                t,
+                seen(inputs, learned.get(group.key)),
+                features,
                 self.ends(group, fitted),
                 fitted["latents"][group.key]["scale"],
                 fitted["latents"][group.key]["loc"],
                 self.num_components,
             )
-            for group in self.context.groups
-        }
+        return found
 
     def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """
@@ -356,9 +377,10 @@ class AutoAmortizedShared(SharedDocs):
         latents: Mapping[str, Array],
         data: Mapping[str, Array],
         masks: Mapping[str, Any],
-    ) -> dict[str, tuple[Array, Array, Array]]:
+    ) -> dict[str, tuple[Array, ...]]:
         """
-        Simulations as the nets see them: standardised latents, inputs and features, by group.
+        Simulations as the nets see them: standardised latents, inputs and features, by group; of
+        embedded data what :meth:`told` returns.
 
         :param fitted: the standardisation.
         :param latents: unconstrained values by site, of shape (simulations,) + site's.
@@ -371,13 +393,16 @@ class AutoAmortizedShared(SharedDocs):
             g.key: context.standardise(g, fitted, g.join(latents, context.depth, 1))
             for g in context.groups
         }
-        return {
+        rows = {
             g.key: (
                 t[g.key],
-                *context.inputs(g, fitted, context.columns(g, scores, masks), context.before(g, t)),
+                *context.inputs(
+                    g, fitted, context.described(g, scores, masks), context.before(g, t)
+                ),
             )
             for g in context.groups
         }
+        return rows | self.told(scores, masks)
 
 
 def _constant(tree: Any) -> Any:

@@ -146,7 +146,7 @@ def outputs(
     :return: of shapes (M, d) + batch, the same, and (M, d) + batch + (outputs,).
     """
     xp = array_namespace(t)
-    t, v, features = _same_ndim(t, v, features)
+    t, v, features = same_ndim(t, v, features)
     dims = t.shape[-1]
     split = features.shape[-1]
     linear, sees = params["linear"], params["sees"][..., None]
@@ -157,11 +157,11 @@ def outputs(
         + _over(linear[..., -1, :], t)
     )
     from_latents = params["from_latents"] * sees
-    h = _silu(_apply(v, params["from_data"]) + _apply(t, from_latents) + _over(params["bias_0"], t))
+    h = silu(_apply(v, params["from_data"]) + _apply(t, from_latents) + _over(params["bias_0"], t))
     number = 1
     while f"weight_{number}" in params:
         weight = params[f"weight_{number}"]
-        new = _silu(_apply_each(h, weight) + _over(params[f"bias_{number}"], t))
+        new = silu(_apply_each(h, weight) + _over(params[f"bias_{number}"], t))
         h = h + new if h.shape[-1] == new.shape[-1] else new
         number += 1
     out = _apply_each(h, params["out"]) + _over(params["out_bias"], t)
@@ -313,8 +313,12 @@ def _pick(values: Array, index: Array) -> Array:
     return xp.take_along_axis(values, xp.broadcast_to(index, (*shape, 1)), axis=-1)[..., 0]
 
 
-def _same_ndim(*arrays: Array) -> list[Array]:
-    """With dims of size 1 after the axis of members, so that batch dims stand below each other."""
+def same_ndim(*arrays: Array) -> list[Array]:
+    """
+    With dims of size 1 after the axis of members, so that batch dims stand below each other.
+
+    :param arrays: of shape (1 or M,) + batch + (any,).
+    """
     most = max(len(x.shape) for x in arrays)
     ones = [[1] * (most - len(x.shape)) for x in arrays]
     return [
@@ -346,5 +350,10 @@ def _over(bias: Array, like: Array) -> Array:
     return array_namespace(bias).reshape(bias, (*bias.shape[:2], *ones, bias.shape[-1]))
 
 
-def _silu(x: Array) -> Array:
+def silu(x: Array) -> Array:
+    """
+    Each number times its logistic function.
+
+    :param x: of any shape.
+    """
     return 0.5 * x * (1 + array_namespace(x).tanh(0.5 * x))

@@ -106,7 +106,7 @@ def folds(
     )
 
 
-def elements_of(rows: Mapping[str, tuple[Any, Any, Any]]) -> int:
+def elements_of(rows: Mapping[str, tuple[Any, ...]]) -> int:
     """
     The most elements that plates have in a row.
 
@@ -126,7 +126,7 @@ class Prepared(NamedTuple):
     """
 
     fitted: dict[str, Any]
-    rows: Mapping[str, tuple[Any, Any, Any]]
+    rows: Mapping[str, tuple[Any, ...]]
     starts: dict[str, np.ndarray]
     valid: np.ndarray
 
@@ -152,9 +152,10 @@ def prepared(guide: Any, table: Any) -> Prepared:
     )
     groups = guide.context.groups
     starts = regressions(
-        {key: tuple(part[good] for part in parts) for key, parts in rows.items()},
+        {group.key: tuple(part[good] for part in rows[group.key]) for group in groups},
         groups,
         {group.key: guide.ends(group, fitted) for group in groups},
+        {g.key: fitted["inputs"][g.key]["columns"]["loc"].shape[0] for g in groups},
         {group.key: guide.size_before(group) for group in groups},
     )
     return Prepared(fitted, rows, starts, valid)
@@ -165,9 +166,10 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def regressions(
-    rows: Mapping[str, tuple[Any, Any, Any]],
+    rows: Mapping[str, tuple[Any, ...]],
     groups: Any,
     ends: Mapping[str, Any],
+    columns: Mapping[str, int],
     before: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
     """
@@ -176,14 +178,15 @@ def regressions(
     :param rows: t, inputs and features by group, NumPy's arrays.
     :param groups: the groups of latents.
     :param ends: standardised ends of their intervals.
+    :param columns: how many numbers of the data each regression sees.
     :param before: how many latents of other groups each group sees.
     """
     found = {}
     for group in groups:
-        t, inputs, features = (_flat(x, rows[group.key]) for x in rows[group.key])
+        t, features = (_flat(rows[group.key][number], rows[group.key]) for number in (0, 2))
         others = before[group.key]
         linear = np.zeros(features.shape[-1], bool)  # what is no power
-        linear[: inputs.shape[-1] - others] = True
+        linear[: columns[group.key]] = True
         linear[linear.size - 2 * others : linear.size - others] = True
         known = np.asarray(latent_features(t))
         found[group.key] = start(t, features, known, linear, np.asarray(ends[group.key]))
