@@ -67,7 +67,8 @@ def simulate_at(
     :param progress_bar: whether to show one.
     """
     number = len(next(iter(latents.values())))
-    options = Options(number, 1, seed, None, data_sites, None, progress_bar, latents)
+    size = min(number, 1000)
+    options = Options(number, 1, seed, None, data_sites, size, progress_bar, latents)
     return run_model(options, model, *args, **kwargs)
 
 
@@ -84,8 +85,8 @@ class AtObservation:
         self, guide: AutoAmortized, params: Mapping[str, Any], prior: ProgramPrior
     ) -> None:
         self.guide, self.params = copy.copy(guide), params
-        runs = prior.runs(0, 1, 0)
-        self._row = Simulations(runs.values, list(prior.observed), runs.masks)
+        first = prior.first
+        self._row = Simulations(first.values, list(prior.observed), first.masks)
 
     def draw(self, number: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """

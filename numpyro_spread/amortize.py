@@ -15,13 +15,16 @@ from tqdm.auto import tqdm
 
 from numpyro_spread._amortised_training import train
 from numpyro_spread._rounds import AtObservation, prior_of, simulate_at
+from numpyro_spread._svi_training import check_loss, train_by_svi
 from numpyro_spread._typing import Model, RngKey
 from numpyro_spread.amortized_posterior import AmortizedPosterior
 from numpyro_spread.autoguide.amortized import AutoAmortized
+from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
+from spread_core.messages import amortized as messages
 
 __all__ = ["AmortizedPosterior", "amortize"]
 
@@ -35,6 +38,8 @@ def amortize(
     num_simulations: int | None = None,
     simulations: Simulations | None = None,
     guide: AutoAmortized | None = None,
+    loss: JointContrastELBO | None = None,
+    optim: Any = None,
     validation: float = 0.1,
     patience: int = 8,
     max_steps: int | None = None,
@@ -79,6 +84,10 @@ def amortize(
     :param num_simulations: how often to run the model, in all rounds together.
     :param simulations: runs made before, instead.
     :param guide: the guide to train; left out: ``AutoAmortized(model, observed=observed)``.
+    :param loss: a ``JointContrastELBO(divergence=KL(), ...)``, for noise on the data, say, under
+        which the guide is then trained by SVI; its table of simulations is filled in.
+    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI. Left
+        out both: a training of its own, all members of the ensemble side by side.
     :param validation: the part of the simulations that each member of the ensemble holds out.
     :param patience: epochs without gain on it after which training stops.
     :param max_steps: most gradient steps, in each round.
@@ -90,10 +99,16 @@ def amortize(
     :param progress_bar: whether to show one.
     :param kwargs: keyword arguments of the model.
     :return: the posterior.
+    :raises TypeError: if guide or loss are of another kind.
     :raises ValueError: if there is nothing to train on, or a site of the model is missing in the
         table; if rounds lack an observation, or their latents depend on data that are drawn before
         them; the message names the site.
     """
+    if guide is not None and not isinstance(guide, AutoAmortized):
+        raise TypeError(messages.other_guide(guide))
+    by_svi: Any = None
+    if loss is not None or optim is not None:
+        by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
     numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
     key = random.key(seed) if isinstance(seed, int | np.integer) else seed
     simulate_key, fold_key, net_key, train_key, own_key = random.split(key, 5)
@@ -114,7 +129,7 @@ def amortize(
 
     def fit(table: Simulations, number: int) -> dict[str, Any]:
         keys = [random.fold_in(k, number) if number else k for k in (fold_key, net_key, train_key)]
-        result[:] = _fit(keys, guide, table, validation, patience, max_steps, progress_bar)
+        result[:] = _fit(keys, guide, table, validation, patience, max_steps, progress_bar, by_svi)
         return result[0]
 
     truncated = None
@@ -152,6 +167,7 @@ def _fit(
     patience: int,
     max_steps: int | None,
     progress_bar: bool,
+    by_svi: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The params of the guide, trained on a table, and a record of the training."""
     fold_key, net_key, train_key = keys
@@ -173,4 +189,9 @@ def _fit(
             bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
             bar.update(min(settings.steps, settings.total - bar.n))
 
-        return train(train_key, guide, params, found.rows, rows, settings, report)
+        if by_svi is None:
+            return train(train_key, guide, params, found.rows, rows, settings, report)
+        # One fold: the densities of an ensemble are trained as one.
+        tables = table.take(rows[0][0]), table.take(rows[1][0])
+        options = {"settings": settings, "report": report, **by_svi}
+        return train_by_svi(train_key, guide.model, guide, params, tables, **options)

@@ -69,7 +69,8 @@ def simulate_at(
     :param progress_bar: whether to show one.
     """
     number = len(next(iter(latents.values())))
-    options = Options(number, 1, seed, None, data_sites, None, progress_bar, latents)
+    size = min(number, 1000)
+    options = Options(number, 1, seed, None, data_sites, size, progress_bar, latents)
     return run_model(options, model, *args, **kwargs)
 
 
@@ -96,8 +97,8 @@ class AtObservation:
 
     def __init__(self, guide: AutoAmortized, prior: ProgramPrior) -> None:
         self.guide = copy.deepcopy(guide)
-        runs = prior.runs(0, 1, 0)
-        self._row = Simulations(runs.values, list(prior.observed), runs.masks)
+        first = prior.first
+        self._row = Simulations(first.values, list(prior.observed), first.masks)
 
     def draw(self, number: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """

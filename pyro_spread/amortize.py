@@ -14,13 +14,16 @@ from pyro_spread._amortised_training import train
 from pyro_spread._held import mapped
 from pyro_spread._rounds import AtObservation, prior_of, simulate_at
 from pyro_spread._seeding import seeded
+from pyro_spread._svi_training import check_loss, train_by_svi
 from pyro_spread._typing import Model
 from pyro_spread.amortized_posterior import AmortizedPosterior
 from pyro_spread.autoguide.amortized import AutoAmortized
+from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from pyro_spread.simulate import Simulations, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
+from spread_core.messages import amortized as messages
 
 __all__ = ["AmortizedPosterior", "amortize"]
 
@@ -32,6 +35,8 @@ def amortize(
     num_simulations: int | None = None,
     simulations: Simulations | None = None,
     guide: AutoAmortized | None = None,
+    loss: JointContrastELBO | None = None,
+    optim: Any = None,
     validation: float = 0.1,
     patience: int = 8,
     max_steps: int | None = None,
@@ -76,6 +81,10 @@ def amortize(
     :param num_simulations: how often to run the model, in all rounds together.
     :param simulations: runs made before, instead.
     :param guide: the guide to train; left out: ``AutoAmortized(model, observed=observed)``.
+    :param loss: a ``JointContrastELBO(divergence=KL(), ...)``, for noise on the data, say, under
+        which the guide is then trained by SVI; its table of simulations is filled in.
+    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI. Left
+        out both: a training of its own, all members of the ensemble side by side.
     :param validation: the part of the simulations that each member of the ensemble holds out.
     :param patience: epochs without gain on it after which training stops.
     :param max_steps: most gradient steps, in each round.
@@ -87,10 +96,16 @@ def amortize(
     :param progress_bar: whether to show one.
     :param kwargs: keyword arguments of the model.
     :return: the posterior.
+    :raises TypeError: if guide or loss are of another kind.
     :raises ValueError: if there is nothing to train on, or a site of the model is missing in the
         table; if rounds lack an observation, or their latents depend on data that are drawn before
         them; the message names the site.
     """
+    if guide is not None and not isinstance(guide, AutoAmortized):
+        raise TypeError(messages.other_guide(guide))
+    by_svi: Any = None
+    if loss is not None or optim is not None:
+        by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
     numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
     with seeded(seed):
         if guide is None:
@@ -106,13 +121,12 @@ def amortize(
                 progress_bar=progress_bar,
                 **kwargs,
             )
-        result: list[Any] = []
+        record: dict[str, Any] = {}
 
-        def fit(table: Simulations, number: int) -> None:
-            record = _fit(
-                guide, table, validation, patience, max_steps, seed + number, progress_bar
-            )
-            result[:] = [record]
+        def fit(table: Simulations, number: int) -> AutoAmortized:
+            options = validation, patience, max_steps, seed + number, progress_bar, by_svi
+            record.update(_fit(guide, table, *options))
+            return guide
 
         truncated = None
         if rounds == 1:
@@ -126,13 +140,13 @@ def amortize(
                 numbers,
                 torch.randint(2**31 - 1, (rounds,)).tolist(),
                 truncated,
-                lambda table, number: fit(table, number) or AtObservation(guide, prior),
+                lambda table, number: AtObservation(fit(table, number), prior),
                 lambda latents, seed: simulate_at(
                     latents, data_sites, model, args, kwargs, seed, progress_bar
                 ),
             )
-            result[0] = result[0] | {"rounds": told}
-    return AmortizedPosterior(model, guide, simulations, result[0], args, kwargs, truncated)
+            record["rounds"] = told
+    return AmortizedPosterior(model, guide, simulations, record, args, kwargs, truncated)
 
 
 def _fit(
@@ -143,6 +157,7 @@ def _fit(
     max_steps: int | None,
     seed: int,
     progress_bar: bool,
+    by_svi: Any,
 ) -> dict[str, Any]:
     """Train the guide on a table; a record of the training."""
     found = prepared(guide, table)
@@ -162,6 +177,11 @@ def _fit(
             bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
             bar.update(min(settings.steps, settings.total - bar.n))
 
-        params, record = train(guide, params, data, rows, settings, report)
+        if by_svi is None:
+            params, record = train(guide, params, data, rows, settings, report)
+        else:  # one fold: the densities of an ensemble are trained as one
+            tables = table.take(rows[0][0]), table.take(rows[1][0])
+            options = {"settings": settings, "report": report, **by_svi}
+            params, record = train_by_svi(guide.model, guide, params, tables, **options)
     guide.set_params(params)
     return record

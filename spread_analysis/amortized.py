@@ -167,15 +167,16 @@ class AmortizedPosteriorShared(abc.ABC):
         """Rows of a table, and draws for each, that lie where the rounds have trained."""
         assert self.truncation is not None
         latents = self.truncation.prior.latents
-        table = table.take(self.truncation.contains({name: table[name] for name in latents}))
-        if not len(table):
+        kept = self.truncation.contains({name: table[name] for name in latents})
+        if not kept.any():
             raise ValueError(messages.none_inside())
+        table = table.take(kept)
         drawn, of_draws, of_truths = self._rows(table, 4 * num_samples, seed)
         host = {name: as_host(values) for name, values in drawn.items()}
         flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in host.items()}
         inside = self.truncation.contains(flat).reshape(4 * num_samples, len(table))
-        kept, order = inside_first(host, inside, num_samples)
-        return table, kept, np.take_along_axis(as_host(of_draws), order, 0), of_truths
+        chosen, order = inside_first(host, inside, num_samples)
+        return table, chosen, np.take_along_axis(as_host(of_draws), order, 0), of_truths
 
     def _truncation_state(self, params: Callable[[Any], Any]) -> dict[str, Any]:
         """What the truncated prior is made of, for a checkpoint."""

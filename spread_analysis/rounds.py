@@ -45,8 +45,8 @@ def in_rounds(
         truncated.restrict(posterior, seed)
         latents, drawn = truncated.sample(count, seed)
         new = simulate(latents, seed)
-        old = table.take(truncated.contains({name: table[name] for name in latents}))
-        table = below(old, new)
+        inside = truncated.contains({name: table[name] for name in latents})
+        table = below(table.take(inside), new) if inside.any() else new
         record.append({"simulations": count, "used": len(table), **drawn})
         posterior = fit(table, number)
     return table, record

@@ -34,9 +34,12 @@ class ProgramPrior:
     ) -> None:
         self._make, self.latents = program, tuple(latents)
         self.observed = {name: value[None] for name, value in observed.items()}
-        self._seed, self._program = -1, None
+        self._seed = -1
+        self._program: Any = None
         self.chunk_size = 1000
-        size = sum(math.prod(value.shape[1:]) for value in self.runs(0, 1, 0).values.values())
+        #: A run at the observation, for the masks there.
+        self.first = self.runs(0, 1, 0)
+        size = sum(math.prod(value.shape[1:]) for value in self.first.values.values())
         self.chunk_size = max(256, min(_MOST_ROWS, _MOST_NUMBERS // max(1, size)))
 
     def runs(self, start: int, stop: int, seed: int) -> Runs:

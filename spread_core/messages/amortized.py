@@ -268,3 +268,26 @@ def none_inside() -> str:
         "None of these simulations lies where the rounds have trained, which is all that check can "
         "judge. Leave simulations out."
     )
+
+
+def other_loss(loss: object) -> str:
+    return (
+        f"loss must be a JointContrastELBO, got {shown(loss)}: simulations tell latents and data "
+        "together, which other losses do not compare. Train with SVI, or leave loss out."
+    )
+
+
+def loss_with_critic() -> str:
+    return (
+        "A loss with a discriminator needs fresh runs of the model at every step, which a table "
+        "of simulations is not. Leave the discriminator out, with divergence=KL(), or train with "
+        "SVI."
+    )
+
+
+def other_guide(guide: object) -> str:
+    return (
+        f"guide must be an AutoAmortized, which reads its data from simulations and is drawn and "
+        f"scored for any data; got {shown(guide)}. Train another guide with SVI and "
+        "JointContrastELBO(divergence=KL(), simulations=table)."
+    )
