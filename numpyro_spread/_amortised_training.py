@@ -15,7 +15,7 @@ from jax import lax, random
 
 from numpyro_spread.autoguide.amortized import AutoAmortized
 from spread_core.amortized import judged
-from spread_core.amortized.training import Best, Settings, worth_it
+from spread_core.amortized.training import Best, Settings
 
 Tree = Any
 
@@ -48,7 +48,7 @@ def train(
     nets = {key: params[name] for name, key in keys.items()}
     data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), dict(prepared))
     train_rows, held_rows = map(jnp.asarray, rows)
-    members = len(train_rows)
+    members, flows = len(train_rows), guide.flow_places(guide.context.groups)
     size, steps = settings.batch_size, settings.steps
 
     # The rows are arguments of what is compiled: as constants they would be folded, slowly.
@@ -100,10 +100,11 @@ def train(
     while done * steps < settings.total and not best.is_done:
         carry, held = epoch(carry, data, random.fold_in(rng_key, done))
         better = best.update(judged.judged(jax.device_get(held), whole))
-        kept = judged.kept(better, carry[1], kept, whole)
+        kept = judged.kept(better, carry[1], kept, whole, flows)
         done += 1
         report(done, best.loss)
-    worth = worth_it(judged.judged(jax.device_get(gains(kept, first, data)), whole))
-    kept = judged.kept(worth, kept, first, whole)
+    if any(map(guide.has_mixtures, guide.context.groups)):
+        worth = judged.worth_it(jax.device_get(gains(kept, first, data)), whole, flows)
+        kept = judged.kept(worth, kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

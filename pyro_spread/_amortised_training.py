@@ -13,7 +13,7 @@ import torch
 
 from pyro_spread.autoguide.amortized import AutoAmortized
 from spread_core.amortized import judged
-from spread_core.amortized.training import Best, Settings, worth_it
+from spread_core.amortized.training import Best, Settings
 
 Tree = Any
 
@@ -46,7 +46,7 @@ def train(
         for name, key in keys.items()
     }
     train_rows, held_rows = map(torch.as_tensor, rows)
-    members = len(train_rows)
+    members, flows = len(train_rows), guide.flow_places(guide.context.groups)
     size, steps = settings.batch_size, settings.steps
 
     def log_probs(nets: Tree, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -87,12 +87,13 @@ def train(
                     average.lerp_(leaf, 1 - weight)
             number += 1
         better = best.update(judged.judged(losses(mean), whole))
-        kept = copied(judged.kept(better, mean, kept, whole))
+        kept = copied(judged.kept(better, mean, kept, whole, flows))
         done += 1
         report(done, best.loss)
-    with torch.no_grad():
-        after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
-    gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
-    kept = judged.kept(worth_it(judged.judged(gains, whole)), kept, first, whole)
+    if any(map(guide.has_mixtures, guide.context.groups)):
+        with torch.no_grad():
+            after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
+        gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
+        kept = judged.kept(judged.worth_it(gains, whole, flows), kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

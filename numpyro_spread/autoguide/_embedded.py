@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,14 +76,27 @@ class OwnEmbedding:
         ]
 
 
-def check_module(module: Any) -> None:
-    """
-    Refuse what is no module.
+class HasEmbeddings:
+    """What a guide of NumPyro does with its embeddings."""
 
-    :raises TypeError: naming what is wanted.
-    """
-    try:
-        bind(module)
-    except TypeError:
-        wanted = "a module of flax linen, flax nnx or equinox"
-        raise TypeError(messages.no_embedding(module, wanted)) from None
+    initial_embedding: Any
+
+    def initial_embeddings(self, rng_key: jax.Array) -> dict[str, jax.Array]:
+        """
+        Params of the learned embeddings before any training; none without.
+
+        :param rng_key: random key.
+        """
+        keys = (random.fold_in(rng_key, number) for number in itertools.count(1))
+        found = self.initial_embedding(lambda shape: random.normal(next(keys), shape), rng_key)
+        return {key: jnp.asarray(value) for key, value in found.items()}
+
+    def _check_module(self, module: Any) -> None:
+        try:
+            bind(module)
+        except TypeError:
+            wanted = "a module of flax linen, flax nnx or equinox"
+            raise TypeError(messages.no_embedding(module, wanted)) from None
+
+    def _new_embedding(self, module: Any, variable: Variable) -> OwnEmbedding:
+        return OwnEmbedding(module, variable)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,11 +66,24 @@ class OwnEmbedding:
         return torch.stack(made)
 
 
-def check_module(module: Any) -> None:
-    """
-    Refuse what is no module.
+class HasEmbeddings:
+    """What a guide of Pyro does with its embeddings."""
 
-    :raises TypeError: naming what is wanted.
-    """
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(messages.no_embedding(module, "a torch.nn.Module"))
+    _empty: torch.Tensor
+    initial_embedding: Any
+
+    def initial_embeddings(self) -> dict[str, torch.Tensor]:
+        """Params of the learned embeddings before any training; none without."""
+        like = self._empty
+        normal = functools.partial(torch.randn, dtype=like.dtype, device=like.device)
+        return {
+            key: torch.as_tensor(value).to(like)
+            for key, value in self.initial_embedding(normal).items()
+        }
+
+    def _check_module(self, module: Any) -> None:
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(messages.no_embedding(module, "a torch.nn.Module"))
+
+    def _new_embedding(self, module: Any, variable: Variable) -> OwnEmbedding:
+        return OwnEmbedding(module, variable, self._empty)

@@ -4,19 +4,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
 from spread_core.amortized.embedded import HasEmbedding, seen
 from spread_core.amortized.exchangeable import unlike_plates
+from spread_core.amortized.flow_sites import HasDensity, conditional_class
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
+from spread_core.amortized.tables import ReadsTables
 from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, cast, stop_gradient
 from spread_core.messages import amortized as messages
@@ -30,7 +30,7 @@ _MOST_NUMBERS = 200
 Visit = Callable[[Group, Variable, Conditional], Array]
 
 
-class AutoAmortizedShared(HasEmbedding, SharedDocs):
+class AutoAmortizedShared(ReadsTables, HasDensity, HasEmbedding, SharedDocs):
     r"""
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -39,7 +39,7 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
     given the data and all latents before it. Every number has a mixture of Gaussians of its own,
     truncated to the support where that is an interval, and on the unconstrained space otherwise;
     discrete latents of finite support have a categorical distribution. Draws and densities are
-    exact.
+    exact. With another ``density`` every continuous site has a flow on the unconstrained space.
 
     Latents see data in their own plates as they are. Data in further plates they see by their mean,
     spread and count, whatever their order [2].
@@ -57,13 +57,35 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
 
     [2] `Deep Sets`, Manzil Zaheer et al., https://arxiv.org/abs/1703.06114
 
+    [3] `Neural Spline Flows`, Conor Durkan et al., https://arxiv.org/abs/1906.04032
+
+    [4] `Masked Autoregressive Flow for Density Estimation`, George Papamakarios et al.,
+    https://arxiv.org/abs/1705.07057
+
+    [5] `Set Transformer: A Framework for Attention-based Permutation-Invariant Neural Networks`,
+    Juho Lee et al., https://arxiv.org/abs/1810.00825
+
     :param model: the model.
     :param observed: name or names of the data sites. Left out: the sites that the model observes at
         the arguments it is first called with.
-    :param density: ``"mixture"``.
-    :param hidden: sizes of the hidden layers of every number's net.
+    :param density: ``"mixture"``; ``"nsf"`` or ``"maf"``, a neural spline flow [3] or a masked
+        autoregressive flow [4] for every site, of the extra ``flows``; or a function of one's own
+        that makes a site's density; see the
+        note of this backend.
+    :param hidden: sizes of the hidden layers of every number's net, or of every flow's.
     :param num_components: Gaussians in each mixture.
-    :param ensemble: number of nets behind every number, whose densities are averaged.
+    :param ensemble: number of nets behind every number, or of flows behind every site, whose
+        densities are averaged.
+    :param embedding: nets in front of the data, trained with the rest; each member of the ensemble
+        has its own. None: the nets see the data as they are. ``"mlp"``: two layers of 64 units and
+        20 outputs for every data site. A module, for the one data site: it takes elements of shape
+        (batch,) + shape of the site's event, standardised, a number as a vector of one, and
+        returns (batch, K); see the note of this backend. A dict of these by site: other sites have
+        none. In plates every element is embedded by itself, so that a summary of them is a deep
+        set [2].
+    :param summary: of data in further plates: ``"moments"``, their mean, spread and count; or
+        ``"attention"``, pooling by multi-head attention with learned queries [5], in front of which
+        sites without an embedding have an ``"mlp"``. Both ignore masked elements and their order.
     :param exchangeable: whether the elements of plates are alike, so that other latents need only a
         summary of them. If not, a plate is one long vector, of fixed size. None finds out from
         simulations, plate by plate.
@@ -71,8 +93,9 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
     :param create_plates: function of the model's arguments that returns plates, for subsampling.
     :param prefix: begins the names of the params.
     :raises ValueError: if a number makes no sense; when it is first called, if there are no
-        latents or no data, ``observed`` names no site, a discrete latent has infinite support, or
-        a latent's support depends on other latents.
+        latents or no data, ``observed`` names no site, a discrete latent has infinite support, a
+        latent's support depends on other latents, or ``density`` makes none of a site's size.
+    :raises ImportError: if ``density`` is one of the extra ``flows``, and that is missing.
     """
 
     #: Number of draws behind :meth:`median` and :meth:`quantiles`.
@@ -85,7 +108,7 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
         model: Callable[..., Any],
         *,
         observed: str | Sequence[str] | None = None,
-        density: str = "mixture",
+        density: str | Callable[..., Any] = "mixture",
         hidden: Sequence[int] = (64, 64),
         num_components: int = 8,
         ensemble: int = 1,
@@ -98,8 +121,6 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
     ) -> None:
         options = self._parent_options(model, prefix) | {"create_plates": create_plates}
         super().__init__(**options)
-        if density != "mixture":
-            raise ValueError(messages.unknown_density(density))
         hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         if not hidden or not all(isinstance(n, int) and n > 0 for n in hidden):
             raise ValueError(players.bad_range("hidden", hidden, "a sequence of layer sizes"))
@@ -114,6 +135,7 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
             self.observed = tuple(self.observed)
         self.hidden, self.num_components, self.ensemble = hidden, num_components, ensemble
         self.init_samples, self.prefix = init_samples, prefix
+        self._set_density(density)
         self.exchangeable = exchangeable
         self._set_embedding(embedding, summary)
         self._context: Context | None = None
@@ -136,6 +158,7 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
         data = [v.name for group in self.context.data for v in group.variables]
         return {
             "observed": data,
+            "density": self.density,
             "hidden": list(self.hidden),
             "num_components": self.num_components,
             "ensemble": self.ensemble,
@@ -277,7 +300,8 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
         context = self.context
         fitted = _constant(params[self.standardisation_name])
         scores = context.scores(fitted, values, lead)
-        told = {key: [x[None] for x in parts] for key, parts in self.told(scores, masks).items()}
+        told = self.told(scores, masks)
+        told = {key: tuple(x[None] for x in parts) for key, parts in told.items()}
         learned = self.learned(params, told)
         latents: dict[str, Array] = {}
         for group in context.groups:
@@ -289,7 +313,8 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
             xp, start = array_namespace(inputs), 0
             parts: list[Array] = []
             for variable in group.variables:
-                conditional = Conditional(
+                flow = self.flow(variable, whole.shape[-1] + start)
+                conditional = conditional_class(flow)(
                     params[self.params_name(group)],
                     own["loc"],
                     own["scale"],
@@ -321,88 +346,20 @@ class AutoAmortizedShared(HasEmbedding, SharedDocs):
         found = {}
         for group in self.context.groups:
             t, inputs, features = prepared[group.key]
+            inputs = seen(inputs, learned.get(group.key))
             found[group.key] = log_probs_of_group(
                 group,
                 params[self.params_name(group)],
                 t,
-                seen(inputs, learned.get(group.key)),
+                inputs,
                 features,
                 self.ends(group, fitted),
                 fitted["latents"][group.key]["scale"],
                 fitted["latents"][group.key]["loc"],
                 self.num_components,
+                self.flows(group, inputs.shape[-1]),
             )
         return found
-
-    def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """
-        Latents, unconstrained, data, and masks by group, of a table of simulations.
-
-        :param table: the :class:`Simulations`.
-        :raises ValueError: if it lacks a site.
-        """
-        context = self.context
-        latents: dict[str, Any] = {}
-        data: dict[str, Any] = {}
-        masks: dict[str, Any] = {}
-        for group in [*context.groups, *context.data]:
-            for variable in group.variables:
-                if variable.name not in table:
-                    raise ValueError(messages.missing_site(variable.name, table.values))
-        for group in context.groups:
-            for variable in group.variables:
-                latents[variable.name] = self.unconstrained(variable, table[variable.name])
-        for group in context.data:
-            for variable in group.variables:
-                data[variable.name] = np.float32(table[variable.name])
-                mask = table.masks.get(variable.name)
-                if mask is not None:
-                    plain = dataclasses.replace(variable, event_shape=())
-                    own = plain.join(mask, context.depth, 1).all(-1)
-                    masks[group.key] = own & masks.get(group.key, True)
-        return latents, data, masks
-
-    def unconstrained(self, variable: Variable, values: Any) -> Any:
-        """
-        Values of a latent as the conditionals take them, as an array of NumPy.
-
-        :param variable: the latent.
-        :param values: of shape (simulations,) + shape of the site.
-        """
-        raise NotImplementedError
-
-    def prepare(
-        self,
-        fitted: Mapping[str, Any],
-        latents: Mapping[str, Array],
-        data: Mapping[str, Array],
-        masks: Mapping[str, Any],
-    ) -> dict[str, tuple[Array, ...]]:
-        """
-        Simulations as the nets see them: standardised latents, inputs and features, by group; of
-        embedded data what :meth:`told` returns.
-
-        :param fitted: the standardisation.
-        :param latents: unconstrained values by site, of shape (simulations,) + site's.
-        :param data: values by observed site, alike.
-        :param masks: what counts of the data, by group.
-        """
-        context = self.context
-        scores = context.scores(fitted, data, 1)
-        t = {
-            g.key: context.standardise(g, fitted, g.join(latents, context.depth, 1))
-            for g in context.groups
-        }
-        rows = {
-            g.key: (
-                t[g.key],
-                *context.inputs(
-                    g, fitted, context.described(g, scores, masks), context.before(g, t)
-                ),
-            )
-            for g in context.groups
-        }
-        return rows | self.told(scores, masks)
 
 
 def _constant(tree: Any) -> Any:

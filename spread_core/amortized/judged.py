@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from spread_core.amortized.training import merged
+from spread_core.amortized import training
 from spread_core.math._arrays import Array, as_bool
 
 _ALL = "all"
@@ -30,11 +30,28 @@ def judged(losses: Mapping[str, np.ndarray], whole: bool) -> dict[str, np.ndarra
     """
     if not whole:
         return dict(losses)
-    return {_ALL: sum(loss.sum(1, keepdims=True) for loss in losses.values())}  # type: ignore[dict-item]
+    return {_ALL: sum(loss.sum(1, keepdims=True) for loss in losses.values())}
+
+
+def worth_it(
+    gains: Mapping[str, np.ndarray], whole: bool, flows: Mapping[str, Mapping[str, int]]
+) -> dict[str, np.ndarray]:
+    """
+    Which nets gain at least one standard error over where they started.
+
+    :param gains: of held-out rows, of shape (M, D, rows) by group.
+    :param whole: whether a member's params are taken together.
+    :param flows: the first number of a flow's site, by group and name of the param.
+    """
+    return training.worth_it(judged(gains, whole), {_ALL: {}} if whole else flows)
 
 
 def kept(
-    better: Mapping[str, np.ndarray], new: Mapping[str, Any], old: Mapping[str, Any], whole: bool
+    better: Mapping[str, np.ndarray],
+    new: Mapping[str, Any],
+    old: Mapping[str, Any],
+    whole: bool,
+    flows: Mapping[str, Mapping[str, int]],
 ) -> Any:
     """
     Params, the new ones where they are better.
@@ -43,9 +60,10 @@ def kept(
     :param new: dicts of params of shape (M, ...) by group.
     :param old: alike.
     :param whole: whether a member's params are taken together.
+    :param flows: the first number of a flow's site, by group and name of the param.
     """
     if not whole:
-        return merged(better, new, old)
+        return training.merged(better, new, old, flows)
     members = better[_ALL][:, 0]
 
     def choose(a: Array, b: Array) -> Array:

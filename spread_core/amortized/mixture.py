@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.flow import is_of_flow
 from spread_core.math._arrays import Array, special, stop_gradient
 
 #: In the place of infinity: its square is still a number.
@@ -130,7 +131,8 @@ def select(params: Mapping[str, Array], which: slice) -> dict[str, Array]:
     """
     xp = array_namespace(params["from_latents"])
     sees = xp.tril(xp.ones_like(params["from_latents"][:1, :, :, 0]), k=-1)
-    return {name: value[:, which] for name, value in params.items()} | {"sees": sees[:, which]}
+    own = {name: value[:, which] for name, value in params.items() if not is_of_flow(name)}
+    return own | {"sees": sees[:, which]}
 
 
 def outputs(
@@ -146,7 +148,7 @@ def outputs(
     :return: of shapes (M, d) + batch, the same, and (M, d) + batch + (outputs,).
     """
     xp = array_namespace(t)
-    t, v, features = same_ndim(t, v, features)
+    t, v, features = _same_ndim(t, v, features)
     dims = t.shape[-1]
     split = features.shape[-1]
     linear, sees = params["linear"], params["sees"][..., None]
@@ -313,12 +315,8 @@ def _pick(values: Array, index: Array) -> Array:
     return xp.take_along_axis(values, xp.broadcast_to(index, (*shape, 1)), axis=-1)[..., 0]
 
 
-def same_ndim(*arrays: Array) -> list[Array]:
-    """
-    With dims of size 1 after the axis of members, so that batch dims stand below each other.
-
-    :param arrays: of shape (1 or M,) + batch + (any,).
-    """
+def _same_ndim(*arrays: Array) -> list[Array]:
+    """With dims of size 1 after the axis of members, so that batch dims stand below each other."""
     most = max(len(x.shape) for x in arrays)
     ones = [[1] * (most - len(x.shape)) for x in arrays]
     return [

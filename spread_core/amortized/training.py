@@ -4,8 +4,9 @@
 How an amortised guide is trained: one setting for every program, chosen once.
 
 Every member of the ensemble has its own held-out rows. What is kept are, for every member and every
-number of the latents, the params of the epoch with the least held-out loss. A net that gains less
-than one standard error over the regression that it started at is dropped.
+number of the latents, the params of the epoch with the least held-out loss; of a flow, for every
+member. A net that gains less than one standard error over the regression that it started at is
+dropped.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Prepared(NamedTuple):
 
     :param fitted: the standardisation.
     :param rows: standardised latents, inputs and features of every row, by group.
-    :param starts: coefficients of the regressions, by group.
+    :param starts: coefficients of the regressions, by group that has mixtures.
     :param valid: which rows can be used.
     """
 
@@ -149,7 +150,7 @@ def prepared(guide: Any, table: Any) -> Prepared:
     rows = guide.prepare(
         fitted, *({name: _finite(value) for name, value in part.items()} for part in columns)
     )
-    groups = guide.context.groups
+    groups = [group for group in guide.context.groups if guide.has_mixtures(group)]
     starts = regressions(
         {group.key: tuple(part[good] for part in rows[group.key]) for group in groups},
         groups,
@@ -201,21 +202,29 @@ def _flat(x: Any, like: tuple[Any, ...]) -> np.ndarray:
     return wide.reshape(-1, x.shape[-1])
 
 
-def merged(better: Mapping[str, Any], new: Mapping[str, Any], old: Mapping[str, Any]) -> Any:
+def merged(
+    better: Mapping[str, Any],
+    new: Mapping[str, Any],
+    old: Mapping[str, Any],
+    flows: Mapping[str, Mapping[str, int]],
+) -> Any:
     """
-    Params of each number, the new ones where they are better.
+    Params of each number, or of each site's flow, the new ones where they are better.
 
     :param better: bools of shape (M, D) by group.
-    :param new: dicts of params of shape (M, D, ...) by group.
+    :param new: dicts of params of shape (M, D, ...) by group, (M, ...) for those of flows.
     :param old: alike.
+    :param flows: the first number of a flow's site, by group and name of the param.
     """
 
-    def choose(mask: Any, a: Array, b: Array) -> Array:
-        wide = np.reshape(mask, (*mask.shape, *[1] * (len(a.shape) - 2)))
-        return array_namespace(a).where(as_bool(wide, a), a, b)
+    def choose(key: str, name: str, a: Array) -> Array:
+        mask, place = better[key], flows[key].get(name)
+        mask = mask if place is None else mask[:, place]
+        wide = np.reshape(mask, (*mask.shape, *[1] * (len(a.shape) - len(mask.shape))))
+        return array_namespace(a).where(as_bool(wide, a), a, old[key][name])
 
     return {
-        key: {name: choose(better[key], leaf, old[key][name]) for name, leaf in own.items()}
+        key: {name: choose(key, name, leaf) for name, leaf in own.items()}
         for key, own in new.items()
     }
 
@@ -257,13 +266,18 @@ class Best:
         return float(sum(loss.sum(1).mean() for loss in self.least.values()))
 
 
-def worth_it(gains: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def worth_it(
+    gains: Mapping[str, np.ndarray], flows: Mapping[str, Mapping[str, int]]
+) -> dict[str, np.ndarray]:
     """
-    Which nets gain at least one standard error over where they started.
+    Which nets gain at least one standard error over where they started; flows, which start at no
+    regression, all do.
 
     :param gains: of held-out rows, of shape (M, D, rows) by group.
+    :param flows: the first number of a flow's site, by group and name of the param.
     """
-    return {
-        key: gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
-        for key, gain in gains.items()
-    }
+    found = {}
+    for key, gain in gains.items():
+        found[key] = gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
+        found[key][:, list(flows[key].values())] = True
+    return found
