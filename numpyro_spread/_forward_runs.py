@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import random as python_random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from jax import random
 from numpy.typing import NDArray
 from numpyro.distributions import Unit
 from numpyro.handlers import seed as seeded
-from numpyro.handlers import trace
+from numpyro.handlers import substitute, trace
 from numpyro.primitives import Messenger
 
 from numpyro_spread._typing import Args, Kwargs, Model, RngKey, Site, Sites
@@ -42,12 +42,22 @@ class ForwardRuns:
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param key: of all random numbers.
+    :param given: dict from sites that are not drawn to their values, row by row; beyond the last
+        row it is repeated.
     """
 
     depends_on_chunk = False
 
-    def __init__(self, model: Model, args: Args, kwargs: Kwargs, key: RngKey) -> None:
+    def __init__(
+        self,
+        model: Model,
+        args: Args,
+        kwargs: Kwargs,
+        key: RngKey,
+        given: Mapping[str, NDArray] | None = None,
+    ) -> None:
         self._model, self._args, self._kwargs, self._key = model, args, kwargs, key
+        self._given = dict(given or {})
         self.batched, self.chunk_size = True, 1
         self._many: Any = None
         self._order: tuple[str, ...] = ()
@@ -78,7 +88,8 @@ class ForwardRuns:
             self._many = self._many or jax.jit(jax.vmap(self._draw))
             try:
                 with _quiet():
-                    values, masks = jax.device_get(self._many(self._keys(start, self.chunk_size)))
+                    rows = self._keys(start, self.chunk_size), self._rows(start, self.chunk_size)
+                    values, masks = jax.device_get(self._many(*rows))
             except Exception:  # by themselves they have the same draws, and tell which it was
                 pass
             else:
@@ -93,13 +104,13 @@ class ForwardRuns:
 
     def raise_at(self, row: int) -> None:
         """Let a run that fails raise its error."""
-        self._draw(self._row_key(row))
+        self._draw(self._row_key(row), self._row(row))
 
     def cannot_batch(self) -> Exception | None:
         """Why many runs cannot be one; None if they can."""
         before = np.random.get_state(), python_random.getstate()
         try:
-            jax.eval_shape(jax.vmap(self._draw), self._keys(0, 2))
+            jax.eval_shape(jax.vmap(self._draw), self._keys(0, 2), self._rows(0, 2))
         except Exception as error:
             if not any(isinstance(self._try(row), Run) for row in range(_MOST_FAILURES)):
                 self.raise_at(0)
@@ -124,18 +135,50 @@ class ForwardRuns:
         _seed_others(key)
         try:
             with _quiet():
-                values, masks = jax.device_get(self._draw(key))
+                values, masks = jax.device_get(self._draw(key, self._row(row)))
         except Exception as error:
             return error
         as_arrays = {name: _host(values[name]) for name in self._order}
         kept = {name: np.asarray(mask) for name, mask in masks.items()}
         return Run(as_arrays, kept, self._observed)
 
-    def _draw(self, rng_key: RngKey) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One run: values of its sites, and masks."""
+    def _row(self, row: Any) -> dict[str, NDArray]:
+        """What is given of one row, or of several."""
+        return {n: value[np.minimum(row, len(value) - 1)] for n, value in self._given.items()}
+
+    def _rows(self, start: int, count: int) -> dict[str, NDArray]:
+        return self._row(np.arange(start, start + count))
+
+    def log_prior(self, names: Collection[str], start: int, stop: int) -> NDArray:
+        """
+        Log density of given values at their sites, in nats, of shape (stop - start,).
+
+        :param names: of the sites.
+        :param start: number of the first row.
+        :param stop: of the one after the last.
+        :raises NotImplementedError: if a site has none.
+        """
+
+        def density(rng_key: RngKey, given: Any) -> Any:
+            sites = self._sites(rng_key, given)
+            each = {n: sites[n]["fn"].log_prob(sites[n]["value"]).sum() for n in names}
+            return jnp.stack(list(each.values())).sum()
+
+        count = stop - start
+        if self.batched:
+            found = jax.jit(jax.vmap(density))(self._keys(start, count), self._rows(start, count))
+            return np.asarray(found, float)
+        rows = range(start, stop)
+        return np.array([float(density(self._row_key(n), self._row(n))) for n in rows])
+
+    def _sites(self, rng_key: RngKey, given: Any) -> Sites:
+        forward = substitute(seeded(Unconditioned(self._model), rng_key), data=given)
         with _BoundParams():
-            forward = seeded(Unconditioned(self._model), rng_key)
-            sites = _drawn(trace(forward).get_trace(*self._args, **self._kwargs))
+            return _drawn(trace(forward).get_trace(*self._args, **self._kwargs))
+
+    def _draw(self, rng_key: RngKey, given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One run: values of its sites, and masks."""
+        sites = self._sites(rng_key, given)
         self._order = tuple(sites)
         observed = {n: s for n, s in sites.items() if s["infer"].get("was_observed")}
         # What the model itself has drawn there would be thrown away.

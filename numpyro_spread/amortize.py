@@ -4,42 +4,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
-from jax.flatten_util import ravel_pytree
-from jax.scipy.optimize import minimize
-from numpyro.distributions import biject_to
-from numpyro.infer import MCMC, NUTS, Predictive
-from numpyro.infer.util import log_density, unconstrain_fn
 from tqdm.auto import tqdm
 
-from numpyro_spread import _checkpoint_state as state
 from numpyro_spread._amortised_training import train
+from numpyro_spread._rounds import AtObservation, prior_of, simulate_at
+from numpyro_spread._svi_training import check_loss, train_by_svi
 from numpyro_spread._typing import Model, RngKey
+from numpyro_spread.amortized_posterior import AmortizedPosterior
 from numpyro_spread.autoguide.amortized import AutoAmortized
-from numpyro_spread.infer._scan import Unconditioned
+from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from numpyro_spread.simulate import Simulations, simulate
-from spread_analysis.amortized import (
-    AmortizedPosteriorShared,
-    RefinedDraws,
-    refined,
-    simulations_state,
-)
-from spread_core.amortized.saved import completed, written
+from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
-from spread_core.caller_warning import warn_user
-from spread_core.checkpoint_file import CheckpointReader, write
+from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
-from spread_core.validation import check_count
 
 __all__ = ["AmortizedPosterior", "amortize"]
+
+_MOST = 2**31 - 1
 
 
 def amortize(
@@ -49,9 +38,13 @@ def amortize(
     num_simulations: int | None = None,
     simulations: Simulations | None = None,
     guide: AutoAmortized | None = None,
+    loss: JointContrastELBO | None = None,
+    optim: Any = None,
     validation: float = 0.1,
     patience: int = 8,
     max_steps: int | None = None,
+    rounds: int = 1,
+    x_observed: Any = None,
     ensemble: int = 5,
     seed: int | RngKey = 0,
     progress_bar: bool = True,
@@ -62,6 +55,10 @@ def amortize(
 
     This is neural posterior estimation [1]: a conditional density over all latents is fitted to
     simulated latents and data by maximum likelihood. The model needs no density.
+
+    With ``rounds`` the posterior is for one observation, ``x_observed``, from fewer simulations:
+    after the first round latents come from the prior where the last round's posterior has its mass
+    (all but 1e-4 of it), and all simulations that lie there train the next [2].
 
         >>> import numpyro, numpyro.distributions as dist
         >>> from numpyro_spread import amortize
@@ -77,43 +74,104 @@ def amortize(
     [1] `Fast epsilon-free Inference of Simulation Models with Bayesian Conditional Density
     Estimation`, George Papamakarios, Iain Murray, https://arxiv.org/abs/1605.06376
 
+    [2] `Truncated proposals for scalable and hassle-free simulation-based inference`, Michael
+    Deistler, Pedro J. Goncalves, Jakob H. Macke, https://arxiv.org/abs/2210.04815
+
     :param model: the model, which can be run forward.
     :param args: positional arguments of the model; data among them may be None.
     :param observed: name or names of the data sites; left out: those that the model observes at
         these arguments.
-    :param num_simulations: how often to run the model.
+    :param num_simulations: how often to run the model, in all rounds together.
     :param simulations: runs made before, instead.
     :param guide: the guide to train; left out: ``AutoAmortized(model, observed=observed)``.
+    :param loss: a ``JointContrastELBO(divergence=KL(), ...)``, for noise on the data, say, under
+        which the guide is then trained by SVI; its table of simulations is filled in.
+    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI. Left
+        out both: a training of its own, all members of the ensemble side by side.
     :param validation: the part of the simulations that each member of the ensemble holds out.
     :param patience: epochs without gain on it after which training stops.
-    :param max_steps: most gradient steps.
+    :param max_steps: most gradient steps, in each round.
+    :param rounds: how many times to simulate and train.
+    :param x_observed: the data that rounds are for: dict from data site to value, or the value
+        where there is one site.
     :param ensemble: number of nets, trained side by side, whose densities are averaged.
     :param seed: of all random numbers, or a random key.
     :param progress_bar: whether to show one.
     :param kwargs: keyword arguments of the model.
     :return: the posterior.
+    :raises TypeError: if guide or loss are of another kind.
     :raises ValueError: if there is nothing to train on, or a site of the model is missing in the
-        table; the message names it.
+        table; if rounds lack an observation, or their latents depend on data that are drawn before
+        them; the message names the site.
     """
-    if (num_simulations is None) == (simulations is None):
-        raise ValueError(messages.what_to_train_on())
+    if guide is not None and not isinstance(guide, AutoAmortized):
+        raise TypeError(messages.other_guide(guide))
+    by_svi: Any = None
+    if loss is not None or optim is not None:
+        by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
+    numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
     key = random.key(seed) if isinstance(seed, int | np.integer) else seed
     simulate_key, fold_key, net_key, train_key, own_key = random.split(key, 5)
     if guide is None:
         guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
     data_sites = guide.data_sites(*args, **kwargs)
     if simulations is None:
-        assert num_simulations is not None
         simulations = simulate(
             model,
-            num_simulations,
+            numbers[0],
             *args,
             observed=data_sites,
             seed=simulate_key,
             progress_bar=progress_bar,
             **kwargs,
         )
-    found = prepared(guide, simulations)
+    result: list[Any] = []
+
+    def fit(table: Simulations, number: int) -> dict[str, Any]:
+        keys = [random.fold_in(k, number) if number else k for k in (fold_key, net_key, train_key)]
+        result[:] = _fit(keys, guide, table, validation, patience, max_steps, progress_bar, by_svi)
+        return result[0]
+
+    truncated = None
+    if rounds == 1:
+        fit(simulations, 0)
+    else:
+        at = observed_values(x_observed, data_sites, simulations)
+        prior = prior_of(model, guide, at, args, kwargs)
+        truncated = TruncatedPrior(prior)
+        seeds = [
+            int(n) for n in random.randint(random.fold_in(simulate_key, 1), (rounds,), 0, _MOST)
+        ]
+        simulations, told = in_rounds(
+            simulations,
+            numbers,
+            seeds,
+            truncated,
+            lambda table, number: AtObservation(guide, fit(table, number), prior),
+            lambda latents, seed: simulate_at(
+                latents, data_sites, model, args, kwargs, random.key(seed), progress_bar
+            ),
+        )
+        result[1] = result[1] | {"rounds": told}
+    params, record = result
+    return AmortizedPosterior(
+        model, guide, params, simulations, own_key, record, args, kwargs, truncated
+    )
+
+
+def _fit(
+    keys: Sequence[RngKey],
+    guide: AutoAmortized,
+    table: Simulations,
+    validation: float,
+    patience: int,
+    max_steps: int | None,
+    progress_bar: bool,
+    by_svi: Any,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The params of the guide, trained on a table, and a record of the training."""
+    fold_key, net_key, train_key = keys
+    found = prepared(guide, table)
     groups = guide.context.groups
     params: dict[str, Any] = {guide.standardisation_name: jax.tree.map(jnp.asarray, found.fitted)}
     for group, group_key in zip(groups, random.split(net_key, len(groups)), strict=True):
@@ -122,7 +180,7 @@ def amortize(
             nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
         params[guide.params_name(group)] = nets
     params |= {n: guide.initial_embeddings(random.fold_in(net_key, 1)) for n in guide.learned_names}
-    fold_seed = int(random.randint(fold_key, (), 0, 2**31 - 1))
+    fold_seed = int(random.randint(fold_key, (), 0, _MOST))
     rows = folds(found.valid, guide.ensemble, validation, fold_seed)
     settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
     with tqdm(total=settings.total, disable=not progress_bar) as bar:
@@ -131,260 +189,9 @@ def amortize(
             bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
             bar.update(min(settings.steps, settings.total - bar.n))
 
-        params, record = train(train_key, guide, params, found.rows, rows, settings, report)
-    return AmortizedPosterior(model, guide, params, simulations, own_key, record, args, kwargs)
-
-
-class AmortizedPosterior(AmortizedPosteriorShared):
-    """
-    The posterior of a model for any data, as :func:`amortize` returns it.
-
-    Arguments of its methods are the model's, with the data in their place.
-
-    :param model: the model.
-    :param guide: the trained guide.
-    :param params: its params.
-    :param simulations: what it was trained on.
-    :param rng_key: from which methods split theirs.
-    :param record: of the training: epochs, held-out losses.
-    :param args: the model's positional arguments at the simulations.
-    :param kwargs: its keyword arguments.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        guide: AutoAmortized,
-        params: Mapping[str, Any],
-        simulations: Simulations,
-        rng_key: RngKey,
-        record: Mapping[str, Any],
-        args: Any = (),
-        kwargs: Any = None,
-    ) -> None:
-        self.model, self.guide, self.params = model, guide, dict(params)
-        self.simulations, self.record = simulations, dict(record)
-        self._rng_key, self._args, self._kwargs = rng_key, tuple(args), dict(kwargs or {})
-
-    def sample(
-        self, *args: Any, num_samples: int = 1000, rng_key: RngKey | None = None, **kwargs: Any
-    ) -> dict[str, jax.Array]:
-        """
-        Draws of all latents given the data, inside their supports.
-
-        :param args: positional arguments of the model, with the data in their place.
-        :param num_samples: number of draws.
-        :param rng_key: random key; left out, it is split from the one that ``seed`` made.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to values of shape (num_samples,) + shape of the site.
-        :raises ValueError: if the model observes no data at these arguments.
-        """
-        check_count("num_samples", num_samples)
-        self._warn_if_outside(args, kwargs)
-        return self.guide.sample_posterior(
-            self._key(rng_key), self.params, *args, sample_shape=(num_samples,), **kwargs
-        )
-
-    def log_prob(self, values: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
-        """
-        Log density of latents given the data, in nats; normalised.
-
-        :param values: dict from every latent to values of shape (num_samples,) + shape of the
-            site.
-        :param args: positional arguments of the model, with the data in their place.
-        :param kwargs: keyword arguments of the model.
-        :return: of shape (num_samples,).
-        :raises ValueError: if a latent is missing, or the model observes no data.
-        """
-        return self.guide.log_prob(self.params, values, *args, **kwargs)
-
-    def map(
-        self, *args: Any, num_samples: int = 1000, rng_key: RngKey | None = None, **kwargs: Any
-    ) -> dict[str, jax.Array]:
-        """
-        The latents at which the posterior's density is largest.
-
-        The best of the draws, moved uphill by BFGS; discrete latents stay.
-
-        :param args: positional arguments of the model, with the data in their place.
-        :param num_samples: number of draws.
-        :param rng_key: random key; left out, it is split from the one that ``seed`` made.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to its value.
-        """
-        draws = self.sample(*args, num_samples=num_samples, rng_key=rng_key, **kwargs)
-        best = jnp.argmax(self.log_prob(draws, *args, **kwargs))
-        top = {name: value[best] for name, value in draws.items()}
-        supports = self.guide.supports
-        moving = {n: v for n, v in top.items() if not supports[n].is_discrete}
-        if not moving:
-            return top
-        raw = {name: biject_to(supports[name]).inv(value) for name, value in moving.items()}
-        flat, back = ravel_pytree(raw)
-
-        def values(flat: jax.Array) -> dict[str, jax.Array]:
-            return top | {n: biject_to(supports[n])(u) for n, u in back(flat).items()}
-
-        def objective(flat: jax.Array) -> jax.Array:
-            one = jax.tree.map(lambda x: x[None], values(flat))
-            return -self.log_prob(one, *args, **kwargs)[0]
-
-        found = minimize(jax.jit(objective), flat, method="BFGS")
-        is_better = jnp.isfinite(found.fun) & (found.fun < objective(flat))
-        moved = values(jnp.where(is_better, found.x, flat))
-        return {name: moved[name] for name in top}
-
-    def refine(
-        self,
-        *args: Any,
-        method: str = "importance",
-        num_samples: int = 1000,
-        num_proposals: int | None = None,
-        num_warmup: int = 500,
-        num_chains: int = 4,
-        rng_key: RngKey | None = None,
-        **kwargs: Any,
-    ) -> RefinedDraws:
-        """
-        Draws corrected by the model's own density, where it has one.
-
-        :param args: positional arguments of the model, with the data in their place.
-        :param method: ``"importance"`` resamples draws by Pareto smoothed importance weights (for
-            their Pareto k see :class:`RefinedDraws`); ``"nuts"`` starts chains of NUTS from draws.
-        :param num_samples: number of draws to return.
-        :param num_proposals: draws that are weighted; by default ten times as many.
-        :param num_warmup: steps by which each chain adapts.
-        :param num_chains: chains of NUTS, run side by side.
-        :param rng_key: random key; left out, it is split from the one that ``seed`` made.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to values of shape (num_samples,) + shape of the site.
-        :raises ValueError: if a site of the model has no density.
-        """
-        if method not in ("importance", "nuts"):
-            raise ValueError(messages.refine_method(method))
-        check_count("num_samples", num_samples)
-        key, other = random.split(self._key(rng_key))
-        number = 10 * num_samples if num_proposals is None else num_proposals
-        number = num_chains if method == "nuts" else number
-        draws = self.sample(*args, num_samples=number, rng_key=key, **kwargs)
-        if method == "nuts":
-            return self._chains(draws, num_samples, num_warmup, num_chains, other, args, kwargs)
-
-        def log_joint(one: Any) -> jax.Array:
-            return log_density(self.model, args, kwargs, one)[0]
-
-        try:
-            of_model = jax.jit(jax.vmap(log_joint))(draws)
-        except NotImplementedError as error:
-            raise ValueError(messages.no_density(str(error))) from error
-        log_weights = np.asarray(of_model - self.log_prob(draws, *args, **kwargs), float)
-        seed = int(random.randint(other, (), 0, 2**31 - 1))
-        found = refined(draws, log_weights, num_samples, seed, lambda value, rows: value[rows])
-        if found.pareto_k is not None and found.pareto_k > 0.7:
-            warn_user(messages.bad_tail(found.pareto_k))
-        return found
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """
-        Write the posterior to a folder, as a checkpoint: arrays and JSON, no code.
-
-        :param path: the folder, made if it is not there.
-        :return: path of the file.
-        :raises TypeError: if an argument of the model cannot be written.
-        """
-        content = {
-            "params": self.params,
-            "guide": written(self.guide.options()),
-            "structure": self.guide.structure(),
-            "simulations": simulations_state(self.simulations),
-            "record": self.record,
-            "arguments": [list(self._args), self._kwargs],
-            "rng_key": self._rng_key,
-        }
-        return write(state.codec(), path, 0, content, None, state.versions(), 1)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        model: Model,
-        *,
-        density: Any = None,
-        embedding: Any = None,
-    ) -> AmortizedPosterior:
-        """
-        The posterior that :meth:`save` has written.
-
-        :param path: the folder, or the file.
-        :param model: the model, as it was then.
-        :param density: the guide's, if that was a function, which no file holds.
-        :param embedding: likewise, if modules of one's own are in it.
-        :raises FileNotFoundError: if there is none.
-        :raises CheckpointError: if the file is damaged, or of something else.
-        :raises ValueError: if ``density`` or ``embedding`` is needed, and missing.
-        """
-        reader = CheckpointReader(state.codec(), path)
-        parts = ("params", "guide", "structure", "simulations", "record", "arguments")
-        params, options, structure, table, record, arguments = (
-            state.on_device(reader.part(name, list if name == "arguments" else dict))
-            for name in parts
-        )
-        args, kwargs = arguments
-        guide = AutoAmortized(model, **completed(options, density, embedding))
-        guide.data_sites(*args, **kwargs)
-        guide.set_structure(structure)
-        key = state.on_device(reader.state["rng_key"])
-        return cls(model, guide, params, Simulations(**table), key, record, args, kwargs)
-
-    def _chains(
-        self,
-        draws: Any,
-        num_samples: int,
-        num_warmup: int,
-        num_chains: int,
-        rng_key: RngKey,
-        args: Any,
-        kwargs: Any,
-    ) -> RefinedDraws:
-        raw = jax.vmap(lambda one: unconstrain_fn(self.model, args, kwargs, one))(draws)
-        mcmc = MCMC(
-            NUTS(self.model),
-            num_warmup=num_warmup,
-            num_samples=-(-num_samples // num_chains),
-            num_chains=num_chains,
-            chain_method="vectorized",
-            progress_bar=False,
-        )
-        mcmc.run(rng_key, *args, init_params=raw, **kwargs)
-        found = mcmc.get_samples()
-        return RefinedDraws({name: found[name][:num_samples] for name in draws})
-
-    def _key(self, rng_key: RngKey | None) -> RngKey:
-        if rng_key is not None:
-            return rng_key
-        self._rng_key, key = random.split(self._rng_key)
-        return key
-
-    def _rows(self, table: Simulations, num_samples: int, seed: int) -> tuple[Any, Any, Any]:
-        return self.guide.sample_rows(random.key(seed), self.params, table, num_samples)
-
-    def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        sites = self.guide.data_sites(*args, **kwargs)
-        predictive = Predictive(Unconditioned(self.model), dict(draws), return_sites=sites)
-        return predictive(self._key(None), *args, **kwargs)
-
-    def _observation(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return self.guide.observation(*args, **kwargs)
-
-    def _simulate(self, num_simulations: int, seed: int) -> Simulations:
-        sites, key = self.guide.data_sites(*self._args, **self._kwargs), random.key(seed)
-        key = random.fold_in(key, 0x5EED)  # not what was trained on
-        return simulate(
-            self.model,
-            num_simulations,
-            *self._args,
-            observed=sites,
-            seed=key,
-            progress_bar=False,
-            **self._kwargs,
-        )
+        if by_svi is None:
+            return train(train_key, guide, params, found.rows, rows, settings, report)
+        # One fold: the densities of an ensemble are trained as one.
+        tables = table.take(rows[0][0]), table.take(rows[1][0])
+        options = {"settings": settings, "report": report, **by_svi}
+        return train_by_svi(train_key, guide.model, guide, params, tables, **options)

@@ -77,13 +77,21 @@ def simulate(
     :raises ImportError: if ``num_workers`` needs joblib, or ``path`` ArviZ, and it is missing.
     """
     options = Options(num_simulations, num_workers, seed, path, observed, chunk_size, progress_bar)
-    return _simulate(options, model, *args, **kwargs)
+    return run_model(options, model, *args, **kwargs)
 
 
 @takes_arrays
-def _simulate(options: Options, model: Model, *args: Any, **kwargs: Any) -> Simulations:
+def run_model(options: Options, model: Model, *args: Any, **kwargs: Any) -> Simulations:
+    """
+    Like :func:`simulate`; sites whose values ``options.given`` holds are not drawn.
+
+    :param options: of the simulations.
+    :param model: the model.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    """
     key = random.key(options.seed) if isinstance(options.seed, int | np.integer) else options.seed
-    program = ForwardRuns(model, args, kwargs, key)
+    program = ForwardRuns(model, args, kwargs, key, options.given)
     if uses_workers(options.num_workers) and _parents.active_handlers(ObservedArrays):
         raise ValueError(tables.handlers_around(options.num_workers))
     told, digests = describe_arguments(model, args, kwargs)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,25 @@ class ForwardRuns:
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     :param seed: of all random numbers.
+    :param given: dict from sites that are not drawn to their values, row by row; beyond the last
+        row it is repeated.
     """
 
     depends_on_chunk = True
 
-    def __init__(self, model: Model, args: Args, kwargs: Kwargs, seed: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        args: Args,
+        kwargs: Kwargs,
+        seed: int,
+        given: Mapping[str, NDArray] | None = None,
+    ) -> None:
         self._model, self._args, self._kwargs, self._seed = model, args, kwargs, seed
+        self._given = dict(given or {})
         self.batched, self.chunk_size = True, 1
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._batch_dims: dict[str, int] = {}
         self._nesting = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,6 +134,7 @@ class ForwardRuns:
         else:
             sites = self._draw(0)
         self._shapes = {name: tuple(site["value"].shape) for name, site in sites.items()}
+        self._batch_dims = {n: s["value"].dim() - s["fn"].event_dim for n, s in sites.items()}
         frames = [f for site in sites.values() for f in site["cond_indep_stack"] if f.vectorized]
         batches = [len(site["fn"].batch_shape) for site in sites.values()]
         self._nesting = max([0, *batches, *(-frame.dim for frame in frames)])
@@ -157,13 +170,9 @@ class ForwardRuns:
         """One run, if need be with values that are drawn already."""
         self._set_seed(_ROW, row)
         forward = poutine.uncondition(self._model)
-        if drawn is not None:
-            kept = poutine.Trace()
-            for name, value in drawn.items():
-                kept.add_node(
-                    name, name=name, type="sample", value=value, is_observed=False, infer={}
-                )
-            forward = poutine.replay(forward, trace=kept)
+        given = {name: _of_row(value, row) for name, value in self._given.items()}
+        if given or drawn is not None:
+            forward = poutine.replay(forward, trace=_kept(given | (drawn or {})))
         sites = _drawn(poutine.trace(forward).get_trace(*self._args, **self._kwargs).nodes)
         # What the model itself has drawn at observed sites would be thrown away.
         observed = {name: sites[name] for name in _observed(sites)}
@@ -175,7 +184,10 @@ class ForwardRuns:
         """Many runs as one: an outermost plate counts them."""
         self._set_seed(stream, number)
         plate = pyro.plate(_PLATE, count, dim=-1 - self._nesting)
-        with poutine.trace() as traced, poutine.uncondition(), plate:
+        rows = slice(number, number + count)
+        given = {name: self._of_many(name, rows) for name in self._given}
+        kept = poutine.replay(trace=_kept(given))
+        with poutine.trace() as traced, kept, poutine.uncondition(), plate:
             self._model(*self._args, **self._kwargs)
         nodes = traced.trace.nodes
         for name, site in nodes.items():
@@ -194,6 +206,41 @@ class ForwardRuns:
     def _of_one(self, name: str, value: torch.Tensor, row: int) -> torch.Tensor:
         return value[row].reshape(self._shape(name))
 
+    def _of_many(self, name: str, rows: slice) -> torch.Tensor:
+        """Given values as a batched run takes them: rows, dims of other plates, the site's."""
+        if name not in self._shapes:
+            raise NotOneRunError(tables.other_sites(0, [name], self._shapes))
+        value = _of_row(self._given[name], np.arange(rows.start, rows.stop))
+        between = self._nesting - self._batch_dims[name]
+        return value.reshape(len(value), *[1] * between, *value.shape[1:])
+
+    def log_prior(self, names: Collection[str], start: int, stop: int) -> NDArray:
+        """
+        Log density of given values at their sites, in nats, of shape (stop - start,).
+
+        :param names: of the sites.
+        :param start: number of the first row.
+        :param stop: of the one after the last.
+        :raises NotImplementedError: if a site has none.
+        """
+        if not self.batched:
+            return np.array([self._density(self._draw(n), names, 1)[0] for n in range(start, stop)])
+        if not self._shapes:
+            self._look()
+        count = stop - start
+        return self._density(self._draw_many(count, _CHUNK, start), names, count)
+
+    @torch.no_grad()
+    def _density(self, sites: Sites, names: Collection[str], count: int) -> NDArray:
+        total = np.zeros(count)
+        for name in names:
+            site = sites[name]
+            each = site["fn"].log_prob(site["value"])
+            if site["mask"] is not None:
+                each = torch.where(torch.as_tensor(site["mask"]), each, 0.0)
+            total += each.reshape(count, -1).sum(-1).double().cpu().numpy()
+        return total
+
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self._shapes:
             raise NotOneRunError(tables.other_sites(0, [name], self._shapes))
@@ -204,6 +251,18 @@ class ForwardRuns:
         if mask is None:
             return None
         return _of_batch(mask.reshape(-1, *self._shape(name)), site["fn"].event_dim)
+
+
+def _of_row(values: NDArray, row: Any) -> torch.Tensor:
+    return torch.as_tensor(np.array(values[np.minimum(row, len(values) - 1)]))
+
+
+def _kept(values: Mapping[str, torch.Tensor]) -> poutine.Trace:
+    """A trace of which a run takes its values."""
+    kept = poutine.Trace()
+    for name, value in values.items():
+        kept.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+    return kept
 
 
 def _told(alone: Any, among: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:

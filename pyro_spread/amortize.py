@@ -4,39 +4,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pyro
 import torch
-from pyro import poutine
-from pyro.infer import MCMC, NUTS, Predictive
-from pyro.util import get_rng_state, set_rng_state
-from torch.distributions import biject_to
 from tqdm.auto import tqdm
 
-from pyro_spread import _checkpoint_state as state
 from pyro_spread._amortised_training import train
 from pyro_spread._held import mapped
+from pyro_spread._rounds import AtObservation, prior_of, simulate_at
+from pyro_spread._seeding import seeded
+from pyro_spread._svi_training import check_loss, train_by_svi
 from pyro_spread._typing import Model
+from pyro_spread.amortized_posterior import AmortizedPosterior
 from pyro_spread.autoguide.amortized import AutoAmortized
+from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from pyro_spread.simulate import Simulations, simulate
-from spread_analysis.amortized import (
-    AmortizedPosteriorShared,
-    RefinedDraws,
-    refined,
-    simulations_state,
-)
-from spread_core.amortized.saved import completed, written
+from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
-from spread_core.caller_warning import warn_user
-from spread_core.checkpoint_file import CheckpointReader, write
+from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
-from spread_core.validation import check_count
 
 __all__ = ["AmortizedPosterior", "amortize"]
 
@@ -48,9 +35,13 @@ def amortize(
     num_simulations: int | None = None,
     simulations: Simulations | None = None,
     guide: AutoAmortized | None = None,
+    loss: JointContrastELBO | None = None,
+    optim: Any = None,
     validation: float = 0.1,
     patience: int = 8,
     max_steps: int | None = None,
+    rounds: int = 1,
+    x_observed: Any = None,
     ensemble: int = 5,
     seed: int = 0,
     progress_bar: bool = True,
@@ -61,6 +52,10 @@ def amortize(
 
     This is neural posterior estimation [1]: a conditional density over all latents is fitted to
     simulated latents and data by maximum likelihood. The model needs no density.
+
+    With ``rounds`` the posterior is for one observation, ``x_observed``, from fewer simulations:
+    after the first round latents come from the prior where the last round's posterior has its mass
+    (all but 1e-4 of it), and all simulations that lie there train the next [2].
 
         >>> import pyro, pyro.distributions as dist
         >>> from pyro_spread import amortize
@@ -76,324 +71,117 @@ def amortize(
     [1] `Fast epsilon-free Inference of Simulation Models with Bayesian Conditional Density
     Estimation`, George Papamakarios, Iain Murray, https://arxiv.org/abs/1605.06376
 
+    [2] `Truncated proposals for scalable and hassle-free simulation-based inference`, Michael
+    Deistler, Pedro J. Goncalves, Jakob H. Macke, https://arxiv.org/abs/2210.04815
+
     :param model: the model, which can be run forward.
     :param args: positional arguments of the model; data among them may be None.
     :param observed: name or names of the data sites; left out: those that the model observes at
         these arguments.
-    :param num_simulations: how often to run the model.
+    :param num_simulations: how often to run the model, in all rounds together.
     :param simulations: runs made before, instead.
     :param guide: the guide to train; left out: ``AutoAmortized(model, observed=observed)``.
+    :param loss: a ``JointContrastELBO(divergence=KL(), ...)``, for noise on the data, say, under
+        which the guide is then trained by SVI; its table of simulations is filled in.
+    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI. Left
+        out both: a training of its own, all members of the ensemble side by side.
     :param validation: the part of the simulations that each member of the ensemble holds out.
     :param patience: epochs without gain on it after which training stops.
-    :param max_steps: most gradient steps.
+    :param max_steps: most gradient steps, in each round.
+    :param rounds: how many times to simulate and train.
+    :param x_observed: the data that rounds are for: dict from data site to value, or the value
+        where there is one site.
     :param ensemble: number of nets, trained side by side, whose densities are averaged.
     :param seed: of all random numbers; the global ones are as before.
     :param progress_bar: whether to show one.
     :param kwargs: keyword arguments of the model.
     :return: the posterior.
+    :raises TypeError: if guide or loss are of another kind.
     :raises ValueError: if there is nothing to train on, or a site of the model is missing in the
-        table; the message names it.
+        table; if rounds lack an observation, or their latents depend on data that are drawn before
+        them; the message names the site.
     """
-    if (num_simulations is None) == (simulations is None):
-        raise ValueError(messages.what_to_train_on())
-    with _seeded(seed):
+    if guide is not None and not isinstance(guide, AutoAmortized):
+        raise TypeError(messages.other_guide(guide))
+    by_svi: Any = None
+    if loss is not None or optim is not None:
+        by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
+    numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
+    with seeded(seed):
         if guide is None:
             guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
         data_sites = guide.data_sites(*args, **kwargs)
         if simulations is None:
-            assert num_simulations is not None
             simulations = simulate(
                 model,
-                num_simulations,
+                numbers[0],
                 *args,
                 observed=data_sites,
                 seed=seed,
                 progress_bar=progress_bar,
                 **kwargs,
             )
-        found = prepared(guide, simulations)
-        params: dict[str, Any] = {guide.standardisation_name: mapped(guide.tensor, found.fitted)}
-        for group in guide.context.groups:
-            nets = guide.initial_nets(found.fitted, group)
-            if "linear" in nets:
-                nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
-            params[guide.params_name(group)] = nets
-        params |= {name: guide.initial_embeddings() for name in guide.learned_names}
-        rows = folds(found.valid, guide.ensemble, validation, seed)
-        settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
-        with tqdm(total=settings.total, disable=not progress_bar) as bar:
+        record: dict[str, Any] = {}
 
-            def report(epoch: int, loss: float) -> None:
-                bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
-                bar.update(min(settings.steps, settings.total - bar.n))
+        def fit(table: Simulations, number: int) -> AutoAmortized:
+            options = validation, patience, max_steps, seed + number, progress_bar, by_svi
+            record.update(_fit(guide, table, *options))
+            return guide
 
-            data = {k: tuple(map(guide.tensor, parts)) for k, parts in found.rows.items()}
-            params, record = train(guide, params, data, rows, settings, report)
-        guide.set_params(params)
-    return AmortizedPosterior(model, guide, simulations, record, args, kwargs)
-
-
-class AmortizedPosterior(AmortizedPosteriorShared):
-    """
-    The posterior of a model for any data, as :func:`amortize` returns it.
-
-    Arguments of its methods are the model's, with the data in their place.
-
-    :param model: the model.
-    :param guide: the trained guide.
-    :param simulations: what it was trained on.
-    :param record: of the training: epochs, held-out losses.
-    :param args: the model's positional arguments at the simulations.
-    :param kwargs: its keyword arguments.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        guide: AutoAmortized,
-        simulations: Simulations,
-        record: Mapping[str, Any],
-        args: Any = (),
-        kwargs: Any = None,
-    ) -> None:
-        self.model, self.guide = model, guide
-        self.simulations, self.record = simulations, dict(record)
-        self._args, self._kwargs = tuple(args), dict(kwargs or {})
-
-    def sample(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """
-        Draws of all latents given the data, inside their supports.
-
-        :param args: positional arguments of the model, with the data in their place.
-        :param num_samples: number of draws.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to values of shape (num_samples,) + shape of the site.
-        :raises ValueError: if the model observes no data at these arguments.
-        """
-        check_count("num_samples", num_samples)
-        self._warn_if_outside(args, kwargs)
-        return self.guide.sample_posterior(*args, sample_shape=(num_samples,), **kwargs)
-
-    @torch.no_grad()
-    def log_prob(self, values: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """
-        Log density of latents given the data, in nats; normalised.
-
-        :param values: dict from every latent to values of shape (num_samples,) + shape of the
-            site.
-        :param args: positional arguments of the model, with the data in their place.
-        :param kwargs: keyword arguments of the model.
-        :return: of shape (num_samples,).
-        :raises ValueError: if a latent is missing, or the model observes no data.
-        """
-        return self.guide.log_prob(values, *args, **kwargs)
-
-    def map(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """
-        The latents at which the posterior's density is largest.
-
-        The best of the draws, moved uphill by L-BFGS; discrete latents stay.
-
-        :param args: positional arguments of the model, with the data in their place.
-        :param num_samples: number of draws.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to its value.
-        """
-        draws = self.sample(*args, num_samples=num_samples, **kwargs)
-        log_prob = self.log_prob(draws, *args, **kwargs)
-        best = log_prob.argmax()
-        top = {name: value[best] for name, value in draws.items()}
-        supports = self.guide.supports
-        raw = {
-            name: biject_to(supports[name]).inv(value).detach().clone().requires_grad_()
-            for name, value in top.items()
-            if not supports[name].is_discrete
-        }
-        if not raw:
-            return top
-        optim = torch.optim.LBFGS(list(raw.values()), line_search_fn="strong_wolfe", max_iter=100)
-
-        def values() -> dict[str, torch.Tensor]:
-            return top | {name: biject_to(supports[name])(u) for name, u in raw.items()}
-
-        def objective() -> torch.Tensor:
-            one = {name: value[None] for name, value in values().items()}
-            return -self.guide.log_prob(one, *args, **kwargs)[0]
-
-        def closure() -> float:
-            optim.zero_grad()
-            loss = objective()
-            loss.backward()
-            return float(loss.detach())
-
-        optim.step(closure)
-        with torch.no_grad():
-            is_better = bool(-objective() > log_prob[best])
-            moved = values()
-        return {name: (moved[name] if is_better else top[name]).detach() for name in top}
-
-    @torch.no_grad()
-    def refine(
-        self,
-        *args: Any,
-        method: str = "importance",
-        num_samples: int = 1000,
-        num_proposals: int | None = None,
-        num_warmup: int = 500,
-        num_chains: int = 4,
-        **kwargs: Any,
-    ) -> RefinedDraws:
-        """
-        Draws corrected by the model's own density, where it has one.
-
-        :param args: positional arguments of the model, with the data in their place.
-        :param method: ``"importance"`` resamples draws by Pareto smoothed importance weights (for
-            their Pareto k see :class:`RefinedDraws`); ``"nuts"`` starts chains of NUTS from draws.
-        :param num_samples: number of draws to return.
-        :param num_proposals: draws that are weighted; by default ten times as many.
-        :param num_warmup: steps by which each chain adapts.
-        :param num_chains: chains of NUTS, one after another.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to values of shape (num_samples,) + shape of the site.
-        :raises ValueError: if a site of the model has no density.
-        """
-        if method not in ("importance", "nuts"):
-            raise ValueError(messages.refine_method(method))
-        check_count("num_samples", num_samples)
-        number = 10 * num_samples if num_proposals is None else num_proposals
-        number = num_chains if method == "nuts" else number
-        draws = self.sample(*args, num_samples=number, **kwargs)
-        if method == "nuts":
-            return self._chains(draws, num_samples, num_warmup, num_chains, args, kwargs)
-
-        def log_joint(row: int) -> float:
-            one = {name: value[row] for name, value in draws.items()}
-            conditioned = poutine.condition(self.model, data=one)
-            return float(poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum())
-
-        try:
-            of_model = np.array([log_joint(row) for row in range(number)])
-        except NotImplementedError as error:
-            raise ValueError(messages.no_density(str(error))) from error
-        log_weights = of_model - self.log_prob(draws, *args, **kwargs).double().cpu().numpy()
-        seed = int(torch.randint(2**31 - 1, ()))
-        found = refined(
-            draws, log_weights, num_samples, seed, lambda value, rows: value[torch.as_tensor(rows)]
-        )
-        if found.pareto_k is not None and found.pareto_k > 0.7:
-            warn_user(messages.bad_tail(found.pareto_k))
-        return found
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """
-        Write the posterior to a folder, as a checkpoint: arrays and JSON, no code.
-
-        :param path: the folder, made if it is not there.
-        :return: path of the file.
-        :raises TypeError: if an argument of the model cannot be written.
-        """
-        content = {
-            "params": self.guide.params(),
-            "guide": written(self.guide.options()),
-            "structure": self.guide.structure(),
-            "simulations": simulations_state(self.simulations),
-            "record": self.record,
-            "arguments": [list(self._args), self._kwargs],
-        }
-        return write(state.codec(), path, 0, content, None, state.versions(), 1)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        model: Model,
-        *,
-        density: Any = None,
-        embedding: Any = None,
-    ) -> AmortizedPosterior:
-        """
-        The posterior that :meth:`save` has written.
-
-        :param path: the folder, or the file.
-        :param model: the model, as it was then.
-        :param density: the guide's, if that was a function, which no file holds.
-        :param embedding: likewise, if modules of one's own are in it.
-        :raises FileNotFoundError: if there is none.
-        :raises CheckpointError: if the file is damaged, or of something else.
-        :raises ValueError: if ``density`` or ``embedding`` is needed, and missing.
-        """
-        reader = CheckpointReader(state.codec(), path)
-        args, kwargs = reader.part("arguments", list)
-        guide = AutoAmortized(model, **completed(reader.part("guide", dict), density, embedding))
-        guide.data_sites(*args, **kwargs)
-        guide.set_structure(reader.part("structure", dict))
-        guide.set_params(reader.part("params", dict))
-        table = Simulations(**reader.part("simulations", dict))
-        return cls(model, guide, table, reader.part("record", dict), args, kwargs)
-
-    def _chains(
-        self,
-        draws: Any,
-        num_samples: int,
-        num_warmup: int,
-        num_chains: int,
-        args: Any,
-        kwargs: Any,
-    ) -> RefinedDraws:
-        found: list[dict[str, torch.Tensor]] = []
-        for chain in range(num_chains):  # in this process: a model may not be picklable
-            start = {
-                name: biject_to(self.guide.supports[name]).inv(value[chain])
-                for name, value in draws.items()
-            }
-            mcmc = MCMC(
-                NUTS(self.model),
-                num_samples=-(-num_samples // num_chains),
-                warmup_steps=num_warmup,
-                initial_params=start,
-                disable_progbar=True,
+        truncated = None
+        if rounds == 1:
+            fit(simulations, 0)
+        else:
+            at = observed_values(x_observed, data_sites, simulations)
+            prior = prior_of(model, guide, at, args, kwargs)
+            truncated = TruncatedPrior(prior)
+            simulations, told = in_rounds(
+                simulations,
+                numbers,
+                torch.randint(2**31 - 1, (rounds,)).tolist(),
+                truncated,
+                lambda table, number: AtObservation(fit(table, number), prior),
+                lambda latents, seed: simulate_at(
+                    latents, data_sites, model, args, kwargs, seed, progress_bar
+                ),
             )
-            with torch.enable_grad():
-                mcmc.run(*args, **kwargs)
-            found.append(mcmc.get_samples())
-        return RefinedDraws(
-            {name: torch.cat([one[name] for one in found])[:num_samples] for name in draws}
-        )
-
-    @torch.no_grad()
-    def _rows(self, table: Simulations, num_samples: int, seed: int) -> tuple[Any, Any, Any]:
-        with _seeded(seed):
-            return self.guide.sample_rows(table, num_samples)
-
-    def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        sites = self.guide.data_sites(*args, **kwargs)
-        predictive = Predictive(poutine.uncondition(self.model), dict(draws), return_sites=sites)
-        return predictive(*args, **kwargs)
-
-    def _observation(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        values, masks = self.guide.observation(*args, **kwargs)
-        return {name: value.cpu().numpy() for name, value in values.items()}, masks
-
-    def _simulate(self, num_simulations: int, seed: int) -> Simulations:
-        sites = self.guide.data_sites(*self._args, **self._kwargs)
-        seed = 0x5EED + seed  # not what was trained on
-        return simulate(
-            self.model,
-            num_simulations,
-            *self._args,
-            observed=sites,
-            seed=seed,
-            progress_bar=False,
-            **self._kwargs,
-        )
+            record["rounds"] = told
+    return AmortizedPosterior(model, guide, simulations, record, args, kwargs, truncated)
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed, after which the global ones go on as before."""
-    before = get_rng_state()
-    pyro.set_rng_seed(seed)
-    try:
-        yield
-    finally:
-        set_rng_state(before)
+def _fit(
+    guide: AutoAmortized,
+    table: Simulations,
+    validation: float,
+    patience: int,
+    max_steps: int | None,
+    seed: int,
+    progress_bar: bool,
+    by_svi: Any,
+) -> dict[str, Any]:
+    """Train the guide on a table; a record of the training."""
+    found = prepared(guide, table)
+    params: dict[str, Any] = {guide.standardisation_name: mapped(guide.tensor, found.fitted)}
+    for group in guide.context.groups:
+        nets = guide.initial_nets(found.fitted, group)
+        if "linear" in nets:
+            nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
+        params[guide.params_name(group)] = nets
+    params |= {name: guide.initial_embeddings() for name in guide.learned_names}
+    rows = folds(found.valid, guide.ensemble, validation, seed)
+    settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
+    data = {key: tuple(map(guide.tensor, parts)) for key, parts in found.rows.items()}
+    with tqdm(total=settings.total, disable=not progress_bar) as bar:
+
+        def report(epoch: int, loss: float) -> None:
+            bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
+            bar.update(min(settings.steps, settings.total - bar.n))
+
+        if by_svi is None:
+            params, record = train(guide, params, data, rows, settings, report)
+        else:  # one fold: the densities of an ensemble are trained as one
+            tables = table.take(rows[0][0]), table.take(rows[1][0])
+            options = {"settings": settings, "report": report, **by_svi}
+            params, record = train_by_svi(guide.model, guide, params, tables, **options)
+    guide.set_params(params)
+    return record

@@ -18,7 +18,9 @@ from spread_analysis.misspecification import (
 )
 from spread_analysis.pareto import smoothed
 from spread_analysis.posterior_check import PosteriorCheck, check_posterior
+from spread_analysis.rounds import inside_first
 from spread_analysis.simulations import Simulations
+from spread_core.amortized.truncation import TruncatedPrior
 from spread_core.caller_warning import warn_user
 from spread_core.messages import amortized as messages
 from spread_core.validation import as_host, check_count
@@ -53,6 +55,8 @@ class AmortizedPosteriorShared(abc.ABC):
     guide: Any
     simulations: Simulations
     record: Mapping[str, Any]
+    #: The prior as rounds have truncated it; None where there was one round.
+    truncation: TruncatedPrior | None = None
 
     #: Observations less likely than this among simulations are warned of.
     misspecification_level = 1e-3
@@ -90,6 +94,8 @@ class AmortizedPosteriorShared(abc.ABC):
         """
         Posterior and prior, data predicted by both, and the observed data, as ArviZ data.
 
+        After several rounds without the prior, of which the last simulations are a part only.
+
         :param args: positional arguments of the model, with the data in their place.
         :param num_samples: number of draws.
         :param coords: dict from dimension to the labels along it.
@@ -101,13 +107,15 @@ class AmortizedPosteriorShared(abc.ABC):
         check_count("num_samples", num_samples)
         draws = self.sample(*args, num_samples=num_samples, **kwargs)
         observed, _ = self._observation(args, kwargs)
-        good = np.flatnonzero(self.simulations.valid)[:num_samples]
-        prior = self.simulations.take(good)
+        groups: dict[str, Any] = {}
+        if self.truncation is None:
+            prior = self.simulations.take(np.flatnonzero(self.simulations.valid)[:num_samples])
+            groups["prior"] = {name: prior[name] for name in draws}
+            groups["prior_predictive"] = {name: prior[name] for name in observed}
         return to_arviz(
             posterior=draws,
             posterior_predictive=self._predicted(draws, args, kwargs),
-            prior={name: prior[name] for name in draws},
-            prior_predictive={name: prior[name] for name in observed},
+            **groups,
             observed_data=observed,
             coords=coords,
             dims=dims,
@@ -126,7 +134,8 @@ class AmortizedPosteriorShared(abc.ABC):
         Check the posterior on simulations that it was not trained on, and warn if it fails.
 
         Ranks of the truth (SBC), expected coverage, TARP and a classifier: see
-        :func:`spread_analysis.check_posterior`.
+        :func:`spread_analysis.check_posterior`. After several rounds both the simulations and the
+        draws are those of the truncated prior: elsewhere nothing was learned.
 
         :param simulations: runs that were held out; left out, the model makes new ones.
         :param num_simulations: how many.
@@ -137,7 +146,10 @@ class AmortizedPosteriorShared(abc.ABC):
         """
         table = self._simulate(num_simulations, seed) if simulations is None else simulations
         table = table.take(np.flatnonzero(table.valid))
-        draws, of_draws, of_truths = self._rows(table, num_samples, seed)
+        if self.truncation is None:
+            draws, of_draws, of_truths = self._rows(table, num_samples, seed)
+        else:
+            table, draws, of_draws, of_truths = self._rows_inside(table, num_samples, seed)
         data = {v.name: table[v.name] for group in self.guide.context.data for v in group.variables}
         kept = {name: table.masks[name] for name in draws if name in table.masks}
         return check_posterior(
@@ -151,6 +163,30 @@ class AmortizedPosteriorShared(abc.ABC):
             seed=seed,
         )
 
+    def _rows_inside(self, table: Simulations, num_samples: int, seed: int) -> Any:
+        """Rows of a table, and draws for each, that lie where the rounds have trained."""
+        assert self.truncation is not None
+        latents = self.truncation.prior.latents
+        kept = self.truncation.contains({name: table[name] for name in latents})
+        if not kept.any():
+            raise ValueError(messages.none_inside())
+        table = table.take(kept)
+        drawn, of_draws, of_truths = self._rows(table, 4 * num_samples, seed)
+        host = {name: as_host(values) for name, values in drawn.items()}
+        flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in host.items()}
+        inside = self.truncation.contains(flat).reshape(4 * num_samples, len(table))
+        chosen, order = inside_first(host, inside, num_samples)
+        return table, chosen, np.take_along_axis(as_host(of_draws), order, 0), of_truths
+
+    def _truncation_state(self, params: Callable[[Any], Any]) -> dict[str, Any]:
+        """What the truncated prior is made of, for a checkpoint."""
+        if self.truncation is None:
+            return {}
+        return {
+            "x_observed": {name: v[0] for name, v in self.truncation.prior.observed.items()},
+            "regions": [[params(one), one.threshold] for one in self.truncation.regions],
+        }
+
     def _warn_if_outside(self, args: Any, kwargs: Any) -> None:
         """Warn of data that lie outside of what was simulated."""
         values, masks = self._observation(args, kwargs)
@@ -160,6 +196,11 @@ class AmortizedPosteriorShared(abc.ABC):
             return  # what is not masked differs from row to row
         if other or masks:
             raise ValueError(messages.other_sizes(list(values)))
+        if self.truncation is not None:
+            at = self.truncation.prior.observed
+            if any(not np.allclose(value, at[name][0]) for name, value in values.items()):
+                warn_user(messages.other_than_observed(list(values)), MisspecificationWarning)
+                return
         good = self.simulations.valid
         if self._range is None:
             if good.sum() < 1 / self.misspecification_level:

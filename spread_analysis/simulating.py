@@ -64,6 +64,7 @@ class Options:
     :param observed: names of the sites that hold data, if the user has said it.
     :param chunk_size: how many are made, and written, at once.
     :param progress_bar: whether to show one.
+    :param given: dict from sites that are not drawn to their values, row by row.
     :raises ValueError: if a number is out of its range.
     """
 
@@ -74,6 +75,7 @@ class Options:
     observed: str | Collection[str] | None
     chunk_size: int | None
     progress_bar: bool
+    given: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_count("num_simulations", self.num_simulations)

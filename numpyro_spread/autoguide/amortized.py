@@ -20,6 +20,7 @@ from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from numpyro_spread.autoguide._embedded import HasEmbeddings
 from numpyro_spread.autoguide._flows import HasFlows
+from numpyro_spread.autoguide._given_rows import GivenRows
 from numpyro_spread.autoguide._walks import HasQuantiles, draws, log_prob
 from numpyro_spread.autoguide._world import (
     World,
@@ -41,7 +42,9 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, AutoGuide):
+class AutoAmortized(
+    HasEmbeddings, HasFlows, HasQuantiles, GivenRows, AutoAmortizedShared, AutoGuide
+):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -186,29 +189,6 @@ class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, 
         sizes, own = tuple(world.sizes.items()), self._own(params)
         score = self._jit(log_prob, (0, 1, 6))
         return score(self, sizes, latents, own, world.values, world.masks)
-
-    def sample_rows(
-        self, rng_key: jax.Array, params: Mapping[str, Any], table: Any, num_samples: int
-    ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        """
-        Draws given the data of every row of a table, with log densities.
-
-        :param rng_key: random key.
-        :param params: params of the guide.
-        :param table: the :class:`Simulations`.
-        :param num_samples: draws for every row.
-        :return: dict from site to values of shape (num_samples, rows) + shape of the site; log
-            densities in nats of the draws, (num_samples, rows), and of the rows' latents, (rows,).
-        """
-        _, data, masks = self.columns_of(table)
-        own = self._own(params)
-        sizes = tuple(self.context.sizes(table.values).items())
-        draw, score = self._jit(draws, (0, 1, 2, 7)), self._jit(log_prob, (0, 1, 6))
-        lead = (num_samples, len(table))
-        drawn = draw(self, lead, sizes, rng_key, own, data, masks, 1)
-        truths = {name: jnp.asarray(table[name]) for name in self.supports}
-        of_draws = score(self, sizes, drawn, own, data, masks, 1)
-        return drawn, of_draws, score(self, sizes, truths, own, data, masks, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled": {}, "_flows": {}}

@@ -24,6 +24,7 @@ from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._copied import KeepsModel
 from pyro_spread.autoguide._embedded import HasEmbeddings
 from pyro_spread.autoguide._flows import HasFlows
+from pyro_spread.autoguide._given_rows import GivenRows
 from pyro_spread.autoguide._walks import HasQuantiles, draws, log_prob, shape_of, vectors
 from pyro_spread.autoguide._world import (
     World,
@@ -48,7 +49,9 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, KeepsModel):
+class AutoAmortized(
+    HasEmbeddings, HasFlows, HasQuantiles, GivenRows, AutoAmortizedShared, KeepsModel
+):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -162,31 +165,6 @@ class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, 
                 raise ValueError(messages.missing_value(name, values))
             latents[name] = tensor_of(values[name])
         return log_prob(self, world.sizes, latents, world.values, world.masks, 0)
-
-    @torch.no_grad()
-    def sample_rows(
-        self, table: Any, num_samples: int
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """
-        Draws given the data of every row of a table, with log densities.
-
-        :param table: the :class:`Simulations`.
-        :param num_samples: draws for every row.
-        :return: dict from site to values of shape (num_samples, rows) + shape of the site; log
-            densities in nats of the draws, (num_samples, rows), and of the rows' latents, (rows,).
-        """
-        _, columns, host_masks = self.columns_of(table)
-        data = {name: self.tensor(value) for name, value in columns.items()}
-        masks = {key: torch.as_tensor(mask) for key, mask in host_masks.items()}
-        sizes, lead = self.context.sizes(table.values), (num_samples, len(table))
-        truths = {
-            name: torch.as_tensor(table[name]).to(self._drawn(name)) for name in self.supports
-        }
-        drawn = draws(self, lead, sizes, data, masks, 1)
-        of_draws, of_truths = (
-            log_prob(self, sizes, latents, data, masks, 1) for latents in (drawn, truths)
-        )
-        return drawn, of_draws, of_truths
 
     def observation(
         self, *args: Any, **kwargs: Any

@@ -142,11 +142,10 @@ def prepared(guide: Any, table: Any) -> Prepared:
     """
     valid = table.valid
     good = np.flatnonzero(valid)
-    guide.decide(*guide.columns_of(table.take(good))[1:])
     columns = guide.columns_of(table)
-    fitted = guide.context.fit(
-        *({name: value[good] for name, value in part.items()} for part in columns)
-    )
+    of_good = [{name: value[good] for name, value in part.items()} for part in columns]
+    guide.decide(*of_good[1:])  # which leaves columns as they are: plates with masks stay plates
+    fitted = guide.context.fit(*of_good)
     # Rows that failed stay where they are, as numbers that nothing looks at.
     rows = guide.prepare(
         fitted, *({name: _finite(value) for name, value in part.items()} for part in columns)

@@ -98,6 +98,8 @@ class JointContrastShared(SharedDocs):
     _spreading_class: Any = None
     _as_array: Any = None
 
+    vectorize_particles: Any
+
     def __init__(
         self,
         discriminator: Any = None,
@@ -154,6 +156,25 @@ class JointContrastShared(SharedDocs):
     def _pi(self) -> float:
         """Share of the guide's pairs, whose label is one, among the critic's samples."""
         return 1 - float(self.divergence.pi)
+
+    def on_table(self, simulations: Any, num_particles: int) -> Any:
+        """
+        The same loss with another table of simulations.
+
+        :param simulations: the table.
+        :param num_particles: number of its rows in a step.
+        :raises ValueError: if the loss trains a discriminator.
+        """
+        return type(self)(
+            self.discriminator,
+            self.divergence,
+            self.noise or None,
+            data=self.data or None,
+            simulations=simulations,
+            num_particles=num_particles,
+            vectorize_particles=self.vectorize_particles,
+            name=self.name,
+        )
 
     def describe(self) -> LossWords:
         """What the reported number is, and what is better."""

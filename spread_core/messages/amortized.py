@@ -228,3 +228,98 @@ def stranger(name: str) -> str:
         "not be trained. Call pyro.clear_param_store() before you make a new guide, or give this "
         "one another prefix."
     )
+
+
+def rounds_without_observation() -> str:
+    return (
+        "rounds > 1 train for one observation: pass it as x_observed, or leave rounds out for a "
+        "posterior for any data."
+    )
+
+
+def observation_without_rounds() -> str:
+    return (
+        "x_observed is used by rounds alone, of which there is one. Pass rounds=5, say, or leave "
+        "x_observed out: the posterior is for any data."
+    )
+
+
+def rounds_of_a_table() -> str:
+    return (
+        "rounds > 1 choose where to simulate, which a table cannot tell: pass num_simulations, how "
+        "often to run the model in all rounds together."
+    )
+
+
+def observed_by_site(sites: Iterable[str]) -> str:
+    return f"x_observed must be a dict with a value for each of the data sites {list(sites)}."
+
+
+def observed_sites(got: Iterable[str], sites: Iterable[str]) -> str:
+    return f"x_observed must have the data sites {sorted(sites)}, but has {sorted(got)}."
+
+
+def latents_after_data(name: str) -> str:
+    return (
+        f"Latent '{name}' depends on the data that the model draws before it. rounds > 1 draw "
+        "latents first, and the data given them. Leave rounds out."
+    )
+
+
+def masks_differ(name: str) -> str:
+    return (
+        f"What the model masks at '{name}' depends on its latents, so that x_observed has no "
+        "posterior of one size. Leave rounds out."
+    )
+
+
+def prior_without_density(acceptance: float, reason: str) -> str:
+    return (
+        f"Only {acceptance:.2g} of the prior lies where the last round's posterior has mass, and "
+        f"it has no density to weight other draws by ({reason}). Use fewer rounds."
+    )
+
+
+def nothing_inside(number: int) -> str:
+    return (
+        f"None of {number} draws of the last round's posterior lies in the regions of all rounds. "
+        "Use fewer rounds, or more simulations in each."
+    )
+
+
+def other_than_observed(sites: Iterable[str]) -> str:
+    return (
+        f"The data at {list(sites)} are not the x_observed that the rounds were for: beyond the "
+        "latents that they left, this posterior has learned nothing. Train without rounds for a "
+        "posterior for any data."
+    )
+
+
+def none_inside() -> str:
+    return (
+        "None of these simulations lies where the rounds have trained, which is all that check can "
+        "judge. Leave simulations out."
+    )
+
+
+def other_loss(loss: object) -> str:
+    return (
+        f"loss must be a JointContrastELBO, got {shown(loss)}: simulations tell latents and data "
+        "together, which other losses do not compare. Train with SVI, or leave loss out."
+    )
+
+
+def loss_with_critic() -> str:
+    return (
+        "A loss with a discriminator needs fresh runs of the model at every step, which a table "
+        "of simulations is not. Leave the discriminator out, with divergence=KL(), or train with "
+        "SVI."
+    )
+
+
+def other_guide(guide: object) -> str:
+    return (
+        f"guide must be an AutoAmortized, which reads its data from simulations and is drawn and "
+        f"scored for any data; got {shown(guide)}. Train another guide with SVI and "
+        "JointContrastELBO(divergence=KL(), simulations=table)."
+    )

@@ -120,6 +120,9 @@ class Ready:
         found = self.guide.sample_rows(jax.random.key(0), self.params, table, num_samples)
         return jax.tree.map(host, found)
 
+    def log_prob_rows(self, table, draws):
+        return host(self.guide.log_prob_rows(self.params, table, draws))
+
     def gradients(self, *args):
         """Gradients, by param, of the sum of squares of a draw."""
 

@@ -119,9 +119,12 @@ class Ready:
         return {name: host(value) for name, value in self.guide.median(*args).items()}
 
     def sample_rows(self, table, num_samples):
-        drawn, of_draws, of_truths = self.guide.sample_rows(table, num_samples)
-        drawn = {name: host(value) for name, value in drawn.items()}
-        return drawn, host(of_draws), host(of_truths)
+        drawn = self.guide.sample_rows(table, num_samples)
+        return {name: host(value) for name, value in drawn.items()}
+
+    def log_prob_rows(self, table, draws):
+        draws = {name: torch.as_tensor(value) for name, value in draws.items()}
+        return host(self.guide.log_prob_rows(table, draws))
 
     def gradients(self, *args):
         """Gradients, by param, of the sum of squares of a draw."""

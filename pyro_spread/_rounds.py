@@ -1,0 +1,128 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Prior and posterior at one observation, of which rounds simulate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_spread._forward_runs import ForwardRuns
+from pyro_spread._inputs import as_tensor
+from pyro_spread._seeding import seeded
+from pyro_spread._typing import Args, Kwargs, Model
+from pyro_spread.autoguide.amortized import AutoAmortized
+from pyro_spread.simulate import run_model
+from spread_analysis.simulating import Options
+from spread_analysis.simulations import Simulations
+from spread_core.amortized.proposals import ProgramPrior
+from spread_core.inputs import converted
+
+_CHUNK = 8192
+
+
+def prior_of(
+    model: Model, guide: AutoAmortized, observed: Mapping[str, Any], args: Args, kwargs: Kwargs
+) -> ProgramPrior:
+    """
+    The prior of a model's latents.
+
+    :param model: the model.
+    :param guide: a guide of it, set up.
+    :param observed: dict from data site to the observation.
+    :param args: positional arguments of the model.
+    :param kwargs: its keyword arguments.
+    """
+    args, kwargs = converted((args, kwargs), as_tensor)
+
+    def program(seed: int, given: Mapping[str, Any]) -> _Apart:
+        with seeded(0), torch.no_grad():
+            found = _Apart(model, args, kwargs, seed, given)
+            found.batched = found.cannot_batch() is None
+        return found
+
+    return ProgramPrior(program, guide.supports, observed)
+
+
+def simulate_at(
+    latents: Mapping[str, Any],
+    data_sites: Sequence[str],
+    model: Model,
+    args: Args,
+    kwargs: Kwargs,
+    seed: int,
+    progress_bar: bool,
+) -> Simulations:
+    """
+    Run a model forward with its latents given.
+
+    :param latents: dict from site to values, one a row.
+    :param data_sites: what is drawn.
+    :param model: the model.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    :param seed: of all random numbers.
+    :param progress_bar: whether to show one.
+    """
+    number = len(next(iter(latents.values())))
+    size = min(number, 1000)
+    options = Options(number, 1, seed, None, data_sites, size, progress_bar, latents)
+    return run_model(options, model, *args, **kwargs)
+
+
+class _Apart(ForwardRuns):
+    """Runs that leave the global random numbers as they were."""
+
+    def __call__(self, start: int, stop: int) -> Any:
+        with seeded(0):
+            return super().__call__(start, stop)
+
+    @torch.no_grad()
+    def log_prior(self, names: Any, start: int, stop: int) -> Any:
+        with seeded(0):
+            return super().log_prior(names, start, stop)
+
+
+class AtObservation:
+    """
+    The posterior at one observation.
+
+    :param guide: the guide, with its params.
+    :param prior: of the model's latents, at the observation.
+    """
+
+    def __init__(self, guide: AutoAmortized, prior: ProgramPrior) -> None:
+        self.guide = copy.deepcopy(guide)
+        first = prior.first
+        self._row = Simulations(first.values, list(prior.observed), first.masks)
+
+    def draw(self, number: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """
+        Draws, and their log densities in nats.
+
+        :param number: how many.
+        :param seed: of the draws.
+        """
+        with seeded(seed):
+            sizes = [min(_CHUNK, number - start) for start in range(0, number, _CHUNK)]
+            parts = [self.guide.sample_rows(self._row, size) for size in sizes]
+        drawn = {
+            name: torch.cat([part[name][:, 0] for part in parts]).cpu().numpy() for name in parts[0]
+        }
+        return drawn, self.log_prob(drawn)
+
+    def log_prob(self, values: Mapping[str, Any]) -> np.ndarray:
+        """
+        Log densities, in nats.
+
+        :param values: dict from site to values, one a row.
+        """
+        found = []
+        for start in range(0, len(next(iter(values.values()))), _CHUNK):
+            part = {name: value[start : start + _CHUNK, None] for name, value in values.items()}
+            found.append(self.guide.log_prob_rows(self._row, part)[:, 0].double().cpu().numpy())
+        return np.concatenate(found)

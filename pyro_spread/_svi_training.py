@@ -1,0 +1,96 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Train an amortised guide on a table under an unmodified SVI, with early stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI
+
+from pyro_spread._held import mapped
+from pyro_spread._typing import Args, Kwargs, Model
+from pyro_spread.divergences import KL
+from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
+from spread_analysis.simulations import Simulations
+from spread_core.amortized.training import Settings
+from spread_core.messages import amortized as messages
+
+
+def check_loss(loss: Any) -> JointContrastELBO:
+    """
+    The loss to train with.
+
+    :param loss: the user's; None for that of neural posterior estimation.
+    :raises TypeError: if it is another one.
+    :raises ValueError: if it trains a critic, which a table cannot.
+    """
+    if loss is None:
+        return JointContrastELBO(divergence=KL(), vectorize_particles=True)
+    if not isinstance(loss, JointContrastELBO):
+        raise TypeError(messages.other_loss(loss))
+    if loss.discriminator is not None:
+        raise ValueError(messages.loss_with_critic())
+    return loss
+
+
+def train_by_svi(
+    model: Model,
+    guide: Any,
+    start: Mapping[str, Any],
+    tables: tuple[Simulations, Simulations],
+    loss: JointContrastELBO,
+    optim: Any,
+    settings: Settings,
+    report: Callable[[int, float], None],
+    args: Args,
+    kwargs: Kwargs,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Train a guide; kept are the params of the epoch with the least held-out loss.
+
+    :param model: the model.
+    :param guide: the guide, set up.
+    :param start: its params at the start.
+    :param tables: simulations to train on, and held out.
+    :param loss: the loss, whatever its table.
+    :param optim: an optimiser as SVI takes it; None for Adam, its gradients clipped.
+    :param settings: of the optimisation.
+    :param report: is told the number of every epoch and the held-out loss.
+    :param args: positional arguments of the model.
+    :param kwargs: its keyword arguments.
+    :return: the params, and a record: epochs, losses held out at the start and at the end.
+    """
+    train, held = tables
+    if optim is None:
+        rate = {"lr": settings.learning_rate, "lrd": 0.02 ** (1 / settings.total)}
+        optim = pyro.optim.ClippedAdam(rate | {"clip_norm": 10.0})
+    guide.set_params(start)
+    of_train, of_held = loss.on_table(train, settings.batch_size), loss.on_table(held, len(held))
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):  # the guide's params stay out of the user's
+        svi = SVI(model, guide, optim, of_train)
+        best, done, since = _copied(guide), 0, 0
+        at_start = least = of_held.loss(model, guide, *args, **kwargs)
+        while done * settings.steps < settings.total and since < settings.patience:
+            for _ in range(settings.steps):
+                svi.step(*args, **kwargs)
+            value = of_held.loss(model, guide, *args, **kwargs)
+            since = 0 if value < least - 1e-3 else since + 1
+            if value < least:
+                least, best = value, _copied(guide)
+            done += 1
+            report(done, least)
+    return best, {"epochs": done, "first": at_start, "held_out": least}
+
+
+def _copied(guide: Any) -> dict[str, Any]:
+    found: dict[str, Any] = mapped(_copy, guide.params())
+    return found
+
+
+def _copy(leaf: torch.Tensor) -> torch.Tensor:
+    return leaf.detach().clone()
