@@ -330,7 +330,7 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         """Find out in which plates elements differ, where nobody has yet."""
         if self.ordered_plates is None:
             is_open = self.exchangeable is None and self.context.depth
-            self.decide(*(self.simulated(200, args, kwargs)[1:] if is_open else ({}, {})))
+            self.decide(*(self.simulated(200, args, kwargs) if is_open else ({}, {}, {})))
 
     def _declare(self, args: Any, kwargs: Any) -> None:
         """Make standardisation and nets where they are not there yet."""

@@ -13,7 +13,7 @@ from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
-from spread_core.amortized.exchangeable import unlike_plates
+from spread_core.amortized.exchangeable import plates_told_apart, unlike_plates
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
 from spread_core.caller_warning import warn_user
@@ -166,11 +166,14 @@ class AutoAmortizedShared(SharedDocs):
         self._context = self.context.without(self.ordered_plates)
         self.context.masked = frozenset(structure["masked"])
 
-    def decide(self, data: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
+    def decide(
+        self, latents: Mapping[str, Any], data: Mapping[str, Any], masks: Mapping[str, Any]
+    ) -> None:
         """
         Find out in which plates elements differ, once.
 
-        :param data: values of simulations by observed site.
+        :param latents: unconstrained values of simulations by latent.
+        :param data: values by observed site.
         :param masks: what counts of them, by group.
         """
         if self.ordered_plates is not None:
@@ -184,8 +187,10 @@ class AutoAmortizedShared(SharedDocs):
         unlike = names if self.exchangeable is False else set()
         if self.exchangeable is None and names:
             whole = [group for group in context.data if group.key not in masks]
-            host = {name: as_host(value) for name, value in data.items()}
-            unlike = unlike_plates(whole, host, context.depth) - masked
+            host = {name: as_host(value) for name, value in {**latents, **data}.items()}
+            unlike = unlike_plates(whole, host, context.depth)
+            unlike |= plates_told_apart(context.groups, whole, host, context.depth)
+            unlike -= masked
         told_apart = context.without(unlike)
         numbers = sum(g.size for g in [*told_apart.groups, *told_apart.data])
         if unlike and numbers > _MOST_NUMBERS and self.exchangeable is None:
@@ -283,6 +288,7 @@ class AutoAmortizedShared(SharedDocs):
                     variable,
                     start,
                     self.num_components,
+                    own,
                 )
                 parts.append(conditional.standardise(visit(group, variable, conditional)))
                 start += variable.size

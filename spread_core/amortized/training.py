@@ -141,7 +141,7 @@ def prepared(guide: Any, table: Any) -> Prepared:
     """
     valid = table.valid
     good = np.flatnonzero(valid)
-    guide.decide(*guide.columns_of(table.take(good))[1:])
+    guide.decide(*guide.columns_of(table.take(good)))
     columns = guide.columns_of(table)
     fitted = guide.context.fit(
         *({name: value[good] for name, value in part.items()} for part in columns)
