@@ -14,7 +14,8 @@ import optax
 from jax import lax, random
 
 from numpyro_spread.autoguide.amortized import AutoAmortized
-from spread_core.amortized.training import Best, Settings, merged, worth_it
+from spread_core.amortized import judged
+from spread_core.amortized.training import Best, Settings
 
 Tree = Any
 
@@ -42,10 +43,12 @@ def train(
     """
     fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
+    keys |= {name: name for name in guide.learned_names}
+    whole = bool(guide.learned_names)  # which all numbers share
     nets = {key: params[name] for name, key in keys.items()}
     data = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), dict(prepared))
     train_rows, held_rows = map(jnp.asarray, rows)
-    members = len(train_rows)
+    members, flows = len(train_rows), guide.flow_places(guide.context.groups)
     size, steps = settings.batch_size, settings.steps
 
     # The rows are arguments of what is compiled: as constants they would be folded, slowly.
@@ -90,15 +93,18 @@ def train(
 
     kept = first = nets
     start = jax.device_get(jax.jit(losses)(nets, data, held_rows))
-    best = Best(start, settings.patience)
+    best = Best(judged.judged(start, whole), settings.patience)
     at_start = best.loss
     carry = (nets, nets, optim.init(nets), jnp.zeros((), jnp.int32))
     done = 0
     while done * steps < settings.total and not best.is_done:
         carry, held = epoch(carry, data, random.fold_in(rng_key, done))
-        kept = merged(best.update(jax.device_get(held)), carry[1], kept)
+        better = best.update(judged.judged(jax.device_get(held), whole))
+        kept = judged.kept(better, carry[1], kept, whole, flows)
         done += 1
         report(done, best.loss)
-    kept = merged(worth_it(jax.device_get(gains(kept, first, data))), kept, first)
+    if any(map(guide.has_mixtures, guide.context.groups)):
+        worth = judged.worth_it(jax.device_get(gains(kept, first, data)), whole, flows)
+        kept = judged.kept(worth, kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

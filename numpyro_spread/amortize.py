@@ -32,6 +32,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
+from spread_core.amortized.embedded import rebuilt_options
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
@@ -117,8 +118,10 @@ def amortize(
     params: dict[str, Any] = {guide.standardisation_name: jax.tree.map(jnp.asarray, found.fitted)}
     for group, group_key in zip(groups, random.split(net_key, len(groups)), strict=True):
         nets = guide.initial_nets(group_key, found.fitted, group)
-        nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
+        if "linear" in nets:
+            nets["linear"] = jnp.broadcast_to(found.starts[group.key], nets["linear"].shape)
         params[guide.params_name(group)] = nets
+    params |= {n: guide.initial_embeddings(random.fold_in(net_key, 1)) for n in guide.learned_names}
     fold_seed = int(random.randint(fold_key, (), 0, 2**31 - 1))
     rows = folds(found.valid, guide.ensemble, validation, fold_seed)
     settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
@@ -301,13 +304,18 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return write(state.codec(), path, 0, content, None, state.versions(), 1)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model) -> AmortizedPosterior:
+    def load(
+        cls, path: str | os.PathLike[str], model: Model, *, embedding: Any = None
+    ) -> AmortizedPosterior:
         """
         The posterior that :meth:`save` has written.
 
         :param path: the folder, or the file.
         :param model: the model, as it was then.
+        :param embedding: that of the guide, if modules of one's own are in it; their params come
+            from the file.
         :raises FileNotFoundError: if there is none.
+        :raises ValueError: if the guide's embedding has modules of one's own, and is not given.
         :raises CheckpointError: if the file is damaged, or of something else.
         """
         reader = CheckpointReader(state.codec(), path)
@@ -317,7 +325,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
             for name in parts
         )
         args, kwargs = arguments
-        guide = AutoAmortized(model, **options)
+        guide = AutoAmortized(model, **rebuilt_options(options, embedding))
         guide.data_sites(*args, **kwargs)
         guide.set_structure(structure)
         key = state.on_device(reader.state["rng_key"])

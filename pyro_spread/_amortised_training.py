@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from pyro_spread.autoguide.amortized import AutoAmortized
-from spread_core.amortized.training import Best, Settings, merged, worth_it
+from spread_core.amortized import judged
+from spread_core.amortized.training import Best, Settings
 
 Tree = Any
 
@@ -38,12 +39,14 @@ def train(
     """
     fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
+    keys |= {name: name for name in guide.learned_names}
+    whole = bool(guide.learned_names)  # which all numbers share
     nets = {
         key: {k: v.detach().clone().requires_grad_() for k, v in params[name].items()}
         for name, key in keys.items()
     }
     train_rows, held_rows = map(torch.as_tensor, rows)
-    members = len(train_rows)
+    members, flows = len(train_rows), guide.flow_places(guide.context.groups)
     size, steps = settings.batch_size, settings.steps
 
     def log_probs(nets: Tree, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -66,7 +69,7 @@ def train(
     )
     mean, kept, first = copied(nets), copied(nets), copied(nets)
     averages = [leaf for own in mean.values() for leaf in own.values()]
-    best = Best(losses(nets), settings.patience)
+    best = Best(judged.judged(losses(nets), whole), settings.patience)
     at_start, number, done = best.loss, 0, 0
     while done * steps < settings.total and not best.is_done:
         order = torch.stack([torch.randperm(len(own)) for own in train_rows])
@@ -83,12 +86,14 @@ def train(
                 for average, leaf in zip(averages, leaves, strict=True):
                     average.lerp_(leaf, 1 - weight)
             number += 1
-        kept = copied(merged(best.update(losses(mean)), mean, kept))
+        better = best.update(judged.judged(losses(mean), whole))
+        kept = copied(judged.kept(better, mean, kept, whole, flows))
         done += 1
         report(done, best.loss)
-    with torch.no_grad():
-        after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
-    gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
-    kept = merged(worth_it(gains), kept, first)
+    if any(map(guide.has_mixtures, guide.context.groups)):
+        with torch.no_grad():
+            after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
+        gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
+        kept = judged.kept(judged.worth_it(gains, whole, flows), kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
     return trained, {"epochs": done, "first": at_start, "held_out": best.loss}

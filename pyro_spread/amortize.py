@@ -31,6 +31,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
+from spread_core.amortized.embedded import rebuilt_options
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
@@ -114,8 +115,10 @@ def amortize(
         params: dict[str, Any] = {guide.standardisation_name: mapped(guide.tensor, found.fitted)}
         for group in guide.context.groups:
             nets = guide.initial_nets(found.fitted, group)
-            nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
+            if "linear" in nets:
+                nets["linear"] = guide.tensor(found.starts[group.key]).expand_as(nets["linear"])
             params[guide.params_name(group)] = nets
+        params |= {name: guide.initial_embeddings() for name in guide.learned_names}
         rows = folds(found.valid, guide.ensemble, validation, seed)
         settings = Settings(rows[0].shape[1], elements_of(found.rows), patience, max_steps)
         with tqdm(total=settings.total, disable=not progress_bar) as bar:
@@ -303,18 +306,24 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return write(state.codec(), path, 0, content, None, state.versions(), 1)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model) -> AmortizedPosterior:
+    def load(
+        cls, path: str | os.PathLike[str], model: Model, *, embedding: Any = None
+    ) -> AmortizedPosterior:
         """
         The posterior that :meth:`save` has written.
 
         :param path: the folder, or the file.
         :param model: the model, as it was then.
+        :param embedding: that of the guide, if modules of one's own are in it; their params come
+            from the file.
         :raises FileNotFoundError: if there is none.
+        :raises ValueError: if the guide's embedding has modules of one's own, and is not given.
         :raises CheckpointError: if the file is damaged, or of something else.
         """
         reader = CheckpointReader(state.codec(), path)
         args, kwargs = reader.part("arguments", list)
-        guide = AutoAmortized(model, **reader.part("guide", dict))
+        options = rebuilt_options(reader.part("guide", dict), embedding)
+        guide = AutoAmortized(model, **options)
         guide.data_sites(*args, **kwargs)
         guide.set_structure(reader.part("structure", dict))
         guide.set_params(reader.part("params", dict))

@@ -55,8 +55,8 @@ class ConditionalSite(Distribution):
 
     @property
     def has_rsample(self) -> bool:
-        """Whether draws are differentiable: all but discrete ones are."""
-        return not self.conditional.variable.num_classes
+        """Whether draws are differentiable."""
+        return self.conditional.has_rsample
 
     @property
     def is_discrete(self) -> bool:
@@ -70,7 +70,8 @@ class ConditionalSite(Distribution):
         def uniform(shape: tuple[int, ...]) -> jax.Array:
             return random.uniform(key, shape)
 
-        vectors = self.conditional.draw(uniform, (*sample_shape, *self._plates))
+        shape = (*sample_shape, *self._plates)
+        vectors = self.conditional.draw(uniform, shape, random.fold_in(key, 1))
         return self.constrained(vectors, len(sample_shape) + self._lead)
 
     def constrained(self, vectors: jax.Array, lead: int) -> jax.Array:
@@ -83,7 +84,9 @@ class ConditionalSite(Distribution):
         value = variable.split(vectors, lead)
         if variable.num_classes:
             return (jnp.round(value) + variable.first).astype(jnp.int32)
-        return value if variable.low is not None else biject_to(self._support)(value)
+        if variable.low is not None:
+            return value
+        return within(self._support, biject_to(self._support)(value))
 
     def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
         """Log density in nats, of shape sample + batch."""
@@ -99,7 +102,12 @@ class ConditionalSite(Distribution):
         transform = biject_to(self._support)
         log_det = transform.log_abs_det_jacobian(raw, value)
         surplus = jnp.ndim(log_det) - (value.ndim - self.event_dim)
-        return found - sum_rightmost(log_det, surplus)
+        found = found - sum_rightmost(log_det, surplus)
+        ends = interval_of(self._support)
+        if ends is None:
+            return found
+        outside = sum_rightmost((value < ends[0]) | (value > ends[1]), self.event_dim) > 0
+        return jnp.where(outside, -jnp.inf, found)
 
 
 def unconstrained(variable: Variable, support: Any, value: jax.Array) -> jax.Array:
@@ -108,4 +116,33 @@ def unconstrained(variable: Variable, support: Any, value: jax.Array) -> jax.Arr
         return jnp.asarray(value, jnp.result_type(float)) - variable.first
     if variable.low is not None:
         return jnp.asarray(value)
-    return biject_to(support).inv(value)
+    return biject_to(support).inv(within(support, jnp.asarray(value)))
+
+
+def within(support: Any, value: jax.Array) -> jax.Array:
+    """
+    Values, moved off the ends of an interval, at which what is unconstrained is infinite.
+
+    :param support: of the site.
+    :param value: its values.
+    """
+    ends = interval_of(support)
+    if ends is None:
+        return value
+    low, high = (jnp.asarray(end, value.dtype) for end in ends)
+    step = jnp.finfo(value.dtype).eps * (high - low)
+    least = jnp.maximum(low + step, jnp.nextafter(low, high))
+    return jnp.clip(value, least, jnp.minimum(high - step, jnp.nextafter(high, low)))
+
+
+def interval_of(support: Any) -> tuple[Any, Any] | None:
+    """
+    The ends of an interval; None for other supports.
+
+    :param support: of a site.
+    """
+    while hasattr(support, "base_constraint"):  # of to_event
+        support = support.base_constraint
+    if isinstance(support, constraints.interval):
+        return support.lower_bound, support.upper_bound
+    return None

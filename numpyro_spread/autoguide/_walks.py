@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -99,3 +100,40 @@ def quantiles_of(drawn: jax.Array, quantiles: Any, support: Any) -> jax.Array:
         return jnp.quantile(drawn, levels, axis=0, method="nearest").astype(drawn.dtype)
     transform = biject_to(support)
     return transform(jnp.quantile(transform.inv(drawn), levels, axis=0))
+
+
+class HasQuantiles:
+    """A guide whose quantiles are those of draws."""
+
+    num_quantile_draws: int
+    supports: Mapping[str, Any]
+    sample_posterior: Callable[..., Any]
+
+    def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+        """
+        Medians of all latents, estimated from :attr:`num_quantile_draws` draws of a fixed key.
+
+        :param params: params of the guide.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to median.
+        """
+        found = self.quantiles(params, [0.5], *args, **kwargs)
+        return {name: value[0] for name, value in found.items()}
+
+    def quantiles(
+        self, params: Mapping[str, Any], quantiles: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, jax.Array]:
+        """
+        Quantiles of all latents, taken in unconstrained space as other autoguides do, estimated
+        from :attr:`num_quantile_draws` draws of a fixed key.
+
+        :param params: params of the guide.
+        :param quantiles: probabilities.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to quantiles, the probabilities in front.
+        """
+        shape = (self.num_quantile_draws,)
+        found = self.sample_posterior(random.key(0), params, *args, sample_shape=shape, **kwargs)
+        return {n: quantiles_of(x, quantiles, self.supports[n]) for n, x in found.items()}

@@ -19,11 +19,10 @@ from numpyro.distributions import (
     MaskedDistribution,
     Unit,
     biject_to,
-    constraints,
 )
 
 from numpyro_spread import _parents
-from numpyro_spread.autoguide._conditional import unconstrained
+from numpyro_spread.autoguide._conditional import interval_of, unconstrained
 from numpyro_spread.infer._scan import Inside, Unconditioned
 from numpyro_spread.infer._sites import inside_wrappers, plain_name
 from numpyro_spread.noise.base import is_concrete
@@ -224,12 +223,13 @@ def _observed(site: Any) -> Any:
     return jnp.broadcast_to(value, shape)
 
 
-def latent_of(name: str, site: Any) -> Variable:
+def latent_of(name: str, site: Any, truncate: bool = True) -> Variable:
     """
     A latent site as a variable.
 
     :param name: its name.
     :param site: the site.
+    :param truncate: whether intervals are kept as they are, not mapped to the whole line.
     :raises ValueError: if it is discrete and its support is not known to be finite.
     """
     fn, value = site["fn"], site["value"]
@@ -237,8 +237,6 @@ def latent_of(name: str, site: Any) -> Variable:
     split = len(shape) - fn.event_dim
     batch, event, plates = shape[:split], shape[split:], _plates(site)
     support = fn.support
-    while hasattr(support, "base_constraint"):  # of to_event
-        support = support.base_constraint
     if support.is_discrete:
         inner = inside_wrappers(fn)
         if inner.event_dim:
@@ -249,9 +247,10 @@ def latent_of(name: str, site: Any) -> Variable:
             raise ValueError(messages.infinite_support(name, plain_name(fn))) from None
         discrete = {"num_classes": len(classes), "first": int(classes[0])}
         return Variable(name, batch, event, plates, plates, **discrete)
-    if isinstance(support, constraints.interval):
-        ends = np.asarray(support.lower_bound), np.asarray(support.upper_bound)
-        variable = Variable(name, batch, event, plates, plates, *ends)
+    ends = interval_of(support) if truncate else None
+    if ends is not None:
+        low, high = map(np.asarray, ends)
+        variable = Variable(name, batch, event, plates, plates, low, high)
         if variable.is_even:
             return variable
     raw = biject_to(fn.support).inv(value)

@@ -18,7 +18,9 @@ from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_spread._inputs import as_array
 from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
-from numpyro_spread.autoguide._walks import draws, log_prob, quantiles_of
+from numpyro_spread.autoguide._embedded import HasEmbeddings
+from numpyro_spread.autoguide._flows import HasFlows
+from numpyro_spread.autoguide._walks import HasQuantiles, draws, log_prob
 from numpyro_spread.autoguide._world import (
     World,
     data_of,
@@ -38,7 +40,7 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(AutoAmortizedShared, AutoGuide):
+class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, AutoGuide):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -54,6 +56,15 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         >>> draws = guide.sample_posterior(jax.random.key(1), params, 0.3, sample_shape=(5,))
         >>> draws["z"].shape
         (5,)
+
+    As ``density``, a function takes a key and the numbers of features and of context of a site and
+    returns a distribution of flowjax, or another pytree with methods
+    ``sample(key, sample_shape, condition)`` and ``log_prob(x, condition)``, of vectors of shape
+    (features,) given conditions of shape (context,).
+
+    As an ``embedding``, a module of flax linen, flax nnx or equinox without batch normalisation and
+    dropout; one of equinox takes a single element. Members of linen start apart, others with the
+    params that the module holds.
     """
 
     def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
@@ -196,37 +207,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         of_draws = score(self, sizes, drawn, own, data, masks, 1)
         return drawn, of_draws, score(self, sizes, truths, own, data, masks, 1)
 
-    def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
-        """
-        Medians of all latents, estimated from :attr:`num_quantile_draws` draws of a fixed key.
-
-        :param params: params of the guide.
-        :param args: arguments of the model, with the data in their place.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to median.
-        """
-        found = self.quantiles(params, [0.5], *args, **kwargs)
-        return {name: value[0] for name, value in found.items()}
-
-    def quantiles(
-        self, params: Mapping[str, Any], quantiles: Any, *args: Any, **kwargs: Any
-    ) -> dict[str, jax.Array]:
-        """
-        Quantiles of all latents, taken in unconstrained space as other autoguides do, estimated
-        from :attr:`num_quantile_draws` draws of a fixed key.
-
-        :param params: params of the guide.
-        :param quantiles: probabilities.
-        :param args: arguments of the model, with the data in their place.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to quantiles, the probabilities in front.
-        """
-        shape = (self.num_quantile_draws,)
-        found = self.sample_posterior(random.key(0), params, *args, sample_shape=shape, **kwargs)
-        return {n: quantiles_of(x, quantiles, self.supports[n]) for n, x in found.items()}
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_compiled": {}}
+        return {**super().__getstate__(), "_compiled": {}, "_flows": {}}
 
     def _jit(self, fn: Callable[..., Any], static: tuple[int, ...]) -> Any:
         """``fn`` compiled, once for this guide."""
@@ -236,7 +218,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
 
     def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The guide's params among others."""
-        names = [self.standardisation_name, *map(self.params_name, self.context.groups)]
+        names = [self.standardisation_name, *self.net_names]
         for name in names:
             if name not in params:
                 raise KeyError(messages.no_params(name))
@@ -273,7 +255,7 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                     raise ValueError(messages.support_moves(name))
         self.supports = {name: site["fn"].support for name, site in latents.items()}
         self._context = Context(
-            [latent_of(name, site) for name, site in latents.items()],
+            [latent_of(name, site, self.truncates) for name, site in latents.items()],
             [data_of(name, samples[name]) for name in observed],
         )
         self._context.masked = frozenset(group_masks(self._context, samples, {}))
@@ -308,6 +290,8 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
                 return self.initial_nets(key, found[name], group)
 
             found[self.params_name(group)] = numpyro.param(self.params_name(group), start)
+        for own in self.learned_names:
+            found[own] = numpyro.param(own, self.initial_embeddings)
         return found, bool(fitted)
 
     def initial_nets(self, rng_key: jax.Array, fitted: Any, group: Group) -> dict[str, Any]:
@@ -320,7 +304,11 @@ class AutoAmortized(AutoAmortizedShared, AutoGuide):
         """
         keys = iter(random.split(rng_key, 64))
         sizes = self._initial_sizes(fitted, group)
-        params = initial(lambda shape: random.normal(next(keys), shape), **sizes)
+        params: dict[str, Any] = {}
+        if self.has_mixtures(group):
+            params = initial(lambda shape: random.normal(next(keys), shape), **sizes)
+        for number, flow in enumerate(self.flows(group, sizes["inputs"]).values()):
+            params |= flow.initial(random.fold_in(rng_key, number))
         return {key: jnp.asarray(value) for key, value in params.items()}
 
     def _decide(self, args: Any, kwargs: Any) -> None:

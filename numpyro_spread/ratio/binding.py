@@ -113,6 +113,15 @@ class Bound:
         """Call the module with the arguments; 16-bit results are converted to float32."""
         return jax.tree.map(widened, self._call(params, *args, **kwargs))
 
+    def call_rows(self, params: Any, rows: jax.Array) -> Any:
+        """
+        Call the module with a batch, of one axis in front; equinox's are called with each element.
+
+        :param params: as :meth:`init_call` returned them.
+        :param rows: of shape (batch,) + shape of an element.
+        """
+        return self.call(params, rows)
+
     def _call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
@@ -191,6 +200,9 @@ class _Equinox(Bound):
 
     def _call(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         return self._equinox.combine(params, self._static)(*args, **kwargs)
+
+    def call_rows(self, params: Any, rows: jax.Array) -> Any:
+        return jax.vmap(lambda row: self.call(params, row))(rows)
 
     def _call_net(self, params: Any, features: jax.Array) -> Any:
         # Equinox's own layers take one datum.

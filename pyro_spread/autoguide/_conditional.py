@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import sum_rightmost
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from spread_core.amortized.density import Conditional
 from spread_core.amortized.layout import Variable
@@ -49,7 +50,7 @@ class ConditionalSite(TorchDistribution):
             batch[dim] = self._shape[dim]
         gap = len(self._shape) - lead - len(batch) if lead else 0
         event_shape = value.shape[len(batch) :]
-        self.has_rsample = not variable.num_classes
+        self.has_rsample = conditional.has_rsample
         super().__init__(
             torch.Size((*self._shape[:lead], *[1] * gap, *batch)), event_shape, validate_args=False
         )
@@ -67,12 +68,10 @@ class ConditionalSite(TorchDistribution):
         for dim in self.conditional.variable.plates.values():
             plates[dim] = batch_shape[dim]
         shape = (*lead, *plates)
-        result = ConditionalSite(self.conditional, self._support, shape, depth, self._value)
-        result.has_rsample = self.has_rsample
-        return result
+        return ConditionalSite(self.conditional, self._support, shape, depth, self._value)
 
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
-        """Draws of shape sample + batch + event, with gradients unless the site is discrete."""
+        """Draws of shape sample + batch + event, with gradients where the density's draws have."""
         like = self.conditional.inputs
 
         def uniform(shape: tuple[int, ...]) -> torch.Tensor:
@@ -99,11 +98,12 @@ class ConditionalSite(TorchDistribution):
             return (variable.split(vectors, lead).round() + variable.first).to(dtype)
         vectors = vectors.to(dtype)
         if variable.low is None:
-            return biject_to(self._support)(variable.split(vectors, lead))
+            value = biject_to(self._support)(variable.split(vectors, lead))
+            return within(self._support, value)
         # Rounding must not carry a draw to an end of the interval, where the prior may be 0.
         low, high = torch.as_tensor(variable.ends(), dtype=dtype, device=vectors.device)
-        inside = torch.nextafter(low, high), torch.nextafter(high, low)
-        return variable.split(torch.clamp(vectors, *inside), lead)
+        ends = torch.nextafter(low, high), torch.nextafter(high, low)
+        return variable.split(torch.clamp(vectors, *ends), lead)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log density in nats, of shape sample + batch."""
@@ -120,6 +120,10 @@ class ConditionalSite(TorchDistribution):
         if not variable.num_classes and variable.low is None:
             log_det = biject_to(self._support).log_abs_det_jacobian(raw, value)
             found = found - sum_rightmost(log_det, log_det.dim() - value.dim() + self.event_dim)
+            ends = interval_of(self._support)
+            if ends is not None:
+                outside = (value < ends[0]) | (value > ends[1])
+                found = found.masked_fill(sum_rightmost(outside, self.event_dim) > 0, -math.inf)
         return found.reshape(torch.broadcast_shapes(batch, self.batch_shape))
 
 
@@ -159,4 +163,35 @@ def unconstrained(variable: Variable, support: Any, value: torch.Tensor) -> torc
     """A site's value as the conditionals take it: classes are counted from 0."""
     if variable.num_classes:
         return value.to(torch.get_default_dtype()) - variable.first
-    return value if variable.low is not None else biject_to(support).inv(value)
+    if variable.low is not None:
+        return value
+    return biject_to(support).inv(within(support, value))
+
+
+def within(support: Any, value: torch.Tensor) -> torch.Tensor:
+    """
+    Values, moved off the ends of an interval, at which what is unconstrained is infinite.
+
+    :param support: of the site.
+    :param value: its values.
+    """
+    ends = interval_of(support)
+    if ends is None:
+        return value
+    low, high = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in ends)
+    step = torch.finfo(value.dtype).eps * (high - low)
+    least = torch.maximum(low + step, torch.nextafter(low, high))
+    return torch.clamp(value, least, torch.minimum(high - step, torch.nextafter(high, low)))
+
+
+def interval_of(support: Any) -> tuple[Any, Any] | None:
+    """
+    The ends of an interval; None for other supports.
+
+    :param support: of a site.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, constraints.interval | constraints.half_open_interval):
+        return support.lower_bound, support.upper_bound
+    return None

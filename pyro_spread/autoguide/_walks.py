@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def shape_of(
     plates = [1] * depth
     for name, dim in group.dims.items():
         plates[dim] = sizes[name]
-    seen = (part.shape[:-1] for part in (conditional.inputs, conditional.before))
+    seen = conditional.inputs.shape[1:-1], conditional.before.shape[:-1]
     return tuple(torch.broadcast_shapes((*lead, *plates), *seen))
 
 
@@ -135,3 +135,38 @@ def quantiles_of(drawn: torch.Tensor, quantiles: Any, support: Any) -> torch.Ten
 
 def _ndim(site: Any) -> int:
     return len(site.conditional.variable.batch_shape) + site.event_dim
+
+
+class HasQuantiles:
+    """A guide whose quantiles are those of draws."""
+
+    num_quantile_draws: int
+    supports: Mapping[str, Any]
+    sample_posterior: Callable[..., Any]
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """
+        Medians of all latents, estimated from :attr:`num_quantile_draws` draws.
+
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to median.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """
+        Quantiles of all latents, taken in unconstrained space as other autoguides do, estimated
+        from :attr:`num_quantile_draws` draws.
+
+        :param quantiles: probabilities.
+        :param args: arguments of the model, with the data in their place.
+        :param kwargs: keyword arguments of the model.
+        :return: dict from site to quantiles, the probabilities in front.
+        """
+        shape = (self.num_quantile_draws,)
+        found = self.sample_posterior(*args, sample_shape=shape, **kwargs)
+        return {n: quantiles_of(x, quantiles, self.supports[n]) for n, x in found.items()}

@@ -21,7 +21,7 @@ from torch.distributions import biject_to, constraints
 from pyro_spread import _parents
 from pyro_spread._inputs import ObservedArrays, as_tensor, tensor_of
 from pyro_spread._transaction import unchanged_buffers
-from pyro_spread.autoguide._conditional import close_gap, unconstrained
+from pyro_spread.autoguide._conditional import close_gap, interval_of, unconstrained
 from pyro_spread.infer._sites import combine_masks, is_computed, plain_name
 from spread_core.amortized.context import Context
 from spread_core.amortized.layout import Variable
@@ -259,12 +259,13 @@ def data_of(name: str, site: Any) -> Variable:
     return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
 
 
-def latent_of(name: str, site: Any) -> Variable:
+def latent_of(name: str, site: Any, truncate: bool = True) -> Variable:
     """
     A latent site as a variable.
 
     :param name: its name.
     :param site: the site.
+    :param truncate: whether intervals are kept as they are, not mapped to the whole line.
     :raises ValueError: if it is discrete and its support is not known to be finite.
     """
     fn, value = site["fn"], site["value"]
@@ -274,28 +275,14 @@ def latent_of(name: str, site: Any) -> Variable:
     if support.is_discrete:
         first, classes = _classes(name, fn)
         return Variable(name, batch, event, plates, plates, num_classes=classes, first=first)
-    support = inside(support)
-    if isinstance(support, constraints.interval | constraints.half_open_interval):
-        low, high = (
-            np.asarray(torch.as_tensor(end).cpu())
-            for end in (support.lower_bound, support.upper_bound)
-        )
+    ends = interval_of(support) if truncate else None
+    if ends is not None:
+        low, high = (np.asarray(torch.as_tensor(end).cpu()) for end in ends)
         variable = Variable(name, batch, event, plates, plates, low, high)
         if variable.is_even:
             return variable
     raw = biject_to(fn.support).inv(value)
     return Variable(name, batch, raw.shape[split:], plates, plates)
-
-
-def inside(support: Any) -> Any:
-    """
-    The support of each number of an event.
-
-    :param support: of the event.
-    """
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def same_support(one: Any, other: Any) -> bool:

@@ -21,7 +21,9 @@ from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor, tensor_of
 from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
 from pyro_spread.autoguide._copied import KeepsModel
-from pyro_spread.autoguide._walks import draws, log_prob, quantiles_of, shape_of, vectors
+from pyro_spread.autoguide._embedded import HasEmbeddings
+from pyro_spread.autoguide._flows import HasFlows
+from pyro_spread.autoguide._walks import HasQuantiles, draws, log_prob, shape_of, vectors
 from pyro_spread.autoguide._world import (
     World,
     created_plates,
@@ -45,7 +47,7 @@ from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 
 
-class AutoAmortized(AutoAmortizedShared, KeepsModel):
+class AutoAmortized(HasEmbeddings, HasFlows, HasQuantiles, AutoAmortizedShared, KeepsModel):
     """
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -57,6 +59,14 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         >>> guide = AutoAmortized(model, observed="x")
         >>> guide.sample_posterior(torch.tensor(0.3), sample_shape=(5,))["z"].shape
         torch.Size([5])
+
+    As ``density``, a function takes the numbers of features and of context of a site and returns a
+    module that, called with a context of shape (batch, context), gives a distribution of batch
+    shape (batch,) and event shape (features,): ``zuko.flows.NSF``, or
+    ``functools.partial(zuko.flows.NSF, transforms=5)``.
+
+    As an ``embedding``, any ``torch.nn.Module`` without batch normalisation and dropout. Members
+    start with the module's own params, and the module itself stays as it is.
     """
 
     def _parent_options(self, model: Any, prefix: str) -> dict[str, Any]:
@@ -191,33 +201,6 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         world = self._world_outside(args, kwargs, declare=False)
         return world.values, world.masks
 
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """
-        Medians of all latents, estimated from :attr:`num_quantile_draws` draws.
-
-        :param args: arguments of the model, with the data in their place.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to median.
-        """
-        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
-
-    @torch.no_grad()
-    def quantiles(
-        self, quantiles: Sequence[float] | torch.Tensor, *args: Any, **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
-        """
-        Quantiles of all latents, taken in unconstrained space as other autoguides do, estimated
-        from :attr:`num_quantile_draws` draws.
-
-        :param quantiles: probabilities.
-        :param args: arguments of the model, with the data in their place.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to quantiles, the probabilities in front.
-        """
-        shape = (self.num_quantile_draws,)
-        found = self.sample_posterior(*args, sample_shape=shape, **kwargs)
-        return {n: quantiles_of(x, quantiles, self.supports[n]) for n, x in found.items()}
-
     # What the guide knows of the model.
 
     def _prepare(self, args: Any, kwargs: Any) -> None:
@@ -243,7 +226,7 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
                 raise ValueError(messages.support_moves(name))
         self.supports = {name: site["fn"].support for name, site in latents.items()}
         self._context = Context(
-            [latent_of(name, site) for name, site in latents.items()],
+            [latent_of(name, site, self.truncates) for name, site in latents.items()],
             [data_of(name, one[name]) for name in observed],
         )
         self._context.masked = frozenset(group_masks(self._context, one, {}))
@@ -301,13 +284,16 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         """
         like = self._empty
         normal = functools.partial(torch.randn, dtype=like.dtype, device=like.device)
-        params = initial(normal, **self._initial_sizes(fitted, group))
+        sizes = self._initial_sizes(fitted, group)
+        params = initial(normal, **sizes) if self.has_mixtures(group) else {}
+        for flow in self.flows(group, sizes["inputs"]).values():
+            params |= flow.initial()
         return {key: self.tensor(value) for key, value in params.items()}
 
     def params(self) -> dict[str, Any]:
         """Standardisation and nets of every group, by name: nested dicts of tensors."""
         found = {self.standardisation_name: self.standardisation.tree()}
-        for name in map(self.params_name, self.context.groups):
+        for name in self.net_names:
             net = attrgetter(f"nets.{name}")(self)
             found[name] = {key: getattr(net, key) for key in list(net._parameters)}
         return found
@@ -320,11 +306,11 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
         """
         self.standardisation = Held(mapped(self.tensor, params[self.standardisation_name]))
         self.nets = PyroModule()
-        for group in self.context.groups:
+        for name in self.net_names:
             net = PyroModule()
-            for key, value in params[self.params_name(group)].items():
+            for key, value in params[name].items():
                 setattr(net, key, torch.nn.Parameter(self.tensor(value).detach().clone()))
-            deep_setattr(self, f"nets.{self.params_name(group)}", net)
+            deep_setattr(self, f"nets.{name}", net)
 
     def _decide(self, args: Any, kwargs: Any) -> None:
         """Find out in which plates elements differ, where nobody has yet."""
@@ -338,6 +324,7 @@ class AutoAmortized(AutoAmortizedShared, KeepsModel):
             return
         fitted = self.fitted(*self.simulated(self.init_samples, args, kwargs))
         nets = {self.params_name(g): self.initial_nets(fitted, g) for g in self.context.groups}
+        nets |= {name: self.initial_embeddings() for name in self.learned_names}
         self.set_params({self.standardisation_name: fitted} | nets)
 
     def tensor(self, value: Any) -> torch.Tensor:

@@ -11,7 +11,8 @@ of global ones too, and all latents before them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ from spread_core.messages import amortized as messages
 
 Fitted = Mapping[str, Any]
 
+#: Numbers that stand for what is in some plates, of a group of data, the plates that are left, its
+#: vectors, what counts of them, and the axes over which to pool.
+Pool = Callable[[Group, frozenset[str], Array, Any, list[int]], list[Array]]
+
+# Of a site with a learned embedding, the regression sees the plain numbers if they are few.
+_FEW = 50
+
+
+def moments(
+    data: Group, level: frozenset[str], own: Array, mask: Any, axes: list[int]
+) -> list[Array]:
+    """Mean, spread and count; see :data:`Pool`."""
+    return pooled(own, mask, axes)
+
 
 class Context:
     """
@@ -43,6 +58,9 @@ class Context:
 
     #: Keys of the groups of data of which not everything counted when the guide was set up.
     masked: frozenset[str] = frozenset()
+
+    #: Names of data sites with a learned embedding, whose plain numbers the nets do not see.
+    embedded: frozenset[str] = frozenset()
 
     def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
         self.latents, self.sites = latents, data
@@ -62,7 +80,7 @@ class Context:
             return dataclasses.replace(variable, plates=kept)
 
         found = Context(*([opened(v) for v in sites] for sites in (self.latents, self.sites)))
-        found.masked = self.masked
+        found.masked, found.embedded = self.masked, self.embedded
         return found
 
     def levels(self, group: Group, data: Group) -> list[frozenset[str]]:
@@ -112,20 +130,24 @@ class Context:
     def columns(
         self,
         group: Group,
-        scores: Mapping[str, Array],
+        vectors: Mapping[str, Array],
         masks: Mapping[str, Any],
+        pool: Pool = moments,
     ) -> Array:
         """
         Numbers that describe the data to a group, of shape lead + plates + (numbers,).
 
         :param group: the latents.
-        :param scores: data as normal scores, by group.
+        :param vectors: that describe the data, by group.
         :param masks: which elements of the data count, by group; None for all.
+        :param pool: makes a summary of what is in further plates.
         :raises ValueError: if data are masked, but none were when the guide was set up.
         """
         parts: list[Array] = []
         for data in self.data:
-            own, mask = scores[data.key], masks.get(data.key)
+            if data.key not in vectors:
+                continue
+            own, mask = vectors[data.key], masks.get(data.key)
             xp = array_namespace(own)
             if mask is None and data.key in self.masked:
                 mask = xp.ones_like(own[..., 0], dtype=xp.bool)
@@ -136,12 +158,56 @@ class Context:
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
                 if axes:
-                    parts += pooled(own, mask, axes)
+                    parts += pool(data, level, own, mask, axes)
                     continue
                 parts.append(own)
                 if mask is not None:
                     parts.append(xp.astype(mask, own.dtype)[..., None])
-        return _side_by_side(parts)
+        return side_by_side(parts)
+
+    def described(
+        self, group: Group, scores: Mapping[str, Array], masks: Mapping[str, Any]
+    ) -> tuple[Array, int]:
+        """
+        What a group's regression sees of the data, and how many of these numbers its nets see.
+
+        :param group: the latents.
+        :param scores: data as normal scores, by group.
+        :param masks: which elements of the data count, by group; None for all.
+        """
+        if not self.embedded:
+            columns = self.columns(group, scores, masks)
+            return columns, columns.shape[-1]
+
+        def chosen(few: bool) -> dict[str, Array]:
+            return {
+                data.key: data.select(
+                    scores[data.key],
+                    [
+                        v.name
+                        for v in data.variables
+                        if (v.name in self.embedded) == few and (not few or v.size <= _FEW)
+                    ],
+                )
+                for data in self.data
+            }
+
+        columns = self.columns(group, chosen(few=False), masks)
+        few = {key: part for key, part in chosen(few=True).items() if part.shape[-1]}
+        if not few:
+            return columns, columns.shape[-1]
+        return side_by_side([columns, self.columns(group, few, masks)]), columns.shape[-1]
+
+    def size_seen(self, group: Group) -> int:
+        """
+        How many plain numbers of the data a group's nets see.
+
+        :param group: the latents.
+        """
+        ones = (1,) * self.depth
+        zeros = {data.key: np.zeros((*ones, data.size)) for data in self.data}
+        masks = {key: np.ones(ones, bool) for key in self.masked}
+        return self.described(group, zeros, masks)[1]
 
     def before(self, group: Group, latents: Mapping[str, Array]) -> Array | None:
         """
@@ -155,26 +221,27 @@ class Context:
             own = latents[earlier.key]
             axes = self.axes(earlier, earlier.plates & group.plates)
             parts += pooled(own, None, axes) if axes else [own]
-        return _side_by_side(parts) if parts else None
+        return side_by_side(parts) if parts else None
 
     def inputs(
-        self, group: Group, fitted: Fitted, columns: Array, before: Array | None
+        self, group: Group, fitted: Fitted, described: tuple[Array, int], before: Array | None
     ) -> tuple[Array, Array]:
         """
-        What a group's nets and its regression see.
+        What a group's nets and its regression see; nets see what embeddings have learned, too.
 
         :param group: the latents.
         :param fitted: what :meth:`fit` returned.
-        :param columns: what :meth:`columns` returned.
+        :param described: what :meth:`described` returned.
         :param before: what :meth:`before` returned.
         :return: of shapes lead + plates + (V,) and lead + plates + (N,).
         """
-        own = fitted["inputs"][group.key]
+        own, (columns, seen) = fitted["inputs"][group.key], described
         v = standardised(columns, own["columns"])
         features = standardised(data_features(v), own["features"])
+        v = v[..., :seen]
         if before is None:
             return v, features
-        return _side_by_side([v, before]), _side_by_side([features, latent_features(before)])
+        return side_by_side([v, before]), side_by_side([features, latent_features(before)])
 
     def standardise(self, group: Group, fitted: Fitted, vectors: Array) -> Array:
         """
@@ -213,8 +280,8 @@ class Context:
             fitted["data"][group.key] = fit_columns(_some(rows))
         scores = self.scores(fitted, data, 1)
         for group in self.groups:
-            columns = self.columns(group, scores, masks)
-            columns = columns.reshape(-1, columns.shape[-1])
+            columns, _ = self.described(group, scores, masks)
+            columns = columns.reshape(math.prod(columns.shape[:-1]), columns.shape[-1])
             own = {"columns": fit_scale(columns, IGNORED)}
             features = data_features(standardised(columns, own["columns"]))
             fitted["inputs"][group.key] = own | {"features": fit_scale(features, IGNORED)}
@@ -226,7 +293,12 @@ def _some(rows: np.ndarray, most: int = 50_000) -> np.ndarray:
     return rows[:: max(1, len(rows) // most)]
 
 
-def _side_by_side(parts: list[Array]) -> Array:
+def side_by_side(parts: list[Array]) -> Array:
+    """
+    Vectors as one, whose other axes broadcast against one another.
+
+    :param parts: of shape batch + (any,).
+    """
     xp = array_namespace(*parts)
     shape = np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
     return xp.concat([xp.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], axis=-1)

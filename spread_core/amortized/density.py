@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.flow import Flow, shared_out, side_by_side
 from spread_core.amortized.layout import Group, Variable
 from spread_core.amortized.mixture import (
     draw,
@@ -36,8 +37,8 @@ class Conditional:
     :param scale: their scale.
     :param ends: standardised ends of their intervals, of shape (2, D).
     :param before: standardised latents of the group before this site, lead + plates + (start,).
-    :param inputs: what the nets see, lead + plates + (V,).
-    :param features: what the regression sees, lead + plates + (N,).
+    :param inputs: what the nets see, (1 or M,) + lead + plates + (V,).
+    :param features: what the regression sees, (1 or M,) + lead + plates + (N,).
     :param variable: the site.
     :param start: where its numbers begin in the group's vector.
     :param components: K.
@@ -60,6 +61,11 @@ class Conditional:
     def which(self) -> slice:
         """The site's numbers in the group's vector."""
         return slice(self.start, self.start + self.variable.size)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws have gradients: all but discrete ones do."""
+        return not self.variable.num_classes
 
     def standardise(self, vectors: Array) -> Array:
         """
@@ -103,8 +109,8 @@ class Conditional:
         each = _log_probs(
             self.params,
             t[None],
-            self.inputs[None],
-            self.features[None],
+            self.inputs,
+            self.features,
             self.ends,
             self.which,
             self.variable.num_classes,
@@ -120,18 +126,21 @@ class Conditional:
         low, high = [0.0, classes - 1.0] if classes else cast(self.variable.ends(), vectors)
         return xp.where((vectors >= low) & (vectors <= high), found, -math.inf)
 
-    def draw(self, uniform: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...]) -> Array:
+    def draw(
+        self, uniform: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], key: Any = None
+    ) -> Array:
         """
         Unconstrained vectors, reparametrised except for discrete sites.
 
         :param uniform: random numbers between 0 and 1 of a shape.
         :param shape: lead + plates of the draws.
+        :param key: for densities that draw by themselves.
         :return: of shape lead + plates + (size,).
         """
         xp = array_namespace(self.inputs)
         own, classes = select(self.params, self.which), self.variable.num_classes
         size, names = self.variable.size, sorted(own)
-        given = self.inputs[None], self.features[None]
+        given = self.inputs, self.features
         numbers = uniform((2 * size, *shape))
 
         def step(t: Array, item: Any) -> Array:
@@ -179,9 +188,12 @@ def log_probs_of_group(
     scale: Array,
     loc: Array,
     components: int,
+    flows: Mapping[str, Flow],
 ) -> Array:
     """
     Log density of every number for every member, in nats per unit of the standardised space.
+
+    That of a site with a flow is shared out to its numbers.
 
     :param group: the group.
     :param params: of its mixtures.
@@ -192,25 +204,31 @@ def log_probs_of_group(
     :param scale: of the latents, of shape (D,).
     :param loc: their location.
     :param components: K.
+    :param flows: by site, of those that have one.
     :return: of shape (M, D) + batch.
     """
-    parts = []
-    for which, classes in _runs(group):
+    xp, parts = array_namespace(t), []
+    for which, classes, flow in _runs(group, flows):
+        if flow is not None:
+            context = side_by_side(inputs, t[..., : which.start])
+            found = flow.log_prob(params, t[..., which], context)
+            parts.append(xp.moveaxis(shared_out(found, which.stop - which.start), -1, 1))
+            continue
         raw = t[..., which] * scale[which] + loc[which] if classes else None
         parts.append(_log_probs(params, t, inputs, features, ends, which, classes, components, raw))
-    return array_namespace(t).concat(parts, axis=1)
+    return xp.concat(parts, axis=1)
 
 
-def _runs(group: Group) -> list[tuple[slice, int]]:
-    """Slices of neighbouring continuous sites, and each discrete one with its classes."""
-    found: list[tuple[slice, int]] = []
+def _runs(group: Group, flows: Mapping[str, Flow]) -> list[tuple[slice, int, Flow | None]]:
+    """Slices of neighbouring mixtures, each discrete site with its classes, each flow."""
+    found: list[tuple[slice, int, Flow | None]] = []
     slices = group.slices
     for variable in group.variables:
-        own, classes = slices[variable.name], variable.num_classes
-        if found and not classes and not found[-1][1]:
-            found[-1] = (slice(found[-1][0].start, own.stop), 0)
+        own, classes, flow = slices[variable.name], variable.num_classes, flows.get(variable.name)
+        if found and not classes and flow is None and found[-1][1:] == (0, None):
+            found[-1] = (slice(found[-1][0].start, own.stop), 0, None)
         else:
-            found.append((own, classes))
+            found.append((own, classes, flow))
     return found
 
 

@@ -4,18 +4,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
+from spread_core.amortized.embedded import HasEmbedding, seen
 from spread_core.amortized.exchangeable import plates_told_apart, unlike_plates
+from spread_core.amortized.flow_sites import HasDensity, conditional_class
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
+from spread_core.amortized.tables import ReadsTables
 from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, cast, stop_gradient
 from spread_core.messages import amortized as messages
@@ -29,7 +30,7 @@ _MOST_NUMBERS = 200
 Visit = Callable[[Group, Variable, Conditional], Array]
 
 
-class AutoAmortizedShared(SharedDocs):
+class AutoAmortizedShared(ReadsTables, HasDensity, HasEmbedding, SharedDocs):
     r"""
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -38,7 +39,7 @@ class AutoAmortizedShared(SharedDocs):
     given the data and all latents before it. Every number has a mixture of Gaussians of its own,
     truncated to the support where that is an interval, and on the unconstrained space otherwise;
     discrete latents of finite support have a categorical distribution. Draws and densities are
-    exact.
+    exact. With another ``density`` every continuous site has a flow on the unconstrained space.
 
     Latents see data in their own plates as they are. Data in further plates they see by their mean,
     spread and count, whatever their order [2].
@@ -56,13 +57,35 @@ class AutoAmortizedShared(SharedDocs):
 
     [2] `Deep Sets`, Manzil Zaheer et al., https://arxiv.org/abs/1703.06114
 
+    [3] `Neural Spline Flows`, Conor Durkan et al., https://arxiv.org/abs/1906.04032
+
+    [4] `Masked Autoregressive Flow for Density Estimation`, George Papamakarios et al.,
+    https://arxiv.org/abs/1705.07057
+
+    [5] `Set Transformer: A Framework for Attention-based Permutation-Invariant Neural Networks`,
+    Juho Lee et al., https://arxiv.org/abs/1810.00825
+
     :param model: the model.
     :param observed: name or names of the data sites. Left out: the sites that the model observes at
         the arguments it is first called with.
-    :param density: ``"mixture"``.
-    :param hidden: sizes of the hidden layers of every number's net.
+    :param density: ``"mixture"``; ``"nsf"`` or ``"maf"``, a neural spline flow [3] or a masked
+        autoregressive flow [4] for every site, of the extra ``flows``; or a function of one's own
+        that makes a site's density; see the
+        note of this backend.
+    :param hidden: sizes of the hidden layers of every number's net, or of every flow's.
     :param num_components: Gaussians in each mixture.
-    :param ensemble: number of nets behind every number, whose densities are averaged.
+    :param ensemble: number of nets behind every number, or of flows behind every site, whose
+        densities are averaged.
+    :param embedding: nets in front of the data, trained with the rest; each member of the ensemble
+        has its own. None: the nets see the data as they are. ``"mlp"``: two layers of 64 units and
+        20 outputs for every data site. A module, for the one data site: it takes elements of shape
+        (batch,) + shape of the site's event, standardised, a number as a vector of one, and
+        returns (batch, K); see the note of this backend. A dict of these by site: other sites have
+        none. In plates every element is embedded by itself, so that a summary of them is a deep
+        set [2].
+    :param summary: of data in further plates: ``"moments"``, their mean, spread and count; or
+        ``"attention"``, pooling by multi-head attention with learned queries [5], in front of which
+        sites without an embedding have an ``"mlp"``. Both ignore masked elements and their order.
     :param exchangeable: whether the elements of plates are alike, so that other latents need only a
         summary of them. If not, a plate is one long vector, of fixed size. None finds out from
         simulations, plate by plate.
@@ -70,8 +93,9 @@ class AutoAmortizedShared(SharedDocs):
     :param create_plates: function of the model's arguments that returns plates, for subsampling.
     :param prefix: begins the names of the params.
     :raises ValueError: if a number makes no sense; when it is first called, if there are no
-        latents or no data, ``observed`` names no site, a discrete latent has infinite support, or
-        a latent's support depends on other latents.
+        latents or no data, ``observed`` names no site, a discrete latent has infinite support, a
+        latent's support depends on other latents, or ``density`` makes none of a site's size.
+    :raises ImportError: if ``density`` is one of the extra ``flows``, and that is missing.
     """
 
     #: Number of draws behind :meth:`median` and :meth:`quantiles`.
@@ -84,10 +108,12 @@ class AutoAmortizedShared(SharedDocs):
         model: Callable[..., Any],
         *,
         observed: str | Sequence[str] | None = None,
-        density: str = "mixture",
+        density: str | Callable[..., Any] = "mixture",
         hidden: Sequence[int] = (64, 64),
         num_components: int = 8,
         ensemble: int = 1,
+        embedding: Any = None,
+        summary: str = "moments",
         exchangeable: bool | None = None,
         init_samples: int = 1000,
         create_plates: Callable[..., Any] | None = None,
@@ -95,8 +121,6 @@ class AutoAmortizedShared(SharedDocs):
     ) -> None:
         options = self._parent_options(model, prefix) | {"create_plates": create_plates}
         super().__init__(**options)
-        if density != "mixture":
-            raise ValueError(messages.unknown_density(density))
         hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         if not hidden or not all(isinstance(n, int) and n > 0 for n in hidden):
             raise ValueError(players.bad_range("hidden", hidden, "a sequence of layer sizes"))
@@ -111,7 +135,9 @@ class AutoAmortizedShared(SharedDocs):
             self.observed = tuple(self.observed)
         self.hidden, self.num_components, self.ensemble = hidden, num_components, ensemble
         self.init_samples, self.prefix = init_samples, prefix
+        self._set_density(density)
         self.exchangeable = exchangeable
+        self._set_embedding(embedding, summary)
         self._context: Context | None = None
         #: Plates whose elements differ: each is one long vector. None until it is known.
         self.ordered_plates: tuple[str, ...] | None = None
@@ -132,12 +158,13 @@ class AutoAmortizedShared(SharedDocs):
         data = [v.name for group in self.context.data for v in group.variables]
         return {
             "observed": data,
+            "density": self.density,
             "hidden": list(self.hidden),
             "num_components": self.num_components,
             "ensemble": self.ensemble,
             "exchangeable": self.exchangeable,
             "prefix": self.prefix,
-        }
+        } | self.embedding_options()
 
     def given(
         self, values: Mapping[str, Array], masks: Mapping[str, Any] | None = None
@@ -165,6 +192,7 @@ class AutoAmortizedShared(SharedDocs):
         self.ordered_plates = tuple(structure["ordered_plates"])
         self._context = self.context.without(self.ordered_plates)
         self.context.masked = frozenset(structure["masked"])
+        self._embed(self.context)
 
     def decide(
         self, latents: Mapping[str, Any], data: Mapping[str, Any], masks: Mapping[str, Any]
@@ -197,6 +225,7 @@ class AutoAmortizedShared(SharedDocs):
             warn_user(messages.unlike_elements(sorted(unlike), numbers))
             unlike, told_apart = set(), context
         self.ordered_plates, self._context = tuple(sorted(unlike)), told_apart
+        self._embed(told_apart)
 
     def params_name(self, group: Group) -> str:
         """
@@ -207,6 +236,11 @@ class AutoAmortizedShared(SharedDocs):
         return f"{self.prefix}_{group.key}"
 
     @property
+    def net_names(self) -> list[str]:
+        """The names of all nets among the params: those of groups, and of embeddings."""
+        return [*map(self.params_name, self.context.groups), *self.learned_names]
+
+    @property
     def standardisation_name(self) -> str:
         """What the standardisation is called among the params."""
         return f"{self.prefix}_standardisation"
@@ -215,10 +249,13 @@ class AutoAmortizedShared(SharedDocs):
         """Keyword arguments of :func:`spread_core.amortized.mixture.initial`."""
         own = fitted["inputs"][group.key]
         before = self.size_before(group)
+        seen = (
+            self.context.size_seen(group) if self.learned_names else own["columns"]["loc"].shape[0]
+        )
         return {
             "members": self.ensemble,
             "dims": group.size,
-            "inputs": own["columns"]["loc"].shape[0] + before,
+            "inputs": seen + before + self.size_learned(group),
             "features": own["features"]["loc"].shape[0] + 2 * before,
             "hidden": self.hidden,
             "components": self.num_components,
@@ -268,23 +305,27 @@ class AutoAmortizedShared(SharedDocs):
         context = self.context
         fitted = _constant(params[self.standardisation_name])
         scores = context.scores(fitted, values, lead)
+        told = {key: [x[None] for x in parts] for key, parts in self.told(scores, masks).items()}
+        learned = self.learned(params, told)
         latents: dict[str, Array] = {}
         for group in context.groups:
-            columns = context.columns(group, scores, masks)
+            described = context.described(group, scores, masks)
             before = context.before(group, latents)
-            inputs, features = context.inputs(group, fitted, columns, before)
+            inputs, features = context.inputs(group, fitted, described, before)
+            whole = seen(inputs[None], learned.get(group.key))
             own, ends = fitted["latents"][group.key], self.ends(group, fitted)
             xp, start = array_namespace(inputs), 0
             parts: list[Array] = []
             for variable in group.variables:
-                conditional = Conditional(
+                flow = self.flow(variable, whole.shape[-1] + start)
+                conditional = conditional_class(flow)(
                     params[self.params_name(group)],
                     own["loc"],
                     own["scale"],
                     ends,
                     xp.concat(parts, axis=-1) if parts else inputs[..., :0],
-                    inputs,
-                    features,
+                    whole,
+                    features[None],
                     variable,
                     start,
                     self.num_components,
@@ -295,7 +336,7 @@ class AutoAmortizedShared(SharedDocs):
             latents[group.key] = xp.concat(parts, axis=-1)
 
     def log_probs(
-        self, params: Mapping[str, Any], prepared: Mapping[str, tuple[Array, Array, Array]]
+        self, params: Mapping[str, Any], prepared: Mapping[str, tuple[Array, ...]]
     ) -> dict[str, Array]:
         """
         Log density of every number for every member, on the standardised scale; for training.
@@ -306,84 +347,24 @@ class AutoAmortizedShared(SharedDocs):
         :return: dict from group to log densities in nats, of shape (M, D) + batch.
         """
         fitted = _constant(params[self.standardisation_name])
-        return {
-            group.key: log_probs_of_group(
+        learned = self.learned(params, prepared)
+        found = {}
+        for group in self.context.groups:
+            t, inputs, features = prepared[group.key]
+            inputs = seen(inputs, learned.get(group.key))
+            found[group.key] = log_probs_of_group(
                 group,
                 params[self.params_name(group)],
-                *prepared[group.key],
+                t,
+                inputs,
+                features,
                 self.ends(group, fitted),
                 fitted["latents"][group.key]["scale"],
                 fitted["latents"][group.key]["loc"],
                 self.num_components,
+                self.flows(group, inputs.shape[-1]),
             )
-            for group in self.context.groups
-        }
-
-    def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """
-        Latents, unconstrained, data, and masks by group, of a table of simulations.
-
-        :param table: the :class:`Simulations`.
-        :raises ValueError: if it lacks a site.
-        """
-        context = self.context
-        latents: dict[str, Any] = {}
-        data: dict[str, Any] = {}
-        masks: dict[str, Any] = {}
-        for group in [*context.groups, *context.data]:
-            for variable in group.variables:
-                if variable.name not in table:
-                    raise ValueError(messages.missing_site(variable.name, table.values))
-        for group in context.groups:
-            for variable in group.variables:
-                latents[variable.name] = self.unconstrained(variable, table[variable.name])
-        for group in context.data:
-            for variable in group.variables:
-                data[variable.name] = np.float32(table[variable.name])
-                mask = table.masks.get(variable.name)
-                if mask is not None:
-                    plain = dataclasses.replace(variable, event_shape=())
-                    own = plain.join(mask, context.depth, 1).all(-1)
-                    masks[group.key] = own & masks.get(group.key, True)
-        return latents, data, masks
-
-    def unconstrained(self, variable: Variable, values: Any) -> Any:
-        """
-        Values of a latent as the conditionals take them, as an array of NumPy.
-
-        :param variable: the latent.
-        :param values: of shape (simulations,) + shape of the site.
-        """
-        raise NotImplementedError
-
-    def prepare(
-        self,
-        fitted: Mapping[str, Any],
-        latents: Mapping[str, Array],
-        data: Mapping[str, Array],
-        masks: Mapping[str, Any],
-    ) -> dict[str, tuple[Array, Array, Array]]:
-        """
-        Simulations as the nets see them: standardised latents, inputs and features, by group.
-
-        :param fitted: the standardisation.
-        :param latents: unconstrained values by site, of shape (simulations,) + site's.
-        :param data: values by observed site, alike.
-        :param masks: what counts of the data, by group.
-        """
-        context = self.context
-        scores = context.scores(fitted, data, 1)
-        t = {
-            g.key: context.standardise(g, fitted, g.join(latents, context.depth, 1))
-            for g in context.groups
-        }
-        return {
-            g.key: (
-                t[g.key],
-                *context.inputs(g, fitted, context.columns(g, scores, masks), context.before(g, t)),
-            )
-            for g in context.groups
-        }
+        return found
 
 
 def _constant(tree: Any) -> Any:

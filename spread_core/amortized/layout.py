@@ -171,6 +171,18 @@ class Group:
             [np.full(v.size, v.low is None and not v.num_classes) for v in self.variables]
         )
 
+    def select(self, vectors: Array, names: Sequence[str]) -> Array:
+        """
+        The part of vectors that belongs to some variables.
+
+        :param vectors: of shape batch + (size,).
+        :param names: of the variables, in the order of the group.
+        """
+        if len(names) == len(self.variables):
+            return vectors
+        parts = [vectors[..., self.slices[name]] for name in names]
+        return array_namespace(vectors).concat([vectors[..., :0], *parts], axis=-1)
+
     def join(self, values: Mapping[str, Array], depth: int, lead: int = 0) -> Array:
         """
         Values as vectors of shape lead + plates + (size,).

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.flow import is_of_flow
 from spread_core.math._arrays import Array, special, stop_gradient
 
 #: In the place of infinity: its square is still a number.
@@ -130,7 +131,8 @@ def select(params: Mapping[str, Array], which: slice) -> dict[str, Array]:
     """
     xp = array_namespace(params["from_latents"])
     sees = xp.tril(xp.ones_like(params["from_latents"][:1, :, :, 0]), k=-1)
-    return {name: value[:, which] for name, value in params.items()} | {"sees": sees[:, which]}
+    own = {name: value[:, which] for name, value in params.items() if not is_of_flow(name)}
+    return own | {"sees": sees[:, which]}
 
 
 def outputs(
@@ -157,11 +159,11 @@ def outputs(
         + _over(linear[..., -1, :], t)
     )
     from_latents = params["from_latents"] * sees
-    h = _silu(_apply(v, params["from_data"]) + _apply(t, from_latents) + _over(params["bias_0"], t))
+    h = silu(_apply(v, params["from_data"]) + _apply(t, from_latents) + _over(params["bias_0"], t))
     number = 1
     while f"weight_{number}" in params:
         weight = params[f"weight_{number}"]
-        new = _silu(_apply_each(h, weight) + _over(params[f"bias_{number}"], t))
+        new = silu(_apply_each(h, weight) + _over(params[f"bias_{number}"], t))
         h = h + new if h.shape[-1] == new.shape[-1] else new
         number += 1
     out = _apply_each(h, params["out"]) + _over(params["out_bias"], t)
@@ -346,5 +348,10 @@ def _over(bias: Array, like: Array) -> Array:
     return array_namespace(bias).reshape(bias, (*bias.shape[:2], *ones, bias.shape[-1]))
 
 
-def _silu(x: Array) -> Array:
+def silu(x: Array) -> Array:
+    """
+    Each number times its logistic function.
+
+    :param x: of any shape.
+    """
     return 0.5 * x * (1 + array_namespace(x).tanh(0.5 * x))

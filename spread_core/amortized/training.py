@@ -4,8 +4,9 @@
 How an amortised guide is trained: one setting for every program, chosen once.
 
 Every member of the ensemble has its own held-out rows. What is kept are, for every member and every
-number of the latents, the params of the epoch with the least held-out loss. A net that gains less
-than one standard error over the regression that it started at is dropped.
+number of the latents, the params of the epoch with the least held-out loss; of a flow, for every
+member. A net that gains less than one standard error over the regression that it started at is
+dropped.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def folds(
     )
 
 
-def elements_of(rows: Mapping[str, tuple[Any, Any, Any]]) -> int:
+def elements_of(rows: Mapping[str, tuple[Any, ...]]) -> int:
     """
     The most elements that plates have in a row.
 
@@ -121,12 +122,12 @@ class Prepared(NamedTuple):
 
     :param fitted: the standardisation.
     :param rows: standardised latents, inputs and features of every row, by group.
-    :param starts: coefficients of the regressions, by group.
+    :param starts: coefficients of the regressions, by group that has mixtures.
     :param valid: which rows can be used.
     """
 
     fitted: dict[str, Any]
-    rows: Mapping[str, tuple[Any, Any, Any]]
+    rows: Mapping[str, tuple[Any, ...]]
     starts: dict[str, np.ndarray]
     valid: np.ndarray
 
@@ -150,11 +151,12 @@ def prepared(guide: Any, table: Any) -> Prepared:
     rows = guide.prepare(
         fitted, *({name: _finite(value) for name, value in part.items()} for part in columns)
     )
-    groups = guide.context.groups
+    groups = [group for group in guide.context.groups if guide.has_mixtures(group)]
     starts = regressions(
-        {key: tuple(part[good] for part in parts) for key, parts in rows.items()},
+        {group.key: tuple(part[good] for part in rows[group.key]) for group in groups},
         groups,
         {group.key: guide.ends(group, fitted) for group in groups},
+        {g.key: fitted["inputs"][g.key]["columns"]["loc"].shape[0] for g in groups},
         {group.key: guide.size_before(group) for group in groups},
     )
     return Prepared(fitted, rows, starts, valid)
@@ -165,9 +167,10 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def regressions(
-    rows: Mapping[str, tuple[Any, Any, Any]],
+    rows: Mapping[str, tuple[Any, ...]],
     groups: Any,
     ends: Mapping[str, Any],
+    columns: Mapping[str, int],
     before: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
     """
@@ -176,14 +179,15 @@ def regressions(
     :param rows: t, inputs and features by group, NumPy's arrays.
     :param groups: the groups of latents.
     :param ends: standardised ends of their intervals.
+    :param columns: how many numbers of the data each regression sees.
     :param before: how many latents of other groups each group sees.
     """
     found = {}
     for group in groups:
-        t, inputs, features = (_flat(x, rows[group.key]) for x in rows[group.key])
+        t, features = (_flat(rows[group.key][number], rows[group.key]) for number in (0, 2))
         others = before[group.key]
         linear = np.zeros(features.shape[-1], bool)  # what is no power
-        linear[: inputs.shape[-1] - others] = True
+        linear[: columns[group.key]] = True
         linear[linear.size - 2 * others : linear.size - others] = True
         known = np.asarray(latent_features(t))
         found[group.key] = start(t, features, known, linear, np.asarray(ends[group.key]))
@@ -199,21 +203,29 @@ def _flat(x: Any, like: tuple[Any, ...]) -> np.ndarray:
     return wide.reshape(-1, x.shape[-1])
 
 
-def merged(better: Mapping[str, Any], new: Mapping[str, Any], old: Mapping[str, Any]) -> Any:
+def merged(
+    better: Mapping[str, Any],
+    new: Mapping[str, Any],
+    old: Mapping[str, Any],
+    flows: Mapping[str, Mapping[str, int]],
+) -> Any:
     """
-    Params of each number, the new ones where they are better.
+    Params of each number, or of each site's flow, the new ones where they are better.
 
     :param better: bools of shape (M, D) by group.
-    :param new: dicts of params of shape (M, D, ...) by group.
+    :param new: dicts of params of shape (M, D, ...) by group, (M, ...) for those of flows.
     :param old: alike.
+    :param flows: the first number of a flow's site, by group and name of the param.
     """
 
-    def choose(mask: Any, a: Array, b: Array) -> Array:
-        wide = np.reshape(mask, (*mask.shape, *[1] * (len(a.shape) - 2)))
-        return array_namespace(a).where(as_bool(wide, a), a, b)
+    def choose(key: str, name: str, a: Array) -> Array:
+        mask, place = better[key], flows[key].get(name)
+        mask = mask if place is None else mask[:, place]
+        wide = np.reshape(mask, (*mask.shape, *[1] * (len(a.shape) - len(mask.shape))))
+        return array_namespace(a).where(as_bool(wide, a), a, old[key][name])
 
     return {
-        key: {name: choose(better[key], leaf, old[key][name]) for name, leaf in own.items()}
+        key: {name: choose(key, name, leaf) for name, leaf in own.items()}
         for key, own in new.items()
     }
 
@@ -255,13 +267,18 @@ class Best:
         return float(sum(loss.sum(1).mean() for loss in self.least.values()))
 
 
-def worth_it(gains: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def worth_it(
+    gains: Mapping[str, np.ndarray], flows: Mapping[str, Mapping[str, int]]
+) -> dict[str, np.ndarray]:
     """
-    Which nets gain at least one standard error over where they started.
+    Which nets gain at least one standard error over where they started; flows, which start at no
+    regression, all do.
 
     :param gains: of held-out rows, of shape (M, D, rows) by group.
+    :param flows: the first number of a flow's site, by group and name of the param.
     """
-    return {
-        key: gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
-        for key, gain in gains.items()
-    }
+    found = {}
+    for key, gain in gains.items():
+        found[key] = gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
+        found[key][:, list(flows[key].values())] = True
+    return found

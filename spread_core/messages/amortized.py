@@ -10,7 +10,32 @@ from spread_core.messages.general import shown
 
 
 def unknown_density(density: object) -> str:
-    return f"density must be 'mixture', got {shown(density)}."
+    return (
+        f"density must be 'mixture', 'nsf', 'maf' or a function that makes one, got "
+        f"{shown(density)}."
+    )
+
+
+def uneven_nets(hidden: Sequence[int]) -> str:
+    return (
+        f"The nets of flowjax have layers of one size, but hidden is {tuple(hidden)}. Repeat one "
+        "number, as in hidden=(64, 64), or pass a function as density."
+    )
+
+
+def wrong_density(site: str, features: int, context: int, found: object) -> str:
+    return (
+        f"density made nothing for site '{site}' that is a distribution of {features} numbers "
+        f"given {context}: {found}."
+    )
+
+
+def unwritten_option(names: Sequence[str]) -> str:
+    given = ", ".join(f"{name}=..." for name in names)
+    return (
+        f"The posterior was saved without {list(names)} of its guide, which no file can hold. Pass "
+        f"what it was made with again: load(path, model, {given})."
+    )
 
 
 def not_set_up() -> str:

@@ -30,7 +30,10 @@ def refused(message, model, *args, error=ValueError, **options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": "flow"}, "density must be 'mixture', got 'flow'"),
+        (
+            {"density": "flow"},
+            "density must be 'mixture', 'nsf', 'maf' or a function that makes one, got 'flow'",
+        ),
         ({"hidden": ()}, "hidden must be a sequence of layer sizes"),
         ({"hidden": (8, 0)}, "hidden must be a sequence of layer sizes"),
         ({"num_components": 0}, "num_components"),

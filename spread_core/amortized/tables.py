@@ -1,0 +1,93 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of simulations as an amortised guide sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from spread_core.amortized.context import Context
+from spread_core.amortized.layout import Variable
+from spread_core.math._arrays import Array
+from spread_core.messages import amortized as messages
+
+
+class ReadsTables:
+    """A guide that is trained on tables."""
+
+    context: Context
+    told: Callable[..., dict[str, Any]]
+
+    def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """
+        Latents, unconstrained, data, and masks by group, of a table of simulations.
+
+        :param table: the :class:`Simulations`.
+        :raises ValueError: if it lacks a site.
+        """
+        context = self.context
+        latents: dict[str, Any] = {}
+        data: dict[str, Any] = {}
+        masks: dict[str, Any] = {}
+        for group in [*context.groups, *context.data]:
+            for variable in group.variables:
+                if variable.name not in table:
+                    raise ValueError(messages.missing_site(variable.name, table.values))
+        for group in context.groups:
+            for variable in group.variables:
+                latents[variable.name] = self.unconstrained(variable, table[variable.name])
+        for group in context.data:
+            for variable in group.variables:
+                data[variable.name] = np.float32(table[variable.name])
+                mask = table.masks.get(variable.name)
+                if mask is not None:
+                    plain = dataclasses.replace(variable, event_shape=())
+                    own = plain.join(mask, context.depth, 1).all(-1)
+                    masks[group.key] = own & masks.get(group.key, True)
+        return latents, data, masks
+
+    def unconstrained(self, variable: Variable, values: Any) -> Any:
+        """
+        Values of a latent as the conditionals take them, as an array of NumPy.
+
+        :param variable: the latent.
+        :param values: of shape (simulations,) + shape of the site.
+        """
+        raise NotImplementedError
+
+    def prepare(
+        self,
+        fitted: Mapping[str, Any],
+        latents: Mapping[str, Array],
+        data: Mapping[str, Array],
+        masks: Mapping[str, Any],
+    ) -> dict[str, tuple[Array, ...]]:
+        """
+        Simulations as the nets see them: standardised latents, inputs and features, by group; of
+        embedded data what :meth:`told` returns.
+
+        :param fitted: the standardisation.
+        :param latents: unconstrained values by site, of shape (simulations,) + site's.
+        :param data: values by observed site, alike.
+        :param masks: what counts of the data, by group.
+        """
+        context = self.context
+        scores = context.scores(fitted, data, 1)
+        t = {
+            g.key: context.standardise(g, fitted, g.join(latents, context.depth, 1))
+            for g in context.groups
+        }
+        rows = {
+            g.key: (
+                t[g.key],
+                *context.inputs(
+                    g, fitted, context.described(g, scores, masks), context.before(g, t)
+                ),
+            )
+            for g in context.groups
+        }
+        return rows | self.told(scores, masks)
