@@ -31,7 +31,7 @@ from spread_analysis.amortized import (
     refined,
     simulations_state,
 )
-from spread_core.amortized.embedded import rebuilt_options
+from spread_core.amortized.saved import completed, written
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
@@ -127,10 +127,7 @@ def amortize(
                 bar.set_postfix_str(f"held-out loss {loss:.3f}", refresh=False)
                 bar.update(min(settings.steps, settings.total - bar.n))
 
-            data = {
-                key: tuple(guide.tensor(part) for part in parts)
-                for key, parts in found.rows.items()
-            }
+            data = {k: tuple(map(guide.tensor, parts)) for k, parts in found.rows.items()}
             params, record = train(guide, params, data, rows, settings, report)
         guide.set_params(params)
     return AmortizedPosterior(model, guide, simulations, record, args, kwargs)
@@ -297,7 +294,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         """
         content = {
             "params": self.guide.params(),
-            "guide": self.guide.options(),
+            "guide": written(self.guide.options()),
             "structure": self.guide.structure(),
             "simulations": simulations_state(self.simulations),
             "record": self.record,
@@ -307,23 +304,27 @@ class AmortizedPosterior(AmortizedPosteriorShared):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: Model, *, embedding: Any = None
+        cls,
+        path: str | os.PathLike[str],
+        model: Model,
+        *,
+        density: Any = None,
+        embedding: Any = None,
     ) -> AmortizedPosterior:
         """
         The posterior that :meth:`save` has written.
 
         :param path: the folder, or the file.
         :param model: the model, as it was then.
-        :param embedding: that of the guide, if modules of one's own are in it; their params come
-            from the file.
+        :param density: the guide's, if that was a function, which no file holds.
+        :param embedding: likewise, if modules of one's own are in it.
         :raises FileNotFoundError: if there is none.
-        :raises ValueError: if the guide's embedding has modules of one's own, and is not given.
         :raises CheckpointError: if the file is damaged, or of something else.
+        :raises ValueError: if ``density`` or ``embedding`` is needed, and missing.
         """
         reader = CheckpointReader(state.codec(), path)
         args, kwargs = reader.part("arguments", list)
-        options = rebuilt_options(reader.part("guide", dict), embedding)
-        guide = AutoAmortized(model, **options)
+        guide = AutoAmortized(model, **completed(reader.part("guide", dict), density, embedding))
         guide.data_sites(*args, **kwargs)
         guide.set_structure(reader.part("structure", dict))
         guide.set_params(reader.part("params", dict))

@@ -136,16 +136,17 @@ class PytreeFlow:
         Vectors of shape batch + (size,), each from one of the members.
 
         :param params: of the group, (M, ...) each.
-        :param context: of shape batch + (C,).
+        :param context: what they are conditioned on, (1 or M,) + batch + (C,).
         :param choose: uniform numbers of shape batch, which choose the member.
         :param key: random key.
         """
 
-        def one(leaves: Any, key: jax.Array) -> jax.Array:
+        def one(leaves: Any, key: jax.Array, context: jax.Array) -> jax.Array:
             found: jax.Array = self._with(leaves).sample(key, (), context)
             return found
 
-        each = jax.vmap(one)(self._own(params), random.split(key, self._members))
+        keys = random.split(key, self._members)
+        each = jax.vmap(one)(self._own(params), keys, self._of_members(context))
         member = jnp.clip((choose * self._members).astype(int), 0, self._members - 1)
         return jnp.take_along_axis(each, member[None, ..., None], axis=0)[0]
 

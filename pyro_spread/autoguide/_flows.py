@@ -138,18 +138,19 @@ class ModuleFlow:
         Vectors of shape batch + (size,), each from one of the members.
 
         :param params: of the group, (M, ...) each.
-        :param context: of shape batch + (C,).
+        :param context: what they are conditioned on, (1 or M,) + batch + (C,).
         :param choose: uniform numbers of shape batch, which choose the member.
         :param key: none, as random numbers are global.
         """
-        rows = context.reshape(-1, context.shape[-1])
+        rows = context.reshape(len(context), -1, context.shape[-1])
         member = (choose.reshape(-1) * self._members).long().clamp(max=self._members - 1)
-        found = rows.new_zeros((len(rows), self._features))
+        found = rows.new_zeros((rows.shape[1], self._features))
         for m in range(self._members):
             places = (member == m).nonzero().squeeze(-1)
             if len(places):
-                found = found.index_put((places,), self._call(params, m, rows[places]))
-        return found.reshape((*context.shape[:-1], self._features))
+                own = rows[m if len(rows) > 1 else 0, places]
+                found = found.index_put((places,), self._call(params, m, own))
+        return found.reshape((*context.shape[1:-1], self._features))
 
     def _call(self, params: Mapping[str, torch.Tensor], member: int, *args: Any) -> torch.Tensor:
         own = {

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from spread_core.amortized.flow import Flow, shared_out, side_by_side
+from spread_core.amortized.context import side_by_side
+from spread_core.amortized.flow import Flow, shared_out
 from spread_core.amortized.layout import Group, Variable
 from spread_core.amortized.mixture import (
     draw,
@@ -210,7 +211,7 @@ def log_probs_of_group(
     xp, parts = array_namespace(t), []
     for which, classes, flow in _runs(group, flows):
         if flow is not None:
-            context = side_by_side(inputs, t[..., : which.start])
+            context = side_by_side([inputs, t[..., : which.start]])
             found = flow.log_prob(params, t[..., which], context)
             parts.append(xp.moveaxis(shared_out(found, which.stop - which.start), -1, 1))
             continue

@@ -22,7 +22,7 @@ from spread_core.amortized.embedding import (
     rows_of,
 )
 from spread_core.amortized.layout import Group, Variable
-from spread_core.amortized.mixture import _same_ndim
+from spread_core.amortized.mixture import same_ndim
 from spread_core.math._arrays import Array
 from spread_core.messages import embeddings as texts
 
@@ -267,7 +267,7 @@ def seen(inputs: Array, learned: Array | None) -> Array:
     :param inputs: what needs no net, (1 or M,) + batch + (V,).
     :param learned: what embeddings have made, (M,) + batch + (numbers,); None without.
     """
-    return inputs if learned is None else side_by_side(_same_ndim(inputs, learned))
+    return inputs if learned is None else side_by_side(same_ndim(inputs, learned))
 
 
 def _pool_name(data: Group, level: frozenset[str]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.math._arrays import Array
@@ -42,7 +41,7 @@ class Flow(Protocol):
         Vectors of shape batch + (size,), each from one of the members.
 
         :param params: of the group, (M, ...) each.
-        :param context: of shape batch + (C,).
+        :param context: what they are conditioned on, (1 or M,) + batch + (C,).
         :param choose: uniform numbers of shape batch, which choose the member.
         :param key: the backend's random key, if it has one.
         """
@@ -65,19 +64,6 @@ def is_of_flow(name: str) -> bool:
     :param name: of the param.
     """
     return ":" in name
-
-
-def side_by_side(inputs: Array, *more: Array) -> Array:
-    """
-    What a flow is conditioned on, in one array.
-
-    :param inputs: of the group, (1 or M,) + batch + (V,).
-    :param more: latents before the site, alike.
-    """
-    xp = array_namespace(inputs)
-    parts = [inputs, *(part for part in more if part.shape[-1])]
-    shape = np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
-    return xp.concat([xp.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], axis=-1)
 
 
 def shared_out(log_density: Array, size: int) -> Array:

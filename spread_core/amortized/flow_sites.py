@@ -12,15 +12,19 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from spread_core.amortized.context import side_by_side
 from spread_core.amortized.density import Conditional
-from spread_core.amortized.flow import Flow, shared_out, side_by_side
+from spread_core.amortized.flow import Flow, shared_out
 from spread_core.amortized.layout import Group, Variable
-from spread_core.amortized.mixture import ensemble_mean
+from spread_core.amortized.mixture import ensemble_mean, same_ndim
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
 
 #: Densities that have a name.
 NAMED = ("mixture", "nsf", "maf")
+
+# Modules have the one, distributions the other.
+_OF_MADE = ("parameters", "log_prob")
 
 #: Makes the density of one site.
 Build = Callable[..., Any]
@@ -53,7 +57,7 @@ class FlowConditional(Conditional):
         good = xp.all(xp.isfinite(vectors), axis=-1)
         safe = xp.where(good[..., None], vectors, 0.0)
         t = self.standardise(safe)
-        each = self.flow.log_prob(self.params, t[None], self._context()[None])
+        each = self.flow.log_prob(self.params, *same_ndim(t[None], self._context()))
         found = ensemble_mean(each) + xp.sum(self.log_slope(safe), axis=-1)
         return shared_out(xp.where(good, found, -math.inf), self.variable.size)
 
@@ -69,12 +73,14 @@ class FlowConditional(Conditional):
         :return: of shape lead + plates + (size,).
         """
         xp, context = array_namespace(self.inputs), self._context()
-        context = xp.broadcast_to(context, (*shape, context.shape[-1]))
+        (context,) = same_ndim(context, ndim=len(shape) + 2)
+        context = xp.broadcast_to(context, (context.shape[0], *shape, context.shape[-1]))
         t = self.flow.draw(self.params, context, uniform(shape), key)
         return self.unstandardise(t)
 
     def _context(self) -> Array:
-        return side_by_side(self.inputs, self.before[..., : self.start])
+        """Of shape (1 or M,) + lead + plates + (C,)."""
+        return side_by_side(same_ndim(self.inputs, self.before[None, ..., : self.start]))
 
 
 def conditional_class(flow: Flow | None) -> Callable[..., Conditional]:
@@ -101,6 +107,8 @@ class HasDensity:
         :raises ValueError: for another name.
         :raises ImportError: if the library behind the name is missing.
         """
+        if not isinstance(density, type) and any(hasattr(density, n) for n in _OF_MADE):
+            raise ValueError(messages.made_density(density))
         if not callable(density) and density not in NAMED:
             raise ValueError(messages.unknown_density(density))
         self.density = density

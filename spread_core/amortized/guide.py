@@ -12,25 +12,21 @@ from array_api_compat import array_namespace
 from spread_core.amortized.context import Context
 from spread_core.amortized.density import Conditional, log_probs_of_group
 from spread_core.amortized.embedded import HasEmbedding, seen
-from spread_core.amortized.exchangeable import plates_told_apart, unlike_plates
 from spread_core.amortized.flow_sites import HasDensity, conditional_class
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
+from spread_core.amortized.plates import HasPlates
 from spread_core.amortized.tables import ReadsTables
-from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, cast, stop_gradient
 from spread_core.messages import amortized as messages
 from spread_core.messages import players
 from spread_core.shared_docs import SharedDocs
-from spread_core.validation import as_host, check_count
-
-# Latents and data in plates whose elements differ are one vector up to this size.
-_MOST_NUMBERS = 200
+from spread_core.validation import check_count
 
 Visit = Callable[[Group, Variable, Conditional], Array]
 
 
-class AutoAmortizedShared(ReadsTables, HasDensity, HasEmbedding, SharedDocs):
+class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, SharedDocs):
     r"""
     An amortised posterior: a conditional density over all latents of a model, given its data.
 
@@ -70,8 +66,7 @@ class AutoAmortizedShared(ReadsTables, HasDensity, HasEmbedding, SharedDocs):
         the arguments it is first called with.
     :param density: ``"mixture"``; ``"nsf"`` or ``"maf"``, a neural spline flow [3] or a masked
         autoregressive flow [4] for every site, of the extra ``flows``; or a function of one's own
-        that makes a site's density; see the
-        note of this backend.
+        that makes a site's density, as said above.
     :param hidden: sizes of the hidden layers of every number's net, or of every flow's.
     :param num_components: Gaussians in each mixture.
     :param ensemble: number of nets behind every number, or of flows behind every site, whose
@@ -177,55 +172,6 @@ class AutoAmortizedShared(ReadsTables, HasDensity, HasEmbedding, SharedDocs):
         :return: a guide of the same signature.
         """
         return Given(self, values, masks)
-
-    def structure(self) -> dict[str, list[str]]:
-        """What the guide has found out about the model, for :meth:`set_structure`."""
-        ordered = self.ordered_plates or ()
-        return {"ordered_plates": list(ordered), "masked": sorted(self.context.masked)}
-
-    def set_structure(self, structure: Mapping[str, Sequence[str]]) -> None:
-        """
-        Take over what another guide of the same model has found out.
-
-        :param structure: as :meth:`structure` returns it.
-        """
-        self.ordered_plates = tuple(structure["ordered_plates"])
-        self._context = self.context.without(self.ordered_plates)
-        self.context.masked = frozenset(structure["masked"])
-        self._embed(self.context)
-
-    def decide(
-        self, latents: Mapping[str, Any], data: Mapping[str, Any], masks: Mapping[str, Any]
-    ) -> None:
-        """
-        Find out in which plates elements differ, once.
-
-        :param latents: unconstrained values of simulations by latent.
-        :param data: values by observed site.
-        :param masks: what counts of them, by group.
-        """
-        if self.ordered_plates is not None:
-            return
-        context = self.context
-        groups = [*context.groups, *context.data]
-        names = {name for group in groups for name in group.plates}
-        masked = {name for g in context.data if g.key in masks for name in g.plates}
-        if self.exchangeable is False and masked:
-            raise ValueError(messages.masked_order(sorted(masked)))
-        unlike = names if self.exchangeable is False else set()
-        if self.exchangeable is None and names:
-            whole = [group for group in context.data if group.key not in masks]
-            host = {name: as_host(value) for name, value in {**latents, **data}.items()}
-            unlike = unlike_plates(whole, host, context.depth)
-            unlike |= plates_told_apart(context.groups, whole, host, context.depth)
-            unlike -= masked
-        told_apart = context.without(unlike)
-        numbers = sum(g.size for g in [*told_apart.groups, *told_apart.data])
-        if unlike and numbers > _MOST_NUMBERS and self.exchangeable is None:
-            warn_user(messages.unlike_elements(sorted(unlike), numbers))
-            unlike, told_apart = set(), context
-        self.ordered_plates, self._context = tuple(sorted(unlike)), told_apart
-        self._embed(told_apart)
 
     def params_name(self, group: Group) -> str:
         """

@@ -148,7 +148,7 @@ def outputs(
     :return: of shapes (M, d) + batch, the same, and (M, d) + batch + (outputs,).
     """
     xp = array_namespace(t)
-    t, v, features = _same_ndim(t, v, features)
+    t, v, features = same_ndim(t, v, features)
     dims = t.shape[-1]
     split = features.shape[-1]
     linear, sees = params["linear"], params["sees"][..., None]
@@ -315,9 +315,14 @@ def _pick(values: Array, index: Array) -> Array:
     return xp.take_along_axis(values, xp.broadcast_to(index, (*shape, 1)), axis=-1)[..., 0]
 
 
-def _same_ndim(*arrays: Array) -> list[Array]:
-    """With dims of size 1 after the axis of members, so that batch dims stand below each other."""
-    most = max(len(x.shape) for x in arrays)
+def same_ndim(*arrays: Array, ndim: int = 0) -> list[Array]:
+    """
+    With dims of size 1 after the axis of members, so that batch dims stand below each other.
+
+    :param arrays: of shape (1 or M,) + batch + (any,).
+    :param ndim: how many dims they have at least.
+    """
+    most = max(ndim, *(len(x.shape) for x in arrays))
     ones = [[1] * (most - len(x.shape)) for x in arrays]
     return [
         array_namespace(x).reshape(x, (x.shape[0], *one, *x.shape[1:]))

@@ -280,5 +280,5 @@ def worth_it(
     found = {}
     for key, gain in gains.items():
         found[key] = gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
-        found[key][:, list(flows[key].values())] = True
+        found[key][:, list(flows.get(key, {}).values())] = True
     return found

@@ -16,6 +16,13 @@ def unknown_density(density: object) -> str:
     )
 
 
+def made_density(density: object) -> str:
+    return (
+        f"density must be a function that makes a distribution for every site, got one that is "
+        f"made: {type(density).__name__}. Pass its class, or functools.partial of that."
+    )
+
+
 def uneven_nets(hidden: Sequence[int]) -> str:
     return (
         f"The nets of flowjax have layers of one size, but hidden is {tuple(hidden)}. Repeat one "
@@ -25,8 +32,8 @@ def uneven_nets(hidden: Sequence[int]) -> str:
 
 def wrong_density(site: str, features: int, context: int, found: object) -> str:
     return (
-        f"density made nothing for site '{site}' that is a distribution of {features} numbers "
-        f"given {context}: {found}."
+        f"density must make a distribution of vectors of shape ({features},) for site '{site}', "
+        f"given conditions of shape ({context},), and did not: {found}."
     )
 
 

@@ -162,9 +162,10 @@ def test_the_sdist_can_be_tested_and_documented(dist):
         ("analysis", ANALYSIS_MEASURES, (*TORCH, *JAX, "flax")),
         ("numpyro,flax", "import flax\n" + NUMPYRO_TRAINS, TORCH),
         ("pyro,lightning", "import lightning\n" + PYRO_TRAINS, JAX),
+        ("flows", "import flowjax.flows, zuko.flows", ("pyro", "numpyro", *ANALYSIS, "flax")),
         ("tensorboard", "import tensorboard, tensorboardX", (*TORCH, *JAX, *ANALYSIS)),
     ],
-    ids=["base", "pyro", "numpyro", "analysis", "flax", "lightning", "tensorboard"],
+    ids=["base", "pyro", "numpyro", "analysis", "flax", "lightning", "flows", "tensorboard"],
 )
 def test_each_extra_alone(install, tmp_path, extras, trains, absent):
     python = install(extras)
