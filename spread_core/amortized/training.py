@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.masked import kept_latents, stand_ins
 from spread_core.amortized.mixture import latent_features
 from spread_core.amortized.regression import start
 from spread_core.math._arrays import Array, as_bool
@@ -151,6 +152,10 @@ def prepared(guide: Any, table: Any) -> Prepared:
     rows = guide.prepare(
         fitted, *({name: _finite(value) for name, value in part.items()} for part in columns)
     )
+    for group in guide.context.groups:
+        kept = kept_latents(group, table.masks, guide.context.depth)
+        if kept is not None:
+            rows[group.key] = stand_ins(rows[group.key], kept)
     groups = [group for group in guide.context.groups if guide.has_mixtures(group)]
     starts = regressions(
         {group.key: tuple(part[good] for part in rows[group.key]) for group in groups},
