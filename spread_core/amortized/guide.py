@@ -251,7 +251,8 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
         context = self.context
         fitted = _constant(params[self.standardisation_name])
         scores = context.scores(fitted, values, lead)
-        told = {key: [x[None] for x in parts] for key, parts in self.told(scores, masks).items()}
+        told = self.told(scores, masks)
+        told = {key: tuple(x[None] for x in parts) for key, parts in told.items()}
         learned = self.learned(params, told)
         latents: dict[str, Array] = {}
         for group in context.groups:

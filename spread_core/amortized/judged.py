@@ -30,7 +30,7 @@ def judged(losses: Mapping[str, np.ndarray], whole: bool) -> dict[str, np.ndarra
     """
     if not whole:
         return dict(losses)
-    return {_ALL: sum(loss.sum(1, keepdims=True) for loss in losses.values())}  # type: ignore[dict-item]
+    return {_ALL: sum(loss.sum(1, keepdims=True) for loss in losses.values())}
 
 
 def worth_it(

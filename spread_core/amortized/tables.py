@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from spread_core.amortized.context import Context
 from spread_core.amortized.layout import Variable
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
@@ -19,7 +18,7 @@ from spread_core.messages import amortized as messages
 class ReadsTables:
     """A guide that is trained on tables."""
 
-    context: Context
+    context: Any
     told: Callable[..., dict[str, Any]]
 
     def columns_of(self, table: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

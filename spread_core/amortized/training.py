@@ -205,7 +205,7 @@ def regressions(
 def _flat(x: Any, like: tuple[Any, ...]) -> np.ndarray:
     shape = np.broadcast_shapes(*(np.shape(part)[:-1] for part in like))
     wide = np.broadcast_to(np.asarray(x), (*shape, x.shape[-1]))
-    return wide.reshape(-1, x.shape[-1])
+    return wide.reshape(math.prod(shape), x.shape[-1])
 
 
 def merged(

@@ -191,7 +191,7 @@ def test_plates(backend):
 
 def pyro_trace(guide, x):
     trace = pyro.poutine.trace(guide).get_trace(x)
-    return {n: trace.nodes[n]["value"] for n in guide.supports}, trace.log_prob_sum()
+    return {n: trace.nodes[n]["value"] for n in guide.supports}, trace.log_prob_sum().detach()
 
 
 def numpyro_trace(posterior, x):
@@ -316,7 +316,7 @@ def test_under_svi_in_pyro(loss):
     }
     optim = pyro.optim.Adam({"lr": 5e-3})
     svi = pyro.infer.SVI(model, guide, optim, losses[loss]())
-    for _ in range(250):
+    for _ in range(150):
         svi.step(x)
     draws = guide.sample_posterior(x, sample_shape=(2000,))["mean"]
     np.testing.assert_allclose(draws.mean(0), [1 / 2.25] * 2, atol=0.2)
