@@ -72,6 +72,7 @@ sbi: $(BENCH_READY)
 	$(SBI)
 	$(SBI) --methods sbi-npe sbi-nsf --tasks $(SBI_COMPARED)
 	$(SBI) --num-simulations 1000 --backends numpyro
+	$(BIN)/python benchmarks/sbi_programs.py --output sbi-output
 
 docs: $(DOCS_READY)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

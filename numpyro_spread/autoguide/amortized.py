@@ -298,9 +298,9 @@ class AutoAmortized(
         """Find out in which plates elements differ, where nobody has yet."""
         if self.ordered_plates is not None:
             return
-        runs: Any = ({}, {})
+        runs: Any = ({}, {}, {})
         if self.exchangeable is None and self.context.depth:
-            runs = self.simulated(random.key(0), 500, args, kwargs)[1:]
+            runs = self.simulated(random.key(0), 500, args, kwargs)
             if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(runs)):
                 raise ValueError(messages.decide_outside_jit())
         self.decide(*runs)

@@ -295,13 +295,13 @@ class AutoAmortized(
         """Find out in which plates elements differ, where nobody has yet."""
         if self.ordered_plates is not None:
             return
-        runs: Any = ({}, {})
+        runs: Any = ({}, {}, {})
         if self.exchangeable is None and self.context.depth:
             # The same for whoever reads the params of another guide, as out of a checkpoint.
             state = get_rng_state()
             pyro.set_rng_seed(0)
             try:
-                runs = self.simulated(200, args, kwargs)[1:]
+                runs = self.simulated(200, args, kwargs)
             finally:
                 set_rng_state(state)
         self.decide(*runs)

@@ -27,6 +27,7 @@ from spread_core.amortized.layout import (
     pooled,
 )
 from spread_core.amortized.mixture import data_features, latent_features
+from spread_core.amortized.tails import fit_tails, tame
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
 
@@ -251,7 +252,7 @@ class Context:
         :param vectors: unconstrained, of shape lead + plates + (size,).
         """
         own = fitted["latents"][group.key]
-        return (vectors - own["loc"]) / own["scale"]
+        return (tame(vectors, own) - own["loc"]) / own["scale"]
 
     def fit(
         self,
@@ -270,8 +271,9 @@ class Context:
         """
         fitted: dict[str, Any] = {"latents": {}, "data": {}, "inputs": {}}
         for group in self.groups:
-            vectors = group.join(latents, self.depth, 1)
-            fitted["latents"][group.key] = fit_scale(vectors.reshape(-1, group.size))
+            vectors = group.join(latents, self.depth, 1).reshape(-1, group.size)
+            tails = fit_tails(vectors, group.is_open)
+            fitted["latents"][group.key] = fit_scale(tame(vectors, tails)) | tails
         for group in self.data:
             vectors, mask = group.join(data, self.depth, 1), masks.get(group.key)
             rows = vectors.reshape(-1, group.size) if mask is None else vectors[mask]

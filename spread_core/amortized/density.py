@@ -24,6 +24,7 @@ from spread_core.amortized.mixture import (
     outputs,
     select,
 )
+from spread_core.amortized.tails import Tails, log_slope, tame, untame
 from spread_core.math._arrays import Array, cast, fold
 
 
@@ -42,6 +43,7 @@ class Conditional:
     :param variable: the site.
     :param start: where its numbers begin in the group's vector.
     :param components: K.
+    :param tails: of the group's latents, see :func:`~spread_core.amortized.tails.fit_tails`.
     """
 
     params: Mapping[str, Array]
@@ -54,6 +56,7 @@ class Conditional:
     variable: Variable
     start: int
     components: int
+    tails: Tails
 
     @property
     def which(self) -> slice:
@@ -71,7 +74,29 @@ class Conditional:
 
         :param vectors: lead + plates + (size,).
         """
-        return (vectors - self.loc[self.which]) / self.scale[self.which]
+        tamed = tame(vectors, self._own_tails)
+        return (tamed - self.loc[self.which]) / self.scale[self.which]
+
+    def unstandardise(self, t: Array) -> Array:
+        """
+        The inverse of :meth:`standardise`.
+
+        :param t: lead + plates + (size,).
+        """
+        return untame(t * self.scale[self.which] + self.loc[self.which], self._own_tails)
+
+    def log_slope(self, vectors: Array) -> Array:
+        """
+        Log of the derivative of :meth:`standardise`, of the same shape.
+
+        :param vectors: unconstrained, lead + plates + (size,).
+        """
+        xp = array_namespace(vectors)
+        return log_slope(vectors, self._own_tails) - xp.log(self.scale[self.which])
+
+    @property
+    def _own_tails(self) -> Tails:
+        return {name: self.tails[name][self.which] for name in ("centre", "spread")}
 
     def log_prob(self, vectors: Array) -> Array:
         """
@@ -96,7 +121,7 @@ class Conditional:
         found = xp.moveaxis(ensemble_mean(each), 0, -1)
         classes = self.variable.num_classes
         if not classes:
-            found = found - xp.log(self.scale[self.which])
+            found = found + self.log_slope(vectors)
             if self.variable.low is None:
                 return found
         low, high = [0.0, classes - 1.0] if classes else cast(self.variable.ends(), vectors)
@@ -139,7 +164,7 @@ class Conditional:
         start = xp.zeros_like(numbers[0])[..., None] + self._whole(None)
         items = (numbers[:size], numbers[size:], ends[0], ends[1], scaled, eye, *leaves)
         t = fold(step, start, items)[..., self.which]
-        return t * self.scale[self.which] + self.loc[self.which]
+        return self.unstandardise(t)
 
     def _whole(self, own: Array | None) -> Array:
         """The group's vector: latents before the site, its own, and zeros."""

@@ -10,7 +10,7 @@ is which, and a posterior that knows only the summary is too wide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import special, stats
@@ -47,6 +47,60 @@ def unlike_plates(
     return found
 
 
+def plates_told_apart(
+    groups: list[Group],
+    data: list[Group],
+    values: Mapping[str, np.ndarray],
+    depth: int,
+    most_rows: int = 1000,
+    most_numbers: int = 200,
+) -> set[str]:
+    """
+    Plates of latents without data inside, whose elements the data outside tell apart.
+
+    So it is where a program looks its latents up by index: each of them belongs to other parts of
+    the data, which it could not find if all were alike.
+
+    :param groups: of latents.
+    :param data: of data.
+    :param values: by site, of shape (simulations,) + site's.
+    :param depth: number of dims for plates.
+    :param most_rows: more rows than these are not looked at.
+    :param most_numbers: more numbers of the data than these are not looked at.
+    """
+    inside = {plate for group in data for plate in group.plates}
+    outside = [_rows(group.join(values, depth, 1)) for group in data]
+    found: set[str] = set()
+    for group in groups if outside else ():
+        vectors = group.join(values, depth, 1)
+        seen = np.concatenate(outside, 1)
+        seen = seen[:, :: -(-seen.shape[1] // most_numbers)]
+        good = np.isfinite(seen).all(1) & np.isfinite(_rows(vectors)).all(1)
+        seen, vectors = seen[good][:most_rows], vectors[good][:most_rows]
+        for plate, dim in group.dims.items():
+            elements = np.moveaxis(vectors, dim - 1, 1)
+            elements = elements.reshape(*elements.shape[:2], -1)
+            if plate not in inside and _go_with(elements, seen):
+                found.add(plate)
+    return found
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1)
+
+
+def _go_with(elements: np.ndarray, seen: np.ndarray) -> bool:
+    """Whether elements of a plate differ in how they go with other numbers of their row."""
+    centred = _scores(seen, 1)
+    centred = centred - centred.mean(0)
+
+    def statistics(scores: np.ndarray) -> np.ndarray:
+        products = np.einsum("nik,nm->ikm", scores, centred, optimize=True) / len(scores)
+        return products.var(0).sum(-1)
+
+    return _differ(elements, statistics)
+
+
 def are_unlike(elements: np.ndarray, seed: int = 0) -> bool:
     """
     Whether the elements of a plate differ in location, in spread, or in how they go together.
@@ -57,17 +111,22 @@ def are_unlike(elements: np.ndarray, seed: int = 0) -> bool:
     :param elements: of shape (simulations, elements, numbers).
     :param seed: of the permutations.
     """
+    return _differ(elements, _statistics, seed)
+
+
+def _differ(
+    elements: np.ndarray, statistics: Callable[[np.ndarray], np.ndarray], seed: int = 0
+) -> bool:
     rows, size, _ = elements.shape
     if size < 2 or rows < 20:
         return False
     rng = np.random.default_rng(seed)
-    ranks = stats.rankdata(elements.reshape(rows * size, -1), axis=0)
-    scores = special.ndtri(ranks / (rows * size + 1)).reshape(elements.shape)
-    own = _statistics(scores)
+    scores = _scores(elements, 2)
+    own = statistics(scores)
     others = []
     for _ in range(_PERMUTATIONS):
         order = rng.permuted(np.tile(np.arange(size), (rows, 1)), axis=1)[..., None]
-        others.append(_statistics(np.take_along_axis(scores, order, axis=1)))
+        others.append(statistics(np.take_along_axis(scores, order, axis=1)))
     mean, variance = np.mean(others, 0), np.var(others, 0)
     moves = variance > 1e-12 * mean**2
     if not moves.any():
@@ -76,6 +135,13 @@ def are_unlike(elements: np.ndarray, seed: int = 0) -> bool:
     # Sums of squares: close to a gamma distribution with these moments, skewed for few elements.
     p_values = stats.gamma.sf(own, mean**2 / variance, scale=variance / mean)
     return bool(p_values.min() * len(p_values) < _LEVEL)
+
+
+def _scores(values: np.ndarray, lead: int) -> np.ndarray:
+    """Normal scores along the leading dims, together."""
+    rows = values.reshape(int(np.prod(values.shape[:lead])), -1)
+    ranks = stats.rankdata(rows, axis=0)
+    return special.ndtri(ranks / (len(rows) + 1)).reshape(values.shape)
 
 
 def _statistics(scores: np.ndarray) -> np.ndarray:

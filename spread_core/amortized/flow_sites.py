@@ -55,9 +55,10 @@ class FlowConditional(Conditional):
         """
         xp = array_namespace(vectors)
         good = xp.all(xp.isfinite(vectors), axis=-1)
-        t = self.standardise(xp.where(good[..., None], vectors, self.loc[self.which]))
+        safe = xp.where(good[..., None], vectors, 0.0)
+        t = self.standardise(safe)
         each = self.flow.log_prob(self.params, *same_ndim(t[None], self._context()))
-        found = ensemble_mean(each) - xp.sum(xp.log(self.scale[self.which]))
+        found = ensemble_mean(each) + xp.sum(self.log_slope(safe), axis=-1)
         return shared_out(xp.where(good, found, -math.inf), self.variable.size)
 
     def draw(
@@ -75,7 +76,7 @@ class FlowConditional(Conditional):
         (context,) = same_ndim(context, ndim=len(shape) + 2)
         context = xp.broadcast_to(context, (context.shape[0], *shape, context.shape[-1]))
         t = self.flow.draw(self.params, context, uniform(shape), key)
-        return t * self.scale[self.which] + self.loc[self.which]
+        return self.unstandardise(t)
 
     def _context(self) -> Array:
         """Of shape (1 or M,) + lead + plates + (C,)."""

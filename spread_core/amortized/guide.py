@@ -276,6 +276,7 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
                     variable,
                     start,
                     self.num_components,
+                    own,
                 )
                 parts.append(conditional.standardise(visit(group, variable, conditional)))
                 start += variable.size

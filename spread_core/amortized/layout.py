@@ -164,6 +164,13 @@ class Group:
             start += variable.size
         return found
 
+    @property
+    def is_open(self) -> np.ndarray:
+        """Which of the numbers are neither in an interval nor classes, of shape (size,)."""
+        return np.concatenate(
+            [np.full(v.size, v.low is None and not v.num_classes) for v in self.variables]
+        )
+
     def select(self, vectors: Array, names: Sequence[str]) -> Array:
         """
         The part of vectors that belongs to some variables.

@@ -334,7 +334,8 @@ def _apply(x: Array, weight: Array) -> Array:
     """Of (1 or M,) + batch + (i,) and (M, d, i, o): (M, d) + batch + (o,)."""
     xp = array_namespace(x)
     batch = x.shape[1:-1]
-    rows = xp.reshape(x, (x.shape[0], 1, -1, x.shape[-1]))
+    # With the number of rows, since no columns would leave it open.
+    rows = xp.reshape(x, (x.shape[0], 1, math.prod(batch), x.shape[-1]))
     result = xp.matmul(rows, weight)
     return xp.reshape(result, (*result.shape[:2], *batch, result.shape[-1]))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spread_core.amortized.context import Context
-from spread_core.amortized.exchangeable import unlike_plates
+from spread_core.amortized.exchangeable import plates_told_apart, unlike_plates
 from spread_core.caller_warning import warn_user
 from spread_core.messages import amortized as messages
 from spread_core.validation import as_host
@@ -43,11 +43,14 @@ class HasPlates:
         self.context.masked = frozenset(structure["masked"])
         self._embed(self.context)
 
-    def decide(self, data: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
+    def decide(
+        self, latents: Mapping[str, Any], data: Mapping[str, Any], masks: Mapping[str, Any]
+    ) -> None:
         """
         Find out in which plates elements differ, once.
 
-        :param data: values of simulations by observed site.
+        :param latents: unconstrained values of simulations by latent.
+        :param data: values by observed site.
         :param masks: what counts of them, by group.
         """
         if self.ordered_plates is not None:
@@ -61,8 +64,10 @@ class HasPlates:
         unlike = names if self.exchangeable is False else set()
         if self.exchangeable is None and names:
             whole = [group for group in context.data if group.key not in masks]
-            host = {name: as_host(value) for name, value in data.items()}
-            unlike = unlike_plates(whole, host, context.depth) - masked
+            host = {name: as_host(value) for name, value in {**latents, **data}.items()}
+            unlike = unlike_plates(whole, host, context.depth)
+            unlike |= plates_told_apart(context.groups, whole, host, context.depth)
+            unlike -= masked
         told_apart = context.without(unlike)
         numbers = sum(g.size for g in [*told_apart.groups, *told_apart.data])
         if unlike and numbers > _MOST_NUMBERS and self.exchangeable is None:

@@ -10,8 +10,6 @@ forms (location linear or curved, scale fixed or not) that of the least penalise
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy import optimize, special
 
@@ -28,9 +26,13 @@ def start(
     ends: np.ndarray,
     ridge: float = 3.0,
     most_rows: int = 20_000,
+    most_in_all: int = 100_000,
 ) -> np.ndarray:
     """
     Coefficients of location and log scale of every dimension.
+
+    The form is chosen by some of the rows; where there are more, its coefficients are fitted to
+    those too.
 
     :param t: standardised latents, of shape (n, D).
     :param features: of the data, of shape (n, N).
@@ -39,26 +41,31 @@ def start(
     :param is_linear: which of the features are no powers, of shape (N,).
     :param ends: of the intervals, of shape (2, D).
     :param ridge: penalty on coefficients of the standardised features, in nats for all data.
-    :param most_rows: more rows than these are not looked at.
+    :param most_rows: by which the form is chosen, at most.
+    :param most_in_all: more rows than these are not looked at.
     :return: of shape (D, N + 2 D + 1, 2); the last row is the intercept.
     """
-    step = max(1, len(t) // most_rows)
+    step = max(1, len(t) // most_in_all)
     t, features, latent_features = t[::step], features[::step], latent_features[::step]
+    some = slice(None, None, max(1, len(t) // most_rows))
     dims, count = t.shape[1], features.shape[1]
     everything = np.concatenate([features, latent_features], 1).astype(float)
     linear = np.concatenate([is_linear, np.arange(2 * dims) < dims])
     found = np.zeros((dims, everything.shape[1] + 1, 2))
     for dim in range(dims):
         seen = np.concatenate([np.ones(count, bool), np.arange(2 * dims) % dims < dim])
-        seen &= everything.std(0) > 1e-6
+        seen &= everything[some].std(0) > 1e-6
         low, high = ends[:, dim]
-        found[dim] = _best(t[:, dim].astype(float), everything, seen, linear, low, high, ridge)
+        found[dim] = _best(
+            t[:, dim].astype(float), everything, some, seen, linear, low, high, ridge
+        )
     return found.astype(np.float32)
 
 
 def _best(
     t: np.ndarray,
     features: np.ndarray,
+    some: slice,
     seen: np.ndarray,
     linear: np.ndarray,
     low: float,
@@ -67,18 +74,21 @@ def _best(
 ) -> np.ndarray:
     none = np.zeros_like(seen)
     forms = [(seen & linear, none), (seen, none), (seen, seen), (seen & linear, seen)]
-    bases: dict[bytes, Any] = {}
-    best, least = np.zeros((features.shape[1] + 1, 2)), np.inf
+    bases: dict[bytes, _Basis] = {}
+    best, weights, least = [], np.zeros(0), np.inf
     for chosen in forms:
         for columns in chosen:
             if columns.tobytes() not in bases:
-                bases[columns.tobytes()] = _Basis(features, columns)
+                bases[columns.tobytes()] = _Basis(features[some], columns)
         basis = [bases[columns.tobytes()] for columns in chosen]
-        criterion, weights = _fit(t, basis[0].values, basis[1].values, low, high, ridge)
+        criterion, found = _fit(t[some], basis[0].values, basis[1].values, low, high, ridge)
         if criterion < least:
-            least = criterion
-            best = np.stack([b.back(w) for b, w in zip(basis, weights, strict=True)], -1)
-    return best
+            least, best, weights = criterion, basis, found
+    if len(t[some]) < len(t):
+        wide = [basis.of(features) for basis in best]
+        _, weights = _fit(t, wide[0], wide[1], low, high, ridge, weights)
+    parts = np.split(weights, [best[0].values.shape[1]])
+    return np.stack([b.back(w) for b, w in zip(best, parts, strict=True)], -1)
 
 
 class _Basis:
@@ -91,14 +101,17 @@ class _Basis:
 
     def __init__(self, features: np.ndarray, columns: np.ndarray) -> None:
         self.columns, self.centre = columns, features[:, columns].mean(0)
-        ones = np.ones((len(features), 1))
-        if not columns.any():
-            self.rotation, self.values = np.zeros((0, 0)), ones
-            return
-        centred = features[:, columns] - self.centre
-        variances, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-        self.rotation = vectors / np.sqrt(np.maximum(variances, 1e-4)) @ vectors.T
-        self.values = np.concatenate([ones, centred @ self.rotation], 1)
+        self.rotation = np.zeros((0, 0))
+        if columns.any():
+            centred = features[:, columns] - self.centre
+            variances, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+            self.rotation = vectors / np.sqrt(np.maximum(variances, 1e-4)) @ vectors.T
+        self.values = self.of(features)
+
+    def of(self, features: np.ndarray) -> np.ndarray:
+        """These features of other rows, of shape (n, 1 + features)."""
+        centred = features[:, self.columns] - self.centre
+        return np.concatenate([np.ones((len(features), 1)), centred @ self.rotation], 1)
 
     def back(self, weights: np.ndarray) -> np.ndarray:
         """Weights of all features and the intercept."""
@@ -110,9 +123,15 @@ class _Basis:
 
 
 def _fit(
-    t: np.ndarray, for_loc: np.ndarray, for_scale: np.ndarray, low: float, high: float, ridge: float
-) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
-    """The criterion (deviance / 2 + number of params) and the weights of location and scale."""
+    t: np.ndarray,
+    for_loc: np.ndarray,
+    for_scale: np.ndarray,
+    low: float,
+    high: float,
+    ridge: float,
+    first: np.ndarray | None = None,
+) -> tuple[float, np.ndarray]:
+    """The criterion (deviance / 2 + number of params), weights of location and then of scale."""
     n, split = for_loc.shape
     truncated = low > -FAR / 2 or high < FAR / 2
     penalty = ridge / n
@@ -142,10 +161,11 @@ def _fit(
         gradient += penalty * size * np.concatenate([np.ones(split), np.full(len(w_scale), 2**0.5)])
         return value.mean() + 0.5 * penalty * (size @ size), gradient
 
-    first = np.zeros(split + for_scale.shape[1])
-    first[:split] = for_loc.T @ t / n
-    first[split] = np.log(max((t - for_loc @ first[:split]).std(), 1e-3))
+    if first is None:
+        first = np.zeros(split + for_scale.shape[1])
+        first[:split] = for_loc.T @ t / n
+        first[split] = np.log(max((t - for_loc @ first[:split]).std(), 1e-3))
     found = optimize.minimize(
         objective, first, jac=True, method="L-BFGS-B", options={"maxiter": 150, "ftol": 1e-8}
     )
-    return n * float(found.fun) + len(first), (found.x[:split], found.x[split:])
+    return n * float(found.fun) + len(first), found.x

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.masked import kept_latents, stand_ins
 from spread_core.amortized.mixture import latent_features
 from spread_core.amortized.regression import start
 from spread_core.math._arrays import Array, as_bool
@@ -144,12 +145,16 @@ def prepared(guide: Any, table: Any) -> Prepared:
     good = np.flatnonzero(valid)
     columns = guide.columns_of(table)
     of_good = [{name: value[good] for name, value in part.items()} for part in columns]
-    guide.decide(*of_good[1:])  # which leaves columns as they are: plates with masks stay plates
+    guide.decide(*of_good)  # which leaves columns as they are: plates with masks stay plates
     fitted = guide.context.fit(*of_good)
     # Rows that failed stay where they are, as numbers that nothing looks at.
     rows = guide.prepare(
         fitted, *({name: _finite(value) for name, value in part.items()} for part in columns)
     )
+    for group in guide.context.groups:
+        kept = kept_latents(group, table.masks, guide.context.depth)
+        if kept is not None:
+            rows[group.key] = stand_ins(rows[group.key], kept)
     groups = [group for group in guide.context.groups if guide.has_mixtures(group)]
     starts = regressions(
         {group.key: tuple(part[good] for part in rows[group.key]) for group in groups},
@@ -199,7 +204,7 @@ def regressions(
 def _flat(x: Any, like: tuple[Any, ...]) -> np.ndarray:
     shape = np.broadcast_shapes(*(np.shape(part)[:-1] for part in like))
     wide = np.broadcast_to(np.asarray(x), (*shape, x.shape[-1]))
-    return wide.reshape(-1, x.shape[-1])
+    return wide.reshape(math.prod(shape), x.shape[-1])
 
 
 def merged(

@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 import torch
-from embedded_models import BACKENDS, ragged, shaped, vector
+from embedded_models import BACKENDS, Recurrent, image, ragged, shaped, vector
 
 X = np.float32([0.9, 0.4, 1.3, 0.6, 0.2])
 MASK = np.array([True, True, True, True, False])
@@ -107,6 +107,26 @@ def test_words_rebuild_by_themselves(backend, tmp_path):
         np.asarray(posterior.log_prob(values, MASK, x)),
         rtol=1e-6,
     )
+
+
+def test_an_image_is_read_by_a_convolution(backend):
+    model = image(backend)  # of more numbers than a regression sees
+    guide = backend.spread.AutoAmortized(model, observed="x", embedding=backend.convolution())
+    posterior = backend.spread.amortize(
+        model, guide=guide, num_simulations=2000, max_steps=300, **QUICK
+    )
+    draws = np.asarray(posterior.sample(backend.array(np.ones((8, 8), np.float32)))["mean"])
+    assert abs(draws.mean() - 1.0) < 0.3
+    assert draws.std() < 0.5
+
+
+def test_a_series_is_read_by_a_recurrent_net():
+    pyro = BACKENDS["pyro"]
+    model = vector(pyro)
+    guide = pyro.spread.AutoAmortized(model, embedding=Recurrent(), ensemble=2)
+    before, after = pyro.steps(model, guide, 2, torch.as_tensor(X))
+    for name, value in before.items():
+        assert np.abs(after[name] - value).max() > 1e-6, name
 
 
 @pytest.mark.slow

@@ -31,6 +31,16 @@ class Pyro:
     def dense(inputs, outputs):
         return torch.nn.Linear(inputs, outputs)
 
+    @staticmethod
+    def convolution():
+        return torch.nn.Sequential(
+            torch.nn.Unflatten(1, (1, 8)),
+            torch.nn.Conv2d(1, 4, 3),
+            torch.nn.SiLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(144, 4),
+        )
+
     def scored(self, guide, values, *args):
         pyro.set_rng_seed(0)
         guide(*args)
@@ -69,6 +79,18 @@ class NumPyro:
     def dense(inputs, outputs):
         return nn.Dense(outputs)
 
+    @staticmethod
+    def convolution():
+        return nn.Sequential(
+            [
+                lambda x: x[..., None],
+                nn.Conv(4, (3, 3), padding="VALID"),
+                nn.silu,
+                lambda x: x.reshape(len(x), -1),
+                nn.Dense(4),
+            ]
+        )
+
     def scored(self, guide, values, *args):
         seeded = numpyro.handlers.seed(guide, jax.random.key(0))
         sites = numpyro.handlers.trace(seeded).get_trace(*args)
@@ -100,6 +122,28 @@ def vector(backend):
         mean = backend.ppl.sample("mean", backend.dist.Normal(0.0, 1.0))
         loc = mean[..., None] * backend.xp.ones(5)
         backend.ppl.sample("x", backend.dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    return model
+
+
+class Recurrent(torch.nn.Module):
+    """The last state of a GRU along a series."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = torch.nn.GRU(1, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(x[..., None])[1][0]
+
+
+def image(backend):
+    """An image whose brightness is the latent."""
+
+    def model(x=None):
+        mean = backend.ppl.sample("mean", backend.dist.Normal(0.0, 1.0))
+        loc = mean[..., None, None] * backend.xp.ones((8, 8))
+        backend.ppl.sample("x", backend.dist.Normal(loc, 0.5).to_event(2), obs=x)
 
     return model
 
