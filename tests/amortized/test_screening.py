@@ -1,0 +1,48 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that have nothing to do with the latents are made faint, and no others."""
+
+import numpy as np
+import pytest
+
+from spread_core.amortized.screening import FAINT, MANY, weights
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_distractors_are_faint(rng):
+    latents = rng.normal(size=(2000, 2))
+    data = latents[:, :1] + rng.normal(size=(2000, 4))
+    spread = np.exp(latents[:, 1:]) * rng.normal(size=(2000, 4))  # only its size tells
+    heavy = rng.standard_t(2, size=(2000, 60))
+    found = weights(latents, np.concatenate([data, heavy, spread], 1))
+    assert (found[:4] == 1).all()
+    assert (found[-4:] == 1).all()
+    np.testing.assert_allclose(found[4:-4], FAINT)
+
+
+def test_covariates_are_kept_since_the_responses_go_with_them(rng):
+    latents = rng.normal(size=(3000, 2))
+    covariates = rng.normal(size=(3000, 20, 2))
+    responses = (covariates * latents[:, None]).sum(-1) + 0.3 * rng.normal(size=(3000, 20))
+    distractors = rng.normal(size=(3000, 40))
+    numbers = np.concatenate([covariates.reshape(3000, -1), responses, distractors], 1)
+    found = weights(latents, numbers)
+    assert (found[:60] == 1).all()
+    np.testing.assert_allclose(found[60:], FAINT)
+
+
+def test_many_faint_hints_are_kept(rng):
+    latents = rng.normal(size=(500, 1))
+    numbers = 0.12 * latents + rng.normal(size=(500, 200))
+    numbers[:, 0] = latents[:, 0]  # one that is seen by itself
+    assert (weights(latents, numbers) == 1).all()
+
+
+def test_few_numbers_and_those_that_never_change_are_kept(rng):
+    latents = rng.normal(size=(500, 1))
+    assert (weights(latents, rng.normal(size=(500, MANY))) == 1).all()
+    assert (weights(latents, np.ones((500, 50))) == 1).all()
