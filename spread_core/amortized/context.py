@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized import screening
 from spread_core.amortized.columns import IGNORED, fit_columns, fit_scale, standardised, to_scores
 from spread_core.amortized.layout import (
     Group,
@@ -238,7 +239,7 @@ class Context:
         own, (columns, seen) = fitted["inputs"][group.key], described
         v = standardised(columns, own["columns"])
         features = standardised(data_features(v), own["features"])
-        v = v[..., :seen]
+        v = v[..., :seen] * own["weights"]
         if before is None:
             return v, features
         return side_by_side([v, before]), side_by_side([features, latent_features(before)])
@@ -280,12 +281,19 @@ class Context:
             fitted["data"][group.key] = fit_columns(_some(rows))
         scores = self.scores(fitted, data, 1)
         for group in self.groups:
-            columns, _ = self.described(group, scores, masks)
-            columns = columns.reshape(math.prod(columns.shape[:-1]), columns.shape[-1])
-            own = {"columns": fit_scale(columns, IGNORED)}
-            features = data_features(standardised(columns, own["columns"]))
-            fitted["inputs"][group.key] = own | {"features": fit_scale(features, IGNORED)}
+            columns, seen = self.described(group, scores, masks)
+            own: dict[str, Any] = {"columns": fit_scale(_rows(columns), IGNORED)}
+            v = standardised(columns, own["columns"])
+            own["features"] = fit_scale(data_features(_rows(v)), IGNORED)
+            vectors = group.join(latents, self.depth, 1)
+            wide = np.broadcast_to(v[..., :seen], (*vectors.shape[:-1], seen))
+            own["weights"] = screening.weights(_rows(vectors), _rows(wide))
+            fitted["inputs"][group.key] = own
         return fitted
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
 
 
 def _some(rows: np.ndarray, most: int = 50_000) -> np.ndarray:

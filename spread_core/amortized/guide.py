@@ -104,7 +104,7 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
         *,
         observed: str | Sequence[str] | None = None,
         density: str | Callable[..., Any] = "mixture",
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] = (64, 64, 64),
         num_components: int = 8,
         ensemble: int = 1,
         embedding: Any = None,

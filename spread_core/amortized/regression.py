@@ -4,8 +4,9 @@
 Where the conditionals start: regressions of each latent on features of the data, with SciPy.
 
 Each is a truncated Gaussian whose location and log scale are linear in the features. Of four nested
-forms (location linear or curved, scale fixed or not) that of the least penalised deviance is taken
-(Akaike 1974), so that where the truth is linear nothing else is fitted.
+forms (location linear or curved, scale fixed or not) that is taken which fits best to rows that are
+held out: in a hundred features a scale that varies fits every row that it has seen, and fails by
+thousands of nats at others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from scipy import optimize, special
 from spread_core.amortized.mixture import FAR
 
 _SQRT_2PI = np.sqrt(2 * np.pi)
+
+# With so many rows one tenth of them tells the forms apart; of fewer, five tenths in turn.
+_FEW_ROWS = 5000
 
 
 def start(
@@ -76,18 +80,23 @@ def _best(
     forms = [(seen & linear, none), (seen, none), (seen, seen), (seen & linear, seen)]
     bases: dict[bytes, _Basis] = {}
     best, weights, least = [], np.zeros(0), np.inf
+    own, rows = t[some], np.arange(len(t[some])) % 10
     for chosen in forms:
         for columns in chosen:
             if columns.tobytes() not in bases:
                 bases[columns.tobytes()] = _Basis(features[some], columns)
         basis = [bases[columns.tobytes()] for columns in chosen]
-        criterion, found = _fit(t[some], basis[0].values, basis[1].values, low, high, ridge)
-        if criterion < least:
-            least, best, weights = criterion, basis, found
-    if len(t[some]) < len(t):
-        wide = [basis.of(features) for basis in best]
-        _, weights = _fit(t, wide[0], wide[1], low, high, ridge, weights)
-    parts = np.split(weights, [best[0].values.shape[1]])
+        loss = 0.0
+        for part in range(1 if len(own) > _FEW_ROWS else 5):
+            kept, held = rows != part, rows == part
+            loc, scale = (b.values for b in basis)
+            found = _fit(own[kept], loc[kept], scale[kept], low, high, ridge)
+            loss += _losses(own[held], loc[held], scale[held], low, high, found)[0].sum()
+        if loss < least:
+            least, best, weights = loss, basis, found
+    loc, scale = (basis.of(features) for basis in best)
+    weights = _fit(t, loc, scale, low, high, ridge, weights)
+    parts = np.split(weights, [loc.shape[1]])
     return np.stack([b.back(w) for b, w in zip(best, parts, strict=True)], -1)
 
 
@@ -130,42 +139,52 @@ def _fit(
     high: float,
     ridge: float,
     first: np.ndarray | None = None,
-) -> tuple[float, np.ndarray]:
-    """The criterion (deviance / 2 + number of params), weights of location and then of scale."""
+) -> np.ndarray:
+    """Weights of location and then of scale."""
     n, split = for_loc.shape
-    truncated = low > -FAR / 2 or high < FAR / 2
     penalty = ridge / n
 
     def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        w_loc, w_scale = weights[:split], weights[split:]
-        raw = for_scale @ w_scale
-        log_scale = raw.clip(-5, 3)
-        inverse = np.exp(-log_scale)
-        loc = for_loc @ w_loc
-        e = (t - loc) * inverse
-        value = 0.5 * e * e + log_scale
-        by_loc, by_scale = -e * inverse, 1 - e * e
-        if truncated:
-            a, b = (low - loc) * inverse, (high - loc) * inverse
-            right = a > 0
-            lower, upper = np.where(right, -b, a), np.where(right, -a, b)
-            mass = np.maximum(special.ndtr(upper) - special.ndtr(lower), 1e-30)
-            value += np.log(mass)
-            at_a, at_b = (np.exp(-0.5 * np.minimum(x * x, 1e3)) / _SQRT_2PI / mass for x in (a, b))
-            by_loc += (at_a - at_b) * inverse
-            by_scale += at_a * a.clip(-40, 40) - at_b * b.clip(-40, 40)
-        by_scale = np.where((raw > -5) & (raw < 3), by_scale, 0.0)
+        value, by_loc, by_scale = _losses(t, for_loc, for_scale, low, high, weights)
         gradient = np.concatenate([for_loc.T @ by_loc, for_scale.T @ by_scale]) / n
-        size = np.concatenate([w_loc, w_scale * 2**0.5])
+        size = np.concatenate([weights[:split], weights[split:] * 2**0.5])
         size[[0, split]] = 0.0
-        gradient += penalty * size * np.concatenate([np.ones(split), np.full(len(w_scale), 2**0.5)])
+        gradient[:split] += penalty * size[:split]
+        gradient[split:] += penalty * size[split:] * 2**0.5
         return value.mean() + 0.5 * penalty * (size @ size), gradient
 
     if first is None:
         first = np.zeros(split + for_scale.shape[1])
         first[:split] = for_loc.T @ t / n
         first[split] = np.log(max((t - for_loc @ first[:split]).std(), 1e-3))
-    found = optimize.minimize(
-        objective, first, jac=True, method="L-BFGS-B", options={"maxiter": 150, "ftol": 1e-8}
-    )
-    return n * float(found.fun) + len(first), found.x
+    options = {"maxiter": 150, "ftol": 1e-8}
+    return optimize.minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x
+
+
+def _losses(
+    t: np.ndarray,
+    for_loc: np.ndarray,
+    for_scale: np.ndarray,
+    low: float,
+    high: float,
+    weights: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Negative log densities up to a constant, and their slopes by location and log scale."""
+    split = for_loc.shape[1]
+    raw = for_scale @ weights[split:]
+    log_scale = raw.clip(-5, 3)
+    inverse = np.exp(-log_scale)
+    loc = for_loc @ weights[:split]
+    e = (t - loc) * inverse
+    value = 0.5 * e * e + log_scale
+    by_loc, by_scale = -e * inverse, 1 - e * e
+    if low > -FAR / 2 or high < FAR / 2:
+        a, b = (low - loc) * inverse, (high - loc) * inverse
+        right = a > 0
+        lower, upper = np.where(right, -b, a), np.where(right, -a, b)
+        mass = np.maximum(special.ndtr(upper) - special.ndtr(lower), 1e-30)
+        value += np.log(mass)
+        at_a, at_b = (np.exp(-0.5 * np.minimum(x * x, 1e3)) / _SQRT_2PI / mass for x in (a, b))
+        by_loc += (at_a - at_b) * inverse
+        by_scale += at_a * a.clip(-40, 40) - at_b * b.clip(-40, 40)
+    return value, by_loc, np.where((raw > -5) & (raw < 3), by_scale, 0.0)
