@@ -15,6 +15,7 @@ alone: the simulator is not run again, not for the check either.
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from studies.stored_study import NUM_TIMES, PRIOR, parse_args, pendulum, run
@@ -40,7 +41,7 @@ def train(path, num_held_out, seed):
 
 def main(args):
     numpyro.set_platform(args.device)
-    return run("numpyro", args, write, train)
+    return run("numpyro", args, write, train, jnp.asarray)
 
 
 if __name__ == "__main__":

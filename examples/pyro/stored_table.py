@@ -42,7 +42,7 @@ def train(path, num_held_out, seed):
 def main(args):
     torch.set_num_threads(args.num_threads)
     torch.set_default_device("cuda" if args.cuda else "cpu")
-    return run("pyro", args, write, train)
+    return run("pyro", args, write, train, torch.as_tensor)
 
 
 if __name__ == "__main__":

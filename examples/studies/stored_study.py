@@ -49,6 +49,8 @@ def pendulum(rng: np.random.Generator, length: FloatArray, friction: FloatArray)
 Write = Callable[[Path, int, int], Any]
 # train(path, num_held_out, seed) -> the posterior, trained on the other rows; and those held out
 Train = Callable[[Path, int, int], tuple[Any, Any]]
+# array(x): in the backend's type
+AsArray = Callable[[FloatArray], Any]
 
 
 def parse_args(
@@ -69,17 +71,20 @@ def parse_args(
     add_run_options(parser, backend, "stored-table")
     args = parser.parse_args(argv)
     if args.smoke_test:
-        args.num_simulations, args.num_held_out = 300, 60
+        args.num_simulations, args.num_held_out = 300, 100
     return args
 
 
-def run(backend: str, args: argparse.Namespace, write: Write, train: Train) -> dict[str, Any]:
+def run(
+    backend: str, args: argparse.Namespace, write: Write, train: Train, array: AsArray
+) -> dict[str, Any]:
     """Make the table if there is none, train on it, check on rows that were held out.
 
     :param backend: Its name.
     :param args: Options from :func:`parse_args`.
     :param write: Simulates, and writes the table.
     :param train: Reads it, and trains.
+    :param array: Makes an array of the backend.
     :return: P-values of the tests, and by latent the width of its posterior beside the prior's.
     """
     output = Path(args.output)
@@ -92,7 +97,7 @@ def run(backend: str, args: argparse.Namespace, write: Write, train: Train) -> d
     print(f"{backend}: trained on {path.name} in {time.perf_counter() - start:.0f} s\n")
     check = posterior.check(held_out)
     print(check, "\n")
-    draws = drawn(posterior, held_out)
+    draws = drawn(posterior, held_out, array)
     results: dict[str, Any] = {"p_values": check.p_values(), "width": {}, "error": {}}
     for site, (low, high) in PRIOR.items():
         prior_sd = (high - low) / 12**0.5
@@ -107,15 +112,16 @@ def run(backend: str, args: argparse.Namespace, write: Write, train: Train) -> d
     return results
 
 
-def drawn(posterior: Any, held_out: Any, most: int = 40) -> dict[str, FloatArray]:
+def drawn(posterior: Any, held_out: Any, array: AsArray, most: int = 40) -> dict[str, FloatArray]:
     """Draws of the posterior for some of the rows held out.
 
     :param posterior: It.
     :param held_out: The rows.
+    :param array: Makes an array of the backend.
     :param most: How many of them.
     :return: Dict from latent to draws, shape ``(rows, 500)``.
     """
-    rows = [posterior.sample(x, num_samples=500) for x in held_out["x"][:most]]
+    rows = [posterior.sample(array(x), num_samples=500) for x in held_out["x"][:most]]
     return {site: np.stack([np.asarray(row[site], float) for row in rows]) for site in PRIOR}
 
 
