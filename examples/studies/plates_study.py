@@ -151,17 +151,16 @@ def _figure(backend: str, sets: Mapping[str, Any], draws: Mapping[str, Any]) -> 
         means = np.append(answer["mu"][0], answer["theta"][0])
         deviations = np.append(answer["mu"][1], answer["theta"][1])
         own = np.c_[draws[name]["mu"], np.asarray(draws[name]["theta"])[:, :number, 0]]
-        low, high = np.percentile(own, [5, 95], axis=0)
+        low, middle, high = np.percentile(own, [5, 50, 95], axis=0)
         place = np.arange(number + 1)
         ax.errorbar(place - 0.12, means, 1.645 * deviations, fmt="o", color=INK, markersize=3.5,
                     label="exact")  # fmt: skip
-        middle = own.mean(0)
         ax.errorbar(place + 0.12, middle, [middle - low, high - middle], fmt="o", markersize=3.5,
                     color=COLOURS[1], label="amortised")  # fmt: skip
         ax.axvline(0.5, color="0.85", linewidth=0.8)
         ax.set(title=name, xlabel="mu, then the groups")
         ax.set_xticks(place, ["mu", *map(str, place[1:])], fontsize="small")
-    axes[0].set_ylabel("mean and 90 % interval")
+    axes[0].set_ylabel("median and 90 % interval")
     axes[0].legend(fontsize="small", frameon=False)
     figure.suptitle(f"one posterior, groups of any size ({backend}); grey: measurements")
     return figure

@@ -133,11 +133,11 @@ def _figure(
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     words = "passes" if check.passed else "fails"
     for ax, (site, (low, high)), colour in zip(axes, PRIOR.items(), COLOURS, strict=False):
-        truth, middle = held_out[site][: len(draws[site])], draws[site].mean(1)
-        below, above = np.percentile(draws[site], [5, 95], axis=1)
+        truth = held_out[site][: len(draws[site])]
+        below, middle, above = np.percentile(draws[site], [5, 50, 95], axis=1)
         ax.plot([low, high], [low, high], color="0.8", linewidth=1)
         ax.errorbar(truth, middle, [middle - below, above - middle], fmt="o", color=colour,
                     markersize=3, linewidth=1)  # fmt: skip
-        ax.set(title=site, xlabel="truth, in rows held out", ylabel="mean and 90 % interval")
+        ax.set(title=site, xlabel="truth, in rows held out", ylabel="median and 90 % interval")
     figure.suptitle(f"a posterior from a table on disk ({backend}); its check {words}")
     return figure

@@ -19,16 +19,6 @@ def test_smoke(backend, tmp_path):
     assert (tmp_path / "amortized_plates.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_trained_once_it_is_near_the_closed_form(backend, tmp_path):
-    run_example("amortized_plates", backend, tmp_path)
-    for values in summary(tmp_path).values():
-        assert values["mean mu"] < 0.35
-        assert values["sd mu"] < 0.3
-        assert values["mean theta"] < 0.6
-
-
 def test_the_closed_form_is_that_of_the_joint_normal():
     data = study.data_set((1, 4, 6), seed=3)
     where = [(group, place) for group, size in enumerate((1, 4, 6)) for place in range(size)]

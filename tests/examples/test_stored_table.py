@@ -25,16 +25,6 @@ def test_smoke(backend, tmp_path):
     assert not (tmp_path / "second" / "table.nc").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_rows_held_out_find_nothing_wrong(backend, tmp_path):
-    run_example("stored_table", backend, tmp_path)
-    found = summary(tmp_path)
-    assert min(found["p_values"].values()) > 1e-4
-    assert found["width"]["length"] < 0.1
-    assert found["width"]["friction"] < 0.3
-
-
 def test_the_pendulum_follows_its_equation():
     length, friction = np.array([0.6, 1.4]), np.array([0.1, 0.5])
     runs = [study.pendulum(np.random.default_rng(seed), length, friction) for seed in range(100)]
