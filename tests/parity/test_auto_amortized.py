@@ -61,13 +61,10 @@ def _numbers(shape):
     return np.random.default_rng(sum(shape)).uniform(size=shape)
 
 
-@pytest.fixture(scope="module", params=list(CASES))
-def made(request):
-    """Both guides, set up and compiled once, and the arguments."""
+@pytest.fixture(params=list(CASES))
+def guides(request, monkeypatch):
+    """Both guides, the params of both, and the arguments; uniform numbers are those of a table."""
     model, args, options = CASES[request.param]
-    before = torch.get_default_dtype(), jax.config.jax_enable_x64
-    torch.set_default_dtype(torch.float64)
-    jax.config.update("jax_enable_x64", True)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     ours = pyro_spread.AutoAmortized(model(PYRO), **OPTIONS, **options)
@@ -77,15 +74,6 @@ def made(request):
         for parameter in ours.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.data_sites(*args)
-    torch.set_default_dtype(before[0])
-    jax.config.update("jax_enable_x64", before[1])
-    return ours, theirs, args
-
-
-@pytest.fixture
-def guides(made, monkeypatch):
-    """Both guides, the params of both, and the arguments; uniform numbers are those of a table."""
-    ours, theirs, args = made
     uniform = jax.random.uniform
     monkeypatch.setattr(
         torch, "rand", lambda shape, **options: torch.as_tensor(_numbers(shape), **options)
@@ -97,7 +85,6 @@ def guides(made, monkeypatch):
             jnp.asarray(_numbers(shape)) if shape else uniform(key, shape, *rest, **more)
         ),
     )
-    ours.zero_grad()
     return ours, theirs, jax.tree.map(jnp.asarray, _host(ours.params())), args
 
 
@@ -137,8 +124,6 @@ def test_gradients(guides):
     names = [n for n, support in ours.supports.items() if not support.is_discrete]
     if not names:
         pytest.skip("nothing is differentiable")
-    # Of many sites the first ones: compiling takes long, and the other cases have all of theirs.
-    names = names[:4]
     weights = {name: RNG.normal(size=SHAPES.get(name, ())) for name in names}
 
     def jax_sum(nets):

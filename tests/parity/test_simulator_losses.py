@@ -112,24 +112,6 @@ def test_joint_contrasts_train_a_guide(b, name):
     assert params["m"] != pytest.approx(0.1)
 
 
-@in_both
-def test_a_global_latent_before_a_black_box(b):
-    def model(b, x):
-        mu = b.sample("mu", b.dist.Normal(0.0, 1.0))
-        with b.plate("data", len(x)):
-            b.sample(
-                "x", b.package.Simulator(settled, mu + b.np.zeros(len(x)), event_shape=()), obs=x
-            )
-
-    def guide(b, x):
-        b.sample("mu", b.dist.Normal(b.param("m", 0.1) * x.mean(), 1.0))
-
-    loss = b.package.JointContrastELBO(critic(b, "mu", "x"))
-    params, value = step(b, loss, model, guide, steps=3)
-    assert np.isfinite(value)
-    assert params["m"] != pytest.approx(0.1)
-
-
 @pytest.mark.parametrize("name", [n for n in LOSSES if n.startswith("joint") and n != "joint KL"])
 @in_both
 def test_joint_contrasts_refuse_to_train_the_model(b, name):

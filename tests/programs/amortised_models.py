@@ -51,7 +51,9 @@ def many_supports(b):
 
     def model(x=None):
         ones = b.np.ones
-        u = b.sample("u", b.dist.Beta(2.0 * ones(3), 3.0 * ones(3)).to_event(1))
+        u = b.sample("u", b.dist.Uniform(-1.0 * ones(3), 2.0 * ones(3)).to_event(1))
+        b.sample("p", b.dist.Beta(2.0, 3.0))
+        b.sample("t", b.dist.HalfCauchy(1.0))
         b.sample("l", b.dist.LKJCholesky(3, 1.0))
         k = b.sample("k", b.dist.Categorical(ones(4) / 4))
         outer, inner = b.plate("outer", 2, dim=-2), b.plate("inner", 4, dim=-1)
@@ -71,6 +73,8 @@ def many_supports(b):
 #: Shapes of the latents of :func:`many_supports`.
 SHAPES = {
     "u": (3,),
+    "p": (),
+    "t": (),
     "l": (3, 3),
     "k": (),
     "w": (2, 1, 3),
