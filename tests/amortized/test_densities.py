@@ -112,7 +112,7 @@ def trained(b, model, density="own", ensemble=1, **options):
 
 @pytest.mark.parametrize("density", ["nsf", "maf"])
 def test_it_is_normalised_on_an_interval(backend, density):
-    posterior = trained(backend, interval(backend), density, ensemble=2)
+    posterior = trained(backend, interval(backend), density, ensemble=2, max_steps=600)
     x = backend.array(1.8)
     grid = np.linspace(-1, 2, 6001, dtype=np.float32)[1:-1]
     density = np.exp(np.asarray(posterior.log_prob({"z": backend.array(grid)}, x)))
