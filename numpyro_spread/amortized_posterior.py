@@ -167,10 +167,12 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         :param rng_key: random key; left out, it is split from the one that ``seed`` made.
         :param kwargs: keyword arguments of the model.
         :return: dict from site to values of shape (num_samples,) + shape of the site.
-        :raises ValueError: if a site of the model has no density.
+        :raises ValueError: if a site of the model has no density, or a latent is masked.
         """
         if method not in ("importance", "nuts"):
             raise ValueError(messages.refine_method(method))
+        if names := self.guide.masked_latents(*args, **kwargs):
+            raise ValueError(messages.masked_latents(names))
         check_count("num_samples", num_samples)
         key, other = random.split(self._key(rng_key))
         number = 10 * num_samples if num_proposals is None else num_proposals

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -62,6 +62,21 @@ def traced(model: Any, rng_key: jax.Array, args: Any, kwargs: Any) -> Any:
     :param kwargs: its keyword arguments.
     """
     return handlers.trace(handlers.seed(Inside(model), rng_key)).get_trace(*args, **kwargs)
+
+
+def masked_latents(model: Any, names: Iterable[str], args: Any, kwargs: Any) -> list[str]:
+    """
+    Latents of which not everything counts in the model's density at the arguments.
+
+    :param model: the model.
+    :param names: of its latents.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    """
+    with handlers.block():
+        sites = traced(model, random.key(0), args, kwargs)
+    masks = {name: _mask(sites[name]["fn"]) for name in names if name in sites}
+    return [n for n, mask in masks.items() if mask is not None and not np.all(mask)]
 
 
 def look(

@@ -30,6 +30,7 @@ from numpyro_spread.autoguide._world import (
     is_data,
     latent_of,
     look,
+    masked_latents,
     simulated,
     traced,
 )
@@ -143,6 +144,15 @@ class AutoAmortized(
         """
         world = self._world_outside(random.key(0), args, kwargs)
         return world.values, world.masks
+
+    def masked_latents(self, *args: Any, **kwargs: Any) -> list[str]:
+        """
+        Latents of which not everything counts in the model's density at the arguments.
+
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        return masked_latents(self.model, self.supports, args, kwargs)
 
     def sample_posterior(
         self,

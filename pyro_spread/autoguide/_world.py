@@ -85,6 +85,22 @@ def sites_of(
     return {name: site for name, site in nodes.items() if site["type"] == "sample"}
 
 
+def masked_latents(
+    model: Callable[..., Any], names: Iterable[str], args: Any, kwargs: Any
+) -> list[str]:
+    """
+    Latents of which not everything counts in the model's density at the arguments.
+
+    :param model: the model.
+    :param names: of its latents.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    """
+    sites = sites_of(model, args, kwargs)
+    masks = {name: _mask(sites[name]) for name in names if name in sites}
+    return [n for n, mask in masks.items() if mask is not None and not torch.as_tensor(mask).all()]
+
+
 def look(
     model: Callable[..., Any],
     context: Context,

@@ -35,6 +35,7 @@ from pyro_spread.autoguide._world import (
     latent_of,
     like_numbers,
     look,
+    masked_latents,
     same_support,
     simulated,
     sites_of,
@@ -179,6 +180,15 @@ class AutoAmortized(
         """
         world = self._world_outside(args, kwargs, declare=False)
         return world.values, world.masks
+
+    def masked_latents(self, *args: Any, **kwargs: Any) -> list[str]:
+        """
+        Latents of which not everything counts in the model's density at the arguments.
+
+        :param args: positional arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        return masked_latents(self.model, self.supports, args, kwargs)
 
     # What the guide knows of the model.
 

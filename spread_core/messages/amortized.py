@@ -171,6 +171,13 @@ def no_density(reason: str) -> str:
     )
 
 
+def masked_latents(names: list[str]) -> str:
+    return (
+        "refine goes by the model's density, which leaves out what is masked of its latents "
+        f"{sorted(names)}. Use the draws as they are, or mask the data of these latents alone."
+    )
+
+
 def bad_tail(pareto_k: float) -> str:
     return (
         f"Importance weights have a Pareto k of {pareto_k:.2f}, over 0.7: the amortised posterior "
