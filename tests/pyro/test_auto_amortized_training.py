@@ -241,7 +241,11 @@ def test_checkpoint(tmp_path):
 
 def test_plates_are_looked_at_by_the_same_runs_every_time(monkeypatch):
     looked = []
-    monkeypatch.setattr(AutoAmortized, "decide", lambda self, data, masks: looked.append(data["x"]))
+
+    def note(self, latents, data, masks):
+        looked.append(data["x"])
+
+    monkeypatch.setattr(AutoAmortized, "decide", note)
     for seed in (1, 2):
         pyro.set_rng_seed(seed)
         guide = AutoAmortized(hierarchy(B), observed="x", init_samples=5)
