@@ -76,6 +76,18 @@ assert mmd.evaluate_loss(data) < 0.7 * before
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_the_readme_makes_a_posterior_for_a_simulator():
+    program = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)[2]
+    check = """
+assert 0.4 < draws["beta"].mean() < 0.6
+assert draws["beta"].std() < 0.2 * dist.LogNormal(-0.9, 0.5).variance.sqrt()
+"""
+    done = subprocess.run([sys.executable, "-c", program + check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True"  # of its check
+
+
 def _backend(cell):
     """The backend that a cell names in its first line."""
     return cell.partition("\n")[0] if cell.startswith(("# Pyro\n", "# NumPyro\n")) else None
