@@ -88,14 +88,7 @@ def sites_of(
 def masked_latents(
     model: Callable[..., Any], names: Iterable[str], args: Any, kwargs: Any
 ) -> list[str]:
-    """
-    Latents of which not everything counts in the model's density at the arguments.
-
-    :param model: the model.
-    :param names: of its latents.
-    :param args: its positional arguments.
-    :param kwargs: its keyword arguments.
-    """
+    """Of these latents of a model those of which its density leaves something out."""
     sites = sites_of(model, args, kwargs)
     masks = {name: _mask(sites[name]) for name in names if name in sites}
     return [n for n, mask in masks.items() if mask is not None and not torch.as_tensor(mask).all()]

@@ -180,24 +180,6 @@ def test_data_unlike_any_simulation(trained):
         trained.posterior.sample(trained.x + 40.0, num_samples=2)
 
 
-@pytest.mark.parametrize("method", ["importance", "nuts"])
-def test_masked_latents_are_not_refined(backend, method):
-    ppl, dist = backend.ppl, backend.dist
-    mask = ppl.poutine.mask if hasattr(ppl, "poutine") else ppl.handlers.mask
-
-    def model(counts, x=None):
-        with ppl.plate("groups", 6, dim=-1), mask(mask=counts):
-            z = ppl.sample("z", dist.Normal(0.0, 1.0))
-            ppl.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    counts = backend.array(np.array([True] * 4 + [False] * 2))
-    posterior = backend.spread.amortize(
-        model, counts, observed="x", num_simulations=100, max_steps=5, **QUICK
-    )
-    with pytest.raises(ValueError, match=r"leaves out what is masked of its latents \['z'\]"):
-        posterior.refine(counts, backend.array(np.zeros(6, np.float32)), method=method)
-
-
 def test_a_method_of_refinement_that_there_is_not(trained):
     with pytest.raises(ValueError, match="method must be 'importance' or 'nuts', got 'hmc'"):
         trained.posterior.refine(trained.x, method="hmc")

@@ -1,9 +1,19 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Masked latents are not trained on."""
+"""Masked latents are not trained on, and not refined."""
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions
+import pyro
+import pyro.distributions
+import pytest
+import torch
+from numpyro import handlers
 
+import numpyro_spread
+import pyro_spread
 from spread_core.amortized.layout import Group, Variable
 from spread_core.amortized.masked import kept_latents, stand_ins
 
@@ -34,3 +44,23 @@ def test_masks_of_all_sites_of_a_group_count():
     found = kept_latents(group, {"a": one, "b": whole}, 1)
     np.testing.assert_array_equal(found, [[0, 1, 0, 0]])
     assert kept_latents(group, {"other": one}, 1) is None
+
+
+@pytest.mark.parametrize("method", ["importance", "nuts"])
+@pytest.mark.parametrize("spread", [pyro_spread, numpyro_spread])
+def test_masked_latents_are_not_refined(spread, method):
+    if spread is pyro_spread:
+        ppl, dist, mask, array = pyro, pyro.distributions, pyro.poutine.mask, torch.as_tensor
+    else:
+        ppl, dist, mask, array = numpyro, numpyro.distributions, handlers.mask, jnp.asarray
+
+    def model(counts, x=None):
+        with ppl.plate("groups", 6, dim=-1), mask(mask=counts):
+            z = ppl.sample("z", dist.Normal(0.0, 1.0))
+            ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    counts = array(np.array([True] * 4 + [False] * 2))
+    few = {"num_simulations": 100, "max_steps": 5, "ensemble": 2, "progress_bar": False}
+    posterior = spread.amortize(model, counts, observed="x", **few)
+    with pytest.raises(ValueError, match=r"leaves out what is masked of its latents \['z'\]"):
+        posterior.refine(counts, array(np.zeros(6, np.float32)), method=method)
