@@ -22,6 +22,7 @@ from numpyro_spread.autoguide.amortized import AutoAmortized
 from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
+from spread_core.amortized.context import told
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
@@ -190,8 +191,9 @@ def _fit(
             bar.update(min(settings.steps, settings.total - bar.n))
 
         if by_svi is None:
-            return train(train_key, guide, params, found.rows, rows, settings, report)
-        # One fold: the densities of an ensemble are trained as one.
-        tables = table.take(rows[0][0]), table.take(rows[1][0])
-        options = {"settings": settings, "report": report, **by_svi}
-        return train_by_svi(train_key, guide.model, guide, params, tables, **options)
+            params, record = train(train_key, guide, params, found.rows, rows, settings, report)
+        else:  # one fold: the densities of an ensemble are trained as one
+            tables = table.take(rows[0][0]), table.take(rows[1][0])
+            options = {"settings": settings, "report": report, **by_svi}
+            params, record = train_by_svi(train_key, guide.model, guide, params, tables, **options)
+    return params, record | told(guide.context, found.fitted)

@@ -21,6 +21,7 @@ from pyro_spread.autoguide.amortized import AutoAmortized
 from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from pyro_spread.simulate import Simulations, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
+from spread_core.amortized.context import told
 from spread_core.amortized.training import Settings, elements_of, folds, prepared
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
@@ -184,4 +185,4 @@ def _fit(
             options = {"settings": settings, "report": report, **by_svi}
             params, record = train_by_svi(guide.model, guide, params, tables, **options)
     guide.set_params(params)
-    return record
+    return record | told(guide.context, found.fitted)

@@ -83,6 +83,21 @@ class AmortizedPosteriorShared(abc.ABC):
     def sample(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> Any:
         """Draws of all latents given the data."""
 
+    def __repr__(self) -> str:
+        """Latents and data, what was trained on and how, and which latents were tamed."""
+        failed = int((~self.simulations.valid).sum())
+        parts = [
+            f"{type(self).__name__} of {', '.join(self.guide.supports)} "
+            f"given {', '.join(self.simulations.observed)}",
+            f"{len(self.simulations)} simulations, {failed} failed",
+            f"{self.record['epochs']} epochs, held-out loss {self.record['held_out']:.3f} nats",
+        ]
+        if tamed := self.record.get("tamed"):
+            parts.append(f"heavy tails tamed: {', '.join(tamed)}")
+        if faint := sum(self.record.get("faint", {}).values()):
+            parts.append(f"{faint} numbers of the data have nothing to do with the latents")
+        return f"<{'; '.join(parts)}>"
+
     def to_arviz(
         self,
         *args: Any,

@@ -31,6 +31,7 @@ from spread_core.amortized.mixture import data_features, latent_features
 from spread_core.amortized.tails import fit_tails, tame
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
+from spread_core.validation import as_host
 
 Fitted = Mapping[str, Any]
 
@@ -290,6 +291,28 @@ class Context:
             own["weights"] = screening.weights(_rows(vectors), _rows(wide))
             fitted["inputs"][group.key] = own
         return fitted
+
+
+def told(context: Context, fitted: Fitted) -> dict[str, Any]:
+    """
+    What the standardisation does beside centring and scaling.
+
+    :param context: latents and data.
+    :param fitted: what :meth:`Context.fit` returned.
+    :return: ``"tamed"``, the latents with heavy tails; ``"faint"``, how many numbers of the data
+        have nothing to do with the latents, by group of these.
+    """
+    tamed = [
+        name
+        for group in context.groups
+        for name, place in group.slices.items()
+        if (as_host(fitted["latents"][group.key]["spread"])[place] > 0).any()
+    ]
+    faint = {
+        group.key: int((as_host(fitted["inputs"][group.key]["weights"]) < 1).sum())
+        for group in context.groups
+    }
+    return {"tamed": tamed, "faint": {key: count for key, count in faint.items() if count}}
 
 
 def _rows(values: np.ndarray) -> np.ndarray:

@@ -2,9 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers that have nothing to do with the latents are made faint, and no others."""
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions
+import pyro
+import pyro.distributions
 import pytest
+import torch
 
+import numpyro_spread
+import pyro_spread
 from spread_core.amortized.screening import FAINT, MANY, weights
 
 
@@ -46,3 +54,22 @@ def test_few_numbers_and_those_that_never_change_are_kept(rng):
     latents = rng.normal(size=(500, 1))
     assert (weights(latents, rng.normal(size=(500, MANY))) == 1).all()
     assert (weights(latents, np.ones((500, 50))) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("spread", "ppl", "xp"), [(pyro_spread, pyro, torch), (numpyro_spread, numpyro, jnp)]
+)
+def test_a_posterior_tells_how_many_are_faint(spread, ppl, xp):
+    which = np.repeat(np.float32([1.0, 0.0]), [3, 40])
+
+    def model(x=None):
+        mean = ppl.sample("mean", ppl.distributions.Normal(0.0, 1.0))
+        x_given = ppl.distributions.Normal(mean[..., None] * xp.asarray(which), 1.0)
+        ppl.sample("x", x_given.to_event(1), obs=x)
+
+    options = {"num_simulations": 400, "max_steps": 1, "ensemble": 1, "progress_bar": False}
+    posterior = spread.amortize(model, observed="x", **options)
+    assert posterior.record["faint"] == {"global": 40}
+    assert "; 40 numbers of the data have nothing to do with the latents>" in repr(posterior)
+    fitted = posterior.guide.context.fit(*posterior.guide.columns_of(posterior.simulations))
+    np.testing.assert_allclose(fitted["inputs"]["global"]["weights"], np.where(which, 1, FAINT))

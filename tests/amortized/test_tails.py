@@ -70,6 +70,11 @@ def test_a_location_under_a_half_cauchy_scale(backend):
     )
     # It is tamed.
     assert fit_tails(posterior.simulations["z"][:, None], np.array([True]))["spread"] > 0
+    assert posterior.record["tamed"] == ["z"]
+    assert repr(posterior).startswith(
+        "<AmortizedPosterior of tau, z given x; 3000 simulations, 0 failed; "
+    )
+    assert repr(posterior).endswith(" nats; heavy tails tamed: z>")
     # Given log tau on a grid z is normal.
     x, log_tau = 3.0, np.linspace(-12, 12, 4001)
     variance = np.exp(2 * log_tau)
