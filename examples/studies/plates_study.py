@@ -161,6 +161,6 @@ def _figure(backend: str, sets: Mapping[str, Any], draws: Mapping[str, Any]) -> 
         ax.set(title=name, xlabel="mu, then the groups")
         ax.set_xticks(place, ["mu", *map(str, place[1:])], fontsize="small")
     axes[0].set_ylabel("median and 90 % interval")
-    axes[0].legend(fontsize="small", frameon=False)
+    axes[0].legend(loc="upper right", fontsize="small", frameon=False)
     figure.suptitle(f"one posterior, groups of any size ({backend}); grey: measurements")
     return figure

@@ -180,7 +180,8 @@ def two_deltas_bhattacharyya(
     >>> float(two_deltas_bhattacharyya(0.0, 1.0, "logistic"))
     1.0
     """
-    return _lookup(noise).bhattacharyya(_ratio(distance, scale))
+    # Rounding may carry it over 1, and the squared Hellinger distance below 0.
+    return np.minimum(_lookup(noise).bhattacharyya(_ratio(distance, scale)), 1.0)
 
 
 def two_deltas_chi_squared(

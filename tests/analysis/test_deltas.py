@@ -180,6 +180,10 @@ def test_student_t_kl_between_cauchy_and_gaussian():
     np.testing.assert_allclose(gaps[0] / gaps[1], 2.0, rtol=0.01)
 
 
+def test_rounding_does_not_carry_the_coefficient_over_one():
+    assert ref.two_deltas_bhattacharyya(0.015625, 280244.0, "cauchy") == 1.0
+
+
 @settings(deadline=None)
 @given(
     noise=st.sampled_from(NOISES),
