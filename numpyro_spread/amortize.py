@@ -116,6 +116,8 @@ def amortize(
     if guide is None:
         guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
     data_sites = guide.data_sites(*args, **kwargs)
+    if rounds > 1 and (names := guide.masked_latents(*args, **kwargs)):
+        raise ValueError(messages.masked_rounds(names))
     if simulations is None:
         simulations = simulate(
             model,
@@ -143,7 +145,7 @@ def amortize(
         seeds = [
             int(n) for n in random.randint(random.fold_in(simulate_key, 1), (rounds,), 0, _MOST)
         ]
-        simulations, told = in_rounds(
+        simulations, each = in_rounds(
             simulations,
             numbers,
             seeds,
@@ -153,7 +155,7 @@ def amortize(
                 latents, data_sites, model, args, kwargs, random.key(seed), progress_bar
             ),
         )
-        result[1] = result[1] | {"rounds": told}
+        result[1] = result[1] | {"rounds": each}
     params, record = result
     return AmortizedPosterior(
         model, guide, params, simulations, own_key, record, args, kwargs, truncated

@@ -81,7 +81,8 @@ def amortize(
         these arguments.
     :param num_simulations: how often to run the model, in all rounds together.
     :param simulations: runs made before, instead.
-    :param guide: the guide to train; left out: ``AutoAmortized(model, observed=observed)``.
+    :param guide: the guide to train; left out: ``AutoAmortized(model, observed=observed)``. It
+        belongs to the posterior then: trained again, it would change that.
     :param loss: a ``JointContrastELBO(divergence=KL(), ...)``, for noise on the data, say, under
         which the guide is then trained by SVI; its table of simulations is filled in.
     :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI. Left
@@ -112,6 +113,8 @@ def amortize(
         if guide is None:
             guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
         data_sites = guide.data_sites(*args, **kwargs)
+        if rounds > 1 and (names := guide.masked_latents(*args, **kwargs)):
+            raise ValueError(messages.masked_rounds(names))
         if simulations is None:
             simulations = simulate(
                 model,
@@ -136,7 +139,7 @@ def amortize(
             at = observed_values(x_observed, data_sites, simulations)
             prior = prior_of(model, guide, at, args, kwargs)
             truncated = TruncatedPrior(prior)
-            simulations, told = in_rounds(
+            simulations, each = in_rounds(
                 simulations,
                 numbers,
                 torch.randint(2**31 - 1, (rounds,)).tolist(),
@@ -146,7 +149,7 @@ def amortize(
                     latents, data_sites, model, args, kwargs, seed, progress_bar
                 ),
             )
-            record["rounds"] = told
+            record["rounds"] = each
     return AmortizedPosterior(model, guide, simulations, record, args, kwargs, truncated)
 
 

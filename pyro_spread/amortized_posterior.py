@@ -16,6 +16,7 @@ from pyro.infer import MCMC, NUTS, Predictive
 from torch.distributions import biject_to
 
 from pyro_spread import _checkpoint_state as state
+from pyro_spread._inputs import as_tensor
 from pyro_spread._rounds import AtObservation, prior_of, simulate_at
 from pyro_spread._seeding import seeded
 from pyro_spread._typing import Model
@@ -31,6 +32,7 @@ from spread_core.amortized.saved import completed, written
 from spread_core.amortized.truncation import Region, TruncatedPrior
 from spread_core.caller_warning import warn_user
 from spread_core.checkpoint_file import CheckpointReader, write
+from spread_core.inputs import converted
 from spread_core.messages import amortized as messages
 from spread_core.validation import check_count
 
@@ -166,6 +168,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         """
         if method not in ("importance", "nuts"):
             raise ValueError(messages.refine_method(method))
+        args, kwargs = converted((args, kwargs), as_tensor)
         if names := self.guide.masked_latents(*args, **kwargs):
             raise ValueError(messages.masked_latents(names))
         check_count("num_samples", num_samples)

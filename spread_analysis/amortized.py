@@ -95,7 +95,7 @@ class AmortizedPosteriorShared(abc.ABC):
         if tamed := self.record.get("tamed"):
             parts.append(f"heavy tails tamed: {', '.join(tamed)}")
         if faint := sum(self.record.get("faint", {}).values()):
-            parts.append(f"{faint} numbers of the data have nothing to do with the latents")
+            parts.append(f"made faint, as they tell of no latent: {faint} numbers of the data")
         return f"<{'; '.join(parts)}>"
 
     def to_arviz(

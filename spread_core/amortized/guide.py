@@ -15,6 +15,7 @@ from spread_core.amortized.embedded import HasEmbedding, seen
 from spread_core.amortized.flow_sites import HasDensity, conditional_class
 from spread_core.amortized.given import Given
 from spread_core.amortized.layout import Group, Variable
+from spread_core.amortized.mixture import FAR
 from spread_core.amortized.plates import HasPlates
 from spread_core.amortized.tables import ReadsTables
 from spread_core.math._arrays import Array, cast, stop_gradient
@@ -229,7 +230,8 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
         xp = array_namespace(own["loc"])
         ends = [variable.ends() for variable in group.variables]
         raw = xp.concat([cast(end, own["loc"]) for end in ends], axis=1)
-        return (raw - own["loc"]) / own["scale"]
+        # No end stays none, whatever the unit of the latent.
+        return xp.where(xp.abs(raw) < FAR, (raw - own["loc"]) / own["scale"], raw)
 
     def walk(
         self,

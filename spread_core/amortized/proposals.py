@@ -19,7 +19,8 @@ _MOST_NUMBERS, _MOST_ROWS = 4_000_000, 8192
 
 class ProgramPrior:
     """
-    Draws of a program's latents. Its data are given, so that no simulator runs for them.
+    Draws of a program's latents. Its data are given, so that no :class:`Simulator` runs for them;
+    what the program's body computes runs for every draw.
 
     :param program: function of a seed and of given values that makes a program to run.
     :param latents: names of the latents.

@@ -38,7 +38,8 @@ class ReadsTables:
                     raise ValueError(messages.missing_site(variable.name, table.values))
         for group in context.groups:
             for variable in group.variables:
-                latents[variable.name] = self.unconstrained(variable, table[variable.name])
+                raw = self.unconstrained(variable, table[variable.name])
+                latents[variable.name] = _within_numbers(raw)
         for group in context.data:
             for variable in group.variables:
                 data[variable.name] = np.float32(table[variable.name])
@@ -90,3 +91,11 @@ class ReadsTables:
             for g in context.groups
         }
         return rows | self.told(scores, masks)
+
+
+def _within_numbers(values: np.ndarray) -> np.ndarray:
+    """Infinite values, as log 0 of a draw too small for its type, at the end of the finite ones."""
+    finite = np.isfinite(values)
+    if np.isinf(values).any() and finite.any():
+        return np.clip(values, values[finite].min(), values[finite].max())  # NaN stays
+    return values

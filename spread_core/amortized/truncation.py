@@ -25,6 +25,8 @@ _NUM_DRAWS = 20_000
 # If of so many draws of the prior fewer than this share lie inside, they come from the posterior.
 _LOOKED_AT, _LEAST = 50_000, 1e-3
 _PROPOSALS = 50
+# Nats: two ways to compute one density differ by less.
+_ROUNDING = 1e-4
 # Draws of the prior, in all.
 _MOST = 20_000_000
 
@@ -103,7 +105,8 @@ class TruncatedPrior:
         for region in reversed(self.regions):  # the last is the smallest
             if len(inside):
                 log_prob = region.posterior.log_prob(_rows(values, inside))
-                inside = inside[log_prob > region.threshold]  # of NaN none
+                # Of NaN none; of classes, which have equal densities, not the likeliest left out.
+                inside = inside[log_prob >= region.threshold - _ROUNDING]
         found = np.zeros(_count(values), bool)
         found[inside] = True
         return found

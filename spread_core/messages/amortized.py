@@ -178,6 +178,13 @@ def masked_latents(names: list[str]) -> str:
     )
 
 
+def masked_rounds(names: list[str]) -> str:
+    return (
+        "rounds weigh draws by the prior's density, which leaves out what is masked of latents "
+        f"{sorted(names)}. Use rounds=1, or mask the data of these latents alone."
+    )
+
+
 def bad_tail(pareto_k: float) -> str:
     return (
         f"Importance weights have a Pareto k of {pareto_k:.2f}, over 0.7: the amortised posterior "

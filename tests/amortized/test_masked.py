@@ -62,5 +62,8 @@ def test_masked_latents_are_not_refined(spread, method):
     counts = array(np.array([True] * 4 + [False] * 2))
     few = {"num_simulations": 100, "max_steps": 5, "ensemble": 2, "progress_bar": False}
     posterior = spread.amortize(model, counts, observed="x", **few)
+    rounds = {"rounds": 2, "x_observed": np.zeros(6, np.float32)}
+    with pytest.raises(ValueError, match=r"what is masked of latents \['z'\]. Use rounds=1"):
+        spread.amortize(model, counts, observed="x", **few, **rounds)
     with pytest.raises(ValueError, match=r"leaves out what is masked of its latents \['z'\]"):
         posterior.refine(counts, array(np.zeros(6, np.float32)), method=method)

@@ -307,3 +307,16 @@ def test_random_numbers_of_others_go_on():
     )
     posterior.truncation.sample(5, 0)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_classes_of_equal_density_stay(backend):
+    own = backend
+
+    def model(x=None):
+        z = own.ppl.sample("z", own.dist.Bernoulli(0.5))
+        own.ppl.sample("x", own.dist.Normal(1.0 * z, 1.0), obs=x)
+
+    options = {"observed": "x", "num_simulations": 400, "rounds": 2, "x_observed": 0.5}
+    posterior = own.spread.amortize(model, **options, **QUICK)
+    kept = posterior.simulations["z"]
+    assert 0.3 < kept.mean() < 0.7  # both are as likely given x

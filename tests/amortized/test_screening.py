@@ -13,7 +13,7 @@ import torch
 
 import numpyro_spread
 import pyro_spread
-from spread_core.amortized.screening import FAINT, MANY, weights
+from spread_core.amortized.screening import FAINT, MANY, MOST, weights
 
 
 @pytest.fixture
@@ -50,6 +50,25 @@ def test_many_faint_hints_are_kept(rng):
     assert (weights(latents, numbers) == 1).all()
 
 
+def test_pairs_that_tell_together_are_kept(rng):
+    correlation = rng.uniform(-0.9, 0.9, size=(3000, 1))
+    one = rng.normal(size=(3000, 10))
+    other = correlation * one + np.sqrt(1 - correlation**2) * rng.normal(size=(3000, 10))
+    distractors = rng.normal(size=(3000, 20))
+    seen = rng.normal(size=(3000, 1)) + 3 * correlation
+    found = weights(correlation, np.concatenate([seen, one, other, distractors], 1))
+    assert (found[:21] == 1).all()
+    np.testing.assert_allclose(found[21:], FAINT)
+
+
+def test_very_many_are_kept(rng):
+    latents = rng.normal(size=(500, 1))
+    numbers = np.concatenate([latents, rng.normal(size=(500, MOST))], 1)
+    assert (weights(latents, numbers) == 1).all()
+    assert (weights(latents, numbers[:, 1:]) == 1).all()  # nothing to go by
+    assert (weights(latents, numbers[:, :-1]) < 1).sum() == MOST - 1
+
+
 def test_few_numbers_and_those_that_never_change_are_kept(rng):
     latents = rng.normal(size=(500, 1))
     assert (weights(latents, rng.normal(size=(500, MANY))) == 1).all()
@@ -70,6 +89,6 @@ def test_a_posterior_tells_how_many_are_faint(spread, ppl, xp):
     options = {"num_simulations": 400, "max_steps": 1, "ensemble": 1, "progress_bar": False}
     posterior = spread.amortize(model, observed="x", **options)
     assert posterior.record["faint"] == {"global": 40}
-    assert "; 40 numbers of the data have nothing to do with the latents>" in repr(posterior)
+    assert "; made faint, as they tell of no latent: 40 numbers of the data>" in repr(posterior)
     fitted = posterior.guide.context.fit(*posterior.guide.columns_of(posterior.simulations))
     np.testing.assert_allclose(fitted["inputs"]["global"]["weights"], np.where(which, 1, FAINT))

@@ -95,3 +95,39 @@ def test_a_location_under_a_half_cauchy_scale(backend):
     density = np.exp(np.asarray(posterior.log_prob(values, array(np.float32(x)))))
     mass = (density * np.exp(a.ravel())).sum() * 0.1 * 0.05
     assert mass == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_unit_of_a_latent_does_not_matter(backend):
+    spread, ppl, dist, array = BACKENDS[backend]
+
+    def model(x=None):
+        m = ppl.sample("m", dist.Normal(array(np.float32(5e6)), 1e5))
+        ppl.sample("x", dist.Normal(m, 1e5), obs=x)
+
+    options = {"num_simulations": 1000, "max_steps": 50, "ensemble": 1, "progress_bar": False}
+    posterior = spread.amortize(model, observed="x", **options)
+    draws = np.asarray(posterior.sample(array(np.float32(5.1e6)), num_samples=2000)["m"])
+    assert abs(draws.mean() - 5.05e6) < 2e4
+    assert abs(draws.std() / (1e5 / 2**0.5) - 1) < 0.15
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_draws_too_small_for_their_type(backend):
+    spread, ppl, dist, array = BACKENDS[backend]
+
+    def model(x=None):
+        scale = ppl.sample("scale", dist.Gamma(array(np.float32(0.05)), 1.0))
+        ppl.sample("x", dist.Normal(scale, 1.0), obs=x)
+
+    rng = np.random.default_rng(0)
+    scale = rng.gamma(0.05, size=1000).astype("float32")
+    scale[:20] = 0.0  # its log is -inf
+    x = np.float32(scale + rng.normal(size=1000))
+    table = spread.Simulations.from_dict({"scale": scale}, {"x": x})
+    posterior = spread.amortize(
+        model, observed="x", simulations=table, max_steps=20, ensemble=1, progress_bar=False
+    )
+    assert np.isfinite(posterior.record["held_out"])
+    draws = np.asarray(posterior.sample(array(np.float32(0.3)), num_samples=100)["scale"])
+    assert np.isfinite(draws).all()
