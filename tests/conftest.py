@@ -30,13 +30,15 @@ if "slow" not in sys.argv:
 
 
 # JAX keeps what it compiles for as long as this process lives: files of tests share many small
-# programs. Every worker has a folder of its own, since nothing guards an entry half written.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+# programs. Every worker has a folder of its own, since nothing guards an entry half written; it
+# inherits the variables of the process that started it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "COMPILED_FOR_TESTS" in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
     _KEEPING = {
         "JAX_COMPILATION_CACHE_DIR": _COMPILED.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "COMPILED_FOR_TESTS": "1",
     }
     os.environ.update(_KEEPING)
 else:
