@@ -20,6 +20,18 @@ from spread_core.amortized.training import Best, Settings
 Tree = Any
 
 
+def optimiser(settings: Settings) -> optax.GradientTransformation:
+    """
+    Adam with clipped gradients, and a learning rate that goes down.
+
+    :param settings: of the optimisation.
+    """
+    return optax.chain(
+        optax.clip(settings.clip),
+        optax.adam(lambda step: settings.rate(step, jnp.cos, jnp.minimum)),
+    )
+
+
 def train(
     rng_key: jax.Array,
     guide: AutoAmortized,
@@ -64,10 +76,7 @@ def train(
     def total(nets: Tree, data: Tree, chosen: jax.Array) -> jax.Array:
         return jnp.stack([x.sum() for x in losses(nets, data, chosen).values()]).sum()
 
-    optim = optax.chain(
-        optax.clip(settings.clip),
-        optax.adam(lambda step: settings.rate(step, jnp.cos, jnp.minimum)),
-    )
+    optim = optimiser(settings)
 
     @jax.jit
     def epoch(carry: Tree, data: Tree, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:

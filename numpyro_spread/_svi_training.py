@@ -8,16 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax import lax, random
 from numpyro.infer import SVI
 
+from numpyro_spread._amortised_training import optimiser
 from numpyro_spread._typing import Args, Kwargs, Model, RngKey
 from numpyro_spread.divergences import KL
 from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from spread_analysis.simulations import Simulations
-from spread_core.amortized.training import Settings
+from spread_core.amortized.training import Best, Settings
 from spread_core.messages import amortized as messages
 
 
@@ -69,11 +68,7 @@ def train_by_svi(
     """
     train, held = tables
     if optim is None:
-        schedule = optax.chain(
-            optax.clip(settings.clip),
-            optax.adam(lambda step: settings.rate(step, jnp.cos, jnp.minimum)),
-        )
-        optim = schedule
+        optim = optimiser(settings)
     init_key, eval_key = random.split(rng_key)
     svi = SVI(model, guide, optim, loss.on_table(train, settings.batch_size))
     # SVI.init runs the guide, for which the model need not observe data yet: it gets a row's.
@@ -96,16 +91,14 @@ def train_by_svi(
         value: jax.Array = of_held.loss(eval_key, params, model, guide, *args, **kwargs)
         return value
 
-    best = svi.get_params(state)
-    at_start = least = float(held_out(best))
-    done = since = 0
-    while done * settings.steps < settings.total and since < settings.patience:
+    kept = svi.get_params(state)
+    at_start = float(held_out(kept))
+    best, done = Best.of_one(at_start, settings.patience), 0
+    while done * settings.steps < settings.total and not best.is_done:
         state = epoch(state)
         params = svi.get_params(state)
-        value = float(held_out(params))
-        since = 0 if value < least - 1e-3 else since + 1
-        if value < least:
-            least, best = value, params
+        if best.gains(float(held_out(params))):
+            kept = params
         done += 1
-        report(done, least)
-    return dict(best), {"epochs": done, "first": at_start, "held_out": least}
+        report(done, best.loss)
+    return dict(kept), {"epochs": done, "first": at_start, "held_out": best.loss}

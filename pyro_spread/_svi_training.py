@@ -16,7 +16,7 @@ from pyro_spread._typing import Args, Kwargs, Model
 from pyro_spread.divergences import KL
 from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from spread_analysis.simulations import Simulations
-from spread_core.amortized.training import Settings
+from spread_core.amortized.training import Best, Settings
 from spread_core.messages import amortized as messages
 
 
@@ -73,18 +73,17 @@ def train_by_svi(
     store = pyro.get_param_store()
     with store.scope(store.get_state()):  # the guide's params stay out of the user's
         svi = SVI(model, guide, optim, of_train)
-        best, done, since = _copied(guide), 0, 0
-        at_start = least = of_held.loss(model, guide, *args, **kwargs)
-        while done * settings.steps < settings.total and since < settings.patience:
+        kept, done = _copied(guide), 0
+        at_start = of_held.loss(model, guide, *args, **kwargs)
+        best = Best.of_one(at_start, settings.patience)
+        while done * settings.steps < settings.total and not best.is_done:
             for _ in range(settings.steps):
                 svi.step(*args, **kwargs)
-            value = of_held.loss(model, guide, *args, **kwargs)
-            since = 0 if value < least - 1e-3 else since + 1
-            if value < least:
-                least, best = value, _copied(guide)
+            if best.gains(of_held.loss(model, guide, *args, **kwargs)):
+                kept = _copied(guide)
             done += 1
-            report(done, least)
-    return best, {"epochs": done, "first": at_start, "held_out": least}
+            report(done, best.loss)
+    return kept, {"epochs": done, "first": at_start, "held_out": best.loss}
 
 
 def _copied(guide: Any) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from spread_core.math._arrays import Array, as_bool
 from spread_core.messages import amortized as messages
 from spread_core.messages import players
 
+_ONE = "one"
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -245,6 +247,24 @@ class Best:
     def __init__(self, first: Mapping[str, np.ndarray], patience: int) -> None:
         self.least = {key: np.array(loss) for key, loss in first.items()}
         self.patience, self._since = patience, 0
+
+    @classmethod
+    def of_one(cls, first: float, patience: int) -> Best:
+        """
+        Of a guide that is kept as a whole.
+
+        :param first: its held-out loss at the start.
+        :param patience: as for all.
+        """
+        return cls({_ONE: np.array([[first]])}, patience)
+
+    def gains(self, loss: float) -> bool:
+        """
+        Whether the guide as a whole has gained.
+
+        :param loss: its held-out loss.
+        """
+        return bool(self.update({_ONE: np.array([[loss]])})[_ONE])
 
     def update(self, losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """
