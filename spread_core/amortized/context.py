@@ -25,9 +25,9 @@ from spread_core.amortized.layout import (
     Variable,
     depth_of,
     group_variables,
-    pooled,
 )
 from spread_core.amortized.mixture import data_features, latent_features
+from spread_core.amortized.summary import fit_against, pooled
 from spread_core.amortized.tails import fit_tails, tame
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
@@ -46,7 +46,7 @@ _FEW = 50
 def moments(
     data: Group, level: frozenset[str], own: Array, mask: Any, axes: list[int]
 ) -> list[Array]:
-    """Mean, spread and count; see :data:`Pool`."""
+    """Mean, spread and count of what is learned; see :data:`Pool`."""
     return pooled(own, mask, axes)
 
 
@@ -167,38 +167,58 @@ class Context:
                     parts.append(xp.astype(mask, own.dtype)[..., None])
         return side_by_side(parts)
 
+    def summaries(self, data: Group) -> dict[str, list[int]]:
+        """
+        The axes over which a group of data is pooled, by the name of what is left.
+
+        :param data: the data.
+        """
+        levels = {level for group in self.groups for level in self.levels(group, data)}
+        axes = {_level_name(level): self.axes(data, level) for level in levels}
+        return {name: along for name, along in sorted(axes.items()) if along}
+
     def described(
-        self, group: Group, scores: Mapping[str, Array], masks: Mapping[str, Any]
+        self,
+        group: Group,
+        fitted: Fitted,
+        scores: Mapping[str, Array],
+        masks: Mapping[str, Any],
     ) -> tuple[Array, int]:
         """
         What a group's regression sees of the data, and how many of these numbers its nets see.
 
         :param group: the latents.
+        :param fitted: what :meth:`fit` returned.
         :param scores: data as normal scores, by group.
         :param masks: which elements of the data count, by group; None for all.
         """
-        if not self.embedded:
-            columns = self.columns(group, scores, masks)
-            return columns, columns.shape[-1]
 
-        def chosen(few: bool) -> dict[str, Array]:
-            return {
-                data.key: data.select(
-                    scores[data.key],
-                    [
-                        v.name
-                        for v in data.variables
-                        if (v.name in self.embedded) == few and (not few or v.size <= _FEW)
-                    ],
-                )
+        def columns(few: bool) -> Array | None:
+            names = {
+                data.key: [
+                    v.name
+                    for v in data.variables
+                    if (v.name in self.embedded) == few and (not few or v.size <= _FEW)
+                ]
                 for data in self.data
             }
+            own = {data.key: data.select(scores[data.key], names[data.key]) for data in self.data}
+            if few:
+                own = {key: part for key, part in own.items() if part.shape[-1]}
 
-        columns = self.columns(group, chosen(few=False), masks)
-        few = {key: part for key, part in chosen(few=True).items() if part.shape[-1]}
-        if not few:
-            return columns, columns.shape[-1]
-        return side_by_side([columns, self.columns(group, few, masks)]), columns.shape[-1]
+            def pool(
+                data: Group, level: frozenset[str], part: Array, mask: Any, axes: list[int]
+            ) -> list[Array]:
+                if mask is None:
+                    return pooled(part, mask, axes)
+                against = fitted["data"][data.key]["against"][_level_name(level)]
+                return pooled(part, mask, axes, data.select(against, names[data.key]))
+
+            return self.columns(group, own, masks, pool) if own else None
+
+        seen, rest = columns(few=False), columns(few=True) if self.embedded else None
+        assert seen is not None
+        return (seen if rest is None else side_by_side([seen, rest])), seen.shape[-1]
 
     def size_seen(self, group: Group) -> int:
         """
@@ -209,7 +229,12 @@ class Context:
         ones = (1,) * self.depth
         zeros = {data.key: np.zeros((*ones, data.size)) for data in self.data}
         masks = {key: np.ones(ones, bool) for key in self.masked}
-        return self.described(group, zeros, masks)[1]
+        against = {
+            data.key: {n: np.zeros((len(a), data.size)) for n, a in self.summaries(data).items()}
+            for data in self.data
+        }
+        fitted = {"data": {key: {"against": own} for key, own in against.items()}}
+        return self.described(group, fitted, zeros, masks)[1]
 
     def before(self, group: Group, latents: Mapping[str, Array]) -> Array | None:
         """
@@ -281,15 +306,24 @@ class Context:
             rows = vectors.reshape(-1, group.size) if mask is None else vectors[mask]
             fitted["data"][group.key] = fit_columns(_some(rows))
         scores = self.scores(fitted, data, 1)
+        for group in self.data:
+            if group.key in self.masked:
+                own, mask = scores[group.key], masks.get(group.key)
+                mask = np.ones(own.shape[:-1], bool) if mask is None else mask
+                own = np.where(mask[..., None], own, 0.0)
+                fitted["data"][group.key]["against"] = {
+                    name: fit_against(own, mask, axes)
+                    for name, axes in self.summaries(group).items()
+                }
         for group in self.groups:
-            columns, seen = self.described(group, scores, masks)
-            own: dict[str, Any] = {"columns": fit_scale(_rows(columns), IGNORED)}
-            v = standardised(columns, own["columns"])
-            own["features"] = fit_scale(data_features(_rows(v)), IGNORED)
+            columns, seen = self.described(group, fitted, scores, masks)
+            inputs: dict[str, Any] = {"columns": fit_scale(_rows(columns), IGNORED)}
+            v = standardised(columns, inputs["columns"])
+            inputs["features"] = fit_scale(data_features(_rows(v)), IGNORED)
             vectors = group.join(latents, self.depth, 1)
             wide = np.broadcast_to(v[..., :seen], (*vectors.shape[:-1], seen))
-            own["weights"] = screening.weights(_rows(vectors), _rows(wide))
-            fitted["inputs"][group.key] = own
+            inputs["weights"] = screening.weights(_rows(vectors), _rows(wide))
+            fitted["inputs"][group.key] = inputs
         return fitted
 
 
@@ -313,6 +347,10 @@ def told(context: Context, fitted: Fitted) -> dict[str, Any]:
         for group in context.groups
     }
     return {"tamed": tamed, "faint": {key: count for key, count in faint.items() if count}}
+
+
+def _level_name(level: frozenset[str]) -> str:
+    return "_".join(sorted(level)) or "global"
 
 
 def _rows(values: np.ndarray) -> np.ndarray:

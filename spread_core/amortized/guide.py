@@ -258,7 +258,7 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
         learned = self.learned(params, told)
         latents: dict[str, Array] = {}
         for group in context.groups:
-            described = context.described(group, scores, masks)
+            described = context.described(group, fitted, scores, masks)
             before = context.before(group, latents)
             inputs, features = context.inputs(group, fitted, described, before)
             whole = seen(inputs[None], learned.get(group.key))

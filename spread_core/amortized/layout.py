@@ -218,32 +218,3 @@ def depth_of(variables: Iterable[Variable]) -> int:
     :param variables: all variables of a program.
     """
     return max((len(v.batch_shape) for v in variables), default=0)
-
-
-# How strongly a mean over few elements is believed, against so many elements of a prior.
-_AGAINST = (1.0, 4.0, 16.0)
-
-
-def pooled(columns: Array, mask: Array | None, axes: Sequence[int]) -> list[Array]:
-    """
-    What is inside of plates as one element: mean and log standard deviation, and if the number of
-    elements varies also that, and the mean shrunk as a few would have it.
-
-    :param columns: of shape lead + plates + (size,).
-    :param mask: which elements count, of shape lead + plates; None if their number does not vary.
-    :param axes: the axes of the plates to pool over, negative, of the shape with (size,).
-    :return: arrays with size 1 at these axes. Without any element means are 0.
-    """
-    xp = array_namespace(columns)
-    along = tuple(axes)
-    weights = xp.ones_like(columns[..., :1])
-    if mask is not None:
-        weights = weights * xp.astype(mask, columns.dtype)[..., None]
-    count = xp.sum(weights, axis=along, keepdims=True)
-    some = xp.clip(count, 1, None)
-    mean = xp.sum(weights * columns, axis=along, keepdims=True) / some
-    variance = xp.sum(weights * (columns - mean) ** 2, axis=along, keepdims=True) / some
-    found = [mean, 0.5 * xp.log(variance + 1e-2)]
-    if mask is not None:
-        found += [xp.log(count + 0.5), *(mean * (count / (count + c)) for c in _AGAINST)]
-    return found

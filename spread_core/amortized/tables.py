@@ -85,7 +85,7 @@ class ReadsTables:
             g.key: (
                 t[g.key],
                 *context.inputs(
-                    g, fitted, context.described(g, scores, masks), context.before(g, t)
+                    g, fitted, context.described(g, fitted, scores, masks), context.before(g, t)
                 ),
             )
             for g in context.groups

@@ -1,0 +1,115 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What is inside of plates as few numbers, whatever the order of the elements.
+
+A mean over few elements tells less of what they have in common than one over many. Where their
+number varies it is shrunk as far as it is to be believed: by credibility theory (Bühlmann 1967,
+ASTIN Bulletin 4), and in nested plates from the inside out (Jewell 1975). The variances are
+estimated from simulations, so that a regression on such means is as good at 3 elements as at 50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from spread_core.math._arrays import Array
+
+# Against so many elements of a prior a mean is believed, where no variances are known.
+_AGAINST = (1.0, 4.0, 16.0)
+
+# A variance between plates below this part of that inside cannot be told from none.
+_LEAST = 1e-3
+
+
+def pooled(
+    columns: Array, mask: Array | None, axes: Sequence[int], against: Array | None = None
+) -> list[Array]:
+    """
+    What is inside of plates as one element: mean and log standard deviation; if the number of
+    elements varies, the mean as far as it is to be believed, and the log of that number too.
+
+    :param columns: of shape lead + plates + (size,).
+    :param mask: which elements count, of shape lead + plates; None if their number does not vary.
+    :param axes: the axes of the plates to pool over, negative, of the shape with (size,).
+    :param against: what :func:`fit_against` returned; None gives the mean, and the mean as it is to
+        be believed for several ratios of variances.
+    :return: arrays with size 1 at these axes. Without any element means are 0.
+    """
+    xp = array_namespace(columns)
+    along = tuple(axes)
+    weights = xp.ones_like(columns[..., :1])
+    if mask is not None:
+        weights = weights * xp.astype(mask, columns.dtype)[..., None]
+    count = xp.sum(weights, axis=along, keepdims=True)
+    some = xp.clip(count, 1, None)
+    mean = xp.sum(weights * columns, axis=along, keepdims=True) / some
+    variance = xp.sum(weights * (columns - mean) ** 2, axis=along, keepdims=True) / some
+    found = [mean, 0.5 * xp.log(variance + 1e-2)]
+    if mask is None:
+        return found
+    if against is not None:
+        found[0] = _believed(columns, weights, axes, against)
+        return [*found, xp.log(count + 0.5)]
+    return [*found, xp.log(count + 0.5), *(mean * (count / (count + c)) for c in _AGAINST)]
+
+
+def _believed(columns: Array, weights: Array, axes: Sequence[int], against: Array) -> Array:
+    """The mean, shrunk to 0; in nested plates of means that weigh as they are believed."""
+    for axis, ratio in zip(_inside_out(axes), against, strict=True):
+        total, columns = _weighted(columns, weights, axis)
+        weights = total / (total + ratio)
+    return weights * columns
+
+
+def fit_against(columns: np.ndarray, mask: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """
+    Against how many elements a mean is believed: the variance inside over that between.
+
+    :param columns: of shape (simulations,) + plates + (size,); their mean is 0.
+    :param mask: which elements count, of shape (simulations,) + plates.
+    :param axes: as :func:`pooled` takes them.
+    :return: of shape (axes, size), plates from the inside out.
+    """
+    order = _inside_out(axes)
+    values, weights = np.float64(columns), np.float64(mask)[..., None]
+    inside, found = _spread(values, weights, (order[0],)), []
+    for axis, after in zip(order, [*order[1:], None], strict=True):
+        total, values = _weighted(values, weights, axis)
+        there = total > 0
+        noise = inside * np.where(there, 1 / np.where(there, total, 1.0), 0.0)
+        noise = _sums(noise) / np.maximum(_sums(there), 1)
+        along = (after,) if after is not None else tuple(range(values.ndim - 1))
+        between = _spread(values, np.float64(there), along) - noise
+        between = np.maximum(between, np.maximum(_LEAST * inside, 1e-12))
+        found.append(inside / between)
+        weights, inside = total / (total + found[-1]), between
+    return np.stack(found).astype(columns.dtype)
+
+
+def _inside_out(axes: Sequence[int]) -> list[int]:
+    return sorted(axes, reverse=True)
+
+
+def _weighted(values: Array, weights: Array, axis: int) -> tuple[Array, Array]:
+    """Sum of the weights along an axis, and the weighted mean, 0 without any."""
+    xp = array_namespace(values)
+    total = xp.sum(weights, axis=axis, keepdims=True)
+    safe = xp.where(total > 0, total, xp.ones_like(total))
+    return total, xp.sum(weights * values, axis=axis, keepdims=True) / safe
+
+
+def _spread(values: np.ndarray, there: np.ndarray, along: tuple[int, ...]) -> np.ndarray:
+    """Variance along axes, on average over the others, of shape (size,)."""
+    there = np.broadcast_to(there, values.shape)
+    total = there.sum(along, keepdims=True)
+    mean = (there * values).sum(along, keepdims=True) / np.maximum(total, 1)
+    squares = _sums(there * (values - mean) ** 2)
+    return squares / np.maximum(_sums(np.maximum(total - 1, 0)), 1)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, values.shape[-1]).sum(0)
