@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from array_api_compat import array_namespace
 
 from spread_core.amortized import screening
 from spread_core.amortized.columns import IGNORED, fit_columns, fit_scale, standardised, to_scores
+from spread_core.amortized.heavy import counted, fit_heavy, heavy_columns
 from spread_core.amortized.layout import (
     Group,
     Variable,
@@ -27,7 +28,7 @@ from spread_core.amortized.layout import (
     group_variables,
 )
 from spread_core.amortized.mixture import data_features, latent_features
-from spread_core.amortized.summary import fit_against, pooled
+from spread_core.amortized.summary import Inside, Pool, as_it_is, fit_against, moments, pooled
 from spread_core.amortized.tails import fit_tails, tame
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
@@ -35,19 +36,8 @@ from spread_core.validation import as_host
 
 Fitted = Mapping[str, Any]
 
-#: Numbers that stand for what is in some plates, of a group of data, the plates that are left, its
-#: vectors, what counts of them, and the axes over which to pool.
-Pool = Callable[[Group, frozenset[str], Array, Any, list[int]], list[Array]]
-
 # Of a site with a learned embedding, the regression sees the plain numbers if they are few.
 _FEW = 50
-
-
-def moments(
-    data: Group, level: frozenset[str], own: Array, mask: Any, axes: list[int]
-) -> list[Array]:
-    """Mean, spread and count of what is learned; see :data:`Pool`."""
-    return pooled(own, mask, axes)
 
 
 class Context:
@@ -60,6 +50,9 @@ class Context:
 
     #: Keys of the groups of data of which not everything counted when the guide was set up.
     masked: frozenset[str] = frozenset()
+
+    #: Names of data sites in plates that have heavy tails.
+    heavy: frozenset[str] = frozenset()
 
     #: Names of data sites with a learned embedding, whose plain numbers the nets do not see.
     embedded: frozenset[str] = frozenset()
@@ -82,7 +75,7 @@ class Context:
             return dataclasses.replace(variable, plates=kept)
 
         found = Context(*([opened(v) for v in sites] for sites in (self.latents, self.sites)))
-        found.masked, found.embedded = self.masked, self.embedded
+        found.masked, found.embedded, found.heavy = self.masked, self.embedded, self.heavy
         return found
 
     def levels(self, group: Group, data: Group) -> list[frozenset[str]]:
@@ -135,6 +128,7 @@ class Context:
         vectors: Mapping[str, Array],
         masks: Mapping[str, Any],
         pool: Pool = moments,
+        inside: Inside = as_it_is,
     ) -> Array:
         """
         Numbers that describe the data to a group, of shape lead + plates + (numbers,).
@@ -143,6 +137,7 @@ class Context:
         :param vectors: that describe the data, by group.
         :param masks: which elements of the data count, by group; None for all.
         :param pool: makes a summary of what is in further plates.
+        :param inside: makes what is seen of the data in the group's own plates.
         :raises ValueError: if data are masked, but none were when the guide was set up.
         """
         parts: list[Array] = []
@@ -159,12 +154,7 @@ class Context:
                 own = xp.where(mask[..., None], own, 0.0)  # what is masked may be NaN
             for level in self.levels(group, data):
                 axes = self.axes(data, level)
-                if axes:
-                    parts += pool(data, level, own, mask, axes)
-                    continue
-                parts.append(own)
-                if mask is not None:
-                    parts.append(xp.astype(mask, own.dtype)[..., None])
+                parts += pool(data, level, own, mask, axes) if axes else inside(data, own, mask)
         return side_by_side(parts)
 
     def summaries(self, data: Group) -> dict[str, list[int]]:
@@ -218,6 +208,8 @@ class Context:
 
         seen, rest = columns(few=False), columns(few=True) if self.embedded else None
         assert seen is not None
+        more = heavy_columns(self, group, fitted, scores, masks)
+        seen = seen if more is None else side_by_side([seen, more])
         return (seen if rest is None else side_by_side([seen, rest])), seen.shape[-1]
 
     def size_seen(self, group: Group) -> int:
@@ -233,7 +225,13 @@ class Context:
             data.key: {n: np.zeros((len(a), data.size)) for n, a in self.summaries(data).items()}
             for data in self.data
         }
-        fitted = {"data": {key: {"against": own} for key, own in against.items()}}
+        none = {data.key: np.zeros(data.size) for data in self.data}
+        fitted = {
+            "data": {
+                key: {"against": own, "loc": none[key], "scale": none[key]}
+                for key, own in against.items()
+            }
+        }
         return self.described(group, fitted, zeros, masks)[1]
 
     def before(self, group: Group, latents: Mapping[str, Array]) -> Array | None:
@@ -302,9 +300,11 @@ class Context:
             tails = fit_tails(vectors, group.is_open)
             fitted["latents"][group.key] = fit_scale(tame(vectors, tails)) | tails
         for group in self.data:
-            vectors, mask = group.join(data, self.depth, 1), masks.get(group.key)
-            rows = vectors.reshape(-1, group.size) if mask is None else vectors[mask]
-            fitted["data"][group.key] = fit_columns(_some(rows))
+            rows = _some(counted(group.join(data, self.depth, 1), masks.get(group.key)))
+            fitted["data"][group.key] = fit_columns(rows)
+            may = np.concatenate([np.full(v.size, v.name in self.heavy) for v in group.variables])
+            if may.any():
+                fitted["data"][group.key] = fit_heavy(fitted["data"][group.key], rows, may)
         scores = self.scores(fitted, data, 1)
         for group in self.data:
             if group.key in self.masked:

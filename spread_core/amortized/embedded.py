@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.amortized import attention
-from spread_core.amortized.context import Context, Pool, moments, side_by_side
+from spread_core.amortized.context import Context, side_by_side
 from spread_core.amortized.embedding import (
     Embedding,
     Normal,
@@ -23,6 +23,7 @@ from spread_core.amortized.embedding import (
 )
 from spread_core.amortized.layout import Group, Variable
 from spread_core.amortized.mixture import same_ndim
+from spread_core.amortized.summary import Pool, moments
 from spread_core.math._arrays import Array
 from spread_core.messages import embeddings as texts
 

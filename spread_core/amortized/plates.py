@@ -9,6 +9,7 @@ from typing import Any
 
 from spread_core.amortized.context import Context
 from spread_core.amortized.exchangeable import plates_told_apart, unlike_plates
+from spread_core.amortized.heavy import heavy_sites
 from spread_core.caller_warning import warn_user
 from spread_core.messages import amortized as messages
 from spread_core.validation import as_host
@@ -30,7 +31,12 @@ class HasPlates:
     def structure(self) -> dict[str, list[str]]:
         """What the guide has found out about the model, for :meth:`set_structure`."""
         ordered = self.ordered_plates or ()
-        return {"ordered_plates": list(ordered), "masked": sorted(self.context.masked)}
+        context = self.context
+        return {
+            "ordered_plates": list(ordered),
+            "masked": sorted(context.masked),
+            "heavy": sorted(context.heavy),
+        }
 
     def set_structure(self, structure: Mapping[str, Sequence[str]]) -> None:
         """
@@ -41,13 +47,14 @@ class HasPlates:
         self.ordered_plates = tuple(structure["ordered_plates"])
         self._context = self.context.without(self.ordered_plates)
         self.context.masked = frozenset(structure["masked"])
+        self.context.heavy = frozenset(structure["heavy"])
         self._embed(self.context)
 
     def decide(
         self, latents: Mapping[str, Any], data: Mapping[str, Any], masks: Mapping[str, Any]
     ) -> None:
         """
-        Find out in which plates elements differ, once.
+        Find out in which plates elements differ, and which data in them have heavy tails, once.
 
         :param latents: unconstrained values of simulations by latent.
         :param data: values by observed site.
@@ -56,6 +63,7 @@ class HasPlates:
         if self.ordered_plates is not None:
             return
         context = self.context
+        context.heavy = frozenset(heavy_sites(context.data, data, masks, context.depth))
         groups = [*context.groups, *context.data]
         names = {name for group in groups for name in group.plates}
         masked = {name for g in context.data if g.key in masks for name in g.plates}

@@ -11,18 +11,41 @@ estimated from simulations, so that a regression on such means is as good at 3 e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.layout import Group
 from spread_core.math._arrays import Array
+
+#: Numbers that stand for what is in some plates, of a group of data, the plates that are left, its
+#: vectors, what counts of them, and the axes over which to pool.
+Pool = Callable[[Group, frozenset[str], Array, Any, list[int]], list[Array]]
+
+#: What is seen of data in one's own plates, of their group, its vectors, what counts of them.
+Inside = Callable[[Group, Array, Any], list[Array]]
 
 # Against so many elements of a prior a mean is believed, where no variances are known.
 _AGAINST = (1.0, 4.0, 16.0)
 
 # A variance between plates below this part of that inside cannot be told from none.
 _LEAST = 1e-3
+
+
+def moments(
+    data: Group, level: frozenset[str], own: Array, mask: Any, axes: list[int]
+) -> list[Array]:
+    """Mean, spread and count of what is learned; see :data:`Pool`."""
+    return pooled(own, mask, axes)
+
+
+def as_it_is(data: Group, own: Array, mask: Any) -> list[Array]:
+    """The vectors, and which of them count; see :data:`Inside`."""
+    if mask is None:
+        return [own]
+    return [own, array_namespace(own).astype(mask, own.dtype)[..., None]]
 
 
 def pooled(
@@ -75,7 +98,7 @@ def fit_against(columns: np.ndarray, mask: np.ndarray, axes: Sequence[int]) -> n
     :return: of shape (axes, size), plates from the inside out.
     """
     order = _inside_out(axes)
-    values, weights = np.float64(columns), np.float64(mask)[..., None]
+    values, weights = columns.astype(np.float64), mask.astype(np.float64)[..., None]
     inside, found = _spread(values, weights, (order[0],)), []
     for axis, after in zip(order, [*order[1:], None], strict=True):
         total, values = _weighted(values, weights, axis)
@@ -83,7 +106,7 @@ def fit_against(columns: np.ndarray, mask: np.ndarray, axes: Sequence[int]) -> n
         noise = inside * np.where(there, 1 / np.where(there, total, 1.0), 0.0)
         noise = _sums(noise) / np.maximum(_sums(there), 1)
         along = (after,) if after is not None else tuple(range(values.ndim - 1))
-        between = _spread(values, np.float64(there), along) - noise
+        between = _spread(values, there.astype(np.float64), along) - noise
         between = np.maximum(between, np.maximum(_LEAST * inside, 1e-12))
         found.append(inside / between)
         weights, inside = total / (total + found[-1]), between

@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions
 import pytest
 import torch
-from amortised_models import SHAPES, classes, hierarchy, many_supports
+from amortised_models import SHAPES, classes, heavy_scale, hierarchy, many_supports
 from numpyro import handlers
 from pyro import poutine
 
@@ -44,6 +44,7 @@ CASES = {
     "supports": (many_supports, (RNG.normal(size=(2, 4, 2)),), {}),
     "classes": (classes, (np.array(1.3),), {}),
     "hierarchy": (hierarchy, (RNG.normal(size=4),), {"ensemble": 3}),
+    "heavy": (heavy_scale, (30 * RNG.normal(size=4),), {"exchangeable": None}),
     "masked": (hierarchy, (RNG.normal(size=4), 4, MASK), {}),
 }
 
@@ -67,13 +68,14 @@ def guides(request, monkeypatch):
     model, args, options = CASES[request.param]
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    ours = pyro_spread.AutoAmortized(model(PYRO), **OPTIONS, **options)
-    theirs = numpyro_spread.AutoAmortized(model(NUMPYRO), **OPTIONS, **options)
+    ours = pyro_spread.AutoAmortized(model(PYRO), **(OPTIONS | options))
+    theirs = numpyro_spread.AutoAmortized(model(NUMPYRO), **(OPTIONS | options))
     ours(*args)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.data_sites(*args)
+    theirs.set_structure(ours.structure())
     uniform = jax.random.uniform
     monkeypatch.setattr(
         torch, "rand", lambda shape, **options: torch.as_tensor(_numbers(shape), **options)

@@ -46,6 +46,18 @@ def hierarchy(b):
     return model
 
 
+def heavy_scale(b):
+    """Groups round a mean, of a scale that may be anything."""
+
+    def model(x=None):
+        tau = b.sample("tau", b.dist.HalfCauchy(1.0))
+        with b.plate("group", 4 if x is None else len(x), dim=-1):
+            z = b.sample("z", b.dist.Normal(0.0, tau))
+            b.sample("x", b.dist.Normal(z, 0.5), obs=x)
+
+    return model
+
+
 def many_supports(b):
     """Every kind of support, plates next to dims of no plate, nested plates."""
 
