@@ -39,7 +39,8 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
     exact. With another ``density`` every continuous site has a flow on the unconstrained space.
 
     Latents see data in their own plates as they are. Data in further plates they see by their mean,
-    spread and count, whatever their order [2].
+    spread and count, whatever their order [2]; where the count varies, by the mean as far as it is
+    to be believed [6].
 
     Data and latents are standardised by simulations of the model, when the guide is first called;
     what this gives is kept with the params.
@@ -61,6 +62,8 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
 
     [5] `Set Transformer: A Framework for Attention-based Permutation-Invariant Neural Networks`,
     Juho Lee et al., https://arxiv.org/abs/1810.00825
+
+    [6] `Experience rating and credibility`, Hans Bühlmann, ASTIN Bulletin 4 (1967)
 
     :param model: the model.
     :param observed: name or names of the data sites. Left out: the sites that the model observes at
