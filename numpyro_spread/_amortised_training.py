@@ -52,6 +52,7 @@ def train(
     :param settings: of the optimisation.
     :param report: is told the number of every epoch and the held-out loss.
     :return: the params, and a record: epochs, losses held out at the start and at the end.
+    :raises ValueError: if a member never had a finite held-out loss.
     """
     fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
@@ -112,6 +113,7 @@ def train(
         kept = judged.kept(better, carry[1], kept, whole, flows)
         done += 1
         report(done, best.loss)
+    best.check(guide.context.groups)
     if any(map(guide.has_mixtures, guide.context.groups)):
         worth = judged.worth_it(jax.device_get(gains(kept, first, data)), whole, flows)
         kept = judged.kept(worth, kept, first, whole, flows)

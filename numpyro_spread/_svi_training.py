@@ -65,6 +65,7 @@ def train_by_svi(
     :param args: positional arguments of the model.
     :param kwargs: its keyword arguments.
     :return: the params, and a record: epochs, losses held out at the start and at the end.
+    :raises ValueError: if the held-out loss was never finite.
     """
     train, held = tables
     if optim is None:
@@ -101,4 +102,5 @@ def train_by_svi(
             kept = params
         done += 1
         report(done, best.loss)
+    best.check(guide.context.groups)
     return dict(kept), {"epochs": done, "first": at_start, "held_out": best.loss}

@@ -36,6 +36,7 @@ def train(
     :param settings: of the optimisation.
     :param report: is told the number of every epoch and the held-out loss.
     :return: the params, and a record: epochs, losses held out at the start and at the end.
+    :raises ValueError: if a member never had a finite held-out loss.
     """
     fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
@@ -90,6 +91,7 @@ def train(
         kept = copied(judged.kept(better, mean, kept, whole, flows))
         done += 1
         report(done, best.loss)
+    best.check(guide.context.groups)
     if any(map(guide.has_mixtures, guide.context.groups)):
         with torch.no_grad():
             after, before = log_probs(kept, held_rows), log_probs(first, held_rows)

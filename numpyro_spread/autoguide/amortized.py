@@ -17,7 +17,7 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_spread._inputs import as_array
-from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
+from numpyro_spread.autoguide._conditional import ConditionalSite, interval_of, unconstrained
 from numpyro_spread.autoguide._embedded import HasEmbeddings
 from numpyro_spread.autoguide._flows import HasFlows
 from numpyro_spread.autoguide._given_rows import GivenRows
@@ -327,8 +327,13 @@ class AutoAmortized(
 
         :param variable: the latent.
         :param values: of shape (simulations,) + shape of the site.
+        :return: outside of the support NaN, or what lies outside alike.
         """
-        return np.asarray(unconstrained(variable, self.supports[variable.name], values))
+        value, support = jnp.asarray(values), self.supports[variable.name]
+        found = unconstrained(variable, support, value)
+        if variable.low is None and (ends := interval_of(support)) is not None:
+            found = jnp.where((value < ends[0]) | (value > ends[1]), jnp.nan, found)
+        return np.asarray(found)
 
     def fitted(self, latents: Any, data: Any, masks: Any) -> Any:
         """

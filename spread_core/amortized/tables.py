@@ -50,6 +50,25 @@ class ReadsTables:
                     masks[group.key] = own & masks.get(group.key, True)
         return latents, data, masks
 
+    def check_supports(self, latents: Mapping[str, np.ndarray], table: Any) -> None:
+        """
+        Refuse simulations that did not fail, of which a latent lies outside of its support.
+
+        :param latents: unconstrained values by site, as :meth:`columns_of` returns them.
+        :param table: the :class:`Simulations`.
+        :raises ValueError: naming the latent.
+        """
+        valid = table.valid
+        for variable in self.context.latents:
+            inside = _inside(variable, latents[variable.name], self.context.depth)[valid]
+            mask = table.masks.get(variable.name)
+            if mask is not None:
+                wide = mask.reshape(*mask.shape, *[1] * (inside.ndim - mask.ndim))
+                inside = inside | ~wide[valid]
+            count = int((~inside.reshape(len(inside), -1).all(1)).sum())
+            if count:
+                raise ValueError(messages.outside_support(variable.name, count, len(inside)))
+
     def unconstrained(self, variable: Variable, values: Any) -> Any:
         """
         Values of a latent as the conditionals take them, as an array of NumPy.
@@ -91,6 +110,17 @@ class ReadsTables:
             for g in context.groups
         }
         return rows | self.told(scores, masks)
+
+
+def _inside(variable: Variable, raw: np.ndarray, depth: int) -> np.ndarray:
+    """Which values are of the support, of shape (simulations,) + batch + event."""
+    if variable.num_classes:
+        return (raw >= 0) & (raw < variable.num_classes) & (raw == np.round(raw))
+    if variable.low is None:
+        return ~np.isnan(raw)
+    vectors, (low, high) = variable.join(raw, depth, 1), variable.ends()
+    rounding = 1e-5 * (high - low)
+    return variable.split((vectors >= low - rounding) & (vectors <= high + rounding), 1)
 
 
 def _within_numbers(values: np.ndarray) -> np.ndarray:

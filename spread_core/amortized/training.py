@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.layout import Group
 from spread_core.amortized.masked import kept_latents, stand_ins
 from spread_core.amortized.mixture import latent_features
 from spread_core.amortized.regression import start
+from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, as_bool
 from spread_core.messages import amortized as messages
 from spread_core.messages import players
@@ -141,11 +143,12 @@ def prepared(guide: Any, table: Any) -> Prepared:
 
     :param guide: the guide, set up.
     :param table: the :class:`Simulations`.
-    :raises ValueError: if the table lacks a site.
+    :raises ValueError: if the table lacks a site, or has values beyond the support of one.
     """
     valid = table.valid
     good = np.flatnonzero(valid)
     columns = guide.columns_of(table)
+    guide.check_supports(columns[0], table)
     of_good = [{name: value[good] for name, value in part.items()} for part in columns]
     guide.decide(*of_good)  # which leaves columns as they are: plates with masks stay plates
     fitted = guide.context.fit(*of_good)
@@ -245,7 +248,7 @@ class Best:
     """
 
     def __init__(self, first: Mapping[str, np.ndarray], patience: int) -> None:
-        self.least = {key: np.array(loss) for key, loss in first.items()}
+        self.least = self._last = {key: _or_inf(loss) for key, loss in first.items()}
         self.patience, self._since = patience, 0
 
     @classmethod
@@ -272,13 +275,32 @@ class Best:
 
         :param losses: held-out losses, of shape (M, D) by group.
         """
+        losses = self._last = {key: _or_inf(loss) for key, loss in losses.items()}
         better = {key: loss < self.least[key] for key, loss in losses.items()}
         gain: Any = 0.0
         for key, loss in losses.items():
-            gain = gain + np.where(better[key], self.least[key] - loss, 0.0).sum(1)
+            with np.errstate(invalid="ignore"):  # what is never finite gains nothing
+                gain = gain + np.where(better[key], self.least[key] - loss, 0.0).sum(1)
             self.least[key] = np.where(better[key], loss, self.least[key])
         self._since = 0 if np.any(gain > 1e-3) else self._since + 1
         return better
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """
+        Refuse members of which a held-out loss was never finite, as their params are untrained;
+        warn of those that ended so.
+
+        :param groups: of latents.
+        :raises ValueError: naming the latents.
+        """
+        never = {key: ~np.isfinite(loss) for key, loss in self.least.items()}
+        if names := _latents_where(never, groups):
+            members = np.any([lost.any(1) for lost in never.values()], axis=0)
+            raise ValueError(messages.never_finite(names, int(members.sum()), len(members)))
+        if names := _latents_where(
+            {key: np.isinf(loss) for key, loss in self._last.items()}, groups
+        ):
+            warn_user(messages.ended_in_nan(names))
 
     @property
     def is_done(self) -> bool:
@@ -289,6 +311,19 @@ class Best:
     def loss(self) -> float:
         """Held-out loss of a member's best, on average, in nats on the standardised scale."""
         return float(sum(loss.sum(1).mean() for loss in self.least.values()))
+
+
+def _or_inf(losses: np.ndarray) -> np.ndarray:
+    """Losses that are no numbers are worse than any."""
+    return np.where(np.isfinite(losses), losses, np.inf)
+
+
+def _latents_where(lost: Mapping[str, np.ndarray], groups: Sequence[Group]) -> list[str]:
+    """The latents of which a number is lost; all, where they are judged together."""
+    keys = {group.key for group in groups}
+    if not keys >= lost.keys():
+        return [n for g in groups for n in g.slices] if any(m.any() for m in lost.values()) else []
+    return [n for g in groups for n, place in g.slices.items() if lost[g.key][:, place].any()]
 
 
 def worth_it(
@@ -303,6 +338,9 @@ def worth_it(
     """
     found = {}
     for key, gain in gains.items():
-        found[key] = gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
+        # Over a start that was no number every gain is NaN or inf, and worth it.
+        with np.errstate(invalid="ignore"):
+            lost = gain.mean(-1) < gain.std(-1) / math.sqrt(gain.shape[-1])
+        found[key] = ~lost
         found[key][:, list(flows.get(key, {}).values())] = True
     return found
