@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyro
 import torch
 from pyro.infer import SVI
 
+from pyro_spread import _parents
 from pyro_spread._held import mapped
 from pyro_spread._typing import Args, Kwargs, Model
 from pyro_spread.divergences import KL
@@ -69,10 +71,12 @@ def train_by_svi(
     if optim is None:
         rate = {"lr": settings.learning_rate, "lrd": 0.02 ** (1 / settings.total)}
         optim = pyro.optim.ClippedAdam(rate | {"clip_norm": 10.0})
-    guide.set_params(start)
+    guide = copy.deepcopy(guide)  # one that has been called in a store takes things out of it
     of_train, of_held = loss.on_table(train, settings.batch_size), loss.on_table(held, len(held))
     store = pyro.get_param_store()
     with store.scope(store.get_state()):  # the guide's params stay out of the user's
+        guide.set_params(start)
+        _parents.drop_foreign_params(guide)
         svi = SVI(model, guide, optim, of_train)
         kept, done = _copied(guide), 0
         at_start = of_held.loss(model, guide, *args, **kwargs)

@@ -66,10 +66,18 @@ def test_an_optimiser_of_ones_own(backend, model, table):
         runs.append(1)
         return model(x)
 
+    # Params of another guide, of the model, and of the guide stay apart.
     pyro.clear_param_store()
+    pyro.param("own", torch.ones(1))
+    if backend.ppl is pyro:
+        pyro_spread.AutoAmortized(model, observed="x", init_samples=20)(torch.tensor(0.0))
+    before = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
     posterior = backend.spread.amortize(counted, simulations=table, optim=backend.optim(), **QUICK)
     assert len(runs) < 500  # a look at every step, no simulations
-    assert not pyro.get_param_store()
+    after = pyro.get_param_store()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    pyro.clear_param_store()
     mean, sd = moments(posterior, backend.array(np.float32(1.0)))
     assert abs(mean - 0.8) < 0.08
     assert abs(sd / 0.2**0.5 - 1) < 0.15
