@@ -225,6 +225,18 @@ class Context:
             parts += pooled(own, None, axes) if axes else [own]
         return side_by_side(parts) if parts else None
 
+    def check_masked(self, group: Group) -> None:
+        """
+        Refuse masked latents that others would see by a summary of all, masked or not.
+
+        :param group: of latents, some of which are masked.
+        :raises ValueError: naming them and the others.
+        """
+        for later in self.groups[self.groups.index(group) + 1 :]:
+            if self.axes(group, group.plates & later.plates):
+                names = ([v.name for v in each.variables] for each in (group, later))
+                raise ValueError(messages.masked_and_pooled(*names))
+
     def inputs(
         self, group: Group, fitted: Fitted, described: tuple[Array, int], before: Array | None
     ) -> tuple[Array, Array]:

@@ -159,6 +159,7 @@ def prepared(guide: Any, table: Any) -> Prepared:
     for group in guide.context.groups:
         kept = kept_latents(group, table.masks, guide.context.depth)
         if kept is not None:
+            guide.context.check_masked(group)
             rows[group.key] = stand_ins(rows[group.key], kept)
     groups = [group for group in guide.context.groups if guide.has_mixtures(group)]
     starts = regressions(

@@ -201,6 +201,13 @@ def masked_latents(names: list[str]) -> str:
     )
 
 
+def masked_and_pooled(names: Sequence[str], others: Sequence[str]) -> str:
+    return (
+        f"Latents {list(names)} are masked, and {list(others)}, in other plates, would see a "
+        "summary of them that cannot tell which count. Mask the data of these latents alone."
+    )
+
+
 def masked_rounds(names: list[str]) -> str:
     return (
         "rounds weigh draws by the prior's density, which leaves out what is masked of latents "
