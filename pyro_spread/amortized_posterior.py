@@ -175,12 +175,14 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         number = 10 * num_samples if num_proposals is None else num_proposals
         number = num_chains if method == "nuts" else number
         draws = self.sample(*args, num_samples=number, **kwargs)
+        finite = {name: as_tensor(v) for name, v in self._made_finite(args, kwargs).items()}
+        model = poutine.condition(self.model, data=finite) if finite else self.model
         if method == "nuts":
-            return self._chains(draws, num_samples, num_warmup, num_chains, args, kwargs)
+            return self._chains(model, draws, num_samples, num_warmup, num_chains, args, kwargs)
 
         def log_joint(row: int) -> float:
             one = {name: value[row] for name, value in draws.items()}
-            conditioned = poutine.condition(self.model, data=one)
+            conditioned = poutine.condition(model, data=one)
             return float(poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum())
 
         try:
@@ -259,6 +261,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
 
     def _chains(
         self,
+        model: Model,
         draws: Any,
         num_samples: int,
         num_warmup: int,
@@ -273,7 +276,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
                 for name, value in draws.items()
             }
             mcmc = MCMC(
-                NUTS(self.model),
+                NUTS(model),
                 num_samples=-(-num_samples // num_chains),
                 warmup_steps=num_warmup,
                 initial_params=start,

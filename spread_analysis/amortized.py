@@ -23,6 +23,7 @@ from spread_analysis.simulations import Simulations
 from spread_core.amortized.truncation import TruncatedPrior
 from spread_core.caller_warning import warn_user
 from spread_core.messages import amortized as messages
+from spread_core.runs import finite_rows
 from spread_core.validation import as_host, check_count
 
 Values = Mapping[str, Any]
@@ -192,6 +193,22 @@ class AmortizedPosteriorShared(abc.ABC):
         inside = self.truncation.contains(flat).reshape(4 * num_samples, len(table))
         chosen, order = inside_first(host, inside, num_samples)
         return table, chosen, np.take_along_axis(as_host(of_draws), order, 0), of_truths
+
+    def _made_finite(self, args: Any, kwargs: Any) -> dict[str, np.ndarray]:
+        """
+        The data at sites that hold NaN where they are masked, with simulated ones there instead: a
+        density would leave them out, but its gradient would be NaN.
+        """
+        values, _ = self._observation(args, kwargs)
+        found = {}
+        for variable in self.guide.context.sites:
+            value, known = np.array(values[variable.name]), self.simulations[variable.name]
+            if np.isfinite(value).all():
+                continue
+            rows, elements = (x.reshape(-1, *variable.event_shape) for x in (value, known))
+            rows[~finite_rows(rows, None)] = elements[finite_rows(elements, None)][0]
+            found[variable.name] = rows.reshape(value.shape).astype(known.dtype)
+        return found
 
     def _truncation_state(self, params: Callable[[Any], Any]) -> dict[str, Any]:
         """What the truncated prior is made of, for a checkpoint."""

@@ -115,3 +115,38 @@ def test_masked_latents_that_others_see_by_a_summary_are_refused(spread):
         ValueError, match=r"Latents \['z'\] are masked, and \['w'\], in other plates"
     ):
         spread.amortize(model, counts, guide=guide, num_simulations=100, progress_bar=False)
+
+
+@pytest.mark.parametrize("spread", BACKENDS)
+def test_what_is_masked_of_the_data_may_be_anything(spread):
+    ppl, dist, mask, array = BACKENDS[spread]
+
+    def model(counts, x=None, k=None):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        with ppl.plate("items", 4, dim=-1), mask(mask=counts):
+            ppl.sample("x", dist.Normal(z, 0.5), obs=x)
+            ppl.sample("k", dist.Poisson(1.0), obs=k)
+
+    counts = array(np.array([True, True, False, False]))
+    x, k = np.float32([1.0, 1.2, np.nan, np.inf]), np.float32([1.0, 0.0, 2.0, np.nan])
+    few = {"num_simulations": 300, "max_steps": 20, "ensemble": 1, "progress_bar": False}
+    few |= {"observed": ["x", "k"], "rounds": 2}
+    with pytest.raises(ValueError, match="data of site 'x' hold NaN or inf"):
+        spread.amortize(model, counts, x_observed={"x": x[::-1].copy(), "k": k}, **few)
+    posterior = spread.amortize(model, counts, x_observed={"x": x, "k": k}, **few)
+    given = counts, array(x), array(k)
+    plain = counts, array(np.float32([1.0, 1.2, 9.0, 9.0])), array(np.float32([1, 0, 5, 5]))
+    draws = posterior.sample(*given, num_samples=50)
+    one, other = (np.asarray(posterior.log_prob(draws, *args)) for args in (given, plain))
+    np.testing.assert_array_equal(one, other)
+    assert np.isfinite(one).all()
+    region = posterior.truncation
+    assert region.contains({"z": np.float32([0.9, np.nan])}).tolist() == [True, False]
+    weighted = posterior.refine(*given, num_samples=50)
+    chains = posterior.refine(*given, method="nuts", num_samples=80, num_warmup=50, num_chains=1)
+    assert weighted["z"].shape == (50,)
+    assert chains["z"].shape == (80,)
+    for found, least in ((weighted, 40), (chains, 20)):
+        z = np.asarray(found["z"])
+        assert len(np.unique(z)) > least
+        assert abs(z.mean() - 8.8 / 9) < 0.25  # of sd 1/3
