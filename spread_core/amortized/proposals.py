@@ -84,9 +84,12 @@ class ProgramPrior:
         given = {name: values[name] for name in self.latents}
         number = len(given[self.latents[0]])
         program = self._make(0, given | self.observed)
-        program.chunk_size = number
-        found: np.ndarray = program.log_prior(self.latents, 0, number)
-        return found
+        size = program.chunk_size = min(self.chunk_size, number)
+        parts = [
+            program.log_prior(self.latents, start, min(start + size, number))
+            for start in range(0, number, size)
+        ]
+        return np.concatenate(parts)
 
     def check(self, others: Mapping[str, np.ndarray]) -> None:
         """
