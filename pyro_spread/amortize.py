@@ -85,8 +85,9 @@ def amortize(
         belongs to the posterior then: trained again, it would change that.
     :param loss: a ``JointContrastELBO(divergence=KL(), ...)``, for noise on the data, say, under
         which the guide is then trained by SVI; its table of simulations is filled in.
-    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI. Left
-        out both: a training of its own, all members of the ensemble side by side.
+    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI; a
+        scheduler goes on at every step. Left out both: a training of its own, all members of the
+        ensemble side by side.
     :param validation: the part of the simulations that each member of the ensemble holds out.
     :param patience: epochs without gain on it after which training stops.
     :param max_steps: most gradient steps, in each round.

@@ -298,7 +298,10 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return drawn, of_draws, of_truths[0]
 
     def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        sites = self.guide.data_sites(*args, **kwargs)
+        sites = [*self.guide.data_sites(*args, **kwargs)]
+        sites += [
+            n for n, s in self.guide.prototype_trace.items() if s["infer"].get("_deterministic")
+        ]
         predictive = Predictive(poutine.uncondition(self.model), dict(draws), return_sites=sites)
         return predictive(*args, **kwargs)
 

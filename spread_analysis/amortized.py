@@ -70,7 +70,7 @@ class AmortizedPosteriorShared(abc.ABC):
 
     @abc.abstractmethod
     def _predicted(self, draws: Values, args: Any, kwargs: Any) -> Values:
-        """New data for every draw."""
+        """New data for every draw, and what the model computes of it, by site."""
 
     @abc.abstractmethod
     def _observation(self, args: Any, kwargs: Any) -> tuple[Values, Values]:
@@ -110,6 +110,7 @@ class AmortizedPosteriorShared(abc.ABC):
         """
         Posterior and prior, data predicted by both, and the observed data, as ArviZ data.
 
+        Deterministic sites of the model are in the posterior.
         After several rounds without the prior, of which the last simulations are a part only.
 
         :param args: positional arguments of the model, with the data in their place.
@@ -128,9 +129,11 @@ class AmortizedPosteriorShared(abc.ABC):
             prior = self.simulations.take(np.flatnonzero(self.simulations.valid)[:num_samples])
             groups["prior"] = {name: prior[name] for name in draws}
             groups["prior_predictive"] = {name: prior[name] for name in observed}
+        predicted = dict(self._predicted(draws, args, kwargs))
+        new = {name: predicted.pop(name) for name in observed}
         return to_arviz(
-            posterior=draws,
-            posterior_predictive=self._predicted(draws, args, kwargs),
+            posterior={**draws, **predicted},
+            posterior_predictive=new,
             **groups,
             observed_data=observed,
             coords=coords,

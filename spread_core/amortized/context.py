@@ -70,6 +70,12 @@ class Context:
         self.data = group_variables(data)
         self.depth = depth_of([*latents, *data])
 
+    @property
+    def ordered(self) -> list[str]:
+        """Names of plates that are dims of one vector, as their elements differ."""
+        sites = [*self.latents, *self.sites]
+        return sorted({n for v in sites for n in v.frames} - {n for v in sites for n in v.plates})
+
     def without(self, plates: Collection[str]) -> Context:
         """
         The same sites, with some plates as dims of one vector.
@@ -284,6 +290,8 @@ class Context:
         :return: nested dicts of arrays.
         """
         fitted: dict[str, Any] = {"latents": {}, "data": {}, "inputs": {}}
+        if self.ordered:  # as keys, which are known under jit too
+            fitted["ordered"] = {name: np.ones((), np.float32) for name in self.ordered}
         for group in self.groups:
             vectors = group.join(latents, self.depth, 1).reshape(-1, group.size)
             tails = fit_tails(vectors, group.is_open)

@@ -250,6 +250,14 @@ def decide_outside_jit() -> str:
     )
 
 
+def decided_otherwise(decided: Sequence[str], own: Sequence[str]) -> str:
+    return (
+        f"The params are of a guide that tells apart the elements of plates {list(decided)}, but "
+        f"this one does so of {list(own)}. Call it first with the arguments that the other one was "
+        "first called with, or pass exchangeable=True or False to both."
+    )
+
+
 def masked_order(plates: Sequence[str]) -> str:
     return (
         f"exchangeable=False makes one vector of the plates {list(plates)}, but the model masks "

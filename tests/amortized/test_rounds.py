@@ -68,7 +68,7 @@ def trained(request):
 def test_the_posterior_at_the_observation(trained):
     draws = np.asarray(trained.posterior.sample(trained.x, num_samples=4000)["mean"])
     mean, sd = EXACT
-    assert abs(draws.mean() - mean) < 0.3 * sd
+    assert abs(draws.mean() - mean) < 0.25 * sd  # over seeds it differs by a tenth
     assert abs(draws.std() / sd - 1) < 0.2
 
 
