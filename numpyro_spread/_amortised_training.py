@@ -104,7 +104,6 @@ def train(
     kept = first = nets
     start = jax.device_get(jax.jit(losses)(nets, data, held_rows))
     best = Best(judged.judged(start, whole), settings.patience)
-    at_start = best.loss
     carry = (nets, nets, optim.init(nets), jnp.zeros((), jnp.int32))
     done = 0
     while done * steps < settings.total and not best.is_done:
@@ -118,4 +117,4 @@ def train(
         worth = judged.worth_it(jax.device_get(gains(kept, first, data)), whole, flows)
         kept = judged.kept(worth, kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
-    return trained, {"epochs": done, "first": at_start, "held_out": best.loss}
+    return trained, best.record(done)

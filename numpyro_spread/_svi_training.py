@@ -93,8 +93,7 @@ def train_by_svi(
         return value
 
     kept = svi.get_params(state)
-    at_start = float(held_out(kept))
-    best, done = Best.of_one(at_start, settings.patience), 0
+    best, done = Best.of_one(float(held_out(kept)), settings.patience), 0
     while done * settings.steps < settings.total and not best.is_done:
         state = epoch(state)
         params = svi.get_params(state)
@@ -103,4 +102,4 @@ def train_by_svi(
         done += 1
         report(done, best.loss)
     best.check(guide.context.groups)
-    return dict(kept), {"epochs": done, "first": at_start, "held_out": best.loss}
+    return dict(kept), best.record(done)

@@ -71,7 +71,7 @@ def train(
     mean, kept, first = copied(nets), copied(nets), copied(nets)
     averages = [leaf for own in mean.values() for leaf in own.values()]
     best = Best(judged.judged(losses(nets), whole), settings.patience)
-    at_start, number, done = best.loss, 0, 0
+    number = done = 0
     while done * steps < settings.total and not best.is_done:
         order = torch.stack([torch.randperm(len(own)) for own in train_rows])
         shuffled = train_rows.gather(1, order)
@@ -98,4 +98,4 @@ def train(
         gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
         kept = judged.kept(judged.worth_it(gains, whole, flows), kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
-    return trained, {"epochs": done, "first": at_start, "held_out": best.loss}
+    return trained, best.record(done)

@@ -96,8 +96,7 @@ def train_by_svi(
         _parents.drop_foreign_params(guide)
         svi = SVI(model, guide, optim, of_train)
         kept, done = _copied(guide), 0
-        at_start = of_held.loss(model, guide, *args, **kwargs)
-        best = Best.of_one(at_start, settings.patience)
+        best = Best.of_one(of_held.loss(model, guide, *args, **kwargs), settings.patience)
         while done * settings.steps < settings.total and not best.is_done:
             for _ in range(settings.steps):
                 svi.step(*args, **kwargs)
@@ -108,7 +107,7 @@ def train_by_svi(
             done += 1
             report(done, best.loss)
     best.check(guide.context.groups)
-    return kept, {"epochs": done, "first": at_start, "held_out": best.loss}
+    return kept, best.record(done)
 
 
 def _copied(guide: Any) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class Best:
 
     def __init__(self, first: Mapping[str, np.ndarray], patience: int) -> None:
         self.least = self._last = {key: _or_inf(loss) for key, loss in first.items()}
-        self.patience, self._since = patience, 0
+        self.patience, self._since, self._first = patience, 0, self.loss
 
     @classmethod
     def of_one(cls, first: float, patience: int) -> Best:
@@ -285,6 +285,16 @@ class Best:
             self.least[key] = np.where(better[key], loss, self.least[key])
         self._since = 0 if np.any(gain > 1e-3) else self._since + 1
         return better
+
+    def record(self, epochs: int) -> dict[str, Any]:
+        """
+        What is recorded of a training: epochs, losses held out at the start, if finite, and at the
+        end.
+
+        :param epochs: how many.
+        """
+        first = self._first if math.isfinite(self._first) else None
+        return {"epochs": epochs, "first": first, "held_out": self.loss}
 
     def check(self, groups: Sequence[Group]) -> None:
         """

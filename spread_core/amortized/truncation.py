@@ -183,7 +183,7 @@ def observed_values(x_observed: Any, sites: Sequence[str], table: Any) -> dict[s
             raise ValueError(messages.data_shape(name, value.shape, shape))
         # What is masked may be NaN, of which there is none among integers.
         finite = np.isfinite(value).all()
-        found[name] = value.astype(table[name].dtype) if finite else np.float32(value)
+        found[name] = value.astype(table[name].dtype if finite else np.float32)
     return found
 
 

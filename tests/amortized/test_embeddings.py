@@ -204,6 +204,10 @@ class OfNnx(nnx.Module):
         return self.layer(x)
 
 
+def of_linen(layer):
+    return flax.linen.Sequential([flax.linen.Dense(3), layer])
+
+
 COUPLED = {
     "pyro": {
         "BatchNorm1d": torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2)),
@@ -212,8 +216,8 @@ COUPLED = {
         "Centred": Centred(5, 2),
     },
     "numpyro": {
-        "batch normalisation": flax.linen.BatchNorm(use_running_average=False),
-        "dropout": flax.linen.Dropout(0.1, deterministic=False),
+        "batch normalisation": of_linen(flax.linen.BatchNorm(use_running_average=False)),
+        "dropout": of_linen(flax.linen.Dropout(0.1, deterministic=False)),
         "BatchNorm": OfNnx(nnx.BatchNorm(5, rngs=nnx.Rngs(0))),
         "Dropout": equinox.nn.Sequential([equinox.nn.Dropout(0.1)]),
     },

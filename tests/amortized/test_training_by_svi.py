@@ -136,6 +136,7 @@ def test_a_start_that_is_no_number_is_worse_than_any():
         best.check(GROUPS)
     best.update(losses([5.0, 1.0, 4.0], [1.0, 1.0, 3.0]))
     best.check(GROUPS)
+    assert best.record(2) == {"epochs": 2, "first": None, "held_out": 7.5}  # no NaN in files
     gains = losses([[np.nan, 1.0], [0.0, 1.0], [3.0, 4.0]], [[np.inf, np.inf], [9, 10], [-1, 0]])
     found = worth_it(gains, {})["global"]
     np.testing.assert_array_equal(found, [[True, True, True], [True, True, False]])

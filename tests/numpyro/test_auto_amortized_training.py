@@ -225,7 +225,8 @@ def test_checkpoint(tmp_path, density):
     )
     moved = jax.tree.map(lambda a, b: (a != b).any(), found["auto_global"], before["auto_global"])
     assert any(jax.tree.leaves(moved))
-    drawn = Predictive(top_level, guide=svi.guide, params=found, num_samples=6)
+    options = {"guide": svi.guide, "params": found, "return_sites": ["theta"]}
+    drawn = Predictive(top_level, num_samples=6, **options)
     theta = drawn(jax.random.key(1), X)["theta"]
     assert len(np.unique(theta)) == 6
     assert ((theta > -1) & (theta < 2)).all()

@@ -180,7 +180,7 @@ def test_same_names_and_arguments():
 def test_svi_trains_with_the_same_optimiser():
     settings = Settings(2000, 1, 8, epochs=2)
     gradients = np.float32(np.random.default_rng(0).normal(size=(30, 4)))
-    optim, param = of_pyro(settings), torch.zeros(4, requires_grad=True)
+    optim, param = of_pyro(settings), torch.zeros(4, requires_grad=True, dtype=torch.float32)
     for gradient in gradients:
         param.grad = torch.as_tensor(gradient)
         optim([param])
