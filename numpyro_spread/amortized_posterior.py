@@ -176,7 +176,9 @@ class AmortizedPosterior(AmortizedPosteriorShared):
             raise ValueError(messages.masked_latents(names))
         check_count("num_samples", num_samples)
         key, other = random.split(self._key(rng_key))
+        check_count("num_chains", num_chains)
         number = 10 * num_samples if num_proposals is None else num_proposals
+        check_count("num_proposals", number)
         number = num_chains if method == "nuts" else number
         draws = self.sample(*args, num_samples=number, rng_key=key, **kwargs)
         finite = self._made_finite(args, kwargs)

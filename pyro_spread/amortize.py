@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -22,7 +23,14 @@ from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from pyro_spread.simulate import Simulations, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.context import told
-from spread_core.amortized.training import Settings, elements_of, folds, prepared
+from spread_core.amortized.training import (
+    Settings,
+    check_numbers,
+    check_observed,
+    elements_of,
+    folds,
+    prepared,
+)
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
 
@@ -109,11 +117,14 @@ def amortize(
     by_svi: Any = None
     if loss is not None or optim is not None:
         by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
+    check_numbers(patience, max_steps)
     numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
+    seed = index(seed)
     with seeded(seed):
         if guide is None:
             guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
         data_sites = guide.data_sites(*args, **kwargs)
+        check_observed(observed, data_sites)
         if rounds > 1 and (names := guide.masked_latents(*args, **kwargs)):
             raise ValueError(messages.masked_rounds(names))
         if simulations is None:

@@ -172,7 +172,9 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         if names := self.guide.masked_latents(*args, **kwargs):
             raise ValueError(messages.masked_latents(names))
         check_count("num_samples", num_samples)
+        check_count("num_chains", num_chains)
         number = 10 * num_samples if num_proposals is None else num_proposals
+        check_count("num_proposals", number)
         number = num_chains if method == "nuts" else number
         draws = self.sample(*args, num_samples=number, **kwargs)
         finite = {name: as_tensor(v) for name, v in self._made_finite(args, kwargs).items()}

@@ -163,6 +163,8 @@ class AmortizedPosteriorShared(abc.ABC):
         :param seed: of the simulations, the draws and the tests.
         :return: the report, to print and to plot.
         """
+        check_count("num_samples", num_samples)
+        check_count("num_simulations", num_simulations)
         table = self._simulate(num_simulations, seed) if simulations is None else simulations
         table = table.take(np.flatnonzero(table.valid))
         if self.truncation is None:

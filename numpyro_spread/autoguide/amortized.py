@@ -31,6 +31,7 @@ from numpyro_spread.autoguide._world import (
     latent_of,
     look,
     masked_latents,
+    observed_value,
     simulated,
     traced,
 )
@@ -232,8 +233,8 @@ class AutoAmortized(
         observed = self.observed
         if observed is None:
             observed = tuple(n for n, s in samples.items() if is_data(s))
-            if not observed:
-                raise ValueError(messages.nothing_observed())
+        if not observed:
+            raise ValueError(messages.nothing_observed())
         for name in observed:
             if name not in samples:
                 raise ValueError(messages.no_data_site(name, samples))
@@ -320,6 +321,14 @@ class AutoAmortized(
         few = jax.tree.map(lambda x: np.ones((2, *x.shape[1:]), x.dtype), simulated)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.fitted(*few))
         return jax.pure_callback(self.fitted, shapes, *simulated)
+
+    def drawn_shape(self, name: str) -> tuple[int, ...]:
+        """
+        The shape of what the model draws at a site.
+
+        :param name: of the site.
+        """
+        return jnp.shape(observed_value(self.prototype_trace[name]))
 
     def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
         """

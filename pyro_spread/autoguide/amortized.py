@@ -37,6 +37,7 @@ from pyro_spread.autoguide._world import (
     like_numbers,
     look,
     masked_latents,
+    observed_value,
     same_support,
     simulated,
     sites_of,
@@ -203,8 +204,8 @@ class AutoAmortized(
         observed = self.observed
         if observed is None:
             observed = tuple(n for n, s in one.items() if is_data(s))
-            if not observed:
-                raise ValueError(messages.nothing_observed())
+        if not observed:
+            raise ValueError(messages.nothing_observed())
         for name in observed:
             if name not in one:
                 raise ValueError(messages.no_data_site(name, one))
@@ -237,6 +238,14 @@ class AutoAmortized(
         """
         args, kwargs = converted((args, kwargs), as_tensor)
         return simulated(self.model, self.context, self.supports, num_runs, args, kwargs)
+
+    def drawn_shape(self, name: str) -> tuple[int, ...]:
+        """
+        The shape of what the model draws at a site.
+
+        :param name: of the site.
+        """
+        return tuple(observed_value(self.prototype_trace[name]).shape)
 
     def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
         """

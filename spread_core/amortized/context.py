@@ -56,6 +56,7 @@ class Context:
 
     :param latents: the latents, in the order of the program.
     :param data: the observed sites.
+    :raises ValueError: if one has no elements.
     """
 
     #: Keys of the groups of data of which not everything counted when the guide was set up.
@@ -65,6 +66,9 @@ class Context:
     embedded: frozenset[str] = frozenset()
 
     def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
+        for variable in [*latents, *data]:
+            if not math.prod((*variable.batch_shape, *variable.event_shape)):
+                raise ValueError(messages.empty_site(variable.name))
         self.latents, self.sites = latents, data
         self.groups = group_variables(latents)
         self.data = group_variables(data)

@@ -13,6 +13,7 @@ import numpy as np
 from spread_core.amortized.layout import Variable
 from spread_core.math._arrays import Array
 from spread_core.messages import amortized as messages
+from spread_core.messages import training as texts
 
 
 class ReadsTables:
@@ -26,7 +27,7 @@ class ReadsTables:
         Latents, unconstrained, data, and masks by group, of a table of simulations.
 
         :param table: the :class:`Simulations`.
-        :raises ValueError: if it lacks a site.
+        :raises ValueError: if it lacks a site, or has it in another shape.
         """
         context = self.context
         latents: dict[str, Any] = {}
@@ -36,6 +37,7 @@ class ReadsTables:
             for variable in group.variables:
                 if variable.name not in table:
                     raise ValueError(messages.missing_site(variable.name, table.values))
+                self._check_row(variable, table[variable.name].shape[1:])
         for group in context.groups:
             for variable in group.variables:
                 raw = self.unconstrained(variable, table[variable.name])
@@ -49,6 +51,23 @@ class ReadsTables:
                     own = plain.join(mask, context.depth, 1).all(-1)
                     masks[group.key] = own & masks.get(group.key, True)
         return latents, data, masks
+
+    def _check_row(self, variable: Variable, got: tuple[int, ...]) -> None:
+        expected = list(self.drawn_shape(variable.name))
+        if len(got) == len(expected):
+            for dim in variable.plates.values():
+                axis = len(variable.batch_shape) + dim
+                expected[axis] = got[axis]
+        if list(got) != expected:
+            raise ValueError(texts.table_shape(variable.name, got, expected))
+
+    def drawn_shape(self, name: str) -> tuple[int, ...]:
+        """
+        The shape of what the model draws at a site.
+
+        :param name: of the site.
+        """
+        raise NotImplementedError
 
     def check_supports(self, latents: Mapping[str, np.ndarray], table: Any) -> None:
         """
@@ -67,7 +86,7 @@ class ReadsTables:
                 inside = inside | ~wide[valid]
             count = int((~inside.reshape(len(inside), -1).all(1)).sum())
             if count:
-                raise ValueError(messages.outside_support(variable.name, count, len(inside)))
+                raise ValueError(texts.outside_support(variable.name, count, len(inside)))
 
     def unconstrained(self, variable: Variable, values: Any) -> Any:
         """

@@ -25,10 +25,12 @@ from spread_core.amortized.mixture import latent_features
 from spread_core.amortized.regression import start
 from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, as_bool
-from spread_core.messages import amortized as messages
 from spread_core.messages import players
+from spread_core.messages import training as texts
+from spread_core.validation import check_count
 
 _ONE = "one"
+_LEAST_ROWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,32 @@ class Settings:
         return self.learning_rate * minimum(1.0, (step + 1) / self.warm_up) * down
 
 
+def check_numbers(patience: int, max_steps: int | None) -> None:
+    """
+    Refuse training that would be none.
+
+    :param patience: epochs without gain after which it stops.
+    :param max_steps: most gradient steps, or None.
+    :raises ValueError: if one is not positive.
+    """
+    check_count("patience", patience)
+    if max_steps is not None:
+        check_count("max_steps", max_steps)
+
+
+def check_observed(observed: str | Sequence[str] | None, sites: Sequence[str]) -> None:
+    """
+    Refuse other data sites than those that the guide conditions on.
+
+    :param observed: name or names; None for those of the guide.
+    :param sites: the guide's.
+    :raises ValueError: if they differ.
+    """
+    names = (observed,) if isinstance(observed, str) else observed
+    if names is not None and set(names) != set(sites):
+        raise ValueError(texts.other_observed(tuple(names), sites))
+
+
 def folds(
     valid: np.ndarray, members: int, validation: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -102,8 +130,8 @@ def folds(
     if not 0 < validation < 1:
         raise ValueError(players.bad_range("validation", validation, "a number in (0, 1)"))
     held = max(1, round(validation * len(rows)))
-    if len(rows) < 2 * held or len(rows) < 20:
-        raise ValueError(messages.too_few_rows(len(rows)))
+    if len(rows) < 2 * held:
+        raise ValueError(texts.too_few_rows(len(rows)))
     starts = [(k * held) % (len(rows) - held + 1) for k in range(members)]
     chosen = [np.arange(s, s + held) for s in starts]
     return (
@@ -143,10 +171,13 @@ def prepared(guide: Any, table: Any) -> Prepared:
 
     :param guide: the guide, set up.
     :param table: the :class:`Simulations`.
-    :raises ValueError: if the table lacks a site, or has values beyond the support of one.
+    :raises ValueError: if the table lacks a site, or has values beyond the support of one, or too
+        few rows.
     """
     valid = table.valid
     good = np.flatnonzero(valid)
+    if len(good) < _LEAST_ROWS:
+        raise ValueError(texts.too_few_rows(len(good)))
     columns = guide.columns_of(table)
     guide.check_supports(columns[0], table)
     of_good = [{name: value[good] for name, value in part.items()} for part in columns]
@@ -307,11 +338,11 @@ class Best:
         never = {key: ~np.isfinite(loss) for key, loss in self.least.items()}
         if names := _latents_where(never, groups):
             members = np.any([lost.any(1) for lost in never.values()], axis=0)
-            raise ValueError(messages.never_finite(names, int(members.sum()), len(members)))
+            raise ValueError(texts.never_finite(names, int(members.sum()), len(members)))
         if names := _latents_where(
             {key: np.isinf(loss) for key, loss in self._last.items()}, groups
         ):
-            warn_user(messages.ended_in_nan(names))
+            warn_user(texts.ended_in_nan(names))
 
     @property
     def is_done(self) -> bool:

@@ -131,33 +131,10 @@ def nonfinite_data(name: str) -> str:
     )
 
 
-def too_few_rows(count: int) -> str:
+def empty_site(name: str) -> str:
     return (
-        f"There are {count} simulations that did not fail, too few to train on and hold some out. "
-        "Simulate some hundreds at least."
-    )
-
-
-def never_finite(names: Sequence[str], lost: int, members: int) -> str:
-    whom = "" if members == 1 else f" of {lost} of the {members} members of the ensemble"
-    return (
-        f"The held-out loss of latents {list(names)}{whom} was never finite, so that nothing was "
-        "learned: look for simulations of these latents, or of the data, that are extreme, and for "
-        "an embedding, a density or a loss of your own that makes NaN of them."
-    )
-
-
-def ended_in_nan(names: Sequence[str]) -> str:
-    return (
-        f"Training ended in NaN for latents {list(names)}, and the params from before are kept: "
-        "lower the learning rate of optim, if it is yours, or look for extreme simulations."
-    )
-
-
-def outside_support(name: str, count: int, rows: int) -> str:
-    return (
-        f"Latent '{name}' lies outside of its support in {count} of {rows} simulations, where the "
-        "model has no density. Leave them out: simulations.take(rows), or widen the prior."
+        f"Site '{name}' has no elements at these arguments, of which nothing can be learned. Set "
+        "the guide up with others, or leave the site out of the model."
     )
 
 

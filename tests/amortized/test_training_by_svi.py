@@ -217,3 +217,40 @@ def test_refused(backend, model, table):
         spread.amortize(model, loss=loss, **options)
     with pytest.raises(TypeError, match=r"guide must be an AutoAmortized, which reads its data"):
         spread.amortize(model, guide=lambda x=None: None, **options)
+    guide = spread.AutoAmortized(model, observed="x")
+    with pytest.raises(
+        ValueError, match=r"observed names \['y'\], but the guide conditions on \['x"
+    ):
+        spread.amortize(model, guide=guide, **options | {"observed": "y"})
+    with pytest.raises(ValueError, match="the model observes nothing at these arguments"):
+        spread.amortize(model, **options | {"observed": []})
+    with pytest.raises(ValueError, match="patience must be a positive integer"):
+        spread.amortize(model, patience=0, **options)
+    with pytest.raises(ValueError, match="max_steps must be a positive integer"):
+        spread.amortize(model, **options | {"max_steps": 0})
+
+
+def test_tables_that_are_none_of_the_model_are_refused(backend, model, table):
+    spread, columns = backend.spread, dict(table.values)
+    with pytest.raises(
+        TypeError, match=r"simulations must be a table, got .*Simulations.from_dict"
+    ):
+        spread.amortize(model, simulations=columns, **QUICK)
+    with pytest.raises(ValueError, match="1 simulations that did not fail, too few to train on"):
+        spread.amortize(model, simulations=table.take([0]), **QUICK)
+    for name in columns:
+        wide = spread.Simulations(columns | {name: columns[name][:, None]})
+        with pytest.raises(ValueError, match=rf"shape \(1,\) at site '{name}', .* draws \(\);"):
+            spread.amortize(model, simulations=wide, **QUICK)
+
+
+def test_sites_without_elements_are_refused(backend):
+    def model(size, x=None):
+        zeros = backend.array(np.zeros(size, np.float32))
+        theta = backend.ppl.sample("theta", backend.dist.Normal(zeros, 1.0).to_event(1))
+        backend.ppl.sample("x", backend.dist.Normal(theta.sum(), 1.0), obs=x)
+
+    guide = backend.spread.AutoAmortized(model, observed="x")
+    with pytest.raises(ValueError, match="Site 'theta' has no elements at these arguments"):
+        guide.data_sites(0)
+    assert guide.data_sites(2) == ("x",)
