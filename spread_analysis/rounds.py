@@ -105,6 +105,7 @@ def check_rounds(
     if rounds == 1 and x_observed is not None:
         raise ValueError(messages.observation_without_rounds())
     if num_simulations is None:
+        assert simulations is not None
         if rounds > 1:
             raise ValueError(messages.rounds_of_a_table())
         return [len(simulations)]
