@@ -52,6 +52,7 @@ def train(
     :param settings: of the optimisation.
     :param report: is told the number of every epoch and the held-out loss.
     :return: the params, and a record: epochs, losses held out at the start and at the end.
+    :raises ValueError: if a member never had a finite held-out loss.
     """
     fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
@@ -103,7 +104,6 @@ def train(
     kept = first = nets
     start = jax.device_get(jax.jit(losses)(nets, data, held_rows))
     best = Best(judged.judged(start, whole), settings.patience)
-    at_start = best.loss
     carry = (nets, nets, optim.init(nets), jnp.zeros((), jnp.int32))
     done = 0
     while done * steps < settings.total and not best.is_done:
@@ -112,8 +112,9 @@ def train(
         kept = judged.kept(better, carry[1], kept, whole, flows)
         done += 1
         report(done, best.loss)
+    best.check(guide.context.groups)
     if any(map(guide.has_mixtures, guide.context.groups)):
         worth = judged.worth_it(jax.device_get(gains(kept, first, data)), whole, flows)
         kept = judged.kept(worth, kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
-    return trained, {"epochs": done, "first": at_start, "held_out": best.loss}
+    return trained, best.record(done)

@@ -60,11 +60,12 @@ class ForwardRuns:
         self._given = dict(given or {})
         self.batched, self.chunk_size = True, 1
         self._many: Any = None
+        self._scored: Any = None
         self._order: tuple[str, ...] = ()
         self._observed: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_many": None}
+        state = {**self.__dict__, "_many": None, "_scored": None}
         if "_elsewhere" not in state:  # else this is a copy, which goes on to another worker
             state["_elsewhere"] = bool(jax.config.read("jax_enable_x64"))
         if not isinstance(self._key, tuple):
@@ -153,7 +154,7 @@ class ForwardRuns:
         """
         Log density of given values at their sites, in nats, of shape (stop - start,).
 
-        :param names: of the sites.
+        :param names: of the sites, the same at every call.
         :param start: number of the first row.
         :param stop: of the one after the last.
         :raises NotImplementedError: if a site has none.
@@ -164,12 +165,12 @@ class ForwardRuns:
             each = {n: sites[n]["fn"].log_prob(sites[n]["value"]).sum() for n in names}
             return jnp.stack(list(each.values())).sum()
 
-        count = stop - start
         if self.batched:
-            found = jax.jit(jax.vmap(density))(self._keys(start, count), self._rows(start, count))
-            return np.asarray(found, float)
-        rows = range(start, stop)
-        return np.array([float(density(self._row_key(n), self._row(n))) for n in rows])
+            self._scored = self._scored or jax.jit(jax.vmap(density))
+            rows = self._keys(start, self.chunk_size), self._rows(start, self.chunk_size)
+            return np.asarray(self._scored(*rows)[: stop - start], float)
+        numbers = range(start, stop)
+        return np.array([float(density(self._row_key(n), self._row(n))) for n in numbers])
 
     def _sites(self, rng_key: RngKey, given: Any) -> Sites:
         forward = substitute(seeded(Unconditioned(self._model), rng_key), data=given)

@@ -65,6 +65,7 @@ def train_by_svi(
     :param args: positional arguments of the model.
     :param kwargs: its keyword arguments.
     :return: the params, and a record: epochs, losses held out at the start and at the end.
+    :raises ValueError: if the held-out loss was never finite.
     """
     train, held = tables
     if optim is None:
@@ -92,8 +93,7 @@ def train_by_svi(
         return value
 
     kept = svi.get_params(state)
-    at_start = float(held_out(kept))
-    best, done = Best.of_one(at_start, settings.patience), 0
+    best, done = Best.of_one(float(held_out(kept)), settings.patience), 0
     while done * settings.steps < settings.total and not best.is_done:
         state = epoch(state)
         params = svi.get_params(state)
@@ -101,4 +101,5 @@ def train_by_svi(
             kept = params
         done += 1
         report(done, best.loss)
-    return dict(kept), {"epochs": done, "first": at_start, "held_out": best.loss}
+    best.check(guide.context.groups)
+    return dict(kept), best.record(done)

@@ -23,7 +23,14 @@ from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.context import told
-from spread_core.amortized.training import Settings, elements_of, folds, prepared
+from spread_core.amortized.training import (
+    Settings,
+    check_numbers,
+    check_observed,
+    elements_of,
+    folds,
+    prepared,
+)
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
 
@@ -110,12 +117,14 @@ def amortize(
     by_svi: Any = None
     if loss is not None or optim is not None:
         by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
+    check_numbers(patience, max_steps)
     numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
     key = random.key(seed) if isinstance(seed, int | np.integer) else seed
     simulate_key, fold_key, net_key, train_key, own_key = random.split(key, 5)
     if guide is None:
         guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
     data_sites = guide.data_sites(*args, **kwargs)
+    check_observed(observed, data_sites)
     if rounds > 1 and (names := guide.masked_latents(*args, **kwargs)):
         raise ValueError(messages.masked_rounds(names))
     if simulations is None:

@@ -16,6 +16,7 @@ from jax import random
 from jax.flatten_util import ravel_pytree
 from jax.scipy.optimize import minimize
 from numpyro.distributions import biject_to
+from numpyro.handlers import condition
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.util import log_density, unconstrain_fn
 
@@ -175,14 +176,19 @@ class AmortizedPosterior(AmortizedPosteriorShared):
             raise ValueError(messages.masked_latents(names))
         check_count("num_samples", num_samples)
         key, other = random.split(self._key(rng_key))
+        check_count("num_chains", num_chains)
         number = 10 * num_samples if num_proposals is None else num_proposals
+        check_count("num_proposals", number)
         number = num_chains if method == "nuts" else number
         draws = self.sample(*args, num_samples=number, rng_key=key, **kwargs)
+        finite = self._made_finite(args, kwargs)
+        model = condition(self.model, data=finite) if finite else self.model
         if method == "nuts":
-            return self._chains(draws, num_samples, num_warmup, num_chains, other, args, kwargs)
+            options = num_samples, num_warmup, num_chains, other
+            return self._chains(model, draws, *options, args, kwargs)
 
         def log_joint(one: Any) -> jax.Array:
-            return log_density(self.model, args, kwargs, one)[0]
+            return log_density(model, args, kwargs, one)[0]
 
         try:
             of_model = jax.jit(jax.vmap(log_joint))(draws)
@@ -258,6 +264,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
 
     def _chains(
         self,
+        model: Model,
         draws: Any,
         num_samples: int,
         num_warmup: int,
@@ -266,9 +273,11 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         args: Any,
         kwargs: Any,
     ) -> RefinedDraws:
-        raw = jax.vmap(lambda one: unconstrain_fn(self.model, args, kwargs, one))(draws)
+        raw = jax.vmap(lambda one: unconstrain_fn(model, args, kwargs, one))(draws)
+        if num_chains == 1:  # of which params have no axis
+            raw = jax.tree.map(lambda x: x[0], raw)
         mcmc = MCMC(
-            NUTS(self.model),
+            NUTS(model),
             num_warmup=num_warmup,
             num_samples=-(-num_samples // num_chains),
             num_chains=num_chains,
@@ -294,7 +303,8 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return drawn, of_draws, of_truths[0]
 
     def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        sites = self.guide.data_sites(*args, **kwargs)
+        sites = [*self.guide.data_sites(*args, **kwargs)]
+        sites += [n for n, s in self.guide.prototype_trace.items() if s["type"] == "deterministic"]
         predictive = Predictive(Unconditioned(self.model), dict(draws), return_sites=sites)
         return predictive(self._key(None), *args, **kwargs)
 

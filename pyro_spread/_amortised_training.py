@@ -36,6 +36,7 @@ def train(
     :param settings: of the optimisation.
     :param report: is told the number of every epoch and the held-out loss.
     :return: the params, and a record: epochs, losses held out at the start and at the end.
+    :raises ValueError: if a member never had a finite held-out loss.
     """
     fixed = {guide.standardisation_name: params[guide.standardisation_name]}
     keys = {guide.params_name(group): group.key for group in guide.context.groups}
@@ -70,7 +71,7 @@ def train(
     mean, kept, first = copied(nets), copied(nets), copied(nets)
     averages = [leaf for own in mean.values() for leaf in own.values()]
     best = Best(judged.judged(losses(nets), whole), settings.patience)
-    at_start, number, done = best.loss, 0, 0
+    number = done = 0
     while done * steps < settings.total and not best.is_done:
         order = torch.stack([torch.randperm(len(own)) for own in train_rows])
         shuffled = train_rows.gather(1, order)
@@ -90,10 +91,11 @@ def train(
         kept = copied(judged.kept(better, mean, kept, whole, flows))
         done += 1
         report(done, best.loss)
+    best.check(guide.context.groups)
     if any(map(guide.has_mixtures, guide.context.groups)):
         with torch.no_grad():
             after, before = log_probs(kept, held_rows), log_probs(first, held_rows)
         gains = {key: (after[key] - before[key]).double().cpu().numpy() for key in after}
         kept = judged.kept(judged.worth_it(gains, whole, flows), kept, first, whole, flows)
     trained = fixed | {name: kept[key] for name, key in keys.items()}
-    return trained, {"epochs": done, "first": at_start, "held_out": best.loss}
+    return trained, best.record(done)

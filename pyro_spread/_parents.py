@@ -46,6 +46,13 @@ def foreign_params(module: PyroModule) -> list[str]:
     return [name for name, own in named if stored.get(name, own) is not own]
 
 
+def drop_foreign_params(module: PyroModule) -> None:
+    """Take out of the store what has the names of a module's params, and is not theirs."""
+    with module._pyro_context:  # which tells the names
+        for name in foreign_params(module):
+            del pyro.get_param_store()[name]
+
+
 def constraint_of(name: str) -> Any:
     """The constraint of a param in the store."""
     return pyro.get_param_store()._constraints[name]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -22,7 +23,14 @@ from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from pyro_spread.simulate import Simulations, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.context import told
-from spread_core.amortized.training import Settings, elements_of, folds, prepared
+from spread_core.amortized.training import (
+    Settings,
+    check_numbers,
+    check_observed,
+    elements_of,
+    folds,
+    prepared,
+)
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
 
@@ -85,8 +93,9 @@ def amortize(
         belongs to the posterior then: trained again, it would change that.
     :param loss: a ``JointContrastELBO(divergence=KL(), ...)``, for noise on the data, say, under
         which the guide is then trained by SVI; its table of simulations is filled in.
-    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI. Left
-        out both: a training of its own, all members of the ensemble side by side.
+    :param optim: an optimiser as SVI takes it, with which the guide is then trained by SVI; a
+        scheduler goes on at every step. Left out both: a training of its own, all members of the
+        ensemble side by side.
     :param validation: the part of the simulations that each member of the ensemble holds out.
     :param patience: epochs without gain on it after which training stops.
     :param max_steps: most gradient steps, in each round.
@@ -108,11 +117,14 @@ def amortize(
     by_svi: Any = None
     if loss is not None or optim is not None:
         by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
+    check_numbers(patience, max_steps)
     numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
+    seed = index(seed)
     with seeded(seed):
         if guide is None:
             guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
         data_sites = guide.data_sites(*args, **kwargs)
+        check_observed(observed, data_sites)
         if rounds > 1 and (names := guide.masked_latents(*args, **kwargs)):
             raise ValueError(messages.masked_rounds(names))
         if simulations is None:

@@ -172,15 +172,19 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         if names := self.guide.masked_latents(*args, **kwargs):
             raise ValueError(messages.masked_latents(names))
         check_count("num_samples", num_samples)
+        check_count("num_chains", num_chains)
         number = 10 * num_samples if num_proposals is None else num_proposals
+        check_count("num_proposals", number)
         number = num_chains if method == "nuts" else number
         draws = self.sample(*args, num_samples=number, **kwargs)
+        finite = {name: as_tensor(v) for name, v in self._made_finite(args, kwargs).items()}
+        model = poutine.condition(self.model, data=finite) if finite else self.model
         if method == "nuts":
-            return self._chains(draws, num_samples, num_warmup, num_chains, args, kwargs)
+            return self._chains(model, draws, num_samples, num_warmup, num_chains, args, kwargs)
 
         def log_joint(row: int) -> float:
             one = {name: value[row] for name, value in draws.items()}
-            conditioned = poutine.condition(self.model, data=one)
+            conditioned = poutine.condition(model, data=one)
             return float(poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum())
 
         try:
@@ -259,6 +263,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
 
     def _chains(
         self,
+        model: Model,
         draws: Any,
         num_samples: int,
         num_warmup: int,
@@ -273,7 +278,7 @@ class AmortizedPosterior(AmortizedPosteriorShared):
                 for name, value in draws.items()
             }
             mcmc = MCMC(
-                NUTS(self.model),
+                NUTS(model),
                 num_samples=-(-num_samples // num_chains),
                 warmup_steps=num_warmup,
                 initial_params=start,
@@ -295,7 +300,10 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return drawn, of_draws, of_truths[0]
 
     def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        sites = self.guide.data_sites(*args, **kwargs)
+        sites = [*self.guide.data_sites(*args, **kwargs)]
+        sites += [
+            n for n, s in self.guide.prototype_trace.items() if s["infer"].get("_deterministic")
+        ]
         predictive = Predictive(poutine.uncondition(self.model), dict(draws), return_sites=sites)
         return predictive(*args, **kwargs)
 

@@ -23,6 +23,7 @@ from spread_analysis.simulations import Simulations
 from spread_core.amortized.truncation import TruncatedPrior
 from spread_core.caller_warning import warn_user
 from spread_core.messages import amortized as messages
+from spread_core.runs import finite_rows
 from spread_core.validation import as_host, check_count
 
 Values = Mapping[str, Any]
@@ -69,7 +70,7 @@ class AmortizedPosteriorShared(abc.ABC):
 
     @abc.abstractmethod
     def _predicted(self, draws: Values, args: Any, kwargs: Any) -> Values:
-        """New data for every draw."""
+        """New data for every draw, and what the model computes of it, by site."""
 
     @abc.abstractmethod
     def _observation(self, args: Any, kwargs: Any) -> tuple[Values, Values]:
@@ -109,6 +110,7 @@ class AmortizedPosteriorShared(abc.ABC):
         """
         Posterior and prior, data predicted by both, and the observed data, as ArviZ data.
 
+        Deterministic sites of the model are in the posterior.
         After several rounds without the prior, of which the last simulations are a part only.
 
         :param args: positional arguments of the model, with the data in their place.
@@ -127,9 +129,11 @@ class AmortizedPosteriorShared(abc.ABC):
             prior = self.simulations.take(np.flatnonzero(self.simulations.valid)[:num_samples])
             groups["prior"] = {name: prior[name] for name in draws}
             groups["prior_predictive"] = {name: prior[name] for name in observed}
+        predicted = dict(self._predicted(draws, args, kwargs))
+        new = {name: predicted.pop(name) for name in observed}
         return to_arviz(
-            posterior=draws,
-            posterior_predictive=self._predicted(draws, args, kwargs),
+            posterior={**draws, **predicted},
+            posterior_predictive=new,
             **groups,
             observed_data=observed,
             coords=coords,
@@ -159,6 +163,8 @@ class AmortizedPosteriorShared(abc.ABC):
         :param seed: of the simulations, the draws and the tests.
         :return: the report, to print and to plot.
         """
+        check_count("num_samples", num_samples)
+        check_count("num_simulations", num_simulations)
         table = self._simulate(num_simulations, seed) if simulations is None else simulations
         table = table.take(np.flatnonzero(table.valid))
         if self.truncation is None:
@@ -192,6 +198,22 @@ class AmortizedPosteriorShared(abc.ABC):
         inside = self.truncation.contains(flat).reshape(4 * num_samples, len(table))
         chosen, order = inside_first(host, inside, num_samples)
         return table, chosen, np.take_along_axis(as_host(of_draws), order, 0), of_truths
+
+    def _made_finite(self, args: Any, kwargs: Any) -> dict[str, np.ndarray]:
+        """
+        The data at sites that hold NaN where they are masked, with simulated ones there instead: a
+        density would leave them out, but its gradient would be NaN.
+        """
+        values, _ = self._observation(args, kwargs)
+        found = {}
+        for variable in self.guide.context.sites:
+            value, known = np.array(values[variable.name]), self.simulations[variable.name]
+            if np.isfinite(value).all():
+                continue
+            rows, elements = (x.reshape(-1, *variable.event_shape) for x in (value, known))
+            rows[~finite_rows(rows, None)] = elements[finite_rows(elements, None)][0]
+            found[variable.name] = rows.reshape(value.shape).astype(known.dtype)
+        return found
 
     def _truncation_state(self, params: Callable[[Any], Any]) -> dict[str, Any]:
         """What the truncated prior is made of, for a checkpoint."""

@@ -12,6 +12,7 @@ import numpy as np
 from spread_analysis.simulations import Simulations
 from spread_core.amortized.truncation import TruncatedPrior
 from spread_core.messages import amortized as messages
+from spread_core.messages import training as texts
 from spread_core.runs import Runs, joined
 from spread_core.validation import check_count
 
@@ -92,15 +93,19 @@ def check_rounds(
     :param rounds: how many.
     :param x_observed: the observation they are for.
     :raises ValueError: if these arguments do not go together.
+    :raises TypeError: if the table is none.
     """
     if (num_simulations is None) == (simulations is None):
         raise ValueError(messages.what_to_train_on())
+    if simulations is not None and not isinstance(simulations, Simulations):
+        raise TypeError(texts.no_table(simulations))
     check_count("rounds", rounds)
     if rounds > 1 and x_observed is None:
         raise ValueError(messages.rounds_without_observation())
     if rounds == 1 and x_observed is not None:
         raise ValueError(messages.observation_without_rounds())
     if num_simulations is None:
+        assert simulations is not None
         if rounds > 1:
             raise ValueError(messages.rounds_of_a_table())
         return [len(simulations)]

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from spread_core.messages import embeddings as messages
 from spread_core.messages.notes import noting
 
 _ROWS = 3
+_COUPLED = ("BatchNorm", "Dropout")
 
 
 class OwnEmbedding:
@@ -32,6 +35,8 @@ class OwnEmbedding:
     """
 
     def __init__(self, module: Any, variable: Variable) -> None:
+        if part := _coupled_part(module):
+            raise ValueError(messages.coupled_embedding(variable.name, part))
         self._site, self._bound = variable.name, bind(module)
         x = jnp.asarray(dummy(_ROWS, variable))
         self._example = x
@@ -39,7 +44,8 @@ class OwnEmbedding:
         def made(key: jax.Array) -> Any:
             return self._bound.call_rows(self._bound.init_call(key, x), x)
 
-        with noting(lambda: messages.embedding_failed(self._site, x.shape)):
+        failed = noting(lambda: messages.embedding_failed(self._site, x.shape))
+        with _without_chance(self._site), failed:
             self._empty = jax.eval_shape(self._start, random.key(0))
             found = jax.eval_shape(made, random.key(0))
         if self._bound.coupled:
@@ -76,6 +82,32 @@ class OwnEmbedding:
         ]
 
 
+def _coupled_part(module: Any) -> str | None:
+    """The layer of nnx or equinox that mixes a batch or draws; linen tells when it is called."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(module, nnx.Module):
+        parts = [part for _, part in nnx.iter_graph(module)]
+    else:
+        parts = jax.tree.leaves(module, is_leaf=lambda part: type(part).__name__ in _COUPLED)
+    for part in parts:
+        name = type(part).__name__
+        still = getattr(part, "deterministic", False) or getattr(part, "inference", False)
+        rate = getattr(part, "rate", getattr(part, "p", 0))
+        if name == "BatchNorm" or (name == "Dropout" and rate and not still):
+            return name
+    return None
+
+
+@contextmanager
+def _without_chance(site: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "InvalidRngError":
+            raise ValueError(messages.coupled_embedding(site, "dropout")) from error
+        raise
+
+
 class HasEmbeddings:
     """What a guide of NumPyro does with its embeddings."""
 
@@ -92,6 +124,8 @@ class HasEmbeddings:
         return {key: jnp.asarray(value) for key, value in found.items()}
 
     def _check_module(self, module: Any) -> None:
+        if _coupled_part(module):
+            return  # which is said with the name of the site
         try:
             bind(module)
         except TypeError:

@@ -145,6 +145,8 @@ class PytreeFlow:
             found: jax.Array = self._with(leaves).sample(key, (), context)
             return found
 
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # flowjax takes no old keys
+            key = random.wrap_key_data(key)
         keys = random.split(key, self._members)
         each = jax.vmap(one)(self._own(params), keys, self._of_members(context))
         member = jnp.clip((choose * self._members).astype(int), 0, self._members - 1)

@@ -115,7 +115,7 @@ def look(
             else:
                 if name not in sites or (needs_data and not sites[name]["is_observed"]):
                     raise ValueError(messages.no_data(name))
-                value = _observed(sites[name])
+                value = observed_value(sites[name])
                 _check_finite(sites[name], value)
             value = jnp.asarray(value, jnp.result_type(float))
             _check_shape(variable, value)
@@ -243,15 +243,23 @@ def data_of(name: str, site: Any) -> Variable:
     :param name: its name.
     :param site: the site.
     """
-    shape = jnp.shape(_observed(site))
+    shape = jnp.shape(observed_value(site))
     split = len(shape) - site["fn"].event_dim
     return Variable(name, shape[:split], shape[split:], _plates(site), _plates(site))
 
 
-def _observed(site: Any) -> Any:
-    """The value of a site, as large as its distribution says."""
-    value = site["value"]
-    shape = np.broadcast_shapes(jnp.shape(value), site["fn"].shape())
+def observed_value(site: Any) -> Any:
+    """
+    The value of a site, as large as its distribution says.
+
+    :param site: the site.
+    :raises ValueError: if their shapes do not go together.
+    """
+    value, wanted = site["value"], site["fn"].shape()
+    try:
+        shape = np.broadcast_shapes(jnp.shape(value), wanted)
+    except ValueError:
+        raise ValueError(messages.data_shape(site["name"], jnp.shape(value), wanted)) from None
     if jnp.shape(value) == shape:  # what is known stays known under jit
         return value
     return jnp.broadcast_to(value, shape)

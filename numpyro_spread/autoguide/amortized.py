@@ -17,7 +17,7 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 
 from numpyro_spread._inputs import as_array
-from numpyro_spread.autoguide._conditional import ConditionalSite, unconstrained
+from numpyro_spread.autoguide._conditional import ConditionalSite, interval_of, unconstrained
 from numpyro_spread.autoguide._embedded import HasEmbeddings
 from numpyro_spread.autoguide._flows import HasFlows
 from numpyro_spread.autoguide._given_rows import GivenRows
@@ -31,6 +31,7 @@ from numpyro_spread.autoguide._world import (
     latent_of,
     look,
     masked_latents,
+    observed_value,
     simulated,
     traced,
 )
@@ -232,8 +233,8 @@ class AutoAmortized(
         observed = self.observed
         if observed is None:
             observed = tuple(n for n, s in samples.items() if is_data(s))
-            if not observed:
-                raise ValueError(messages.nothing_observed())
+        if not observed:
+            raise ValueError(messages.nothing_observed())
         for name in observed:
             if name not in samples:
                 raise ValueError(messages.no_data_site(name, samples))
@@ -321,14 +322,27 @@ class AutoAmortized(
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.fitted(*few))
         return jax.pure_callback(self.fitted, shapes, *simulated)
 
+    def drawn_shape(self, name: str) -> tuple[int, ...]:
+        """
+        The shape of what the model draws at a site.
+
+        :param name: of the site.
+        """
+        return jnp.shape(observed_value(self.prototype_trace[name]))
+
     def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
         """
         Values of a latent as the conditionals take them.
 
         :param variable: the latent.
         :param values: of shape (simulations,) + shape of the site.
+        :return: outside of the support NaN, or what lies outside alike.
         """
-        return np.asarray(unconstrained(variable, self.supports[variable.name], values))
+        value, support = jnp.asarray(values), self.supports[variable.name]
+        found = unconstrained(variable, support, value)
+        if variable.low is None and (ends := interval_of(support)) is not None:
+            found = jnp.where((value < ends[0]) | (value > ends[1]), jnp.nan, found)
+        return np.asarray(found)
 
     def fitted(self, latents: Any, data: Any, masks: Any) -> Any:
         """

@@ -30,6 +30,7 @@ from numpyro_spread._latent_sites import (
     select_features,
     unconstrain,
 )
+from numpyro_spread.autoguide._walks import HasQuantiles
 from numpyro_spread.infer._scan import Inside
 from spread_core.arguments import accepts
 from spread_core.auto_implicit import AutoImplicitShared
@@ -41,7 +42,7 @@ Encoder = Callable[..., jax.Array | Mapping[str, jax.Array]]
 Start = Callable[[jax.Array, str], tuple[jax.Array, jax.Array]]
 
 
-class AutoImplicit(AutoImplicitShared, AutoGuide):
+class AutoImplicit(HasQuantiles, AutoImplicitShared, AutoGuide):
     """
     A guide over all continuous latents of a model that can be sampled but has no density.
 
@@ -132,18 +133,6 @@ class AutoImplicit(AutoImplicitShared, AutoGuide):
             batch_ndims=len(sample_shape),
         )
         return {**latents, **predictive(model_key, *args, **kwargs)}
-
-    def median(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
-        """
-        Medians of all latents, estimated from :attr:`num_quantile_draws` draws of a fixed key.
-
-        :param params: params of model and guide.
-        :param args: arguments of the model, for an encoder.
-        :param kwargs: keyword arguments of the model.
-        :return: dict from site to median.
-        """
-        found = self.quantiles(params, [0.5], *args, **kwargs)
-        return {name: value[0] for name, value in found.items()}
 
     def quantiles(
         self, params: Mapping[str, Any], quantiles: Any, *args: Any, **kwargs: Any

@@ -38,11 +38,15 @@ class OwnEmbedding:
             if isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p):
                 raise ValueError(messages.coupled_embedding(self._site, type(part).__name__))
         x = torch.as_tensor(dummy(_ROWS, variable)).to(like)
-        with torch.no_grad(), noting(lambda: messages.embedding_failed(self._site, x.shape)):
-            made = self._module(x)
+        x += torch.linspace(-1, 1, x.numel()).to(like).reshape(x.shape)
+        failed = noting(lambda: messages.embedding_failed(self._site, x.shape))
+        with torch.no_grad(), torch.random.fork_rng([]), failed:
+            made, again, first = map(self._module, (x, x, x[:1]))
         shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
         if not isinstance(made, torch.Tensor) or made.dim() != 2 or len(made) != _ROWS:
             raise ValueError(messages.embedding_shape(self._site, x.shape, shape))
+        if not all(torch.allclose(made[:1], other[:1], atol=1e-4) for other in (again, first)):
+            raise ValueError(messages.coupled_embedding(self._site, type(self._module).__name__))
         self.width = made.shape[1]
 
     def initial(self, normal: Normal, members: int, key: Any) -> dict[str, torch.Tensor]:

@@ -251,9 +251,14 @@ def observed_value(site: Any) -> torch.Tensor:
     The value of a site, as large as its distribution says.
 
     :param site: the site.
+    :raises ValueError: if their shapes do not go together.
     """
-    value = tensor_of(site["value"])
-    return value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
+    value, wanted = tensor_of(site["value"]), site["fn"].shape()
+    try:
+        shape = torch.broadcast_shapes(value.shape, wanted)
+    except RuntimeError:
+        raise ValueError(messages.data_shape(site["name"], value.shape, wanted)) from None
+    return value.expand(shape)
 
 
 def data_of(name: str, site: Any) -> Variable:

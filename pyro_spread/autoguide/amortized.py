@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
@@ -20,7 +21,7 @@ from pyro.util import get_rng_state, set_rng_state
 from pyro_spread import _parents
 from pyro_spread._held import Held, mapped
 from pyro_spread._inputs import as_tensor, tensor_of
-from pyro_spread.autoguide._conditional import ConditionalSite, unconstrained
+from pyro_spread.autoguide._conditional import ConditionalSite, interval_of, unconstrained
 from pyro_spread.autoguide._copied import KeepsModel
 from pyro_spread.autoguide._embedded import HasEmbeddings
 from pyro_spread.autoguide._flows import HasFlows
@@ -36,6 +37,7 @@ from pyro_spread.autoguide._world import (
     like_numbers,
     look,
     masked_latents,
+    observed_value,
     same_support,
     simulated,
     sites_of,
@@ -202,8 +204,8 @@ class AutoAmortized(
         observed = self.observed
         if observed is None:
             observed = tuple(n for n, s in one.items() if is_data(s))
-            if not observed:
-                raise ValueError(messages.nothing_observed())
+        if not observed:
+            raise ValueError(messages.nothing_observed())
         for name in observed:
             if name not in one:
                 raise ValueError(messages.no_data_site(name, one))
@@ -237,18 +239,29 @@ class AutoAmortized(
         args, kwargs = converted((args, kwargs), as_tensor)
         return simulated(self.model, self.context, self.supports, num_runs, args, kwargs)
 
+    def drawn_shape(self, name: str) -> tuple[int, ...]:
+        """
+        The shape of what the model draws at a site.
+
+        :param name: of the site.
+        """
+        return tuple(observed_value(self.prototype_trace[name]).shape)
+
     def unconstrained(self, variable: Variable, values: Any) -> np.ndarray:
         """
         Values of a latent as the conditionals take them.
 
         :param variable: the latent.
         :param values: of shape (simulations,) + shape of the site.
+        :return: outside of the support NaN, or what lies outside alike.
         """
         value = torch.as_tensor(values).to(self._drawn(variable.name))
-        found: np.ndarray = (
-            unconstrained(variable, self.supports[variable.name], value).cpu().numpy()
-        )
-        return found
+        support = self.supports[variable.name]
+        found = unconstrained(variable, support, value)
+        if variable.low is None and (ends := interval_of(support)) is not None:
+            found = found.masked_fill((value < ends[0]) | (value > ends[1]), math.nan)
+        host: np.ndarray = found.cpu().numpy()
+        return host
 
     def fitted(self, latents: Any, data: Any, masks: Any) -> dict[str, Any]:
         """

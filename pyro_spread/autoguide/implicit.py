@@ -30,6 +30,7 @@ from pyro_spread._latent_sites import (
     unconstrain,
 )
 from pyro_spread._transaction import unchanged_buffers
+from pyro_spread.autoguide._walks import HasQuantiles
 from pyro_spread.distributions import ImplicitDistribution
 from spread_core.auto_implicit import AutoImplicitShared
 from spread_core.inputs import converted
@@ -49,7 +50,7 @@ def _init_to_prior(site: Any) -> torch.Tensor:
         return transform(torch.empty(shape).uniform_(-2.0, 2.0))
 
 
-class AutoImplicit(AutoImplicitShared, AutoGuide):
+class AutoImplicit(HasQuantiles, AutoImplicitShared, AutoGuide):
     """
     A guide over all continuous latents of a model that can be sampled but has no density.
 
@@ -115,14 +116,6 @@ class AutoImplicit(AutoImplicitShared, AutoGuide):
         """
         draws = self._unconstrained_draws(tuple(sample_shape), args, kwargs)
         return {name: biject_to(self._supports[name])(draws[name]) for name in draws}
-
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """
-        Medians of all latents, estimated from :attr:`num_quantile_draws` draws.
-
-        :return: dict from site to median.
-        """
-        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
     @torch.no_grad()
     def quantiles(

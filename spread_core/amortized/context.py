@@ -46,6 +46,7 @@ class Context:
 
     :param latents: the latents, in the order of the program.
     :param data: the observed sites.
+    :raises ValueError: if one has no elements.
     """
 
     #: Keys of the groups of data of which not everything counted when the guide was set up.
@@ -58,10 +59,19 @@ class Context:
     embedded: frozenset[str] = frozenset()
 
     def __init__(self, latents: list[Variable], data: list[Variable]) -> None:
+        for variable in [*latents, *data]:
+            if not math.prod((*variable.batch_shape, *variable.event_shape)):
+                raise ValueError(messages.empty_site(variable.name))
         self.latents, self.sites = latents, data
         self.groups = group_variables(latents)
         self.data = group_variables(data)
         self.depth = depth_of([*latents, *data])
+
+    @property
+    def ordered(self) -> list[str]:
+        """Names of plates that are dims of one vector, as their elements differ."""
+        sites = [*self.latents, *self.sites]
+        return sorted({n for v in sites for n in v.frames} - {n for v in sites for n in v.plates})
 
     def without(self, plates: Collection[str]) -> Context:
         """
@@ -248,6 +258,18 @@ class Context:
             parts += pooled(own, None, axes) if axes else [own]
         return side_by_side(parts) if parts else None
 
+    def check_masked(self, group: Group) -> None:
+        """
+        Refuse masked latents that others would see by a summary of all, masked or not.
+
+        :param group: of latents, some of which are masked.
+        :raises ValueError: naming them and the others.
+        """
+        for later in self.groups[self.groups.index(group) + 1 :]:
+            if self.axes(group, group.plates & later.plates):
+                names = ([v.name for v in each.variables] for each in (group, later))
+                raise ValueError(messages.masked_and_pooled(*names))
+
     def inputs(
         self, group: Group, fitted: Fitted, described: tuple[Array, int], before: Array | None
     ) -> tuple[Array, Array]:
@@ -295,6 +317,8 @@ class Context:
         :return: nested dicts of arrays.
         """
         fitted: dict[str, Any] = {"latents": {}, "data": {}, "inputs": {}}
+        if self.ordered:  # as keys, which are known under jit too
+            fitted["ordered"] = {name: np.ones((), np.float32) for name in self.ordered}
         for group in self.groups:
             vectors = group.join(latents, self.depth, 1).reshape(-1, group.size)
             tails = fit_tails(vectors, group.is_open)

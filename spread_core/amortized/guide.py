@@ -212,6 +212,14 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
             "classes": max(v.num_classes for v in group.variables),
         }
 
+    def _standardisation_of(self, params: Mapping[str, Any]) -> Any:
+        """The standardisation among params, without gradients."""
+        fitted = _constant(params[self.standardisation_name])
+        decided = sorted(fitted.get("ordered", ()))
+        if decided != self.context.ordered:
+            raise ValueError(messages.decided_otherwise(decided, self.context.ordered))
+        return fitted
+
     def size_before(self, group: Group) -> int:
         """
         How many numbers tell a group of the latents before it.
@@ -254,7 +262,7 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
         :param visit: function of group, variable and conditional.
         """
         context = self.context
-        fitted = _constant(params[self.standardisation_name])
+        fitted = self._standardisation_of(params)
         scores = context.scores(fitted, values, lead)
         told = self.told(scores, masks)
         told = {key: tuple(x[None] for x in parts) for key, parts in told.items()}
@@ -298,7 +306,7 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
             members, of size 1 where all see the same rows.
         :return: dict from group to log densities in nats, of shape (M, D) + batch.
         """
-        fitted = _constant(params[self.standardisation_name])
+        fitted = self._standardisation_of(params)
         learned = self.learned(params, prepared)
         found = {}
         for group in self.context.groups:

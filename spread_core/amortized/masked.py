@@ -10,6 +10,7 @@ of the others towards the prior, as a regression sees both alike.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,12 +42,13 @@ def stand_ins(parts: tuple[Any, ...], kept: np.ndarray) -> tuple[Any, ...]:
     """
     Rows in which elements that count stand in for those that do not, in turn.
 
-    :param parts: arrays of shape (simulations,) + plates + (numbers,).
+    :param parts: arrays of shape (simulations,) + plates + (numbers,), the latents first; of others
+        plates may be of size 1, where all elements see the same.
     :param kept: which elements count, of shape (simulations,) + plates. Where none does all stay.
     """
     shape = np.shape(parts[0])[:-1]
     kept = np.broadcast_to(kept, shape)
-    if any(np.shape(part)[:-1] != shape for part in parts) or kept.all():
+    if kept.all():
         return parts
     flat = kept.reshape(len(kept), -1)
     places = np.arange(flat.shape[1])
@@ -55,8 +57,11 @@ def stand_ins(parts: tuple[Any, ...], kept: np.ndarray) -> tuple[Any, ...]:
     others = np.take_along_axis(first, places % count, 1)
     chosen = np.where(flat | ~flat.any(1, keepdims=True), places, others)[..., None]
 
-    def choose(part: Any) -> np.ndarray:
-        rows = np.asarray(part).reshape(*flat.shape, -1)
-        return np.take_along_axis(rows, chosen, 1).reshape(np.shape(part))
+    def choose(part: Any) -> Any:
+        if math.prod(np.shape(part)[1:-1]) == 1:
+            return part
+        wide = np.broadcast_to(np.asarray(part), (*shape, part.shape[-1]))
+        rows = wide.reshape(*flat.shape, -1)
+        return np.take_along_axis(rows, chosen, 1).reshape(wide.shape)
 
-    return tuple(choose(part) for part in parts)
+    return tuple(map(choose, parts))

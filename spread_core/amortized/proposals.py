@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spread_core.messages import amortized as messages
-from spread_core.runs import Runs
+from spread_core.runs import Runs, finite_rows
 
 # Numbers in a chunk of draws, at most, and rows.
 _MOST_NUMBERS, _MOST_ROWS = 4_000_000, 8192
@@ -25,6 +25,7 @@ class ProgramPrior:
     :param program: function of a seed and of given values that makes a program to run.
     :param latents: names of the latents.
     :param observed: dict from data site to the observation.
+    :raises ValueError: if that holds NaN or inf where it counts.
     """
 
     def __init__(
@@ -40,6 +41,9 @@ class ProgramPrior:
         self.chunk_size = 1000
         #: A run at the observation, for the masks there.
         self.first = self.runs(0, 1, 0)
+        for name, value in self.observed.items():
+            if not finite_rows(value, self.first.masks.get(name)).all():
+                raise ValueError(messages.nonfinite_data(name))
         size = sum(math.prod(value.shape[1:]) for value in self.first.values.values())
         self.chunk_size = max(256, min(_MOST_ROWS, _MOST_NUMBERS // max(1, size)))
 
@@ -80,9 +84,12 @@ class ProgramPrior:
         given = {name: values[name] for name in self.latents}
         number = len(given[self.latents[0]])
         program = self._make(0, given | self.observed)
-        program.chunk_size = number
-        found: np.ndarray = program.log_prior(self.latents, 0, number)
-        return found
+        size = program.chunk_size = min(self.chunk_size, number)
+        parts = [
+            program.log_prior(self.latents, start, min(start + size, number))
+            for start in range(0, number, size)
+        ]
+        return np.concatenate(parts)
 
     def check(self, others: Mapping[str, np.ndarray]) -> None:
         """

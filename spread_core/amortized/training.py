@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from spread_core.amortized.layout import Group
 from spread_core.amortized.masked import kept_latents, stand_ins
 from spread_core.amortized.mixture import latent_features
 from spread_core.amortized.regression import start
+from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, as_bool
-from spread_core.messages import amortized as messages
 from spread_core.messages import players
+from spread_core.messages import training as texts
+from spread_core.validation import check_count
 
 _ONE = "one"
+_LEAST_ROWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,32 @@ class Settings:
         return self.learning_rate * minimum(1.0, (step + 1) / self.warm_up) * down
 
 
+def check_numbers(patience: int, max_steps: int | None) -> None:
+    """
+    Refuse training that would be none.
+
+    :param patience: epochs without gain after which it stops.
+    :param max_steps: most gradient steps, or None.
+    :raises ValueError: if one is not positive.
+    """
+    check_count("patience", patience)
+    if max_steps is not None:
+        check_count("max_steps", max_steps)
+
+
+def check_observed(observed: str | Sequence[str] | None, sites: Sequence[str]) -> None:
+    """
+    Refuse other data sites than those that the guide conditions on.
+
+    :param observed: name or names; None for those of the guide.
+    :param sites: the guide's.
+    :raises ValueError: if they differ.
+    """
+    names = (observed,) if isinstance(observed, str) else observed
+    if names is not None and set(names) != set(sites):
+        raise ValueError(texts.other_observed(tuple(names), sites))
+
+
 def folds(
     valid: np.ndarray, members: int, validation: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +130,8 @@ def folds(
     if not 0 < validation < 1:
         raise ValueError(players.bad_range("validation", validation, "a number in (0, 1)"))
     held = max(1, round(validation * len(rows)))
-    if len(rows) < 2 * held or len(rows) < 20:
-        raise ValueError(messages.too_few_rows(len(rows)))
+    if len(rows) < 2 * held:
+        raise ValueError(texts.too_few_rows(len(rows)))
     starts = [(k * held) % (len(rows) - held + 1) for k in range(members)]
     chosen = [np.arange(s, s + held) for s in starts]
     return (
@@ -141,11 +171,15 @@ def prepared(guide: Any, table: Any) -> Prepared:
 
     :param guide: the guide, set up.
     :param table: the :class:`Simulations`.
-    :raises ValueError: if the table lacks a site.
+    :raises ValueError: if the table lacks a site, or has values beyond the support of one, or too
+        few rows.
     """
     valid = table.valid
     good = np.flatnonzero(valid)
+    if len(good) < _LEAST_ROWS:
+        raise ValueError(texts.too_few_rows(len(good)))
     columns = guide.columns_of(table)
+    guide.check_supports(columns[0], table)
     of_good = [{name: value[good] for name, value in part.items()} for part in columns]
     guide.decide(*of_good)  # which leaves columns as they are: plates with masks stay plates
     fitted = guide.context.fit(*of_good)
@@ -156,6 +190,7 @@ def prepared(guide: Any, table: Any) -> Prepared:
     for group in guide.context.groups:
         kept = kept_latents(group, table.masks, guide.context.depth)
         if kept is not None:
+            guide.context.check_masked(group)
             rows[group.key] = stand_ins(rows[group.key], kept)
     groups = [group for group in guide.context.groups if guide.has_mixtures(group)]
     starts = regressions(
@@ -245,8 +280,8 @@ class Best:
     """
 
     def __init__(self, first: Mapping[str, np.ndarray], patience: int) -> None:
-        self.least = {key: np.array(loss) for key, loss in first.items()}
-        self.patience, self._since = patience, 0
+        self.least = self._last = {key: _or_inf(loss) for key, loss in first.items()}
+        self.patience, self._since, self._first = patience, 0, self.loss
 
     @classmethod
     def of_one(cls, first: float, patience: int) -> Best:
@@ -272,13 +307,42 @@ class Best:
 
         :param losses: held-out losses, of shape (M, D) by group.
         """
+        losses = self._last = {key: _or_inf(loss) for key, loss in losses.items()}
         better = {key: loss < self.least[key] for key, loss in losses.items()}
         gain: Any = 0.0
         for key, loss in losses.items():
-            gain = gain + np.where(better[key], self.least[key] - loss, 0.0).sum(1)
+            with np.errstate(invalid="ignore"):  # what is never finite gains nothing
+                gain = gain + np.where(better[key], self.least[key] - loss, 0.0).sum(1)
             self.least[key] = np.where(better[key], loss, self.least[key])
         self._since = 0 if np.any(gain > 1e-3) else self._since + 1
         return better
+
+    def record(self, epochs: int) -> dict[str, Any]:
+        """
+        What is recorded of a training: epochs, losses held out at the start, if finite, and at the
+        end.
+
+        :param epochs: how many.
+        """
+        first = self._first if math.isfinite(self._first) else None
+        return {"epochs": epochs, "first": first, "held_out": self.loss}
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """
+        Refuse members of which a held-out loss was never finite, as their params are untrained;
+        warn of those that ended so.
+
+        :param groups: of latents.
+        :raises ValueError: naming the latents.
+        """
+        never = {key: ~np.isfinite(loss) for key, loss in self.least.items()}
+        if names := _latents_where(never, groups):
+            members = np.any([lost.any(1) for lost in never.values()], axis=0)
+            raise ValueError(texts.never_finite(names, int(members.sum()), len(members)))
+        if names := _latents_where(
+            {key: np.isinf(loss) for key, loss in self._last.items()}, groups
+        ):
+            warn_user(texts.ended_in_nan(names))
 
     @property
     def is_done(self) -> bool:
@@ -289,6 +353,19 @@ class Best:
     def loss(self) -> float:
         """Held-out loss of a member's best, on average, in nats on the standardised scale."""
         return float(sum(loss.sum(1).mean() for loss in self.least.values()))
+
+
+def _or_inf(losses: np.ndarray) -> np.ndarray:
+    """Losses that are no numbers are worse than any."""
+    return np.where(np.isfinite(losses), losses, np.inf)
+
+
+def _latents_where(lost: Mapping[str, np.ndarray], groups: Sequence[Group]) -> list[str]:
+    """The latents of which a number is lost; all, where they are judged together."""
+    keys = {group.key for group in groups}
+    if not keys >= lost.keys():
+        return [n for g in groups for n in g.slices] if any(m.any() for m in lost.values()) else []
+    return [n for g in groups for n, place in g.slices.items() if lost[g.key][:, place].any()]
 
 
 def worth_it(
@@ -303,6 +380,9 @@ def worth_it(
     """
     found = {}
     for key, gain in gains.items():
-        found[key] = gain.mean(-1) >= gain.std(-1) / math.sqrt(gain.shape[-1])
+        # Over a start that was no number every gain is NaN or inf, and worth it.
+        with np.errstate(invalid="ignore"):
+            lost = gain.mean(-1) < gain.std(-1) / math.sqrt(gain.shape[-1])
+        found[key] = ~lost
         found[key][:, list(flows.get(key, {}).values())] = True
     return found

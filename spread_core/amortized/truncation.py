@@ -166,7 +166,7 @@ def observed_values(x_observed: Any, sites: Sequence[str], table: Any) -> dict[s
     :param x_observed: dict from site to value, or the value where there is one site.
     :param sites: names of the data sites.
     :param table: the :class:`Simulations`, of whose data it has shapes and types.
-    :raises ValueError: if a site or its value is missing, of another shape, or not finite.
+    :raises ValueError: if a site or its value is missing, or of another shape.
     """
     if not isinstance(x_observed, Mapping):
         if len(sites) > 1:
@@ -181,9 +181,9 @@ def observed_values(x_observed: Any, sites: Sequence[str], table: Any) -> dict[s
         value, shape = np.asarray(value), table[name].shape[1:]
         if value.shape != shape:
             raise ValueError(messages.data_shape(name, value.shape, shape))
-        if not np.isfinite(value).all():
-            raise ValueError(messages.nonfinite_data(name))
-        found[name] = value.astype(table[name].dtype)
+        # What is masked may be NaN, of which there is none among integers.
+        finite = np.isfinite(value).all()
+        found[name] = value.astype(table[name].dtype if finite else np.float32)
     return found
 
 

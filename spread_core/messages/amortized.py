@@ -131,10 +131,10 @@ def nonfinite_data(name: str) -> str:
     )
 
 
-def too_few_rows(count: int) -> str:
+def empty_site(name: str) -> str:
     return (
-        f"There are {count} simulations that did not fail, too few to train on and hold some out. "
-        "Simulate some hundreds at least."
+        f"Site '{name}' has no elements at these arguments, of which nothing can be learned. Set "
+        "the guide up with others, or leave the site out of the model."
     )
 
 
@@ -178,6 +178,13 @@ def masked_latents(names: list[str]) -> str:
     )
 
 
+def masked_and_pooled(names: Sequence[str], others: Sequence[str]) -> str:
+    return (
+        f"Latents {list(names)} are masked, and {list(others)}, in other plates, would see a "
+        "summary of them that cannot tell which count. Mask the data of these latents alone."
+    )
+
+
 def masked_rounds(names: list[str]) -> str:
     return (
         "rounds weigh draws by the prior's density, which leaves out what is masked of latents "
@@ -217,6 +224,14 @@ def decide_outside_jit() -> str:
     return (
         "Whether the elements of plates are alike is found out from simulations, which cannot be "
         "looked at inside jit. Call the guide once outside, or pass exchangeable=True or False."
+    )
+
+
+def decided_otherwise(decided: Sequence[str], own: Sequence[str]) -> str:
+    return (
+        f"The params are of a guide that tells apart the elements of plates {list(decided)}, but "
+        f"this one does so of {list(own)}. Call it first with the arguments that the other one was "
+        "first called with, or pass exchangeable=True or False to both."
     )
 
 

@@ -36,7 +36,8 @@ def normal(ppl, dist, xp, scale=1.0):
 
     def model(x=None):
         mean = ppl.sample("mean", dist.Normal(0.0, 1.0))
-        ppl.sample("x", dist.Normal(mean[..., None] * xp.ones(5), scale).to_event(1), obs=x)
+        loc = ppl.deterministic("loc", mean[..., None] * xp.ones(5))
+        ppl.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
     return model
 
@@ -102,7 +103,10 @@ def test_arviz(trained):
     data = trained.posterior.to_arviz(trained.x, num_samples=50)
     assert data.posterior["mean"].shape == (1, 50)
     assert data.prior["mean"].shape == (1, 50)
+    loc = np.asarray(data.posterior["mean"])[..., None] * np.ones(5, np.float32)
+    np.testing.assert_array_equal(data.posterior["loc"], loc)
     for group in (data.posterior_predictive, data.prior_predictive):
+        assert set(group.data_vars) == {"x"}
         assert group["x"].shape == (1, 50, 5)
         assert len(np.unique(group["x"])) > 50  # drawn, not the data
     np.testing.assert_array_equal(data.observed_data["x"], X)

@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learned embeddings and summaries of amortised guides, in both backends."""
 
+import equinox
+import flax.linen
 import numpy as np
 import pytest
 import torch
 from embedded_models import BACKENDS, Recurrent, image, ragged, shaped, vector
+from flax import nnx
 
 X = np.float32([0.9, 0.4, 1.3, 0.6, 0.2])
 MASK = np.array([True, True, True, True, False])
@@ -60,14 +63,14 @@ def test_order_and_padding_do_not_matter_and_other_sizes_work(backend, summary):
     assert np.isfinite(score(np.zeros(3, bool), backend.array(np.zeros(3, np.float32)))).all()
 
 
-def test_what_is_masked_gives_no_gradient_of_nan(backend):
-    model = ragged(backend)
-    guide = backend.spread.AutoAmortized(
-        model, observed="x", embedding="mlp", summary="attention", init_samples=50
-    )
+@pytest.mark.parametrize("options", [{"summary": "attention"}, {"embedding": "mlp"}, {}])
+def test_what_is_masked_gives_no_gradient_of_nan(backend, options):
+    guide = backend.spread.AutoAmortized(ragged(backend), observed="x", init_samples=50, **options)
     hidden = backend.array(np.where(MASK, X, np.float32("nan")))
-    _, after = backend.steps(model, guide, 1, MASK, hidden)
-    assert all(np.isfinite(np.asarray(value)).all() for value in after.values())
+    values = {"scale": backend.array(np.float32([0.5, 2.0]))}
+    found = [np.asarray(value) for value in backend.gradients(guide, values, MASK, hidden)]
+    assert all(np.isfinite(value).all() for value in found)
+    assert sum((value != 0).any() for value in found) > 2
 
 
 def test_a_posterior_with_an_embedding_is_right_and_kept(backend, tmp_path):
@@ -183,14 +186,61 @@ def two_sites(backend):
     return model
 
 
-def test_layers_that_mix_a_batch_are_refused():
-    pyro = BACKENDS["pyro"]
-    for part, name in (
-        (torch.nn.BatchNorm1d(5), "BatchNorm1d"),
-        (torch.nn.Dropout(0.1), "Dropout"),
+class Dropped(torch.nn.Linear):
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.5)
+
+
+class Centred(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class OfNnx(nnx.Module):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+def of_linen(layer):
+    return flax.linen.Sequential([flax.linen.Dense(3), layer])
+
+
+COUPLED = {
+    "pyro": {
+        "BatchNorm1d": torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2)),
+        "Dropout": torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(5, 2)),
+        "Dropped": Dropped(5, 9),
+        "Centred": Centred(5, 2),
+    },
+    "numpyro": {
+        "batch normalisation": of_linen(flax.linen.BatchNorm(use_running_average=False)),
+        "dropout": of_linen(flax.linen.Dropout(0.1, deterministic=False)),
+        "BatchNorm": OfNnx(nnx.BatchNorm(5, rngs=nnx.Rngs(0))),
+        "Dropout": equinox.nn.Sequential([equinox.nn.Dropout(0.1)]),
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "part"), [(n, part) for n in COUPLED for part in COUPLED[n]])
+def test_layers_that_mix_a_batch_or_draw_are_refused(name, part):
+    guide = BACKENDS[name].spread.AutoAmortized(
+        vector(BACKENDS[name]), embedding=COUPLED[name][part]
+    )
+    message = (
+        f"embedding of site 'x' has a layer, {part}, whose output .*Use LayerNorm or GroupNorm"
+    )
+    with pytest.raises(ValueError, match=message):
+        BACKENDS[name].scored(guide, {}, BACKENDS[name].array(X))
+
+
+def test_layers_that_draw_in_training_only_are_allowed():
+    numpyro = BACKENDS["numpyro"]
+    for net in (
+        OfNnx(nnx.Dropout(0.1, deterministic=True)),
+        equinox.nn.Dropout(0.1, inference=True),
+        flax.linen.Dropout(0.1, deterministic=True),
     ):
-        guide = pyro.spread.AutoAmortized(
-            vector(pyro), embedding=torch.nn.Sequential(part, torch.nn.Linear(5, 2))
-        )
-        with pytest.raises(ValueError, match=f"embedding of site 'x' has a layer, {name}"):
-            guide(torch.as_tensor(X))
+        numpyro.spread.AutoAmortized(vector(numpyro), embedding=net).data_sites(X)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rounds for one observation, in both backends: where they simulate, and what they refuse."""
 
+import importlib
 import warnings
 from types import SimpleNamespace
 
@@ -67,7 +68,7 @@ def trained(request):
 def test_the_posterior_at_the_observation(trained):
     draws = np.asarray(trained.posterior.sample(trained.x, num_samples=4000)["mean"])
     mean, sd = EXACT
-    assert abs(draws.mean() - mean) < 0.3 * sd
+    assert abs(draws.mean() - mean) < 0.25 * sd  # over seeds it differs by a tenth
     assert abs(draws.std() / sd - 1) < 0.2
 
 
@@ -109,6 +110,23 @@ def test_the_check_stays_where_was_trained(trained):
 def test_other_data_are_warned_of(trained):
     with pytest.warns(MisspecificationWarning, match="are not the x_observed that the rounds"):
         trained.posterior.sample(trained.x + 1.0, num_samples=2)
+
+
+def test_the_prior_is_scored_chunk_by_chunk(trained, monkeypatch):
+    prior, sizes = trained.posterior.truncation.prior, []
+    runs = importlib.import_module(f"{trained.spread.__name__}._forward_runs").ForwardRuns
+    score = runs.log_prior
+
+    def log_prior(self, names, start, stop):
+        sizes.append(stop - start)
+        return score(self, names, start, stop)
+
+    monkeypatch.setattr(runs, "log_prior", log_prior)
+    monkeypatch.setattr(prior, "chunk_size", 256)
+    z = np.linspace(-9, 9, 600, dtype=np.float32)
+    expected = -0.5 * (z / 5) ** 2 - np.log(5) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(prior.log_prob({"mean": z}), expected, atol=1e-5)
+    assert sizes == [256, 256, 88]
 
 
 def test_no_prior_in_arviz(trained):

@@ -14,10 +14,17 @@ import optax
 import pytest
 from amortised_models import conjugate, hierarchy
 from numpyro import handlers
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro_amortised import Array, B, host, ready
 
-from numpyro_spread import KL, AutoAmortized, JointContrastELBO, load_checkpoint, save_checkpoint
+from numpyro_spread import (
+    KL,
+    AutoAmortized,
+    CheckpointError,
+    JointContrastELBO,
+    load_checkpoint,
+    save_checkpoint,
+)
 from spread_core.amortized.density import Conditional
 
 RNG = np.random.default_rng(0)
@@ -193,9 +200,11 @@ def test_copies():
         assert handlers.seed(other, 0)(X)["theta"].shape == ()
 
 
-def test_checkpoint(tmp_path):
+@pytest.mark.parametrize("density", ["mixture", "nsf"])
+def test_checkpoint(tmp_path, density):
     def start():
-        guide = AutoAmortized(top_level, observed="x", hidden=(8,), init_samples=20)
+        options = {"hidden": (8,), "init_samples": 20, "density": density}
+        guide = AutoAmortized(top_level, observed="x", **options)
         svi = SVI(guide.model, guide, optax.adam(1e-2), Trace_ELBO())
         return svi, svi.init(jax.random.key(0), X)
 
@@ -216,6 +225,37 @@ def test_checkpoint(tmp_path):
     )
     moved = jax.tree.map(lambda a, b: (a != b).any(), found["auto_global"], before["auto_global"])
     assert any(jax.tree.leaves(moved))
+    options = {"guide": svi.guide, "params": found, "return_sites": ["theta"]}
+    drawn = Predictive(top_level, num_samples=6, **options)
+    theta = drawn(jax.random.key(1), X)["theta"]
+    assert len(np.unique(theta)) == 6
+    assert ((theta > -1) & (theta < 2)).all()
+
+
+def test_a_checkpoint_of_plates_that_were_told_apart_is_no_other_guides(tmp_path):
+    def model(x=None):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("items", 2, dim=-1):
+            numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    x = jnp.array([0.3, 0.5])
+
+    def start(exchangeable):
+        guide = AutoAmortized(model, observed="x", init_samples=20, exchangeable=exchangeable)
+        svi = SVI(model, guide, optax.adam(1e-2), Trace_ELBO())
+        return svi, svi.init(jax.random.key(0), x)
+
+    svi, state = start(False)
+    save_checkpoint(tmp_path, svi, state, step=1)
+    params = svi.get_params(state)
+    svi, state = start(True)
+    with pytest.raises(CheckpointError, match=r"ordered.*items"):
+        load_checkpoint(tmp_path, svi, state)
+    load_checkpoint(tmp_path, *start(False))
+    with pytest.raises(
+        ValueError, match=r"tells apart .* plates \['items'\], but this one .* \[\]"
+    ):
+        svi.guide.log_prob(params, {"mu": x[:1]}, x)
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions
+import optax
 import pyro
 import pyro.distributions
 import pytest
@@ -20,6 +21,10 @@ from pyro import poutine
 
 import numpyro_spread
 import pyro_spread
+from numpyro_spread._amortised_training import optimiser as of_numpyro
+from pyro_spread._svi_training import optimiser as of_pyro
+from spread_core.amortized import attention
+from spread_core.amortized.training import Settings
 
 RNG = np.random.default_rng(2)
 PYRO = SimpleNamespace(
@@ -172,3 +177,50 @@ def test_same_names_and_arguments():
             ]
             found = [p for p in inspect.signature(ours).parameters if p != "params"]
             assert found == expected, name
+
+
+def test_svi_trains_with_the_same_optimiser():
+    settings = Settings(2000, 1, 8, epochs=2)
+    gradients = np.float32(np.random.default_rng(0).normal(size=(30, 4)))
+    optim, param = of_pyro(settings), torch.zeros(4, requires_grad=True, dtype=torch.float32)
+    for gradient in gradients:
+        param.grad = torch.as_tensor(gradient)
+        optim([param])
+        optim.step()
+    optim, found = of_numpyro(settings), jnp.zeros(4)
+    state = optim.init(found)
+    for gradient in gradients:
+        updates, state = optim.update(jnp.asarray(gradient), state)
+        found = optax.apply_updates(found, updates)
+    assert np.abs(found).max() > 1e-3
+    np.testing.assert_allclose(param.detach().numpy(), found, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_that_of_torch(masked):
+    rng, (members, rows, count, size) = np.random.default_rng(3), (2, 3, 5, 7)
+    params = attention.initial(lambda shape: rng.normal(size=shape), members, size, "pool ")
+    elements = rng.normal(size=(members, rows, count, size))
+    mask = rng.random((members, rows, count)) < 0.5 if masked else np.ones((1, 1, 1), bool)
+    mask = mask | (np.arange(count) == 1)
+
+    def attended(array):
+        own = {name: array(value) for name, value in params.items()}
+        return attention.attend(own, "pool ", array(elements), array(mask) if masked else None)
+
+    found = [attended(torch.as_tensor), attended(jnp.asarray)]
+    for member in range(members):
+        own = {name[5:]: torch.as_tensor(value[member]) for name, value in params.items()}
+        width = own["queries"].shape[1]
+        net = torch.nn.MultiheadAttention(
+            width, 4, kdim=size, vdim=size, bias=False, batch_first=True, dtype=torch.float64
+        )
+        net.q_proj_weight.data = torch.eye(width, dtype=torch.float64)
+        net.k_proj_weight.data, net.v_proj_weight.data = own["keys"].T, own["values"].T
+        net.out_proj.weight.data = own["out"].T
+        z, queries = torch.as_tensor(elements[member]), own["queries"].expand(rows, -1, -1)
+        hidden = ~torch.as_tensor(mask)[member] if masked else None
+        h = queries + net(queries, z, z, key_padding_mask=hidden)[0]
+        expected = (h + torch.nn.functional.silu(h @ own["weight"])).reshape(rows, -1)
+        for one in found:
+            np.testing.assert_allclose(one[member], expected.detach(), rtol=1e-10)

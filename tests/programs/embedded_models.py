@@ -46,6 +46,11 @@ class Pyro:
         guide(*args)
         return lambda *others: guide.log_prob(values, *others).detach().numpy()
 
+    def gradients(self, guide, values, *args):
+        """Of the log density, of every param."""
+        guide.log_prob(values, *args).sum().backward()
+        return [param.grad for param in guide.parameters() if param.grad is not None]
+
     def steps(self, model, guide, count, *args):
         """Params of the embedding before and after steps of SVI."""
         pyro.clear_param_store()
@@ -96,6 +101,12 @@ class NumPyro:
         sites = numpyro.handlers.trace(seeded).get_trace(*args)
         params = {n: site["value"] for n, site in sites.items() if site["type"] == "param"}
         return lambda *others: np.asarray(guide.log_prob(params, values, *others))
+
+    def gradients(self, guide, values, *args):
+        """Of the log density, of every param."""
+        sites = numpyro.handlers.trace(numpyro.handlers.seed(guide, 0)).get_trace(*args)
+        params = {n: site["value"] for n, site in sites.items() if site["type"] == "param"}
+        return jax.tree.leaves(jax.grad(lambda p: guide.log_prob(p, values, *args).sum())(params))
 
     def steps(self, model, guide, count, *args):
         """Params of the embedding before and after steps of SVI."""

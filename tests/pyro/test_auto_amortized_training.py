@@ -12,10 +12,17 @@ import pytest
 import torch
 from amortised_models import SHAPES, conjugate, hierarchy, interval_and_scale, many_supports
 from pyro import poutine
-from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, Predictive, Trace_ELBO
 from pyro_amortised import Array, B, host, ready
 
-from pyro_spread import KL, AutoAmortized, JointContrastELBO, load_checkpoint, save_checkpoint
+from pyro_spread import (
+    KL,
+    AutoAmortized,
+    CheckpointError,
+    JointContrastELBO,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 RNG = np.random.default_rng(0)
 X = Array(0.7)
@@ -219,11 +226,13 @@ def test_copies():
         assert other(X)["theta"].shape == ()
 
 
-def test_checkpoint(tmp_path):
+@pytest.mark.parametrize("density", ["mixture", "nsf"])
+def test_checkpoint(tmp_path, density):
     def start():
         pyro.clear_param_store()
         pyro.set_rng_seed(len(losses))
-        guide = AutoAmortized(hierarchy(B), observed="x", hidden=(8,), init_samples=20)
+        options = {"hidden": (8,), "init_samples": 20, "density": density}
+        guide = AutoAmortized(hierarchy(B), observed="x", **options)
         return SVI(guide.model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
 
     losses = []
@@ -237,6 +246,38 @@ def test_checkpoint(tmp_path):
     assert [svi.step(GROUPS) for _ in range(3)] == losses
     for name, value in svi.guide.named_buffers():
         assert torch.equal(value, buffers[name]), name
+    for parallel in (False, True):
+        drawn = Predictive(svi.guide.model, guide=svi.guide, num_samples=4, parallel=parallel)
+        z = drawn(GROUPS)["z"]
+        assert z.reshape(4, 5).unique().numel() == 20
+
+
+def test_a_checkpoint_of_plates_that_were_told_apart_is_no_other_guides(tmp_path):
+    def model(x=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("items", 2, dim=-1):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def start(exchangeable):
+        pyro.clear_param_store()
+        guide = AutoAmortized(model, observed="x", init_samples=20, exchangeable=exchangeable)
+        return SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+
+    x = torch.tensor([0.3, 0.5])
+    svi = start(False)
+    svi.step(x)
+    save_checkpoint(tmp_path, svi, step=1)
+    params = svi.guide.params()
+    with pytest.raises(CheckpointError, match=r"ordered\.items"):
+        load_checkpoint(tmp_path, start(True), x)
+    load_checkpoint(tmp_path, start(False), x)
+    other = start(True).guide
+    other.data_sites(x)
+    other.set_params(params)
+    with pytest.raises(
+        ValueError, match=r"tells apart .* plates \['items'\], but this one .* \[\]"
+    ):
+        other.log_prob({"mu": x[:1]}, x)
 
 
 def test_plates_are_looked_at_by_the_same_runs_every_time(monkeypatch):
