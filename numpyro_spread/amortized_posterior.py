@@ -16,14 +16,13 @@ from jax import random
 from jax.flatten_util import ravel_pytree
 from jax.scipy.optimize import minimize
 from numpyro.distributions import biject_to
-from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density, unconstrain_fn
 
 from numpyro_spread import _checkpoint_state as state
 from numpyro_spread._rounds import AtObservation, prior_of, simulate_at
 from numpyro_spread._typing import Model, RngKey
 from numpyro_spread.autoguide.amortized import AutoAmortized
-from numpyro_spread.infer._scan import Unconditioned
 from numpyro_spread.simulate import Simulations, simulate
 from spread_analysis.amortized import (
     AmortizedPosteriorShared,
@@ -295,8 +294,10 @@ class AmortizedPosterior(AmortizedPosteriorShared):
 
     def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         sites = self.guide.data_sites(*args, **kwargs)
-        predictive = Predictive(Unconditioned(self.model), dict(draws), return_sites=sites)
-        return predictive(self._key(None), *args, **kwargs)
+        latents = {name: np.asarray(value) for name, value in draws.items()}
+        key = self._key(None)
+        table = simulate_at(latents, sites, self.model, args, kwargs, key, progress_bar=False)
+        return {name: table[name] for name in sites}
 
     def _observation(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return self.guide.observation(*args, **kwargs)

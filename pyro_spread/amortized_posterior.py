@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, Predictive
+from pyro.infer import MCMC, NUTS
 from torch.distributions import biject_to
 
 from pyro_spread import _checkpoint_state as state
@@ -296,8 +296,10 @@ class AmortizedPosterior(AmortizedPosteriorShared):
 
     def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         sites = self.guide.data_sites(*args, **kwargs)
-        predictive = Predictive(poutine.uncondition(self.model), dict(draws), return_sites=sites)
-        return predictive(*args, **kwargs)
+        latents = {name: value.cpu().numpy() for name, value in draws.items()}
+        seed = int(torch.randint(2**31 - 1, ()))
+        table = simulate_at(latents, sites, self.model, args, kwargs, seed, progress_bar=False)
+        return {name: table[name] for name in sites}
 
     def _observation(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         values, masks = self.guide.observation(*args, **kwargs)
