@@ -303,10 +303,15 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return drawn, of_draws, of_truths[0]
 
     def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        sites = [*self.guide.data_sites(*args, **kwargs)]
-        sites += [n for n, s in self.guide.prototype_trace.items() if s["type"] == "deterministic"]
-        predictive = Predictive(Unconditioned(self.model), dict(draws), return_sites=sites)
-        return predictive(self._key(None), *args, **kwargs)
+        sites, key = self.guide.data_sites(*args, **kwargs), self._key(None)
+        own = [n for n, s in self.guide.prototype_trace.items() if s["type"] == "deterministic"]
+        if own:  # which tables of simulations lack
+            model = Unconditioned(self.model)
+            predictive = Predictive(model, dict(draws), return_sites=[*sites, *own])
+            return predictive(key, *args, **kwargs)
+        latents = {name: np.asarray(value) for name, value in draws.items()}
+        table = simulate_at(latents, sites, self.model, args, kwargs, key, progress_bar=False)
+        return {name: table[name] for name in sites}
 
     def _observation(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return self.guide.observation(*args, **kwargs)

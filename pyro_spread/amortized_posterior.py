@@ -300,12 +300,17 @@ class AmortizedPosterior(AmortizedPosteriorShared):
         return drawn, of_draws, of_truths[0]
 
     def _predicted(self, draws: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        sites = [*self.guide.data_sites(*args, **kwargs)]
-        sites += [
-            n for n, s in self.guide.prototype_trace.items() if s["infer"].get("_deterministic")
-        ]
-        predictive = Predictive(poutine.uncondition(self.model), dict(draws), return_sites=sites)
-        return predictive(*args, **kwargs)
+        sites = self.guide.data_sites(*args, **kwargs)
+        known = self.guide.prototype_trace.items()
+        own = [name for name, site in known if site["infer"].get("_deterministic")]
+        if own:  # which tables of simulations lack
+            model = poutine.uncondition(self.model)
+            predictive = Predictive(model, dict(draws), return_sites=[*sites, *own])
+            return predictive(*args, **kwargs)
+        latents = {name: value.cpu().numpy() for name, value in draws.items()}
+        seed = int(torch.randint(2**31 - 1, ()))
+        table = simulate_at(latents, sites, self.model, args, kwargs, seed, progress_bar=False)
+        return {name: table[name] for name in sites}
 
     def _observation(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         values, masks = self.guide.observation(*args, **kwargs)

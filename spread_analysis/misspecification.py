@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from spread_analysis.coverage import as_rows, split_rows
 from spread_core.caller_warning import warn_user
@@ -145,8 +145,8 @@ class SimulatedRange:
             squares = squares + off / np.square(self.rest)
         moving = max(flat.shape[1] - int(self.constant.sum()), 1)
         # Both as tail probabilities of independent normals: no calibration, only one common scale.
-        distance = -stats.chi2.logsf(squares, moving)
-        column = -stats.chi2.logsf(np.square(z).max(1, initial=0.0), 1) - np.log(moving)
+        distance = _surprise(squares, moving)
+        column = _surprise(np.square(z).max(1, initial=0.0), 1) - np.log(moving)
         result: FloatArray = np.maximum(distance, column)
         return np.where(self._impossible(flat).any(1), np.inf, result)
 
@@ -222,6 +222,17 @@ class SimulatedRange:
         if value.shape[1] != len(self.mean):
             raise ValueError(calibration.observation_size(value.shape[1], len(self.mean)))
         return as_rows(value, "observed", 1)
+
+
+def _surprise(squares: FloatArray, dims: int) -> FloatArray:
+    """Minus log of chi-squared's tail, also where that is too small for a number: no ties there."""
+    half, shape = np.maximum(squares / 2, 1.0), dims / 2
+    share = np.minimum((shape - 1) / half, 0.9)
+    far = half - (shape - 1) * np.log(half) + special.gammaln(shape) + np.log1p(-share)
+    with np.errstate(divide="ignore"):
+        near = -stats.chi2.logsf(squares, dims)
+    found: FloatArray = np.where(near < 700, near, far)
+    return found
 
 
 def data_columns(data: Mapping[str, ArrayLike]) -> tuple[FloatArray, list[str]]:

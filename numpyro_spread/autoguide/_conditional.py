@@ -94,7 +94,7 @@ class ConditionalSite(Distribution):
             return (jnp.round(value) + variable.first).astype(jnp.int32)
         if variable.low is not None:
             return value
-        return within(self._support, biject_to(self._support)(value))
+        return off_the_end(self._support, within(self._support, biject_to(self._support)(value)))
 
     def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
         """Log density in nats, of shape sample + batch."""
@@ -145,14 +145,40 @@ def within(support: Any, value: jax.Array) -> jax.Array:
     return jnp.clip(value, least, jnp.minimum(high - step, jnp.nextafter(high, low)))
 
 
+def off_the_end(support: Any, value: jax.Array) -> jax.Array:
+    """
+    Draws on a half-line, moved off its end, which rounding reaches: what is unconstrained is
+    infinite there.
+
+    :param support: of the site.
+    :param value: its values.
+    """
+    support, number = _of_numbers(support), jnp.finfo(value.dtype)
+    if isinstance(support, constraints.greater_than):
+        low = jnp.asarray(support.lower_bound, value.dtype)
+        least = jnp.maximum(jnp.nextafter(low, jnp.inf), low + number.tiny)
+        return jnp.clip(value, least, number.max)
+    if isinstance(support, constraints.less_than):
+        high = jnp.asarray(support.upper_bound, value.dtype)
+        most = jnp.minimum(jnp.nextafter(high, -jnp.inf), high - number.tiny)
+        return jnp.clip(value, number.min, most)
+    return value
+
+
 def interval_of(support: Any) -> tuple[Any, Any] | None:
     """
     The ends of an interval; None for other supports.
 
     :param support: of a site.
     """
-    while hasattr(support, "base_constraint"):  # of to_event
-        support = support.base_constraint
+    support = _of_numbers(support)
     if isinstance(support, constraints.interval):
         return support.lower_bound, support.upper_bound
     return None
+
+
+def _of_numbers(support: Any) -> Any:
+    """The support of each number of an event."""
+    while hasattr(support, "base_constraint"):  # of to_event
+        support = support.base_constraint
+    return support

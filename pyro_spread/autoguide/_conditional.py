@@ -99,7 +99,7 @@ class ConditionalSite(TorchDistribution):
         vectors = vectors.to(dtype)
         if variable.low is None:
             value = biject_to(self._support)(variable.split(vectors, lead))
-            return within(self._support, value)
+            return off_the_end(self._support, within(self._support, value))
         # Rounding must not carry a draw to an end of the interval, where the prior may be 0.
         low, high = torch.as_tensor(variable.ends(), dtype=dtype, device=vectors.device)
         ends = torch.nextafter(low, high), torch.nextafter(high, low)
@@ -184,14 +184,40 @@ def within(support: Any, value: torch.Tensor) -> torch.Tensor:
     return torch.clamp(value, least, torch.minimum(high - step, torch.nextafter(high, low)))
 
 
+def off_the_end(support: Any, value: torch.Tensor) -> torch.Tensor:
+    """
+    Draws on a half-line, moved off its end, which rounding reaches: what is unconstrained is
+    infinite there.
+
+    :param support: of the site.
+    :param value: its values.
+    """
+    support, number = _of_numbers(support), torch.finfo(value.dtype)
+    if isinstance(support, constraints.greater_than | constraints.greater_than_eq):
+        low = torch.as_tensor(support.lower_bound, dtype=value.dtype, device=value.device)
+        above = torch.nextafter(low, torch.full_like(low, math.inf))
+        return value.clamp(torch.maximum(above, low + number.tiny), low.new_tensor(number.max))
+    if isinstance(support, constraints.less_than):
+        high = torch.as_tensor(support.upper_bound, dtype=value.dtype, device=value.device)
+        below = torch.nextafter(high, torch.full_like(high, -math.inf))
+        return value.clamp(high.new_tensor(number.min), torch.minimum(below, high - number.tiny))
+    return value
+
+
 def interval_of(support: Any) -> tuple[Any, Any] | None:
     """
     The ends of an interval; None for other supports.
 
     :param support: of a site.
     """
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = _of_numbers(support)
     if isinstance(support, constraints.interval | constraints.half_open_interval):
         return support.lower_bound, support.upper_bound
     return None
+
+
+def _of_numbers(support: Any) -> Any:
+    """The support of each number of an event."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support

@@ -117,11 +117,11 @@ def test_draws_too_small_for_their_type(backend):
     spread, ppl, dist, array = BACKENDS[backend]
 
     def model(x=None):
-        scale = ppl.sample("scale", dist.Gamma(array(np.float32(0.05)), 1.0))
+        scale = ppl.sample("scale", dist.Gamma(array(np.float32(0.02)), 1.0))
         ppl.sample("x", dist.Normal(scale, 1.0), obs=x)
 
     rng = np.random.default_rng(0)
-    scale = rng.gamma(0.05, size=1000).astype("float32")
+    scale = rng.gamma(0.02, size=1000).astype("float32")
     scale[:20] = 0.0  # its log is -inf
     x = np.float32(scale + rng.normal(size=1000))
     table = spread.Simulations.from_dict({"scale": scale}, {"x": x})
@@ -129,5 +129,8 @@ def test_draws_too_small_for_their_type(backend):
         model, observed="x", simulations=table, max_steps=20, ensemble=1, progress_bar=False
     )
     assert np.isfinite(posterior.record["held_out"])
-    draws = np.asarray(posterior.sample(array(np.float32(0.3)), num_samples=100)["scale"])
+    found = posterior.sample(array(np.float32(0.3)), num_samples=4000)
+    draws = np.asarray(found["scale"])
     assert np.isfinite(draws).all()
+    assert (draws > 0).all()
+    assert not np.isnan(np.asarray(posterior.log_prob(found, array(np.float32(0.3))))).any()

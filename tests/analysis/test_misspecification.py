@@ -63,6 +63,12 @@ def test_simulations_that_are_all_alike_are_as_usual_as_each_other():
     assert usual.p_value([1.0, 2.0]) == 1 / 51
 
 
+def test_of_two_far_out_the_farther_is_more_surprising():
+    usual = sa.SimulatedRange.fit(simulations("normal", 400))
+    near, far = usual.score([[100.0, 0.0, 0.0], [1000.0, 0.0, 0.0]])  # tails of e-1000 and less
+    assert 1000 < near < far < np.inf
+
+
 def test_units_do_not_matter():
     rows = simulations("normal", 500)
     scale = np.array([1e-9, 1.0, 1e6])

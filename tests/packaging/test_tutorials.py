@@ -53,7 +53,7 @@ def test_a_wrong_result_fails_the_build(page):
 
 def test_all_are_listed():
     listed = (TUTORIALS / "index.md").read_text()
-    assert len(PAGES) == 6
+    assert len(PAGES) == 8
     for page in PAGES:
         assert re.search(rf"^{page.stem}$", listed, re.MULTILINE), page.stem
         assert f"thumbnails/{page.stem}.png" in listed
