@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_spread import _parents
+from pyro_spread._recording import to_be_finite
 from pyro_spread._snapshot import StepSnapshot
 from pyro_spread._transaction import arm, is_running, transaction
 from spread_core.arguments import positional_names
@@ -114,6 +115,7 @@ def is_finite(x: torch.Tensor) -> bool:
     """Whether ``x`` holds neither NaN nor inf; True where it is not known yet."""
     if not x.dtype.is_floating_point or torch.jit.is_tracing():
         return True
+    to_be_finite(x)
     # One reduction finds NaN and inf; only a sum that overflowed has to be looked at again.
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 

@@ -24,6 +24,7 @@ from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
+from pyro_spread._steps import Grads, Steps, gradients, served, settings_of
 from spread_core.messages import ranks as rank_messages
 
 
@@ -178,9 +179,33 @@ class LossModule(ELBOModule):
     """
 
     _compared_noise = False
+    _steps: Steps | None = None
+
+    def compile(self, **options: Any) -> None:
+        """
+        Trace the loss once for arguments of each kind, compile it, and run it without Python.
+
+        :param options: those of ``torch.compile``.
+        """
+        self._steps = Steps(options)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss, to be differentiated."""
+        if self._steps is None:
+            return self._loss(*args, **kwargs)
+        params = list(self.parameters())
+        about = settings_of(self.elbo), tuple(part.training for part in self.modules())
+
+        def step(wanted: list[torch.Tensor]) -> tuple[torch.Tensor, Grads]:
+            return gradients(torch.as_tensor(self._loss(*args, **kwargs)), wanted)
+
+        found = self._steps(step, params, about, (args, kwargs))
+        if found is None:
+            with self._steps.watch():
+                return self._loss(*args, **kwargs)
+        return served(*found, params) if torch.is_grad_enabled() else found[0]
+
+    def _loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         token = _in_module.set(True)
         try:
             with self._as_rank():
@@ -190,7 +215,7 @@ class LossModule(ELBOModule):
 
     @contextmanager
     def _as_rank(self) -> Iterator[None]:
-        group = self.elbo.process_group
+        group = getattr(self.elbo, "process_group", None)
         if (
             not torch.is_grad_enabled()
             or not distributed.is_available()

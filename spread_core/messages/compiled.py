@@ -1,0 +1,39 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of steps that cannot be compiled."""
+
+from __future__ import annotations
+
+_OR = "or leave this loss uncompiled"
+
+
+def read_value(file: str, line: int) -> str:
+    """A program goes another way for other values."""
+    return (
+        f'"{file}", line {line} reads the value of a tensor, but a compiled step goes the same '
+        f"way whatever the values are. Use torch.where there, {_OR}."
+    )
+
+
+def size_of_values(file: str, line: int) -> str:
+    """A program makes a tensor whose shape depends on values."""
+    return (
+        f'"{file}", line {line} makes a tensor whose shape depends on values, but a compiled step '
+        f"has the same shapes whatever the values are. Multiply by a mask there, {_OR}."
+    )
+
+
+def other_randomness() -> str:
+    """A program draws random numbers that the graph would hold as constants."""
+    return (
+        "The step draws from `numpy.random` or `random`, and a compiled step would repeat these "
+        f"draws for ever. Draw with torch, {_OR}."
+    )
+
+
+def no_loss(loss: object) -> str:
+    """What is to be compiled is no loss."""
+    return (
+        f"compiled takes a loss of this library or an ELBO of Pyro, not {type(loss).__name__}. "
+        "Call it on the loss that you pass to SVI."
+    )
