@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -40,15 +40,35 @@ _INDEXING = (_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.defau
 
 
 class Recording:
-    """What a recorded step leaves for every step that repeats it."""
+    """
+    What a recorded step leaves for every step that repeats it.
 
-    def __init__(self) -> None:
+    :param thrown: how its coins fell, which decide what it computes; without, they are thrown.
+    """
+
+    def __init__(self, thrown: Sequence[bool] | None = None) -> None:
+        self._given = thrown
+        #: How its coins fell.
+        self.thrown: list[bool] = []
         #: Whether each of the tensors that must be so is finite.
         self.finite: list[torch.Tensor] = []
         #: Functions to call after the step, with their tensors.
         self.later: list[tuple[Callable[..., Any], Any]] = []
         #: Functions whose numbers are asked for before the step, and the tensors that hold them.
         self.numbers: list[tuple[Callable[[], float], torch.Tensor]] = []
+        #: Probabilities of heads of the coins that it throws, in their order.
+        self.coins: list[float] = []
+
+    def throw(self, heads: float) -> bool:
+        """How the next coin falls."""
+        if self._given is not None:
+            fell = self._given[len(self.coins)]
+        else:
+            with _parents.unrecorded():
+                fell = bool(torch.rand(()) < heads)
+        self.coins.append(heads)
+        self.thrown.append(fell)
+        return fell
 
 
 _current: ContextVar[Recording | None] = ContextVar("pyro_spread_recording", default=None)
@@ -88,6 +108,18 @@ def number(function: Callable[[], float]) -> Any:
     return held
 
 
+def throw(heads: float) -> bool:
+    """
+    Throw a coin that decides what a step computes; recorded steps are different graphs then.
+
+    :param heads: the probability of True.
+    """
+    recording = _current.get()
+    if recording is not None:
+        return recording.throw(heads)
+    return bool(torch.rand(()) < heads)
+
+
 def to_be_finite(x: torch.Tensor) -> None:
     """Have every recorded step look whether ``x`` is finite."""
     recording = _current.get()
@@ -96,13 +128,14 @@ def to_be_finite(x: torch.Tensor) -> None:
 
 
 @contextmanager
-def recorded() -> Iterator[Recording]:
+def recorded(thrown: Sequence[bool] | None) -> Iterator[Recording]:
     """
     Run a step in here, under ``make_fx``, to record it.
 
+    :param thrown: how its coins fall.
     :raises NotImplementedError: if what is computed depends on values; the message has the line.
     """
-    recording = Recording()
+    recording = Recording(thrown)
     before = _other_random_states()
     token = _current.set(recording)
     try:
@@ -123,9 +156,7 @@ def _other_random_states() -> list[np.ndarray[Any, Any]]:
 class _Items(TorchFunctionMode):
     """Stock ELBOs take numbers off tensors for what they report, or to leave out a gradient."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item and _caller().f_code.co_filename.startswith(_CHECKS[1]):
             return args[0].detach()
         if func in _UNSEEN and not _is_check(frame := _caller()):
@@ -136,9 +167,7 @@ class _Items(TorchFunctionMode):
 class _Reads(TorchDispatchMode):
     """Let checks see values, and refuse all else that depends on them."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _READS:
             # A check asks whether; other numbers would stay in the graph for ever.

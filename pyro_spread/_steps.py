@@ -14,8 +14,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_spread import _parents
 from pyro_spread._called_modules import each_call
-from pyro_spread._recording import Recording, recorded
+from pyro_spread._recording import Recording, recorded, throw
 from pyro_spread._snapshot import StepSnapshot
+from spread_core.caller_warning import warn_user
+from spread_core.messages import compiled as messages
+
+# A step for which arguments of more kinds come than these will meet new ones for ever.
+_MOST_KINDS = 64
 
 Grads = list[torch.Tensor | None]
 #: A step, which gives the loss and its gradients by some params.
@@ -33,6 +38,7 @@ class Steps:
         self._options = dict(options)
         self._seen: set[Any] = set()
         self._graphs: dict[Any, _Graph] = {}
+        self._coins: dict[Any, list[float]] = {}
         self._called: dict[nn.Module, None] = {}
 
     def __call__(
@@ -59,13 +65,22 @@ class Steps:
             about,
         )
         if key not in self._seen:
-            self._seen.add(key)
+            if len(self._seen) == _MOST_KINDS:
+                warn_user(messages.too_many_kinds(_MOST_KINDS))
+            if len(self._seen) <= _MOST_KINDS:
+                self._seen.add(key)
             return None
         key = key, tuple(module.training for module in self._called)
-        buffers = list(self._buffers())
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(step, params, buffers, tensors, self._options)
-        return self._graphs[key](params, buffers, tensors)
+        tensors_of = params, list(self._buffers()), tensors
+        thrown = None
+        if key in self._coins:
+            thrown = tuple(throw(heads) for heads in self._coins[key])
+        graph = self._graphs.get((key, thrown))
+        if graph is None:
+            graph = _Graph(step, *tensors_of, thrown, self._options)
+            self._coins[key] = graph.coins
+            self._graphs[key, graph.thrown] = graph
+        return graph(*tensors_of)
 
     def __reduce__(self) -> Any:
         return Steps, (self._options,)  # a copy records its own
@@ -90,6 +105,7 @@ class _Graph:
         params: list[torch.Tensor],
         buffers: list[torch.Tensor],
         tensors: list[torch.Tensor],
+        thrown: tuple[bool, ...] | None,
         options: Mapping[str, Any],
     ) -> None:
         recordings: list[Recording] = []
@@ -97,7 +113,7 @@ class _Graph:
 
         def run(*_: Any) -> Any:
             # The tensors are the step's own: that they are inputs is known by their identity.
-            with torch.enable_grad(), recorded() as recording:
+            with torch.enable_grad(), recorded(thrown) as recording:
                 recordings[:] = [recording]
                 loss, grads = step(wanted)
                 loss = torch.as_tensor(loss).detach()
@@ -113,6 +129,7 @@ class _Graph:
         finally:
             before.restore()
         self._later, self._numbers = [f for f, _ in recordings[0].later], recordings[0].numbers
+        self.coins, self.thrown = recordings[0].coins, tuple(recordings[0].thrown)
         self._wanted = [param.requires_grad for param in params]
         # Not the module, whose hooks would run too.
         self._run = torch.compile(graph.forward, **options)
@@ -157,9 +174,7 @@ class _Served(torch.autograd.Function):
     """A loss whose gradients are known."""
 
     @staticmethod
-    def forward(
-        ctx: Any, loss: torch.Tensor, grads: Grads, *params: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, loss: torch.Tensor, grads: Grads, *params: torch.Tensor) -> torch.Tensor:
         ctx.grads = grads
         return loss.clone()
 

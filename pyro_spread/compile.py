@@ -93,9 +93,7 @@ class _Compiled:
         """Compute the loss, and add its gradients to those of the params."""
         stock: Any = super()
         key = ById(model), ById(guide)
-        steps = self._compiled_steps.setdefault(
-            key, _OfPrograms(self._compile_options)
-        )
+        steps = self._compiled_steps.setdefault(key, _OfPrograms(self._compile_options))
         found = None
         if not isinstance(self, Loss):
             found = steps.run(self, stock, (model, guide), args, kwargs)

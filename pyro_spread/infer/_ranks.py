@@ -25,6 +25,7 @@ from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
 from pyro_spread._steps import Grads, Steps, gradients, served, settings_of
+from spread_core.messages import compiled as compiled_messages
 from spread_core.messages import ranks as rank_messages
 
 
@@ -193,6 +194,8 @@ class LossModule(ELBOModule):
         """The loss, to be differentiated."""
         if self._steps is None:
             return self._loss(*args, **kwargs)
+        if _has_several(getattr(self.elbo, "process_group", None)):
+            raise NotImplementedError(compiled_messages.several_ranks())
         params = list(self.parameters())
         about = settings_of(self.elbo), tuple(part.training for part in self.modules())
 
@@ -216,12 +219,7 @@ class LossModule(ELBOModule):
     @contextmanager
     def _as_rank(self) -> Iterator[None]:
         group = getattr(self.elbo, "process_group", None)
-        if (
-            not torch.is_grad_enabled()
-            or not distributed.is_available()
-            or not distributed.is_initialized()
-            or distributed.get_world_size(group) < 2
-        ):
+        if not torch.is_grad_enabled() or not _has_several(group):
             yield
             return
         for net in ("discriminator", "head"):
@@ -235,6 +233,11 @@ class LossModule(ELBOModule):
             yield
         finally:
             _current.reset(token)
+
+
+def _has_several(group: Any) -> bool:
+    known = distributed.is_available() and distributed.is_initialized()
+    return known and distributed.get_world_size(group) > 1
 
 
 def _check_batch_norm(net: str, module: nn.Module | None) -> None:

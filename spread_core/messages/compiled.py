@@ -37,3 +37,19 @@ def no_loss(loss: object) -> str:
         f"compiled takes a loss of this library or an ELBO of Pyro, not {type(loss).__name__}. "
         "Call it on the loss that you pass to SVI."
     )
+
+
+def too_many_kinds(number: int) -> str:
+    """Hardly a step is like one before it."""
+    return (
+        f"This compiled loss has met arguments of {number} kinds, and runs all others uncompiled. "
+        "Pass numbers that change from step to step as tensors, and batches of few shapes."
+    )
+
+
+def several_ranks() -> str:
+    """A compiled loss under data parallelism."""
+    return (
+        "A compiled loss does not communicate: in a process group of several ranks call "
+        "`loss(model, guide)` without `compile()`."
+    )
