@@ -15,7 +15,7 @@ from pyro.optim.optim import _get_state_dict, _load_state_dict
 from pyro.optim.optim import is_scheduler as is_scheduler
 from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import transforms
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
@@ -125,4 +125,4 @@ def mask_of(fn: Any) -> Any:
 # --- graphs
 
 #: Context manager inside ``make_fx``: what is computed in it is left out of the graph.
-unrecorded = disable_proxy_modes_tracing
+unrecorded = _disable_current_modes

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -150,18 +151,46 @@ def recorded(thrown: Sequence[bool] | None) -> Iterator[Recording]:
 def _other_random_states() -> list[np.ndarray[Any, Any]]:
     state: Any = np.random.get_state(legacy=False)
     _, internal, _ = random.getstate()
-    return [state["state"]["key"], np.array(state["state"]["pos"]), np.array(internal)]
+    counts = [state["state"]["pos"], state["has_gauss"], *internal]
+    return [state["state"]["key"], np.array(counts)]
 
 
 class _Items(TorchFunctionMode):
-    """Stock ELBOs take numbers off tensors for what they report, or to leave out a gradient."""
+    """What Pyro does with numbers that it takes off tensors, done without them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.item and _caller().f_code.co_filename.startswith(_CHECKS[1]):
-            return args[0].detach()
+        if func is torch.Tensor.item and (frame := _caller()).f_code.co_filename in _OF_PYRO:
+            return _OF_PYRO[frame.f_code.co_filename](args[0], frame)
         if func in _UNSEEN and not _is_check(frame := _caller()):
             raise NotImplementedError(messages.read_value(*_place(frame)))
         return func(*args, **(kwargs or {}))
+
+
+def _reported(value: torch.Tensor, _: FrameType) -> torch.Tensor:
+    """ELBOs report a number, or subtract it to leave out a gradient."""
+    return value.detach()
+
+
+def _neither_zero_nor_one(*_: Any) -> float:
+    """A factor that is one, or zero, now and then goes the way of all others."""
+    return math.nan
+
+
+def _index(value: torch.Tensor, frame: FrameType) -> Any:
+    """A plate that is iterated over gives the same indices at every step if it takes all."""
+    plate = frame.f_locals["self"]
+    if getattr(plate, "subsample_size", None) not in (None, getattr(plate, "size", None)):
+        raise NotImplementedError(messages.iterated_subsample(plate.name))
+    with _parents.unrecorded():
+        return value.item()
+
+
+_PYRO = Path(pyro.__file__).parent
+_OF_PYRO = {
+    **dict.fromkeys(map(str, (_PYRO / "infer").glob("*.py")), _reported),
+    str(_PYRO / "distributions" / "util.py"): _neither_zero_nor_one,
+    str(_PYRO / "poutine" / "indep_messenger.py"): _index,
+}
 
 
 class _Reads(TorchDispatchMode):

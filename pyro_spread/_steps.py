@@ -54,22 +54,11 @@ class Steps:
         :return: the loss and the gradients; None if the step has to be run as it is: the first of
             its kind, and one in which something is not finite.
         """
-        leaves, structure = _parents.tree_flatten(arguments)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        key: Any = (
-            str(structure),
-            tuple(map(_signature, leaves)),
-            tuple(map(_signature, params)),
-            tuple(map(id, params)),
-            _surroundings(),
-            about,
-        )
+        key: Any = self._key(params, about, arguments)
         if key not in self._seen:
-            if len(self._seen) == _MOST_KINDS:
-                warn_user(messages.too_many_kinds(_MOST_KINDS))
-            if len(self._seen) <= _MOST_KINDS:
-                self._seen.add(key)
             return None
+        leaves = _parents.tree_leaves(arguments)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         key = key, tuple(module.training for module in self._called)
         tensors_of = params, list(self._buffers()), tensors
         thrown = None
@@ -81,6 +70,22 @@ class Steps:
             self._coins[key] = graph.coins
             self._graphs[key, graph.thrown] = graph
         return graph(*tensors_of)
+
+    def see(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> None:
+        """
+        Note that a step of this kind was run as it is, so that the next one may be recorded.
+
+        :param params: as of the step, and so on.
+        """
+        if len(self._seen) == _MOST_KINDS:
+            warn_user(messages.too_many_kinds(_MOST_KINDS))
+        if len(self._seen) <= _MOST_KINDS:
+            self._seen.add(self._key(params, about, arguments))
+
+    def _key(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> Any:
+        leaves, structure = _parents.tree_flatten(arguments)
+        own = [*map(_signature, params)], [*map(id, params)]
+        return str(structure), *map(_signature, leaves), *map(tuple, own), _surroundings(), about
 
     def __reduce__(self) -> Any:
         return Steps, (self._options,)  # a copy records its own
@@ -192,8 +197,15 @@ def settings_of(loss: Any) -> tuple[Any, ...]:
     return tuple((n, v) for n, v in found if isinstance(v, plain) and n not in counted)
 
 
+def modes_of(module: nn.Module) -> tuple[bool, ...]:
+    """Which parts of a module train, and which evaluate."""
+    return tuple(part.training for part in module.modules())
+
+
 def _signature(value: Any) -> Any:
     """What a graph depends on of an argument or a param."""
+    if nn.parameter.is_lazy(value):
+        return None
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype, value.device, value.requires_grad, value.stride()
     try:

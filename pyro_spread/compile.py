@@ -14,7 +14,7 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_spread import _parents
-from pyro_spread._steps import ById, Grads, Steps, gradients, settings_of
+from pyro_spread._steps import ById, Grads, Steps, gradients, modes_of, settings_of
 from pyro_spread._transaction import arm, transaction
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
@@ -103,7 +103,7 @@ class _Compiled:
             if found is not None:
                 arm(step)
         if found is None:
-            return steps.run_first(stock, (model, guide), args, kwargs)
+            return steps.run_first(self, stock, (model, guide), args, kwargs)
         return found
 
 
@@ -114,19 +114,27 @@ class _OfPrograms:
         self._steps = Steps(options)
         self._names: list[str] = []
 
-    def run_first(self, stock: Any, programs: Any, args: Any, kwargs: Any) -> Any:
+    def run_first(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> Any:
         """A step with all its Python, which shows what it calls and trains."""
         with self._steps.watch(), poutine.trace(param_only=True) as capture:
             value = stock.loss_and_grads(*programs, *args, **kwargs)
         self._names = list(capture.trace.nodes)
+        if (params := self._params()) is not None:
+            self._steps.see(params, _about(loss, programs), (args, kwargs))
         return value
 
-    def run(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> float | None:
-        """A step by its graph; None if there is none."""
+    def _params(self) -> list[torch.Tensor] | None:
+        """What the first step trained, if all of it is in the store."""
         stored = _parents.stored_params()
         if not self._names or any(name not in stored for name in self._names):
             return None
-        params = [stored[name] for name in self._names]
+        return [stored[name] for name in self._names]
+
+    def run(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> float | None:
+        """A step by its graph; None if there is none."""
+        params = self._params()
+        if params is None:
+            return None
 
         def step(wanted: list[torch.Tensor]) -> tuple[Any, Grads]:
             own = stock.loss_and_grads
@@ -141,8 +149,7 @@ class _OfPrograms:
                 for param, grad in zip(wanted, held, strict=True):
                     param.grad = grad
 
-        about = settings_of(loss), tuple(_training(program) for program in programs)
-        found = self._steps(step, params, about, (args, kwargs))
+        found = self._steps(step, params, _about(loss, programs), (args, kwargs))
         if found is None:
             return None
         for name in self._names:  # SVI asks its handler which params a step has used
@@ -153,6 +160,6 @@ class _OfPrograms:
         return float(found[0])
 
 
-def _training(program: Any) -> Any:
-    parts = program.modules() if isinstance(program, nn.Module) else ()
-    return tuple(part.training for part in parts)
+def _about(loss: Any, programs: Any) -> Any:
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    return settings_of(loss), *map(modes_of, modules)

@@ -24,7 +24,7 @@ from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
-from pyro_spread._steps import Grads, Steps, gradients, served, settings_of
+from pyro_spread._steps import Grads, Steps, gradients, modes_of, served, settings_of
 from spread_core.messages import compiled as compiled_messages
 from spread_core.messages import ranks as rank_messages
 
@@ -197,7 +197,7 @@ class LossModule(ELBOModule):
         if _has_several(getattr(self.elbo, "process_group", None)):
             raise NotImplementedError(compiled_messages.several_ranks())
         params = list(self.parameters())
-        about = settings_of(self.elbo), tuple(part.training for part in self.modules())
+        about = settings_of(self.elbo), modes_of(self)
 
         def step(wanted: list[torch.Tensor]) -> tuple[torch.Tensor, Grads]:
             return gradients(torch.as_tensor(self._loss(*args, **kwargs)), wanted)
@@ -205,7 +205,9 @@ class LossModule(ELBOModule):
         found = self._steps(step, params, about, (args, kwargs))
         if found is None:
             with self._steps.watch():
-                return self._loss(*args, **kwargs)
+                loss = self._loss(*args, **kwargs)
+            self._steps.see(list(self.parameters()), about, (args, kwargs))
+            return loss
         return served(*found, params) if torch.is_grad_enabled() else found[0]
 
     def _loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:

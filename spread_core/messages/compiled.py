@@ -23,6 +23,14 @@ def size_of_values(file: str, line: int) -> str:
     )
 
 
+def iterated_subsample(plate: str) -> str:
+    """The names of sites would depend on what a plate takes."""
+    return (
+        f"The plate {plate!r} is iterated over and takes other indices at every step, but a "
+        f"compiled step has the same sites at every step. Vectorise it by `with`, {_OR}."
+    )
+
+
 def other_randomness() -> str:
     """A program draws random numbers that the graph would hold as constants."""
     return (

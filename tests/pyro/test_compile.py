@@ -2,15 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compiled loss does what the loss does: the same numbers, the same errors, at every step."""
 
-import copy
 import functools
-import gc
-import itertools
-import math
-import pickle
-import weakref
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,23 +11,12 @@ import torch
 from every import LOSSES, OF_RUNS
 from pyro import infer
 from pyro.infer import SVI
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoNormal
 from pyro_every import Problem
-from pyro_stock_models import MODELS, X, X2, normal
+from pyro_stock_models import MODELS
 from torch import nn
 
-from pyro_spread import (
-    R1,
-    AdversarialDivergence,
-    GaussianNoise,
-    NonFiniteError,
-    PriorContrastELBO,
-    Simulator,
-    SpreadELBO,
-    compiled,
-    concat_sites,
-    two_player,
-)
+from pyro_spread import compiled
 
 # Run by PyTorch's own operations: what inductor makes of a graph is not this library's.
 AS_IT_IS = functools.partial(compiled, backend="eager")
@@ -81,8 +63,8 @@ class Program(nn.Module):
         super().__init__()
         self.own, self.fn = own, fn
 
-    def forward(self, *args):
-        return self.fn(*args)
+    def forward(self, x):
+        return self.fn(x)
 
 
 @pytest.mark.parametrize("name", LOSSES | OF_RUNS)
