@@ -15,6 +15,7 @@ from pyro_spread import infer, kernels, noise
 from pyro_spread.amortize import AmortizedPosterior, amortize
 from pyro_spread.autoguide import AutoAmortized, AutoImplicit
 from pyro_spread.checkpoint import load_checkpoint, save_checkpoint
+from pyro_spread.compile import compiled
 from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from pyro_spread.evaluation import (
     ais_log_likelihood,
@@ -73,6 +74,7 @@ __all__ = [
     "ais_log_likelihood",
     "amortize",
     "averaged_params",
+    "compiled",
     "concat_sites",
     "critic_report",
     "diagnose",

@@ -15,6 +15,7 @@ from pyro.optim.optim import _get_state_dict, _load_state_dict
 from pyro.optim.optim import is_scheduler as is_scheduler
 from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import transforms
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
@@ -126,3 +127,9 @@ def inverted(transform: Any) -> Any:
 def mask_of(fn: Any) -> Any:
     """The mask of a ``MaskedDistribution``: a tensor or a bool."""
     return fn._mask
+
+
+# --- graphs
+
+#: Context manager inside ``make_fx``: what is computed in it is left out of the graph.
+unrecorded = _disable_current_modes

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 
+from pyro_spread._recording import values_known
 from spread_core.black_box import as_numbers
 from spread_core.densityless import (
     DeterministicGeneratorShared,
@@ -197,7 +198,7 @@ class Simulator(SimulatorShared, TorchDistribution):
         :raises TypeError: if ``fn`` does not return real numbers.
         :raises ValueError: if it returns another shape.
         """
-        if torch.jit.is_tracing():
+        if not values_known():
             raise NotImplementedError(distributions.simulator_traced())
         batch_shape = (*sample_shape, *self.batch_shape)
         args = self._expanded([_widened(arg.detach()) for arg in self.args], batch_shape)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_spread._recording import when_known
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._critic import (
     Judge,
@@ -211,7 +212,7 @@ class CriticLoss(CriticLossShared, Loss):
         with torch.no_grad():
             detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)
-            self._watch(detached)
+            when_known(self._watch, detached)
         return _Report.apply(value, surrogate)
 
     def _slopes(

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_spread import _parents
+from pyro_spread._recording import to_be_finite, values_known
 from pyro_spread._snapshot import StepSnapshot
 from pyro_spread._transaction import arm, is_running, transaction
 from spread_core.arguments import positional_names
@@ -112,7 +113,10 @@ def captured(capture: Any) -> list[torch.Tensor]:
 
 def is_finite(x: torch.Tensor) -> bool:
     """Whether ``x`` holds neither NaN nor inf; True where it is not known yet."""
-    if not x.dtype.is_floating_point or torch.jit.is_tracing():
+    if not x.dtype.is_floating_point:
+        return True
+    if not values_known():
+        to_be_finite(x)
         return True
     # One reduction finds NaN and inf; only a sum that overflowed has to be looked at again.
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())

@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
+from pyro_spread._recording import values_known
 from pyro_spread.infer._noise import draw_at
 from pyro_spread.infer._rows import NoisyRows
 from pyro_spread.noise import SpreadNoise
@@ -80,7 +81,7 @@ def _is_drawn_by_rows(
     kernel: SpreadNoise, x: torch.Tensor, dim: int, draw: Callable[[torch.Tensor], torch.Tensor]
 ) -> bool:
     """Whether rows of y can be drawn one by one, as constants in the place of those of x."""
-    if torch.jit.is_tracing():
+    if not values_known():
         return False
     try:
         coupled = kernel._coupled_dims_of(x)
@@ -116,7 +117,7 @@ class Watch(Messenger):
         handed, fn = self._handed, msg["fn"]
         if isinstance(fn, _Subsample):
             taken = fn.subsample_size if msg["value"] is None else len(msg["value"])
-            if taken is not None and not torch.jit.is_tracing():
+            if taken is not None and values_known():
                 handed.use.see_plate(msg["name"], fn.size, taken, handed.shapes)
             return
         if msg["is_observed"]:

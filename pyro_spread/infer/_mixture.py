@@ -17,6 +17,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 
+from pyro_spread._recording import values_known
 from pyro_spread.distributions import ImplicitDistribution
 from pyro_spread.infer._sites import is_implicit, is_learned, mask_of_implicit, plain_name
 from pyro_spread.infer._supports import Supports
@@ -75,7 +76,7 @@ class SiteNoise(SiteNoiseShared):
         if self.transform is None:
             return psi
         u = self.transform.inv(psi)
-        if torch.jit.is_tracing():
+        if not values_known():
             inside = self.support.check(psi).all() & torch.isfinite(u).all()
             return torch.where(inside, u, torch.full_like(u, float("nan")))
         checked = is_validation_enabled()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_spread._recording import values_known
 from pyro_spread.infer._datum import frames_of
 
 
@@ -32,7 +33,8 @@ def subsampled(
         dim, taken = batch_ndim + frame.dim, indices[frame.name]
         if not is_index(taken):
             continue
-        if torch.equal(taken, torch.arange(frame.full_size, device=taken.device)):
+        everything = torch.arange(frame.full_size, device=taken.device)
+        if values_known() and torch.equal(taken, everything):
             continue
         for name, value in arguments.items():
             if not isinstance(value, torch.Tensor | np.ndarray) or value.ndim <= dim:

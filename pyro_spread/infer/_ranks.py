@@ -24,6 +24,8 @@ from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
+from pyro_spread._steps import Grads, Steps, gradients, modes_of, served, settings_of
+from spread_core.messages import compiled as compiled_messages
 from spread_core.messages import ranks as rank_messages
 
 
@@ -178,9 +180,37 @@ class LossModule(ELBOModule):
     """
 
     _compared_noise = False
+    _steps: Steps | None = None
+
+    def compile(self, **options: Any) -> None:
+        """
+        Trace the loss once for arguments of each kind, compile it, and run it without Python.
+
+        :param options: those of ``torch.compile``.
+        """
+        self._steps = Steps(options)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss, to be differentiated."""
+        if self._steps is None:
+            return self._loss(*args, **kwargs)
+        if _has_several(getattr(self.elbo, "process_group", None)):
+            raise NotImplementedError(compiled_messages.several_ranks())
+        params = list(self.parameters())
+        about = settings_of(self.elbo), modes_of(self)
+
+        def step(wanted: list[torch.Tensor]) -> tuple[torch.Tensor, Grads]:
+            return gradients(torch.as_tensor(self._loss(*args, **kwargs)), wanted)
+
+        found = self._steps(step, params, about, (args, kwargs))
+        if found is None:
+            with self._steps.watch():
+                loss = self._loss(*args, **kwargs)
+            self._steps.see(list(self.parameters()), about, (args, kwargs))
+            return loss
+        return served(*found, params) if torch.is_grad_enabled() else found[0]
+
+    def _loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         token = _in_module.set(True)
         try:
             with self._as_rank():
@@ -190,13 +220,8 @@ class LossModule(ELBOModule):
 
     @contextmanager
     def _as_rank(self) -> Iterator[None]:
-        group = self.elbo.process_group
-        if (
-            not torch.is_grad_enabled()
-            or not distributed.is_available()
-            or not distributed.is_initialized()
-            or distributed.get_world_size(group) < 2
-        ):
+        group = getattr(self.elbo, "process_group", None)
+        if not torch.is_grad_enabled() or not _has_several(group):
             yield
             return
         for net in ("discriminator", "head"):
@@ -210,6 +235,11 @@ class LossModule(ELBOModule):
             yield
         finally:
             _current.reset(token)
+
+
+def _has_several(group: Any) -> bool:
+    known = distributed.is_available() and distributed.is_initialized()
+    return known and distributed.get_world_size(group) > 1
 
 
 def _check_batch_norm(net: str, module: nn.Module | None) -> None:

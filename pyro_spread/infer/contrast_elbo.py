@@ -19,6 +19,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
+from pyro_spread._recording import number, when_known
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._critic import (
@@ -178,13 +179,13 @@ class PriorContrastELBO(PriorContrastShared, Loss):
             return torch.as_tensor(self.loss(model, guide, *args, **kwargs))
         beta = 1.0
         if isinstance(self.annealing, int):
-            beta = min(1.0, (self.steps_done + 1) / self.annealing)
+            beta = number(self._annealed)
         self._register(model, guide, args, kwargs)
         loss, runs = self._run(model, guide, args, kwargs, beta)
         critics = [self._learn(run) for run in runs]
         critic = torch.stack(critics).mean() if critics else torch.zeros(())
         if isinstance(self.annealing, int):
-            self.steps_done += 1
+            when_known(self._count)
         # The stock loss is a number if nothing in it is learned.
         return torch.as_tensor(loss) + (critic - critic.detach())
 
@@ -274,11 +275,18 @@ class PriorContrastELBO(PriorContrastShared, Loss):
             report = EvidenceReport(value, math.nan, math.nan, math.nan, num_draws)
         return self._checked(report)
 
+    def _annealed(self) -> float:
+        assert isinstance(self.annealing, int)
+        return min(1.0, (self.steps_done + 1) / self.annealing)
+
+    def _count(self) -> None:
+        self.steps_done += 1
+
     def _learn(self, run: ContrastRun) -> torch.Tensor:
         """The critics' loss in a run, at which the monitors look."""
         loss, seen = run.learn()
         for logits in seen:
-            self._contrast._watch(logits)
+            when_known(self._contrast._watch, logits)
         return loss
 
     def _run(

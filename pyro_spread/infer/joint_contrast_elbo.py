@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pyro_spread._inputs import as_tensor
+from pyro_spread._recording import when_known
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.divergences import Divergence, ReverseKL
 from pyro_spread.infer._critic import (
@@ -212,7 +213,7 @@ class JointContrastELBO(JointContrastShared, Loss):
         judged = Judge(self.discriminator, args, kwargs)
         pairs = _constant(sides.guide), sides.model
         critic = penalise(critic, self.regularizer, judged, *pairs, weights[0], own)
-        self._watch(logits)
+        when_known(self._watch, logits)
         return value + (critic - critic.detach())
 
     def _players_loss(

@@ -16,6 +16,7 @@ from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
 
+from pyro_spread._recording import values_known
 from pyro_spread.infer._mixture import Mix, Spread
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
@@ -179,7 +180,7 @@ class SemiImplicitELBO(SemiImplicitELBOShared, Loss):
         stock = type(self.elbo)._get_trace
         traces = stock(self._runner, model, self._wrap(guide), args, kwargs)
         check_traces(traces)
-        if not torch.jit.is_tracing():
+        if values_known():
             for site, support in self._supports.items():
                 if not same_support(support, support_in(traces[0], site)):
                     raise MovedSupportError(semi_implicit.semi_moving_support(site))

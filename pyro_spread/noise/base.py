@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 
 from pyro_spread import _parents
+from pyro_spread._recording import values_known
 from spread_core.messages import noise
 from spread_core.noise.base import Backend, Kernel
 
@@ -50,7 +51,7 @@ def _type_of(x: torch.Tensor) -> tuple[torch.dtype, str]:
 
 
 def _range_of(x: torch.Tensor) -> tuple[int, int] | None:
-    return None if torch.jit.is_tracing() or not x.numel() else (int(x.min()), int(x.max()))
+    return None if not values_known() or not x.numel() else (int(x.min()), int(x.max()))
 
 
 def _expanded_inside(fn: Any) -> Any:
@@ -110,7 +111,7 @@ class SpreadNoise(Kernel[torch.Tensor, torch.Tensor, TorchDistribution]):
 
     def _spread_delta(self, fn: dist.Delta, extra: int) -> TorchDistribution:
         value = fn.v
-        if torch.jit.is_tracing():
+        if not values_known():
             # Unknown in later calls: what is wrong spoils the result, or is no label.
             zero = (fn.log_density == 0).reshape(fn.batch_shape + (1,) * fn.event_dim)
             wrong = float("nan") if value.is_floating_point() else -1

@@ -13,6 +13,7 @@ from torch.distributions import constraints, transforms
 from torch.distributions.transforms import Transform
 
 from pyro_spread import _parents
+from pyro_spread._recording import values_known
 from pyro_spread.noise.base import SpreadNoise
 from spread_core.messages import noise as noise_messages
 from spread_core.noise import transformed
@@ -84,7 +85,7 @@ class TransformedNoise(transformed.Transformed, SpreadNoise):
     def _map(self, x: torch.Tensor) -> torch.Tensor:
         domain = self.transform.domain
         everywhere = getattr(domain, "base_constraint", domain) is constraints.real
-        checked = everywhere or torch.jit.is_tracing()
+        checked = everywhere or not values_known()
         if not checked and not bool(domain.check(x).all()):
             name = self._transforms.name(self.transform)
             raise ValueError(noise_messages.outside_domain(name, domain))

@@ -178,6 +178,6 @@ def simulator_result(got: str, inputs: Sequence[Sequence[int]]) -> str:
 
 def simulator_traced() -> str:
     return (
-        "Simulator: torch.jit.trace would record the draws of one call as constants. Draw outside "
-        "of what is traced."
+        "Simulator: torch.jit.trace and compiled steps would record the draws of one call as "
+        "constants. Draw outside of what is traced, or leave the loss uncompiled."
     )

@@ -1,0 +1,235 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Steps that are recorded once for arguments of one kind, compiled, and run without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_spread import _parents
+from pyro_spread._called_modules import each_call
+from pyro_spread._recording import Recording, recorded, throw
+from pyro_spread._snapshot import StepSnapshot
+from spread_core.caller_warning import warn_user
+from spread_core.messages import compiled as messages
+
+# A step for which arguments of more kinds come than these will meet new ones for ever.
+_MOST_KINDS = 64
+
+Grads = list[torch.Tensor | None]
+#: A step, which gives the loss and its gradients by some params.
+Step = Callable[[list[torch.Tensor]], tuple[Any, Grads]]
+
+
+class Steps:
+    """
+    The compiled steps of a model and a guide, by the signature of their arguments.
+
+    :param options: those of ``torch.compile``.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._seen: set[Any] = set()
+        self._graphs: dict[Any, _Graph] = {}
+        self._coins: dict[Any, list[float]] = {}
+        self._called: dict[nn.Module, None] = {}
+
+    def __call__(
+        self, step: Step, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]
+    ) -> tuple[torch.Tensor, Grads] | None:
+        """
+        Run a step by its graph.
+
+        :param step: the step.
+        :param params: what to differentiate by.
+        :param about: what else the graph depends on, to be compared.
+        :param arguments: positional and keyword arguments of model and guide.
+        :return: the loss and the gradients; None if the step has to be run as it is: the first of
+            its kind, and one in which something is not finite.
+        """
+        key: Any = self._key(params, about, arguments)
+        if key not in self._seen:
+            return None
+        leaves = _parents.tree_leaves(arguments)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        key = key, tuple(module.training for module in self._called)
+        tensors_of = params, list(self._buffers()), tensors
+        thrown = None
+        if key in self._coins:
+            thrown = tuple(throw(heads) for heads in self._coins[key])
+        graph = self._graphs.get((key, thrown))
+        if graph is None:
+            graph = _Graph(step, *tensors_of, thrown, self._options)
+            self._coins[key] = graph.coins
+            self._graphs[key, graph.thrown] = graph
+        return graph(*tensors_of)
+
+    def see(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> None:
+        """
+        Note that a step of this kind was run as it is, so that the next one may be recorded.
+
+        :param params: as of the step, and so on.
+        """
+        if len(self._seen) == _MOST_KINDS:
+            warn_user(messages.too_many_kinds(_MOST_KINDS))
+        if len(self._seen) <= _MOST_KINDS:
+            self._seen.add(self._key(params, about, arguments))
+
+    def _key(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> Any:
+        leaves, structure = _parents.tree_flatten(arguments)
+        own = [*map(_signature, params)], [*map(id, params)]
+        return str(structure), *map(_signature, leaves), *map(tuple, own), _surroundings(), about
+
+    def __reduce__(self) -> Any:
+        return Steps, (self._options,)  # a copy records its own
+
+    def watch(self) -> AbstractContextManager[None]:
+        """A context in which the modules are noted that a step calls."""
+        return each_call(lambda module: self._called.setdefault(module))
+
+    def _buffers(self) -> Iterator[torch.Tensor]:
+        for module in self._called:
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    yield buffer
+
+
+class _Graph:
+    """A recorded step."""
+
+    def __init__(
+        self,
+        step: Step,
+        params: list[torch.Tensor],
+        buffers: list[torch.Tensor],
+        tensors: list[torch.Tensor],
+        thrown: tuple[bool, ...] | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        recordings: list[Recording] = []
+        wanted = [param for param in params if param.requires_grad]
+
+        def run(*_: Any) -> Any:
+            # The tensors are the step's own: that they are inputs is known by their identity.
+            with torch.enable_grad(), recorded(thrown) as recording:
+                recordings[:] = [recording]
+                loss, grads = step(wanted)
+                loss = torch.as_tensor(loss).detach()
+                finite = torch.stack([torch.isfinite(loss), *recording.finite]).all()
+                return loss, grads, finite, [list(values) for _, values in recording.later]
+
+        before = StepSnapshot()
+        before.keep_store()
+        before.keep_random_state()
+        try:
+            with before:
+                graph = make_fx(run)(params, buffers, tensors)
+        finally:
+            before.restore()
+        self._later, self._numbers = [f for f, _ in recordings[0].later], recordings[0].numbers
+        self.coins, self.thrown = recordings[0].coins, tuple(recordings[0].thrown)
+        self._wanted = [param.requires_grad for param in params]
+        # Not the module, whose hooks would run too.
+        self._run = torch.compile(graph.forward, **options)
+
+    def __call__(
+        self,
+        params: list[torch.Tensor],
+        buffers: list[torch.Tensor],
+        tensors: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, Grads] | None:
+        with torch.no_grad():
+            for function, held in self._numbers:
+                held.fill_(function())
+            state = torch.get_rng_state()
+            copies = [buffer.clone() for buffer in buffers]
+            loss, grads, finite, values = self._run(params, buffers, tensors)
+            if not finite:
+                torch.set_rng_state(state)
+                for buffer, copied in zip(buffers, copies, strict=True):
+                    buffer.copy_(copied)
+                return None
+        for function, given in zip(self._later, values, strict=True):
+            function(*given)
+        each = iter(grads)
+        return loss, [next(each) if wanted else None for wanted in self._wanted]
+
+
+def gradients(loss: torch.Tensor, wanted: list[torch.Tensor]) -> tuple[torch.Tensor, Grads]:
+    """A loss and its gradients; None by params that it does not depend on."""
+    if not wanted or not loss.requires_grad:
+        return loss, [None] * len(wanted)
+    return loss, list(torch.autograd.grad(loss, wanted, allow_unused=True))
+
+
+def served(loss: torch.Tensor, grads: Grads, params: list[torch.Tensor]) -> torch.Tensor:
+    """A loss whose gradients are known, to be differentiated."""
+    found: torch.Tensor = _Served.apply(loss, grads, *params)
+    return found
+
+
+class _Served(torch.autograd.Function):
+    """A loss whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor, grads: Grads, *params: torch.Tensor) -> torch.Tensor:
+        ctx.grads = grads
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
+        return None, None, *(None if grad is None else slope * grad for grad in ctx.grads)
+
+
+def settings_of(loss: Any) -> tuple[Any, ...]:
+    """The numbers and names among the attributes of a loss, except what it counts."""
+    counted = getattr(loss, "_remembers", ())
+    plain = bool | int | float | str | None
+    found = vars(loss).items() if hasattr(loss, "__dict__") else ()
+    return tuple((n, v) for n, v in found if isinstance(v, plain) and n not in counted)
+
+
+def modes_of(module: nn.Module) -> tuple[bool, ...]:
+    """Which parts of a module train, and which evaluate."""
+    return tuple(part.training for part in module.modules())
+
+
+def _signature(value: Any) -> Any:
+    """What a graph depends on of an argument or a param."""
+    if nn.parameter.is_lazy(value):
+        return None
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype, value.device, value.requires_grad, value.stride()
+    try:
+        hash(value)
+    except TypeError:
+        return ById(value)
+    return type(value), value
+
+
+class ById:
+    """An object that equals itself only, and lives as long as this does."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ById) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """What a graph depends on that no argument holds."""
+    devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    casts = tuple((device, torch.get_autocast_dtype(device)) for device in devices)
+    return torch.is_grad_enabled(), torch.get_default_dtype(), casts

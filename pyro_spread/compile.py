@@ -1,0 +1,165 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""compiled: losses whose steps are traced once, and then run without Python."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO
+from torch import nn
+
+from pyro_spread import _parents
+from pyro_spread._steps import ById, Grads, Steps, gradients, modes_of, settings_of
+from pyro_spread._transaction import arm, transaction
+from pyro_spread.infer._ranks import LossModule
+from pyro_spread.infer._registration import Loss
+from spread_core.messages import compiled as messages
+from spread_core.typing import Guide, Model
+
+__all__ = ["compiled"]
+
+_L = TypeVar("_L", bound=ELBO)
+
+
+def compiled(loss: _L, **options: Any) -> _L:
+    """
+    A loss whose steps are traced once and compiled, for SVI or as a module.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_spread import compiled
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     pyro.sample("z", dist.Normal(loc, 0.1))
+        >>> pyro.clear_param_store()
+        >>> loss = compiled(Trace_ELBO(), backend="eager")
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss)
+        >>> for _ in range(3):
+        ...     value = svi.step(torch.ones(10))
+
+    The first step for arguments of new shapes runs as always, with all checks. The second one is
+    traced by ``make_fx``, forward and backward pass in one graph, and compiled by
+    ``torch.compile``. From then on handlers, messengers and checks of shapes cost nothing; NaN and
+    inf are still found.
+
+    :param loss: a loss of this library, or an ELBO of Pyro.
+    :param options: those of ``torch.compile``.
+    :return: a copy of the loss, of a class derived from its own.
+    :raises TypeError: if it is no loss.
+    """
+    if not isinstance(loss, ELBO):
+        raise TypeError(messages.no_loss(loss))
+    found: Any = copy.copy(loss)
+    found.__class__ = _compiled_class(type(loss))
+    found._compile_options, found._compiled_steps = options, {}
+    return found
+
+
+_classes: dict[type, type] = {}
+
+
+def _compiled_class(cls: type) -> type:
+    if issubclass(cls, _Compiled):
+        return cls
+    if cls not in _classes:
+        names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        _classes[cls] = type(cls.__name__, (_Compiled, cls), names)
+    return _classes[cls]
+
+
+class _Compiled:
+    """What a compiled loss does in place of its own class."""
+
+    _compile_options: dict[str, Any]
+    _compiled_steps: dict[Any, _OfPrograms]
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> nn.Module:
+        module: Any = super().__call__(model, guide)  # type: ignore[misc]
+        if not isinstance(module, LossModule):
+            module = LossModule(model, guide, module.elbo)
+        module.compile(**self._compile_options)
+        return module  # type: ignore[no-any-return]
+
+    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss, and add its gradients to those of the params."""
+        stock: Any = super()
+        key = ById(model), ById(guide)
+        steps = self._compiled_steps.setdefault(key, _OfPrograms(self._compile_options))
+        found = None
+        if not isinstance(self, Loss):
+            found = steps.run(self, stock, (model, guide), args, kwargs)
+        else:
+            with transaction(self) as step:
+                found = steps.run(self, stock, (model, guide), args, kwargs)
+            if found is not None:
+                arm(step)
+        if found is None:
+            return steps.run_first(self, stock, (model, guide), args, kwargs)
+        return found
+
+
+class _OfPrograms:
+    """The steps of a model and a guide under SVI."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._steps = Steps(options)
+        self._names: list[str] = []
+
+    def run_first(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> Any:
+        """A step with all its Python, which shows what it calls and trains."""
+        with self._steps.watch(), poutine.trace(param_only=True) as capture:
+            value = stock.loss_and_grads(*programs, *args, **kwargs)
+        self._names = list(capture.trace.nodes)
+        if (params := self._params()) is not None:
+            self._steps.see(params, _about(loss, programs), (args, kwargs))
+        return value
+
+    def _params(self) -> list[torch.Tensor] | None:
+        """What the first step trained, if all of it is in the store."""
+        stored = _parents.stored_params()
+        if not self._names or any(name not in stored for name in self._names):
+            return None
+        return [stored[name] for name in self._names]
+
+    def run(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> float | None:
+        """A step by its graph; None if there is none."""
+        params = self._params()
+        if params is None:
+            return None
+
+        def step(wanted: list[torch.Tensor]) -> tuple[Any, Grads]:
+            own = stock.loss_and_grads
+            if isinstance(loss, Loss) and own.__func__ is Loss.loss_and_grads:
+                return gradients(stock.differentiable_loss(*programs, *args, **kwargs), wanted)
+            held = [param.grad for param in wanted]
+            for param in wanted:
+                param.grad = None
+            try:
+                return own(*programs, *args, **kwargs), [param.grad for param in wanted]
+            finally:
+                for param, grad in zip(wanted, held, strict=True):
+                    param.grad = grad
+
+        found = self._steps(step, params, _about(loss, programs), (args, kwargs))
+        if found is None:
+            return None
+        for name in self._names:  # SVI asks its handler which params a step has used
+            pyro.param(name)
+        for param, grad in zip(params, found[1], strict=True):
+            if grad is not None:
+                param.grad = grad if param.grad is None else param.grad.add_(grad)
+        return float(found[0])
+
+
+def _about(loss: Any, programs: Any) -> Any:
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    return settings_of(loss), *map(modes_of, modules)

@@ -1,0 +1,63 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of steps that cannot be compiled."""
+
+from __future__ import annotations
+
+_OR = "or leave this loss uncompiled"
+
+
+def read_value(file: str, line: int) -> str:
+    """A program goes another way for other values."""
+    return (
+        f'"{file}", line {line} reads the value of a tensor, but a compiled step goes the same '
+        f"way whatever the values are. Use torch.where there, {_OR}."
+    )
+
+
+def size_of_values(file: str, line: int) -> str:
+    """A program makes a tensor whose shape depends on values."""
+    return (
+        f'"{file}", line {line} makes a tensor whose shape depends on values, but a compiled step '
+        f"has the same shapes whatever the values are. Multiply by a mask there, {_OR}."
+    )
+
+
+def iterated_subsample(plate: str) -> str:
+    """The names of sites would depend on what a plate takes."""
+    return (
+        f"The plate {plate!r} is iterated over and takes other indices at every step, but a "
+        f"compiled step has the same sites at every step. Vectorise it by `with`, {_OR}."
+    )
+
+
+def other_randomness() -> str:
+    """A program draws random numbers that the graph would hold as constants."""
+    return (
+        "The step draws from `numpy.random` or `random`, and a compiled step would repeat these "
+        f"draws for ever. Draw with torch, {_OR}."
+    )
+
+
+def no_loss(loss: object) -> str:
+    """What is to be compiled is no loss."""
+    return (
+        f"compiled takes a loss of this library or an ELBO of Pyro, not {type(loss).__name__}. "
+        "Call it on the loss that you pass to SVI."
+    )
+
+
+def too_many_kinds(number: int) -> str:
+    """Hardly a step is like one before it."""
+    return (
+        f"This compiled loss has met arguments of {number} kinds, and runs all others uncompiled. "
+        "Pass numbers that change from step to step as tensors, and batches of few shapes."
+    )
+
+
+def several_ranks() -> str:
+    """A compiled loss under data parallelism."""
+    return (
+        "A compiled loss does not communicate: in a process group of several ranks call "
+        "`loss(model, guide)` without `compile()`."
+    )

@@ -1,0 +1,124 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""A compiled loss does what the loss does: the same numbers, the same errors, at every step."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from every import LOSSES, OF_RUNS
+from pyro import infer
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+from pyro_every import Problem
+from pyro_stock_models import MODELS
+from torch import nn
+
+from pyro_spread import compiled
+
+# Run by PyTorch's own operations: what inductor makes of a graph is not this library's.
+AS_IT_IS = functools.partial(compiled, backend="eager")
+COUNT = 5
+
+
+def adam(lr=1e-2):
+    return pyro.optim.Adam({"lr": lr})
+
+
+def graphs(loss):
+    """How many graphs a compiled loss has for SVI."""
+    return sum(len(one._steps._graphs) for one in loss._compiled_steps.values())
+
+
+def run(svi, *args, count=COUNT):
+    pyro.set_rng_seed(3)
+    losses = [svi.step(*args) for _ in range(count)]
+    return losses, {n: p.detach().clone() for n, p in pyro.get_param_store().items()}
+
+
+def assert_alike(one, other, tolerance=1e-6):
+    assert one[0] == pytest.approx(other[0], rel=tolerance, abs=tolerance)
+    assert one[1].keys() == other[1].keys()
+    for name, value in one[1].items():
+        torch.testing.assert_close(value, other[1][name], rtol=10 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", LOSSES | OF_RUNS)
+def test_every_loss_under_svi(name):
+    runs = []
+    for how in (lambda loss: loss, AS_IT_IS):
+        problem = Problem(name)
+        problem.loss = how(problem.loss)
+        runs.append(run(problem.svi(), problem.x))
+    assert graphs(problem.loss) == 1
+    assert_alike(*runs)
+
+
+class Program(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, fn, own=None):
+        super().__init__()
+        self.own, self.fn = own, fn
+
+    def forward(self, x):
+        return self.fn(x)
+
+
+@pytest.mark.parametrize("name", LOSSES | OF_RUNS)
+def test_every_loss_as_a_module(name):
+    runs = []
+    for is_compiled in (False, True):
+        problem = Problem(name)
+        module = problem.loss(
+            Program(problem.model, problem.decoder), Program(problem.guide, problem.encoder)
+        )
+        if is_compiled:
+            module.compile(backend="eager")
+        optim = torch.optim.Adam(module.parameters(), 1e-2)
+        losses = []
+        for _ in range(COUNT):
+            optim.zero_grad()
+            loss = module(problem.x)
+            loss.backward()
+            optim.step()
+            losses.append(float(loss.detach()))
+        runs.append((losses, dict(module.named_parameters())))
+    assert len(module._steps._graphs) == 1
+    assert_alike(*runs)
+
+
+STOCK = {
+    "trace": infer.Trace_ELBO,
+    "particles": lambda: infer.Trace_ELBO(num_particles=3, vectorize_particles=True),
+    "graph": infer.TraceGraph_ELBO,
+    "mean field": infer.TraceMeanField_ELBO,
+    "renyi": lambda: infer.RenyiELBO(num_particles=2),
+    "enum": lambda: infer.TraceEnum_ELBO(max_plate_nesting=2),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_stock_elbos(name):
+    compare_stock(name, STOCK["trace"])
+
+
+@pytest.mark.parametrize("elbo", STOCK)
+def test_stock_elbos(elbo):
+    compare_stock("local", STOCK[elbo])
+
+
+def compare_stock(name, elbo):
+    model, x = MODELS[name]
+    program = functools.partial(model, like=lambda loc: dist.Normal(loc, 0.5))
+    runs = []
+    for how in (lambda loss: loss, AS_IT_IS):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss = how(elbo())
+        args = x if isinstance(x, tuple) else (x,)
+        runs.append(run(SVI(program, AutoNormal(program), adam(), loss), *args))
+    assert graphs(loss) == 1
+    assert_alike(*runs, tolerance=1e-10)
