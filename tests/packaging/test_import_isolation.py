@@ -88,7 +88,8 @@ import pyro_spread, numpyro_spread
 for package in (pyro_spread, numpyro_spread):
     for name in package.__all__:
         assert getattr(package, name).__doc__
-assert pyro_spread.__all__ == numpyro_spread.__all__
+# Steps of NumPyro are compiled by jax.jit as they are.
+assert [n for n in pyro_spread.__all__ if n != "compiled"] == numpyro_spread.__all__
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
