@@ -22,7 +22,7 @@ from typing import Any
 
 # Set by run.py --threads for its workers.
 THREADS = int(os.environ.get("BENCHMARK_THREADS", "2"))
-PARTS = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l")
+PARTS = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m")
 BACKENDS = ("pyro", "numpyro")
 
 # Takes a number of steps, runs them, and returns when all of them are done.

@@ -13,6 +13,7 @@ harness.bind_threads()
 
 import black_boxes  # noqa: E402
 import pyro  # noqa: E402
+import pyro_compiled  # noqa: E402
 import pyro_contestants as programs  # noqa: E402
 import pyro_contrast  # noqa: E402
 import pyro_gan  # noqa: E402
@@ -185,6 +186,8 @@ def main() -> None:
             rows += simulators.rows("pyro", args.smoke, args.seed)
         if "l" in parts:
             rows += black_boxes.rows("pyro", black_box_draws(), args.smoke, args.seed)
+        if "m" in parts:
+            rows += pyro_compiled.rows(args.smoke, args.seed)
     versions = {"torch": torch.__version__, "pyro-ppl": pyro.__version__}
     harness.write_result(args.result, rows, versions)
 

@@ -16,7 +16,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_spread import GaussianNoise, SpreadELBO
+from pyro_spread import GaussianNoise, SpreadELBO, compiled
 
 SCALE = 0.3
 LEARNING_RATE = 1e-3
@@ -149,9 +149,10 @@ def _program(kind: str) -> tuple[Likelihood, ELBO, Callable[[Tensor], Tensor]]:
     return normal, Trace_ELBO(), _noised
 
 
-def svi_contestant(kind: str, setup: Setup, seed: int) -> Contestant:
+def svi_contestant(kind: str, setup: Setup, seed: int, is_compiled: bool) -> Contestant:
     """``SVI.step`` with ``pyro.optim.Adam``."""
     likelihood, loss, prepare = _program(kind)
+    loss = compiled(loss) if is_compiled else loss
     encoder, decoder = setup.nets(seed)
     name = f"{kind}.{id(setup)}"  # contestants share one param store
     model, guide = Model(decoder, setup.latent, likelihood, name), Guide(encoder, name)
@@ -166,9 +167,10 @@ def svi_contestant(kind: str, setup: Setup, seed: int) -> Contestant:
     return run
 
 
-def module_contestant(kind: str, setup: Setup, seed: int) -> Contestant:
+def module_contestant(kind: str, setup: Setup, seed: int, is_compiled: bool) -> Contestant:
     """``loss(model, guide)`` as a torch module, with one fused Adam for all parameters."""
     likelihood, loss, prepare = _program(kind)
+    loss = compiled(loss) if is_compiled else loss
     encoder, decoder = setup.nets(seed)
     model, guide = Model(decoder, setup.latent, likelihood, ""), Guide(encoder, "")
     module = loss(model, guide)
@@ -218,12 +220,14 @@ def hand_contestant(setup: Setup, seed: int) -> Contestant:
 
 def make(name: str, setup: Setup, seed: int) -> Contestant:
     """
-    The contestant called ``name``: "hand", or "spread" or "stock" through "svi" or "module".
+    The contestant called ``name``.
+
+    "hand", or "spread" or "stock" through "svi" or "module", as it is or "compiled".
 
     All start from the same nets and see the same data.
     """
     if name == "hand":
         return hand_contestant(setup, seed)
-    kind, way = name.split("-")
+    kind, way, *how = name.split("-")
     factory = svi_contestant if way == "svi" else module_contestant
-    return factory(kind, setup, seed)
+    return factory(kind, setup, seed, bool(how))

@@ -186,7 +186,7 @@ def _index(value: torch.Tensor, frame: FrameType) -> Any:
 
 
 _PYRO = Path(pyro.__file__).parent
-_OF_PYRO = {
+_OF_PYRO: dict[str, Callable[[torch.Tensor, FrameType], Any]] = {
     **dict.fromkeys(map(str, (_PYRO / "infer").glob("*.py")), _reported),
     str(_PYRO / "distributions" / "util.py"): _neither_zero_nor_one,
     str(_PYRO / "poutine" / "indep_messenger.py"): _index,

@@ -83,11 +83,12 @@ class _Compiled:
     _compiled_steps: dict[Any, _OfPrograms]
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> nn.Module:
-        module: Any = super().__call__(model, guide)  # type: ignore[misc]
+        base: Any = super()
+        module = base.__call__(model, guide)
         if not isinstance(module, LossModule):
             module = LossModule(model, guide, module.elbo)
         module.compile(**self._compile_options)
-        return module  # type: ignore[no-any-return]
+        return module
 
     def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss, and add its gradients to those of the params."""

@@ -22,7 +22,7 @@ ROW_KEYS = {
     *("target", "met"),
 }
 PARTS = {
-    "pyro": {"a", "c", "d", "e", "f", "h", "i", "j", "k", "l"},
+    "pyro": {"a", "c", "d", "e", "f", "h", "i", "j", "k", "l", "m"},
     "numpyro": {"a", "b", "d", "e", "g", "h", "i", "j", "k", "l"},
 }
 REQUIRES = {"pyro": ("torch", "pyro"), "numpyro": ("jax", "numpyro", "flax", "optax")}
