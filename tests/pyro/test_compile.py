@@ -20,7 +20,7 @@ from pyro_spread import compiled
 
 # Run by PyTorch's own operations: what inductor makes of a graph is not this library's.
 AS_IT_IS = functools.partial(compiled, backend="eager")
-COUNT = 5
+COUNT = 4
 
 
 def adam(lr=1e-2):
@@ -67,6 +67,7 @@ class Program(nn.Module):
         return self.fn(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES | OF_RUNS)
 def test_every_loss_as_a_module(name):
     runs = []
@@ -100,6 +101,7 @@ STOCK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models_of_stock_elbos(name):
     compare_stock(name, STOCK["trace"])
@@ -122,3 +124,34 @@ def compare_stock(name, elbo):
         runs.append(run(SVI(program, AutoNormal(program), adam(), loss), *args))
     assert graphs(loss) == 1
     assert_alike(*runs, tolerance=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spread", "JS", "plain", "joint"])
+def test_inductor_with_the_same_random_numbers(name):
+    runs = []
+    options = {"options": {"fallback_random": True}}
+    for how in (lambda loss: loss, functools.partial(compiled, **options)):
+        problem = Problem(name)
+        problem.loss = how(problem.loss)
+        runs.append(run(problem.svi(), problem.x))
+    assert_alike(*runs, tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_inductor_with_its_own():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    losses = []
+    for how in (lambda loss: loss, compiled):
+        pyro.clear_param_store()
+        guide = AutoNormal(model)
+        svi = SVI(model, guide, adam(0.0), how(infer.Trace_ELBO()))
+        losses.append(torch.tensor(run(svi, torch.ones(3), count=4000)[0]))
+    # Standard errors of mean and standard deviation, three of each.
+    error = losses[0].std() / 4000**0.5
+    assert abs(losses[0].mean() - losses[1].mean()) < 3 * 2**0.5 * error
+    assert abs(losses[0].std() - losses[1].std()) < 6 * error
