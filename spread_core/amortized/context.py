@@ -27,7 +27,7 @@ from spread_core.amortized.layout import (
     depth_of,
     group_variables,
 )
-from spread_core.amortized.mixture import data_features, latent_features
+from spread_core.amortized.mixture import FAR, data_features, latent_features
 from spread_core.amortized.summary import Inside, Pool, as_it_is, fit_against, moments, pooled
 from spread_core.amortized.tails import fit_tails, tame
 from spread_core.math._arrays import Array
@@ -322,7 +322,9 @@ class Context:
         for group in self.groups:
             vectors = group.join(latents, self.depth, 1).reshape(-1, group.size)
             tails = fit_tails(vectors, group.is_open)
-            fitted["latents"][group.key] = fit_scale(tame(vectors, tails)) | tails
+            own = fit_scale(tame(vectors, tails)) | tails
+            own["reach"] = np.full_like([own["loc"]] * 2, [[-FAR], [FAR]])
+            fitted["latents"][group.key] = own
         for group in self.data:
             rows = _some(counted(group.join(data, self.depth, 1), masks.get(group.key)))
             fitted["data"][group.key] = fit_columns(rows)

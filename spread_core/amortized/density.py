@@ -28,6 +28,10 @@ from spread_core.amortized.tails import Tails, log_slope, tame, untame
 from spread_core.math._arrays import Array, cast, fold
 
 
+# Draws at an end are standardised again, where they may be beyond it.
+_ROUNDING = 1e-4
+
+
 @dataclasses.dataclass(frozen=True)
 class Conditional:
     """
@@ -123,7 +127,10 @@ class Conditional:
         if not classes:
             found = found + self.log_slope(vectors)
             if self.variable.low is None:
-                return found
+                own, (least, most) = t[..., self.which], self.ends[:, self.which]
+                rounding = _ROUNDING * (most - least)
+                inside = (own >= least - rounding) & (own <= most + rounding)
+                return xp.where(inside, found, -math.inf)
         low, high = [0.0, classes - 1.0] if classes else cast(self.variable.ends(), vectors)
         return xp.where((vectors >= low) & (vectors <= high), found, -math.inf)
 

@@ -234,6 +234,8 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
         """
         Standardised ends of the intervals of a group's numbers, of shape (2, D).
 
+        Where a number has none, how far it reaches: without end unless a table says more.
+
         :param group: the group.
         :param fitted: the standardisation.
         """
@@ -241,8 +243,7 @@ class AutoAmortizedShared(HasPlates, ReadsTables, HasDensity, HasEmbedding, Shar
         xp = array_namespace(own["loc"])
         ends = [variable.ends() for variable in group.variables]
         raw = xp.concat([cast(end, own["loc"]) for end in ends], axis=1)
-        # No end stays none, whatever the unit of the latent.
-        return xp.where(xp.abs(raw) < FAR, (raw - own["loc"]) / own["scale"], raw)
+        return xp.where(xp.abs(raw) < FAR, (raw - own["loc"]) / own["scale"], own["reach"])
 
     def walk(
         self,

@@ -24,6 +24,8 @@ Tails = Mapping[str, Array]
 #: tailed: Student's t of three degrees of freedom has 1.5, an exponential scale's 1.4.
 _HEAVY = 2.0
 _QUARTILES = 1.349
+# Of their range.
+_BEYOND = 0.25
 # Beyond it sinh leaves single precision.
 _MOST = 60.0
 # Its square does not.
@@ -47,6 +49,19 @@ def fit_tails(vectors: np.ndarray, may: np.ndarray) -> dict[str, np.ndarray]:
         "centre": np.where(heavy, centre, 0.0).astype(dtype),
         "spread": np.where(heavy, spread, 0.0).astype(dtype),
     }
+
+
+def reach(t: np.ndarray) -> np.ndarray:
+    """
+    How far latents without ends are drawn, of shape (2, D): a quarter of their range beyond it.
+
+    A net knows nothing of what lies further off, where one draw would be the mean of all others.
+
+    :param t: standardised latents of the simulations, of shape (n, D).
+    """
+    low, high = t.min(0), t.max(0)
+    more = np.maximum(1.0, _BEYOND * (high - low))
+    return np.stack([low - more, high + more]).astype(t.dtype)
 
 
 def tame(values: Array, tails: Tails) -> Array:

@@ -23,6 +23,7 @@ from spread_core.amortized.layout import Group
 from spread_core.amortized.masked import kept_latents, stand_ins
 from spread_core.amortized.mixture import latent_features
 from spread_core.amortized.regression import start
+from spread_core.amortized.tails import reach
 from spread_core.caller_warning import warn_user
 from spread_core.math._arrays import Array, as_bool
 from spread_core.messages import players
@@ -200,6 +201,9 @@ def prepared(guide: Any, table: Any) -> Prepared:
         {g.key: fitted["inputs"][g.key]["columns"]["loc"].shape[0] for g in groups},
         {group.key: guide.size_before(group) for group in groups},
     )
+    for group in guide.context.groups:  # after the regressions, which these are no intervals to
+        t = rows[group.key][0][good]
+        fitted["latents"][group.key]["reach"] = reach(t.reshape(-1, t.shape[-1]))
     return Prepared(fitted, rows, starts, valid)
 
 

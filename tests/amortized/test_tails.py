@@ -88,6 +88,17 @@ def test_a_location_under_a_half_cauchy_scale(backend):
     assert abs(z.mean() - mean) < 0.2 * sd
     assert abs(z.std() / sd - 1) < 0.2
     assert abs(np.log(np.asarray(draws["tau"])).mean() - weights @ log_tau) < 0.3
+    # Far from all simulations it says so, and stays within reach of them.
+    with pytest.warns(spread.MisspecificationWarning):
+        far = posterior.sample(array(np.float32(1e5)), num_samples=4000)
+    z, sims = np.asarray(far["z"]), posterior.simulations["z"][:, None]
+    tails = fit_tails(sims, np.array([True]))
+    tamed = tame(sims, tails)
+    most = untame(tamed.max(0) + 0.25 * np.ptp(tamed, 0), tails)[0]
+    assert z.max() <= 1.01 * most
+    ends = {"z": array(np.float32([most / 2, 2 * most])), "tau": array(np.float32([1.0, 1.0]))}
+    log_prob = np.asarray(posterior.log_prob(ends, array(np.float32(3.0))))
+    assert list(np.isfinite(log_prob)) == [True, False]
     # The density is one: it integrates to 1.
     a, b = np.meshgrid(np.linspace(-8, 8, 161), np.linspace(-30, 40, 1401), indexing="ij")
     values = {"tau": np.exp(a).ravel(), "z": b.ravel()}
