@@ -27,7 +27,6 @@ from spread_core.amortized.mixture import (
 from spread_core.amortized.tails import Tails, log_slope, tame, untame
 from spread_core.math._arrays import Array, cast, fold
 
-
 # Draws at an end are standardised again, where they may be beyond it.
 _ROUNDING = 1e-4
 
