@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pyro import poutine
 from pyro.distributions import Delta, Unit
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 
 from pyro_spread._typing import Args, Kwargs, Model, Site, Sites
 from pyro_spread.distributions import ImplicitDistribution
@@ -169,7 +170,7 @@ class ForwardRuns:
     def _draw(self, row: int, drawn: dict[str, torch.Tensor] | None = None) -> dict[str, Site]:
         """One run, if need be with values that are drawn already."""
         self._set_seed(_ROW, row)
-        forward = poutine.uncondition(self._model)
+        forward = _Unconditioned()(self._model)
         given = {name: _of_row(value, row) for name, value in self._given.items()}
         if given or drawn is not None:
             forward = poutine.replay(forward, trace=_kept(given | (drawn or {})))
@@ -187,7 +188,7 @@ class ForwardRuns:
         rows = slice(number, number + count)
         given = {name: self._of_many(name, rows) for name in self._given}
         kept = poutine.replay(trace=_kept(given))
-        with poutine.trace() as traced, kept, poutine.uncondition(), plate:
+        with poutine.trace() as traced, kept, _Unconditioned(), plate:
             self._model(*self._args, **self._kwargs)
         nodes = traced.trace.nodes
         for name, site in nodes.items():
@@ -292,6 +293,14 @@ def _innermost(fn: Any) -> Any:
 
 def _flat(values: Any) -> torch.Tensor:
     return torch.cat([value.flatten().double() for value in values])
+
+
+class _Unconditioned(UnconditionMessenger):
+    """Have data drawn, and leave what the model computes: a plate would take it for many."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def _drawn(nodes: Sites) -> dict[str, Site]:
