@@ -140,7 +140,8 @@ def test_noise_on_nan_is_nan(name):
 
 
 def test_public_names_are_the_same():
-    assert set(pyro_spread.__all__) == set(numpyro_spread.__all__)
+    # Steps of NumPyro are compiled by jax.jit as they are.
+    assert set(pyro_spread.__all__) - {"compiled"} == set(numpyro_spread.__all__)
 
 
 def test_the_same_mistake_gives_the_same_message():
