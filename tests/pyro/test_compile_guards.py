@@ -7,7 +7,6 @@ import functools
 import gc
 import math
 import pickle
-import random
 import warnings
 import weakref
 
@@ -26,7 +25,6 @@ from pyro_spread import (
     GaussianNoise,
     NonFiniteError,
     PriorContrastELBO,
-    Simulator,
     SpreadELBO,
     compiled,
     concat_sites,
@@ -383,86 +381,6 @@ class TestFailures:
         for _ in range(8):
             module(X)
         assert loss._watched == 8
-
-
-class TestRefusals:
-    """What depends on values is refused by its line."""
-
-    def refused(self, model, match):
-        svi = SVI(
-            model, AutoNormal(conjugate), pyro.optim.Adam({"lr": 0.1}), AS_IT_IS(Trace_ELBO())
-        )
-        svi.step(torch.ones(4))
-        with pytest.raises(NotImplementedError, match=match):
-            svi.step(torch.ones(4))
-        # Nothing is half done: it goes on without.
-        svi.loss_and_grads = Trace_ELBO().loss_and_grads
-        assert math.isfinite(svi.step(torch.ones(4)))
-
-    def test_a_branch(self):
-        def model(x):
-            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-            scale = 1.0 if mu > 0 else 2.0
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(mu, scale), obs=x)
-
-        self.refused(model, r"test_compile_guards.py\", line \d+ reads the value of a tensor")
-
-    @pytest.mark.parametrize(
-        "read", [float, lambda mu: mu.item(), lambda mu: float(mu.detach().numpy().sum()),
-                 lambda mu: mu.tolist(), lambda mu: float(np.asarray(mu.detach()).sum())],
-        ids=["float", "item", "numpy", "tolist", "asarray"],
-    )  # fmt: skip
-    def test_a_number(self, read):
-        def model(x):
-            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(mu, 1.0 + read(mu) ** 2), obs=x)
-
-        self.refused(model, r"test_compile_guards.py\", line \d+ reads the value of a tensor")
-
-    @pytest.mark.parametrize(
-        "pick", [lambda x: x[x > -9.0], lambda x: x[x.nonzero()[:, 0]], torch.unique],
-        ids=["mask", "nonzero", "unique"],
-    )  # fmt: skip
-    def test_a_shape(self, pick):
-        def model(x):
-            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-            picked = pick(x)
-            with pyro.plate("data", len(picked)):
-                pyro.sample("x", dist.Normal(mu, 1.0), obs=picked)
-
-        self.refused(model, "makes a tensor whose shape depends on values")
-
-    @pytest.mark.parametrize("draw", [np.random.normal, random.random], ids=["numpy", "random"])
-    def test_random_numbers_from_elsewhere(self, draw):
-        def model(x):
-            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(mu + draw(), 1.0), obs=x)
-
-        self.refused(model, "draws from `numpy.random` or `random`")
-
-    def test_a_plate_that_is_iterated_over(self):
-        def model(x):
-            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-            for i in pyro.plate("data", 4, subsample_size=2):
-                pyro.sample(f"x_{i}", dist.Normal(mu, 1.0), obs=x[i])
-
-        self.refused(model, "The plate 'data' is iterated over")
-
-    def test_a_black_box(self):
-        def model(x):
-            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-            noise = Simulator(lambda rng, mu: mu, mu, event_shape=())
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(mu + 0 * noise.sample(), 1.0), obs=x)
-
-        self.refused(model, "compiled steps would record the draws")
-
-    def test_what_is_no_loss(self):
-        with pytest.raises(TypeError, match="compiled takes a loss of this library or an ELBO"):
-            compiled(conjugate)
 
 
 def test_it_looks_like_the_loss():
