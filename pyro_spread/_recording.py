@@ -24,12 +24,16 @@ import spread_core
 from pyro_spread import _parents
 from spread_core.messages import compiled as messages
 
-_HERE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
-# Whose reads of values are checks: they run on the values of the step that is recorded.
-_CHECKS = tuple(
-    str(Path(module.__file__ or "").parent)
-    for module in (torch.distributions, pyro, spread_core, sys.modules[__package__])
+_DISTRIBUTIONS = str(Path(torch.distributions.__file__).parent)
+_PYRO = Path(pyro.__file__).parent
+# Whose reads of values are checks: they run on the values of the step that is recorded. What
+# distributions do beside, rejection sampling say, depends on values.
+_CHECKS = (
+    str(Path(_DISTRIBUTIONS) / "distribution.py"),
+    *(str(_PYRO / part) for part in ("util.py", "infer", "poutine", "ops/provenance.py")),
+    str(Path(spread_core.__file__).parent),
+    str(Path(__file__).parent),
 )
 _ATEN = torch.ops.aten
 _READS = (_ATEN._local_scalar_dense.default, _ATEN.equal.default)
@@ -137,13 +141,15 @@ def recorded(thrown: Sequence[bool] | None) -> Iterator[Recording]:
     :raises NotImplementedError: if what is computed depends on values; the message has the line.
     """
     recording = Recording(thrown)
-    before = _other_random_states()
+    before, stored = _other_random_states(), _versions()
     token = _current.set(recording)
     try:
         with _Items(), _Reads():
             yield recording
     finally:
         _current.reset(token)
+    if changed := sorted(dict(_versions().items() ^ stored.items())):
+        raise NotImplementedError(messages.changes_params(changed[0]))
     if any(not np.array_equal(a, b) for a, b in zip(before, _other_random_states(), strict=True)):
         raise NotImplementedError(messages.other_randomness())
 
@@ -153,6 +159,12 @@ def _other_random_states() -> list[np.ndarray[Any, Any]]:
     _, internal, _ = random.getstate()
     counts = [state["state"]["pos"], state["has_gauss"], *internal]
     return [state["state"]["key"], np.array(counts)]
+
+
+def _versions() -> dict[str, tuple[int, int, int]]:
+    """What tells whether a param of the store has another value or is another tensor."""
+    stored = _parents.stored_params().items()
+    return {name: (id(p), p.data_ptr(), p._version) for name, p in stored}
 
 
 class _Items(TorchFunctionMode):
@@ -185,7 +197,6 @@ def _index(value: torch.Tensor, frame: FrameType) -> Any:
         return value.item()
 
 
-_PYRO = Path(pyro.__file__).parent
 _OF_PYRO: dict[str, Callable[[torch.Tensor, FrameType], Any]] = {
     **dict.fromkeys(map(str, (_PYRO / "infer").glob("*.py")), _reported),
     str(_PYRO / "distributions" / "util.py"): _neither_zero_nor_one,
@@ -220,7 +231,7 @@ def _caller() -> FrameType:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if name != __file__ and (not name.startswith(_TORCH) or name.startswith(_CHECKS[0])):
+        if name != __file__ and (not name.startswith(_TORCH) or name.startswith(_DISTRIBUTIONS)):
             return frame
         frame = frame.f_back
     raise AssertionError("a step is always called by something")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from enum import Enum
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from pyro_spread._snapshot import StepSnapshot
 from spread_core.caller_warning import warn_user
 from spread_core.messages import compiled as messages
 
+_PLAIN = bool | int | float | str | None
+_KEYS = bool | int | float | complex | str | bytes | None | torch.dtype | torch.device | Enum
 # A step for which arguments of more kinds come than these will meet new ones for ever.
 _MOST_KINDS = 64
 
 Grads = list[torch.Tensor | None]
-#: A step, which gives the loss and its gradients by some params.
-Step = Callable[[list[torch.Tensor]], tuple[Any, Grads]]
+#: A step with its arguments, which gives the loss and its gradients by some params.
+Step = Callable[[list[torch.Tensor], Any, Any], tuple[Any, Grads]]
 
 
 class Steps:
@@ -55,21 +58,34 @@ class Steps:
             its kind, and one in which something is not finite.
         """
         key: Any = self._key(params, about, arguments)
-        if key not in self._seen:
-            return None
         leaves = _parents.tree_leaves(arguments)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        key = key, tuple(module.training for module in self._called)
+        # Handlers around the step, and gradients by arguments, are for the step as it is.
+        if key not in self._seen or _is_handled() or any(x.requires_grad for x in tensors):
+            return None
+        key = key, tuple(map(_state_of, self._called))
         tensors_of = params, list(self._buffers()), tensors
         thrown = None
         if key in self._coins:
             thrown = tuple(throw(heads) for heads in self._coins[key])
         graph = self._graphs.get((key, thrown))
         if graph is None:
-            graph = _Graph(step, *tensors_of, thrown, self._options)
+            graph = _Graph(self._checked(step), *tensors_of, thrown, arguments, self._options)
             self._coins[key] = graph.coins
             self._graphs[key, graph.thrown] = graph
         return graph(*tensors_of)
+
+    def _checked(self, step: Step) -> Step:
+        """The step, which must not put other buffers in place of those of its modules."""
+
+        def checked(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[Any, Grads]:
+            before = list(map(id, self._buffers()))
+            found = step(wanted, args, kwargs)
+            if before != list(map(id, self._buffers())):
+                raise NotImplementedError(messages.rebinds_buffers())
+            return found
+
+        return checked
 
     def see(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> None:
         """
@@ -84,11 +100,23 @@ class Steps:
 
     def _key(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> Any:
         leaves, structure = _parents.tree_flatten(arguments)
-        own = [*map(_signature, params)], [*map(id, params)]
-        return str(structure), *map(_signature, leaves), *map(tuple, own), _surroundings(), about
+        first: dict[int, int] = {}  # which arguments are one and the same
+        same = tuple(first.setdefault(id(leaf), place) for place, leaf in enumerate(leaves))
+        own = [*map(_signature, leaves)], [*map(_signature, params)], [*map(id, params)]
+        return str(structure), same, *map(tuple, own), _surroundings(), about
 
     def __reduce__(self) -> Any:
         return Steps, (self._options,)  # a copy records its own
+
+    def add(self, *programs: Any) -> None:
+        """
+        Note the parts of modules, of which a step may read what it does not call.
+
+        :param programs: model, guide, loss and their like.
+        """
+        for program in programs:
+            for part in program.modules() if isinstance(program, nn.Module) else ():
+                self._called.setdefault(part)
 
     def watch(self) -> AbstractContextManager[None]:
         """A context in which the modules are noted that a step calls."""
@@ -111,16 +139,22 @@ class _Graph:
         buffers: list[torch.Tensor],
         tensors: list[torch.Tensor],
         thrown: tuple[bool, ...] | None,
+        arguments: tuple[Any, Any],
         options: Mapping[str, Any],
     ) -> None:
         recordings: list[Recording] = []
         wanted = [param for param in params if param.requires_grad]
 
+        # What the step is given are inputs, and what it takes from outside are not, though it be
+        # the same tensor: inputs are known by their identity.
+        twins = {id(tensor): tensor.detach().clone() for tensor in tensors}
+        args, kwargs = _parents.tree_map(lambda leaf: twins.get(id(leaf), leaf), arguments)
+        tensors = [twins[id(tensor)] for tensor in tensors]
+
         def run(*_: Any) -> Any:
-            # The tensors are the step's own: that they are inputs is known by their identity.
             with torch.enable_grad(), recorded(thrown) as recording:
                 recordings[:] = [recording]
-                loss, grads = step(wanted)
+                loss, grads = step(wanted, args, kwargs)
                 loss = torch.as_tensor(loss).detach()
                 finite = torch.stack([torch.isfinite(loss), *recording.finite]).all()
                 return loss, grads, finite, [list(values) for _, values in recording.later]
@@ -133,6 +167,10 @@ class _Graph:
                 graph = make_fx(run)(params, buffers, tensors)
         finally:
             before.restore()
+        for node in graph.graph.nodes:
+            held = getattr(graph, node.target) if node.op == "get_attr" else None
+            if isinstance(held, torch.Tensor) and held.requires_grad:
+                raise NotImplementedError(messages.unknown_param(tuple(held.shape)))
         self._later, self._numbers = [f for f, _ in recordings[0].later], recordings[0].numbers
         self.coins, self.thrown = recordings[0].coins, tuple(recordings[0].thrown)
         self._wanted = [param.requires_grad for param in params]
@@ -193,16 +231,37 @@ class _Served(torch.autograd.Function):
 
 
 def settings_of(loss: Any) -> tuple[Any, ...]:
-    """The numbers and names among the attributes of a loss, except what it counts."""
+    """The attributes of a loss: numbers and names, and which object each other one is."""
     counted = getattr(loss, "_remembers", ())
-    plain = bool | int | float | str | None
     found = vars(loss).items() if hasattr(loss, "__dict__") else ()
-    return tuple((n, v) for n, v in found if isinstance(v, plain) and n not in counted)
+    plain = tuple((n, v) for n, v in found if isinstance(v, _PLAIN) and n not in counted)
+    # What is private is the loss's own to replace.
+    others = ((n, v) for n, v in found if not n.startswith("_") and not isinstance(v, _PLAIN))
+    return plain, tuple((n, id(v)) for n, v in others if n not in counted)
 
 
-def modes_of(module: nn.Module) -> tuple[bool, ...]:
-    """Which parts of a module train, and which evaluate."""
-    return tuple(part.training for part in module.modules())
+def modes_of(module: nn.Module) -> tuple[Any, ...]:
+    """What is set on every part of a module: whether it trains, and numbers and names."""
+    return tuple(_set_on(part) for part in module.modules())
+
+
+def _set_on(part: nn.Module) -> tuple[Any, ...]:
+    own = vars(part).items()
+    tensors = tuple((n, id(v)) for n, v in own if isinstance(v, torch.Tensor))
+    return tuple((n, v) for n, v in own if isinstance(v, _PLAIN)), tensors
+
+
+def _state_of(module: nn.Module) -> tuple[Any, ...]:
+    """The mode of a module without its parts, and its params and buffers."""
+    params = tuple(map(id, module._parameters.values()))
+    buffers = tuple(None if b is None else _signature(b) for b in module._buffers.values())
+    return _set_on(module), params, buffers
+
+
+def _is_handled() -> bool:
+    """Whether a handler is in effect around the step, except SVI's that lists params."""
+    handlers = _parents.active_handlers()
+    return not all(getattr(handler, "param_only", False) for handler in handlers)
 
 
 def _signature(value: Any) -> Any:
@@ -211,11 +270,9 @@ def _signature(value: Any) -> Any:
         return None
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype, value.device, value.requires_grad, value.stride()
-    try:
-        hash(value)
-    except TypeError:
-        return ById(value)
-    return type(value), value
+    if isinstance(value, _KEYS):
+        return type(value), value
+    return object()  # which may change inside: it is like none before
 
 
 class ById:

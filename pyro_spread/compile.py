@@ -82,6 +82,11 @@ class _Compiled:
     _compile_options: dict[str, Any]
     _compiled_steps: dict[Any, _OfPrograms]
 
+    def __reduce__(self) -> Any:
+        cls = next(c for c in type(self).__mro__[1:] if c is not _Compiled)
+        own = {n: v for n, v in vars(self).items() if not n.startswith("_compile")}
+        return _again, (cls, own, self._compile_options)
+
     def __call__(self, model: nn.Module, guide: nn.Module) -> nn.Module:
         base: Any = super()
         module = base.__call__(model, guide)
@@ -108,6 +113,13 @@ class _Compiled:
         return found
 
 
+def _again(cls: type, own: dict[str, Any], options: dict[str, Any]) -> Any:
+    """A copy of a compiled loss, which records steps of its own."""
+    plain = object.__new__(cls)
+    plain.__dict__.update(own)
+    return compiled(plain, **options)
+
+
 class _OfPrograms:
     """The steps of a model and a guide under SVI."""
 
@@ -120,6 +132,7 @@ class _OfPrograms:
         with self._steps.watch(), poutine.trace(param_only=True) as capture:
             value = stock.loss_and_grads(*programs, *args, **kwargs)
         self._names = list(capture.trace.nodes)
+        self._steps.add(*programs)
         if (params := self._params()) is not None:
             self._steps.see(params, _about(loss, programs), (args, kwargs))
         return value
@@ -129,7 +142,7 @@ class _OfPrograms:
         stored = _parents.stored_params()
         if not self._names or any(name not in stored for name in self._names):
             return None
-        return [stored[name] for name in self._names]
+        return list({id(stored[name]): stored[name] for name in self._names}.values())
 
     def run(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> float | None:
         """A step by its graph; None if there is none."""
@@ -137,7 +150,7 @@ class _OfPrograms:
         if params is None:
             return None
 
-        def step(wanted: list[torch.Tensor]) -> tuple[Any, Grads]:
+        def step(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[Any, Grads]:
             own = stock.loss_and_grads
             if isinstance(loss, Loss) and own.__func__ is Loss.loss_and_grads:
                 return gradients(stock.differentiable_loss(*programs, *args, **kwargs), wanted)
@@ -145,7 +158,10 @@ class _OfPrograms:
             for param in wanted:
                 param.grad = None
             try:
-                return own(*programs, *args, **kwargs), [param.grad for param in wanted]
+                value = own(*programs, *args, **kwargs)
+                if isinstance(value, tuple):
+                    raise NotImplementedError(messages.several_losses(type(loss).__name__))
+                return value, [param.grad for param in wanted]
             finally:
                 for param, grad in zip(wanted, held, strict=True):
                     param.grad = grad

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_spread._recording import values_known
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._critic import Judge, has_turn, is_lazy, judge, penalise
 from pyro_spread.infer._gaussian_contrast import GaussianContrast
@@ -84,7 +85,8 @@ class ImplicitGroup:
         first, options = self._first, self._run.options
         weights = first.weights
         own = share(weights, first.value, first.batch_shape.numel())  # before a rank goes on
-        if weights is not None and not bool((weights > 0).any()):
+        nothing = weights is not None and values_known() and not bool((weights > 0).any())
+        if nothing:
             if num_ranks() > 1:
                 has_turn(options.regularizer, first.value)  # others ask whether it has
             return torch.zeros(()), None

@@ -199,13 +199,14 @@ class LossModule(ELBOModule):
         params = list(self.parameters())
         about = settings_of(self.elbo), modes_of(self)
 
-        def step(wanted: list[torch.Tensor]) -> tuple[torch.Tensor, Grads]:
+        def step(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[torch.Tensor, Grads]:
             return gradients(torch.as_tensor(self._loss(*args, **kwargs)), wanted)
 
         found = self._steps(step, params, about, (args, kwargs))
         if found is None:
             with self._steps.watch():
                 loss = self._loss(*args, **kwargs)
+            self._steps.add(self)
             self._steps.see(list(self.parameters()), about, (args, kwargs))
             return loss
         return served(*found, params) if torch.is_grad_enabled() else found[0]

@@ -225,8 +225,9 @@ def _weigh(name: str, samples: Array, weights: Array | None) -> tuple[Array, Arr
         raise ValueError(sample_messages.bad_weights(f"weights_{name}"))
     weights = cast(weights, samples)
     # Zero times a kernel value that overflowed would be NaN, and an outlier would move the centre.
-    counted = stop_gradient(samples[weights.argmax()])
-    samples = array_namespace(samples).where((weights > 0)[:, None], samples, counted)
+    xp = array_namespace(samples)
+    counted = stop_gradient(xp.take(samples, xp.reshape(weights.argmax(), (1,)), axis=0))
+    samples = xp.where((weights > 0)[:, None], samples, counted)
     return samples, weights / weights.max()
 
 

@@ -31,6 +31,36 @@ def iterated_subsample(plate: str) -> str:
     )
 
 
+def changes_params(name: str) -> str:
+    """A step moves a param by itself, as a decaying baseline does."""
+    return (
+        f"The step itself changes {name!r} in the param store, which a compiled step would do only "
+        f"once. Leave out what does so, such as a decaying baseline, {_OR}."
+    )
+
+
+def rebinds_buffers() -> str:
+    """A net puts new tensors where its buffers were."""
+    return (
+        "The step puts a new tensor in the place of a buffer, which a compiled step would do only "
+        f"once. Change buffers in place, as by copy_, {_OR}."
+    )
+
+
+def unknown_param(shape: tuple[int, ...]) -> str:
+    """What a gradient is wanted for is not known as a parameter."""
+    return (
+        f"The loss depends on a tensor of shape {shape} that requires a gradient and is no "
+        "parameter of model, guide or loss, nor in the param store under SVI: a compiled step "
+        f"would not give it one. Register it, call requires_grad_(False) on it, {_OR}."
+    )
+
+
+def several_losses(name: str) -> str:
+    """An ELBO that reports more than one number."""
+    return f"compiled: {name} reports several losses, and a compiled step has one."
+
+
 def other_randomness() -> str:
     """A program draws random numbers that the graph would hold as constants."""
     return (

@@ -100,8 +100,8 @@ class TestGuards:
 
     @pytest.mark.parametrize(
         "other",
-        [X[:4], X.double(), X.clone().requires_grad_(), X.t().contiguous().t()],
-        ids=["shape", "dtype", "requires_grad", "stride"],
+        [X[:4], X.double(), X.t().contiguous().t()],
+        ids=["shape", "dtype", "stride"],
     )
     def test_of_arguments(self, other):
         module = module_of(Model().to(other.dtype), Guide().to(other.dtype))
