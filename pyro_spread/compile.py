@@ -115,7 +115,7 @@ class _Compiled:
 
 def _again(cls: type, own: dict[str, Any], options: dict[str, Any]) -> Any:
     """A copy of a compiled loss, which records steps of its own."""
-    plain = object.__new__(cls)
+    plain: Any = object.__new__(cls)
     plain.__dict__.update(own)
     return compiled(plain, **options)
 

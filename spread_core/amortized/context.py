@@ -322,9 +322,9 @@ class Context:
         for group in self.groups:
             vectors = group.join(latents, self.depth, 1).reshape(-1, group.size)
             tails = fit_tails(vectors, group.is_open)
-            own = fit_scale(tame(vectors, tails)) | tails
-            own["reach"] = np.full_like([own["loc"]] * 2, [[-FAR], [FAR]])
-            fitted["latents"][group.key] = own
+            found = fit_scale(tame(vectors, tails)) | tails
+            found["reach"] = np.full_like([found["loc"]] * 2, [[-FAR], [FAR]])
+            fitted["latents"][group.key] = found
         for group in self.data:
             rows = _some(counted(group.join(data, self.depth, 1), masks.get(group.key)))
             fitted["data"][group.key] = fit_columns(rows)
