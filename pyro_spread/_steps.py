@@ -57,13 +57,12 @@ class Steps:
         :return: the loss and the gradients; None if the step has to be run as it is: the first of
             its kind, and one in which something is not finite.
         """
-        key: Any = self._key(params, about, arguments)
-        leaves = _parents.tree_leaves(arguments)
+        leaves, structure = _parents.tree_flatten(arguments)
+        key = self._key(params, about, leaves, structure)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         # Handlers around the step, and gradients by arguments, are for the step as it is.
         if key not in self._seen or _is_handled() or any(x.requires_grad for x in tensors):
             return None
-        key = key, tuple(map(_state_of, self._called))
         tensors_of = params, list(self._buffers()), tensors
         thrown = None
         if key in self._coins:
@@ -96,14 +95,16 @@ class Steps:
         if len(self._seen) == _MOST_KINDS:
             warn_user(messages.too_many_kinds(_MOST_KINDS))
         if len(self._seen) <= _MOST_KINDS:
-            self._seen.add(self._key(params, about, arguments))
+            self._seen.add(self._key(params, about, *_parents.tree_flatten(arguments)))
 
-    def _key(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> Any:
-        leaves, structure = _parents.tree_flatten(arguments)
+    def _key(
+        self, params: list[torch.Tensor], about: Any, leaves: list[Any], structure: Any
+    ) -> tuple[Any, ...]:
         first: dict[int, int] = {}  # which arguments are one and the same
         same = tuple(first.setdefault(id(leaf), place) for place, leaf in enumerate(leaves))
         own = [*map(_signature, leaves)], [*map(_signature, params)], [*map(id, params)]
-        return str(structure), same, *map(tuple, own), _surroundings(), about
+        states = tuple(map(_state_of, self._called))
+        return str(structure), same, *map(tuple, own), states, _surroundings(), about
 
     def __reduce__(self) -> Any:
         return Steps, (self._options,)  # a copy records its own
@@ -238,11 +239,6 @@ def settings_of(loss: Any) -> tuple[Any, ...]:
     # What is private is the loss's own to replace.
     others = ((n, v) for n, v in found if not n.startswith("_") and not isinstance(v, _PLAIN))
     return plain, tuple((n, id(v)) for n, v in others if n not in counted)
-
-
-def modes_of(module: nn.Module) -> tuple[Any, ...]:
-    """What is set on every part of a module: whether it trains, and numbers and names."""
-    return tuple(_set_on(part) for part in module.modules())
 
 
 def _set_on(part: nn.Module) -> tuple[Any, ...]:

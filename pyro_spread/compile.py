@@ -14,7 +14,7 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_spread import _parents
-from pyro_spread._steps import ById, Grads, Steps, gradients, modes_of, settings_of
+from pyro_spread._steps import ById, Grads, Steps, gradients, settings_of
 from pyro_spread._transaction import arm, transaction
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
@@ -99,8 +99,9 @@ class _Compiled:
         """Compute the loss, and add its gradients to those of the params."""
         stock: Any = super()
         key = ById(model), ById(guide)
-        steps = self._compiled_steps.setdefault(key, _OfPrograms(self._compile_options))
-        found = None
+        if key not in self._compiled_steps:
+            self._compiled_steps[key] = _OfPrograms(self._compile_options)
+        steps = self._compiled_steps[key]
         if not isinstance(self, Loss):
             found = steps.run(self, stock, (model, guide), args, kwargs)
         else:
@@ -134,7 +135,7 @@ class _OfPrograms:
         self._names = list(capture.trace.nodes)
         self._steps.add(*programs)
         if (params := self._params()) is not None:
-            self._steps.see(params, _about(loss, programs), (args, kwargs))
+            self._steps.see(params, settings_of(loss), (args, kwargs))
         return value
 
     def _params(self) -> list[torch.Tensor] | None:
@@ -166,7 +167,7 @@ class _OfPrograms:
                 for param, grad in zip(wanted, held, strict=True):
                     param.grad = grad
 
-        found = self._steps(step, params, _about(loss, programs), (args, kwargs))
+        found = self._steps(step, params, settings_of(loss), (args, kwargs))
         if found is None:
             return None
         for name in self._names:  # SVI asks its handler which params a step has used
@@ -175,8 +176,3 @@ class _OfPrograms:
             if grad is not None:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)
         return float(found[0])
-
-
-def _about(loss: Any, programs: Any) -> Any:
-    modules = [program for program in programs if isinstance(program, nn.Module)]
-    return settings_of(loss), *map(modes_of, modules)

@@ -24,7 +24,7 @@ from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
-from pyro_spread._steps import Grads, Steps, gradients, modes_of, served, settings_of
+from pyro_spread._steps import Grads, Steps, gradients, served, settings_of
 from spread_core.messages import compiled as compiled_messages
 from spread_core.messages import ranks as rank_messages
 
@@ -197,7 +197,7 @@ class LossModule(ELBOModule):
         if _has_several(getattr(self.elbo, "process_group", None)):
             raise NotImplementedError(compiled_messages.several_ranks())
         params = list(self.parameters())
-        about = settings_of(self.elbo), modes_of(self)
+        about = settings_of(self.elbo)
 
         def step(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[torch.Tensor, Grads]:
             return gradients(torch.as_tensor(self._loss(*args, **kwargs)), wanted)
