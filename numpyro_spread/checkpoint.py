@@ -61,12 +61,12 @@ def save_checkpoint(
         written, and earlier checkpoints stay.
     """
     _check(svi, svi_state)
-    jax.effects_barrier()  # compiled steps may still be reporting to the loss
     content = {
         "classes": state.classes(svi),
         "nodes": state.nodes(svi_state),
         "leaves": state.leaves(svi_state),
         "bounds": state.bounds(svi),
+        # Last: with the leaves at hand, compiled steps have reported to the loss.
         "loss": loss_state(loss_of(svi)),
     }
     return write(state.codec(), directory, step, content, metadata, state.versions(), keep)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from numpyro.optim import Minimize
@@ -24,6 +23,7 @@ from numpyro_spread._guarded_loss import (
     counters_on_error,
     is_skippable,
 )
+from numpyro_spread._host_calls import call_if
 from numpyro_spread.noise.base import is_concrete
 from spread_core.messages import guard as guard_messages
 from spread_core.nonfinite import (
@@ -31,7 +31,6 @@ from spread_core.nonfinite import (
     NonFiniteError,
     Told,
     check_guard,
-    is_worth_saying,
     player_of,
 )
 
@@ -164,25 +163,15 @@ class FiniteGuard(_parents.NumPyroOptim):
         ]
         bad = jnp.stack(causes)
         is_good = ~bad.any()
+        in_a_row = jnp.where(is_good, 0, state.in_a_row + 1)
         arguments = self._seen.take()
+        number = jnp.asarray(jnp.nan if value is None else value, float)
         if self.on_nonfinite == "raise":
-            names, seen = _names(params), list(arguments)
-            value = jnp.asarray(jnp.nan if value is None else value, float)
-            bad_data = jnp.array([~jnp.isfinite(data).all() for data in arguments.values()], bool)
-
-            def fail(bad: Any, value: Any, bad_data: Any) -> None:
-                if not np.any(bad):  # under vmap all are seen if one is bad
-                    return
-                said = _describe(bad, names, self.discriminator, float(value))
-                if np.any(bad_data) and not np.any(bad[: len(names)]):
-                    culprits = [name for name, is_bad in zip(seen, bad_data, strict=True) if is_bad]
-                    said = guard_messages.nonfinite_argument("NaN or inf", culprits, said)
-                elif not np.any(bad[: len(names)]):
-                    # What the loss noticed before the guard.
-                    said, self._told.last = self._told.last or said, ""
-                raise NonFiniteError(said)
-
-            _call_if(~is_good, fail, bad, value, bad_data)
+            one = self._raise_if(~is_good, bad, number, _names(params), arguments)
+        else:
+            one = self._warn_of_a_row(in_a_row, bad, number, _names(params))
+        # What the step gives needs the call, so that it is made.
+        is_good &= one == 1
 
         def chosen(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, old)
@@ -195,28 +184,40 @@ class FiniteGuard(_parents.NumPyroOptim):
         after = GuardState(
             chosen(moved, state.guarded),
             state.skipped + failed,
-            jnp.where(is_good, 0, state.in_a_row + 1),
+            in_a_row,
             good,
             jnp.minimum(scale, 1.0),
             jnp.where(is_good, state.last, bad),
             last if value is None else jnp.where(is_good, last, value).astype(last.dtype),
         )
-        if self.on_nonfinite != "raise":
-            self._warn_of_a_row(after, params)
         if isinstance(aux, Both):
             aux = None if aux.new is None else chosen(aux.new, aux.old)
         return after, aux, is_good
 
-    def _warn_of_a_row(self, state: GuardState, params: Any) -> None:
-        names = _names(params)
+    def _raise_if(
+        self, is_bad: Any, bad: Any, value: Any, names: list[str], arguments: dict[str, Any]
+    ) -> jax.Array:
+        bad_data = jnp.array([~jnp.isfinite(data).all() for data in arguments.values()], bool)
 
+        def fail(bad: Any, value: Any, bad_data: Any) -> None:
+            said = _describe(bad, names, self.discriminator, float(value))
+            if np.any(bad_data) and not np.any(bad[: len(names)]):
+                named = zip(arguments, bad_data, strict=True)
+                culprits = [name for name, is_culprit in named if is_culprit]
+                said = guard_messages.nonfinite_argument("NaN or inf", culprits, said)
+            elif not np.any(bad[: len(names)]):
+                # What the loss noticed before the guard.
+                said, self._told.last = self._told.last or said, ""
+            raise NonFiniteError(said)
+
+        return call_if(is_bad, fail, bad, value, bad_data)
+
+    def _warn_of_a_row(self, in_a_row: Any, bad: Any, value: Any, names: list[str]) -> jax.Array:
         def warn(in_a_row: Any, bad: Any, value: Any) -> None:
-            if is_worth_saying(int(in_a_row)):  # under vmap all are reported if one is
-                said = _describe(bad, names, self.discriminator, float(value))
-                warnings.warn(guard_messages.only_skipped(int(in_a_row), said), stacklevel=2)
+            said = _describe(bad, names, self.discriminator, float(value))
+            warnings.warn(guard_messages.only_skipped(int(in_a_row), said), stacklevel=2)
 
-        is_told = jnp.isin(state.in_a_row, jnp.array(_TOLD))
-        _call_if(is_told, warn, state.in_a_row, state.last, state.last_loss)
+        return call_if(jnp.isin(in_a_row, jnp.array(_TOLD)), warn, in_a_row, bad, value)
 
     def _shortened(self, params: Any, moved: Any, scale: Any) -> Any:
         if self.on_nonfinite != "reduce":
@@ -326,16 +327,6 @@ def _describe(bad: Any, names: list[str], discriminator: str, value: float) -> s
     kind, place = (0, first) if first < count else divmod(first - 1, count)
     name = names[place]
     return _KINDS[kind]("NaN or inf", name, player_of(name, discriminator, "$"))
-
-
-def _call_if(condition: Any, call: Callable[..., None], *seen: Any) -> None:
-    """Call what raises or warns now, or at run time in compiled code."""
-    if is_concrete(condition, *seen):
-        if condition:
-            call(*(np.asarray(value) for value in seen))
-        return
-    seen = lax.stop_gradient(seen)
-    lax.cond(condition, lambda *values: jax.debug.callback(call, *values), lambda *_: None, *seen)
 
 
 def _names(params: Any) -> list[str]:

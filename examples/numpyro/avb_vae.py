@@ -179,9 +179,8 @@ def train(svi, rng_key, x, num_updates, batch_size, seed, start=None):
         state, _ = lax.scan(lambda s, batch: (svi.update(s, x[batch])[0], None), state, indices)
         return svi.get_params(state)
 
-    params = jax.block_until_ready(run(rng_key, x, indices, start))
-    jax.effects_barrier()  # warnings come by way of the host
-    return params
+    # Warnings come by way of the host: when the results are there.
+    return jax.block_until_ready(run(rng_key, x, indices, start))
 
 
 def log_evidence(args, vae, rng_key, params, start, test):

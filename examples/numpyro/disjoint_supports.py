@@ -79,7 +79,6 @@ def main(args):
         init_key, data_key = jax.random.split(jax.random.key(seed))
         state = svi.init(init_key, draw(data_key, args.batch_size))
         theta, losses = train(state, jax.random.split(data_key, num_steps))
-        jax.effects_barrier()  # the loss warns from the host, which may lag behind
         return Run(np.asarray(theta, np.float64), np.asarray(losses, np.float64))
 
     return compare("numpyro", args, fit)

@@ -47,8 +47,9 @@ class CriticLoss(CriticLossShared, Loss):
     def _bind(self, discriminator: Any) -> None:
         self._critic = bind(discriminator)
 
-    def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
-        """Look for signs of trouble; called at every step."""
+    def _watch(self, loss: jax.Array, rng_key: jax.Array, logits: Logits) -> jax.Array:
+        """The loss, after a look for signs of trouble; called at every step."""
+        return loss
 
     def register(
         self, model: Callable[..., Any], guide: Callable[..., Any] | None
@@ -190,9 +191,9 @@ class CriticLoss(CriticLossShared, Loss):
         critic_grads = self._add_penalty(
             penalty_key, critic_grads, frozen, data, sides, args, kwargs
         )
-        self._watch(random.fold_in(penalty_key, 2), logits)
         grads = {"critic": critic_grads, "model": model_grads}
-        return with_gradients(self._value(logits), learned, grads), sides.mutable
+        loss = with_gradients(self._value(logits), learned, grads)
+        return self._watch(loss, random.fold_in(penalty_key, 2), logits), sides.mutable
 
     def _add_penalty(
         self,

@@ -57,7 +57,6 @@ class Loss(Described, ELBO):
                 setattr(quiet, name, copy.deepcopy(value))
                 getattr(quiet, name).warned = True
         value = float(quiet.loss(rng_key, params, model, guide, *args, **kwargs))
-        jax.effects_barrier()
         if getattr(self, "discriminator", None) is None:
             return value, {}
         logits = cast(Any, self).logits(rng_key, params, model, guide, *args, **kwargs)

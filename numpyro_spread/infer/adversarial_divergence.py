@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_spread.infer._critic_loss import CriticLoss
-from numpyro_spread.infer._watch import report
+from numpyro_spread.infer._watch import watched
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from spread_core.logits import Logits
 from spread_core.losses.adversarial_divergence import AdversarialDivergenceShared
@@ -49,7 +49,7 @@ class AdversarialDivergence(AdversarialDivergenceShared, Stateful, CriticLoss):
     _zeros = staticmethod(jnp.zeros)
     _refuse_bounded_logits = staticmethod(refuse_bounded_logits)
 
-    def _watch(self, rng_key: jax.Array, logits: Logits) -> None:
+    def _watch(self, loss: jax.Array, rng_key: jax.Array, logits: Logits) -> jax.Array:
         right, flat = self._shares(logits)
         low, high = logits.range()
         value = self._estimate(logits) if self._is_bounded else jnp.zeros(())
@@ -61,4 +61,4 @@ class AdversarialDivergence(AdversarialDivergenceShared, Stateful, CriticLoss):
 
         amiss = (right >= PERFECT_ACCURACY) & (flat >= PERFECT_SATURATION)
         amiss |= self._range.suspects(low, high) | self._clamp.suspects(value)
-        report(rng_key, observe, amiss, right, flat, low, high, value)
+        return watched(loss, rng_key, observe, amiss, right, flat, low, high, value)

@@ -226,7 +226,8 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             right, low, high = right.mean(1), low.min(1), high.max(1)
             odd = jnp.argmax(self._range.suspects(low, high))
             worst = right.max(), low[odd], high[odd]
-            watch_lag(random.fold_in(rng_key, _WATCH), self._monitor, self._range, worst)
+            watch_key = random.fold_in(rng_key, _WATCH)
+            loss = watch_lag(loss, watch_key, self._monitor, self._range, worst)
         if self._steps_site in param_map:
             mutable[self._steps_site] = param_map[self._steps_site] + 1
         return {"loss": loss, "mutable_state": mutable or None}

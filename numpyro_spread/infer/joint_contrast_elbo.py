@@ -201,7 +201,8 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
         can = self.exclude_invalid_x if self._critic is None else None
         note(counts, totals[0] * self.num_particles, can)
         if seen is not None:
-            watch_lag(random.fold_in(rng_key, _WATCH), self._monitor, self._range, seen)
+            watch_key = random.fold_in(rng_key, _WATCH)
+            loss = watch_lag(loss, watch_key, self._monitor, self._range, seen)
         return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(

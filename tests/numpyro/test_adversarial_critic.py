@@ -113,9 +113,7 @@ def test_masked_data_do_not_hide_a_mismatch():
     svi, state = fitted(AdversarialDivergence(Sure()), apart, x)
 
     def evaluate_often():
-        for _ in range(30):
-            svi.evaluate(state, x)
-        jax.effects_barrier()
+        jax.block_until_ready([svi.evaluate(state, x) for _ in range(30)])
 
     with pytest.warns(SupportMismatchWarning, match=r"noise="):
         evaluate_often()

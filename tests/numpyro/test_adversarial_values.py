@@ -241,7 +241,6 @@ def _apart(noise, steps, pi, learning_rate):
     optim = two_player(optax.sgd(0.0), optax.adam(learning_rate))
     svi = SVI(model, loss.register(model, guide), optim, loss)
     result = svi.run(random.key(0), steps, 4 + 0.01 * draws(64), progress_bar=False)
-    jax.effects_barrier()
     return np.asarray(result.losses)
 
 
@@ -266,18 +265,17 @@ def test_bad_steps_far_apart_do_not_add_up():
 
     @jax.jit
     def watch(key):
-        def body(_, key):
+        def body(one, key):
             for i in range(10):
                 logits = (apart, -apart) if i == 0 else (mixed, mixed)
-                loss._watch(random.fold_in(key, i), Logits(*logits, None, None))
-            return None, None
+                one = loss._watch(one, random.fold_in(key, i), Logits(*logits, None, None))
+            return one, None
 
-        return lax.scan(body, None, random.split(key, 40))
+        return lax.scan(body, jnp.ones(()), random.split(key, 40))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", SupportMismatchWarning)
-        watch(random.key(0))
-        jax.effects_barrier()
+        jax.block_until_ready(watch(random.key(0)))
 
 
 # --- Wasserstein

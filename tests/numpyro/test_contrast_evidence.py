@@ -90,8 +90,7 @@ def train(scale, x, **options):
     rate = optax.exponential_decay(1e-2, 1000, 0.3)
     optim = two_player(optax.adam(rate, b1=0.5), optax.adam(2e-3, b1=0.5), 2)
     svi = SVI(model, loss.register(model, flexible), optim, loss)
-    result = svi.run(random.key(0), 4000, x, progress_bar=False)
-    jax.effects_barrier()
+    result = jax.block_until_ready(svi.run(random.key(0), 4000, x, progress_bar=False))
     many = PriorContrastELBO(loss.discriminator, num_particles=4000, **options)
     value = value_of(many, result.params, model, flexible, x, seed=1)
     return loss, svi, result, -value

@@ -27,9 +27,7 @@ def test_a_critic_that_sees_everything_is_no_evidence():
     evaluate = jax.jit(lambda key: loss.loss(key, ALL, model, far, X))
 
     def often():
-        for seed in range(55):
-            evaluate(random.key(seed))
-        jax.effects_barrier()
+        jax.block_until_ready([evaluate(random.key(seed)) for seed in range(55)])
 
     with pytest.warns(FalseEvidenceWarning, match=r"look at loss.held_out_check"):
         often()
@@ -37,9 +35,7 @@ def test_a_critic_that_sees_everything_is_no_evidence():
     for logit in (-5.0, 5.0):
         adaptive = PriorContrastELBO(Told(lambda values, x, logit=logit: logit + silent(values)))
         evaluate = jax.jit(lambda key, loss=adaptive: loss.loss(key, ALL, model, far, X))
-        for seed in range(55):
-            evaluate(random.key(seed))
-        jax.effects_barrier()
+        jax.block_until_ready([evaluate(random.key(seed)) for seed in range(55)])
         assert not adaptive._monitor.warned
 
 

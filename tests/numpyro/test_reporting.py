@@ -178,11 +178,10 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("name", ["wasserstein", "contrast", "joint", "npe", "stock"])
 def test_other_losses(name, tmp_path, quick):
     svi, x, result = make(name)
-    jax.effects_barrier()
+    jax.block_until_ready(result)
     before, seen = copied(result.state), monitor(svi)
     found = report(tmp_path / "run.html", svi, result.state, x, num_samples=40)
     numbers = diagnose(svi, result.state, x)
-    jax.effects_barrier()
     assert_same(before, copied(result.state))
     assert monitor(svi) == seen
     assert found.losses is None

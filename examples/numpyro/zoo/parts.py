@@ -124,7 +124,6 @@ def fit(
 
     state = run(rng_key, rows, tuple(map(jnp.asarray, arrays)), init_params)
     jax.block_until_ready(state)
-    jax.effects_barrier()  # warnings come by way of the host
     return state, time.perf_counter() - began
 
 
