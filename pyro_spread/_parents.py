@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -133,3 +133,24 @@ def mask_of(fn: Any) -> Any:
 
 #: Context manager inside ``make_fx``: what is computed in it is left out of the graph.
 unrecorded = _disable_current_modes
+
+
+def without_guards(options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Options of ``torch.compile`` for a function that is always called with what it was compiled for.
+
+    Its own question whether that is so takes as long as a small net.
+
+    :param options: the user's.
+    """
+    found, mode = dict(options), options.get("mode")
+    if not hasattr(torch.compiler, "skip_all_guards_unsafe"):  # before torch 2.8
+        return found
+    settings: dict[str, Any] = {}
+    if mode is not None:  # which excludes other options
+        if options.get("backend", "inductor") != "inductor":
+            return found
+        settings = dict(torch._inductor.list_mode_options(found.pop("mode"), found.get("dynamic")))
+    skip = torch.compiler.skip_all_guards_unsafe
+    found["options"] = {"guard_filter_fn": skip, **settings, **(found.get("options") or {})}
+    return found

@@ -14,7 +14,8 @@ from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_spread import _parents
-from pyro_spread._steps import ById, Grads, Steps, gradients, settings_of
+from pyro_spread._kinds import ById, Place
+from pyro_spread._steps import Grads, Steps, gradients
 from pyro_spread._transaction import arm, transaction
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
@@ -134,22 +135,19 @@ class _OfPrograms:
             value = stock.loss_and_grads(*programs, *args, **kwargs)
         self._names = list(capture.trace.nodes)
         self._steps.add(*programs)
-        if (params := self._params()) is not None:
-            self._steps.see(params, settings_of(loss), (args, kwargs))
+        self._steps.see(self._params, loss, (args, kwargs))
         return value
 
-    def _params(self) -> list[torch.Tensor] | None:
+    def _params(self) -> tuple[list[torch.Tensor], list[Place]] | None:
         """What the first step trained, if all of it is in the store."""
         stored = _parents.stored_params()
         if not self._names or any(name not in stored for name in self._names):
             return None
-        return list({id(stored[name]): stored[name] for name in self._names}.values())
+        params = {id(stored[name]): stored[name] for name in self._names}
+        return list(params.values()), [Place(stored, self._names), Place(vars(pyro.get_param_store()))]
 
     def run(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> float | None:
         """A step by its graph; None if there is none."""
-        params = self._params()
-        if params is None:
-            return None
 
         def step(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[Any, Grads]:
             own = stock.loss_and_grads
@@ -167,12 +165,13 @@ class _OfPrograms:
                 for param, grad in zip(wanted, held, strict=True):
                     param.grad = grad
 
-        found = self._steps(step, params, settings_of(loss), (args, kwargs))
+        found = self._steps(step, self._params, loss, (args, kwargs))
         if found is None:
             return None
+        value, grads, params = found
         for name in self._names:  # SVI asks its handler which params a step has used
             pyro.param(name)
-        for param, grad in zip(params, found[1], strict=True):
+        for param, grad in zip(params, grads, strict=True):
             if grad is not None:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)
-        return float(found[0])
+        return float(value)
