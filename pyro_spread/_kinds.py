@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from enum import Enum
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -18,28 +19,37 @@ _PLAIN = bool | int | float | str | None
 _KEYS = bool | int | float | complex | str | bytes | None | torch.dtype | torch.device | Enum
 
 
-class Place:
+#: A dict and names in it.
+Part = tuple[dict[Any, Any], Iterable[str]]
+
+
+class Places:
     """
-    A dict, and what stood in it.
+    Dicts, and what stood in them.
 
-    :param inside: the dict.
-    :param names: those that matter; None for all.
+    :param whole: dicts of which all entries matter.
+    :param parts: others, with the names that matter.
     """
 
-    __slots__ = ("_inside", "_names", "_size", "_values")
+    __slots__ = ("_parts", "_sizes", "_values", "_whole")
 
-    def __init__(self, inside: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
-        self._inside, self._size = inside, len(inside)
-        self._names = None if names is None else list(names)
-        self._values = list(self._now())
+    def __init__(self, whole: Iterable[dict[Any, Any]], parts: Iterable[Part] = ()) -> None:
+        self._whole = list(whole)
+        self._parts = [(inside, tuple(names)) for inside, names in parts]
+        self._sizes, self._values = self._sizes_now(), list(self._values_now())
 
-    def _now(self) -> Iterable[Any]:
-        return self._inside.values() if self._names is None else map(self._inside.get, self._names)
+    def _sizes_now(self) -> list[int]:
+        return [*map(len, self._whole), *(len(inside) for inside, _ in self._parts)]
 
-    def is_as_it_was(self) -> bool:
+    def _values_now(self) -> Iterable[Any]:
+        found = chain.from_iterable(map(dict.values, self._whole))
+        return chain(found, *(map(inside.get, names) for inside, names in self._parts))
+
+    def are_as_they_were(self) -> bool:
         """Whether the very same objects stand there."""
         # Each step asks: a comparison of values would take as long as a small net.
-        return len(self._inside) == self._size and all(map(is_, self._now(), self._values))
+        same = self._sizes_now() == self._sizes
+        return same and all(map(is_, self._values_now(), self._values))
 
 
 class Surroundings:
@@ -47,7 +57,7 @@ class Surroundings:
     The params, modules and settings of a step, and a key that is equal for equal ones.
 
     :param params: what to differentiate by.
-    :param places: where they stand, other than in modules.
+    :param parts: where they stand, other than in modules.
     :param modules: those whose state the step may read.
     :param loss: whose settings count.
     """
@@ -55,7 +65,7 @@ class Surroundings:
     def __init__(
         self,
         params: list[torch.Tensor],
-        places: Iterable[Place],
+        parts: Iterable[Part],
         modules: Iterable[nn.Module],
         loss: Any,
     ) -> None:
@@ -66,10 +76,11 @@ class Surroundings:
         own = tuple(map(id, params)), tuple(map(_state_of, modules)), settings
         self._key, self._hash = own, hash(own)
         own_of_loss = getattr(loss, "__dict__", {})
-        self._places = [*places, Place(own_of_loss, read)]
-        for module in modules:
-            parts = vars(module), module._parameters, module._buffers, module._modules
-            self._places += map(Place, parts)
+        kept = (
+            (vars(module), module._parameters, module._buffers, module._modules)
+            for module in modules
+        )
+        self._places = Places(chain.from_iterable(kept), [*parts, (own_of_loss, read)])
         self._own_of_loss, self._private = own_of_loss, private
 
     def __eq__(self, other: object) -> bool:
@@ -86,7 +97,7 @@ class Surroundings:
         private = (self._own_of_loss.get(name) for name in self._private)
         if any(isinstance(value, _PLAIN) for value in private):
             return False
-        return all(place.is_as_it_was() for place in self._places)
+        return self._places.are_as_they_were()
 
     def signatures(self) -> tuple[Any, ...]:
         """Shapes, types and flags of params and buffers, which change in place."""
@@ -187,4 +198,4 @@ class ById:
 
 
 #: Finds the params of a step, and where they stand other than in modules; None if one is missing.
-Params = Callable[[], tuple[list[torch.Tensor], list[Place]] | None]
+Params = Callable[[], tuple[list[torch.Tensor], list[Part]] | None]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -30,6 +30,11 @@ def stored_params() -> dict[str, torch.Tensor]:
     """The store's own dict from name to unconstrained tensor; a change of it changes the store."""
     params: dict[str, torch.Tensor] = pyro.get_param_store()._params
     return params
+
+
+def store_place() -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Where the store keeps these dicts, which it replaces when it is cleared."""
+    return vars(pyro.get_param_store()), _TABLES
 
 
 def store_tables() -> dict[str, dict[Any, Any]]:
@@ -75,6 +80,21 @@ def active_handlers(*but: type) -> list[Any]:
     :param but: classes that are not wanted.
     """
     return [handler for handler in _PYRO_STACK if not isinstance(handler, but)]
+
+
+def report_params(names: Iterable[str]) -> None:
+    """
+    Tell the handlers that list params, as SVI's does, which ones a step has used.
+
+    A call of ``pyro.param`` for each takes longer than the optimiser.
+
+    :param names: of the params.
+    """
+    store = pyro.get_param_store()
+    for name in names:
+        site = {"type": "param", "name": name, "value": store[name]}
+        for handler in _PYRO_STACK:
+            handler.trace.add_node(name, **site)
 
 
 # --- optimisers

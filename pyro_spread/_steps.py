@@ -225,7 +225,9 @@ class _Served(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> Any:
         grads = ctx.grads
-        if slope.is_cuda or slope != 1:  # a copy of all gradients takes as long as a small net
+        if (
+            slope.is_cuda or slope.item() != 1
+        ):  # a copy of all gradients takes as long as a small net
             grads = [None if grad is None else slope * grad for grad in grads]
         return None, None, *grads
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_spread import _parents
-from pyro_spread._kinds import ById, Place
+from pyro_spread._kinds import ById, Part
 from pyro_spread._steps import Grads, Steps, gradients
 from pyro_spread._transaction import arm, transaction
 from pyro_spread.infer._ranks import LossModule
@@ -104,14 +103,13 @@ class _Compiled:
             self._compiled_steps[key] = _OfPrograms(self._compile_options)
         steps = self._compiled_steps[key]
         if not isinstance(self, Loss):
-            found = steps.run(self, stock, (model, guide), args, kwargs)
+            step, found = None, steps.run(self, stock, (model, guide), args, kwargs)
         else:
             with transaction(self) as step:
                 found = steps.run(self, stock, (model, guide), args, kwargs)
-            if found is not None:
-                arm(step)
         if found is None:
             return steps.run_first(self, stock, (model, guide), args, kwargs)
+        arm(step, at_once=True)
         return found
 
 
@@ -138,13 +136,13 @@ class _OfPrograms:
         self._steps.see(self._params, loss, (args, kwargs))
         return value
 
-    def _params(self) -> tuple[list[torch.Tensor], list[Place]] | None:
+    def _params(self) -> tuple[list[torch.Tensor], list[Part]] | None:
         """What the first step trained, if all of it is in the store."""
         stored = _parents.stored_params()
         if not self._names or any(name not in stored for name in self._names):
             return None
         params = {id(stored[name]): stored[name] for name in self._names}
-        return list(params.values()), [Place(stored, self._names), Place(vars(pyro.get_param_store()))]
+        return list(params.values()), [(stored, self._names), _parents.store_place()]
 
     def run(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> float | None:
         """A step by its graph; None if there is none."""
@@ -169,8 +167,7 @@ class _OfPrograms:
         if found is None:
             return None
         value, grads, params = found
-        for name in self._names:  # SVI asks its handler which params a step has used
-            pyro.param(name)
+        _parents.report_params(self._names)
         for param, grad in zip(params, grads, strict=True):
             if grad is not None:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)

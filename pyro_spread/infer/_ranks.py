@@ -24,7 +24,7 @@ from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
-from pyro_spread._kinds import Place
+from pyro_spread._kinds import Part
 from pyro_spread._steps import Grads, Steps, gradients, served
 from spread_core.messages import compiled as compiled_messages
 from spread_core.messages import ranks as rank_messages
@@ -210,7 +210,7 @@ class LossModule(ELBOModule):
             return loss
         return served(*found) if torch.is_grad_enabled() else found[0]
 
-    def _params(self) -> tuple[list[torch.Tensor], list[Place]]:
+    def _params(self) -> tuple[list[torch.Tensor], list[Part]]:
         return list(self.parameters()), []
 
     def _loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
