@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -30,6 +30,11 @@ def stored_params() -> dict[str, torch.Tensor]:
     """The store's own dict from name to unconstrained tensor; a change of it changes the store."""
     params: dict[str, torch.Tensor] = pyro.get_param_store()._params
     return params
+
+
+def store_place() -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Where the store keeps these dicts, which it replaces when it is cleared."""
+    return vars(pyro.get_param_store()), _TABLES
 
 
 def store_tables() -> dict[str, dict[Any, Any]]:
@@ -75,6 +80,21 @@ def active_handlers(*but: type) -> list[Any]:
     :param but: classes that are not wanted.
     """
     return [handler for handler in _PYRO_STACK if not isinstance(handler, but)]
+
+
+def report_params(names: Iterable[str]) -> None:
+    """
+    Tell the handlers that list params, as SVI's does, which ones a step has used.
+
+    A call of ``pyro.param`` for each takes longer than the optimiser.
+
+    :param names: of the params.
+    """
+    store = pyro.get_param_store()
+    for name in names:
+        site = {"type": "param", "name": name, "value": store[name]}
+        for handler in _PYRO_STACK:
+            handler.trace.add_node(name, **site)
 
 
 # --- optimisers
@@ -133,3 +153,24 @@ def mask_of(fn: Any) -> Any:
 
 #: Context manager inside ``make_fx``: what is computed in it is left out of the graph.
 unrecorded = _disable_current_modes
+
+
+def without_guards(options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Options of ``torch.compile`` for a function that is always called with what it was compiled for.
+
+    Its own question whether that is so takes as long as a small net.
+
+    :param options: the user's.
+    """
+    found, mode = dict(options), options.get("mode")
+    if not hasattr(torch.compiler, "skip_all_guards_unsafe"):  # before torch 2.8
+        return found
+    settings: dict[str, Any] = {}
+    if mode is not None:  # which excludes other options
+        if options.get("backend", "inductor") != "inductor":
+            return found
+        settings = dict(torch._inductor.list_mode_options(found.pop("mode"), found.get("dynamic")))
+    skip = torch.compiler.skip_all_guards_unsafe
+    found["options"] = {"guard_filter_fn": skip, **settings, **(found.get("options") or {})}
+    return found

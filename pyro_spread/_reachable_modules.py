@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from pyro_spread import _parents
+from pyro_spread._steps import Steps
 
 # What these define leads to no net of the user, but to half of the interpreter.
 _LIBRARIES = frozenset(
@@ -32,6 +33,7 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")}
 _OWN = frozenset(vars(nn.Module()))
 _DIVIDER = "$$$"
 _ATOMS = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, torch.dtype)
+_NOT_FOLLOWED = (*_ATOMS, Steps)  # compiled steps hold graphs, which are modules of torch
 # A narrow search stops here, a wide one at many more objects only.
 _MOST_ITEMS, _MOST_OBJECTS, _MOST_LEVELS = 1000, 20_000, 16
 _MOST_OBJECTS_OF_ALL = 500_000
@@ -94,7 +96,7 @@ class _Search:
             new = [
                 (prefix + name, part, level)
                 for name, part in parts
-                if not isinstance(part, _ATOMS) and id(part) not in seen
+                if not isinstance(part, _NOT_FOLLOWED) and id(part) not in seen
             ]
             queue.extend(new if wide else reversed(new))
 

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from enum import Enum
 from typing import Any
 
 import torch
@@ -15,13 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_spread import _parents
 from pyro_spread._called_modules import each_call
+from pyro_spread._kinds import Params, Surroundings, buffers_of, flattened, kind_of
 from pyro_spread._recording import Recording, recorded, throw
 from pyro_spread._snapshot import StepSnapshot
 from spread_core.caller_warning import warn_user
 from spread_core.messages import compiled as messages
 
-_PLAIN = bool | int | float | str | None
-_KEYS = bool | int | float | complex | str | bytes | None | torch.dtype | torch.device | Enum
 # A step for which arguments of more kinds come than these will meet new ones for ever.
 _MOST_KINDS = 64
 
@@ -43,50 +41,62 @@ class Steps:
         self._graphs: dict[Any, _Graph] = {}
         self._coins: dict[Any, list[float]] = {}
         self._called: dict[nn.Module, None] = {}
+        self._last: Surroundings | None = None
 
     def __call__(
-        self, step: Step, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]
-    ) -> tuple[torch.Tensor, Grads] | None:
+        self, step: Step, params: Params, loss: Any, arguments: tuple[Any, Any]
+    ) -> tuple[torch.Tensor, Grads, list[torch.Tensor]] | None:
         """
         Run a step by its graph.
 
         :param step: the step.
-        :param params: what to differentiate by.
-        :param about: what else the graph depends on, to be compared.
+        :param params: finds what to differentiate by.
+        :param loss: whose settings the graph depends on.
         :param arguments: positional and keyword arguments of model and guide.
-        :return: the loss and the gradients; None if the step has to be run as it is: the first of
-            its kind, and one in which something is not finite.
+        :return: the loss, its gradients and the params; None if the step has to be run as it is:
+            the first of its kind, and one in which something is not finite.
         """
-        leaves, structure = _parents.tree_flatten(arguments)
-        key = self._key(params, about, leaves, structure)
+        surroundings = self._surroundings(params, loss)
+        if surroundings is None:
+            return None
+        leaves, structure = flattened(arguments)
+        kind = kind_of(leaves, structure, surroundings)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         # Handlers around the step, and gradients by arguments, are for the step as it is.
-        if key not in self._seen or _is_handled() or any(x.requires_grad for x in tensors):
+        if kind not in self._seen or _is_handled() or any(x.requires_grad for x in tensors):
             return None
-        tensors_of = params, list(self._buffers()), tensors
+        tensors_of = surroundings.params, surroundings.buffers, tensors
         thrown = None
-        if key in self._coins:
-            thrown = tuple(throw(heads) for heads in self._coins[key])
-        graph = self._graphs.get((key, thrown))
+        if kind in self._coins:
+            thrown = tuple(throw(heads) for heads in self._coins[kind])
+        graph = self._graphs.get((kind, thrown))
         if graph is None:
             graph = _Graph(self._checked(step), *tensors_of, thrown, arguments, self._options)
-            self._coins[key] = graph.coins
-            self._graphs[key, graph.thrown] = graph
-        return graph(*tensors_of)
+            self._coins[kind] = graph.coins
+            self._graphs[kind, graph.thrown] = graph
+        found = graph(*tensors_of)
+        return None if found is None else (*found, surroundings.params)
+
+    def _surroundings(self, params: Params, loss: Any) -> Surroundings | None:
+        last = self._last
+        if last is None or last.num_modules < len(self._called) or not last.are_as_they_were():
+            found = params()
+            last = self._last = found and Surroundings(*found, self._called, loss)
+        return last
 
     def _checked(self, step: Step) -> Step:
         """The step, which must not put other buffers in place of those of its modules."""
 
         def checked(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[Any, Grads]:
-            before = list(map(id, self._buffers()))
+            before = list(map(id, buffers_of(self._called)))
             found = step(wanted, args, kwargs)
-            if before != list(map(id, self._buffers())):
+            if before != list(map(id, buffers_of(self._called))):
                 raise NotImplementedError(messages.rebinds_buffers())
             return found
 
         return checked
 
-    def see(self, params: list[torch.Tensor], about: Any, arguments: tuple[Any, Any]) -> None:
+    def see(self, params: Params, loss: Any, arguments: tuple[Any, Any]) -> None:
         """
         Note that a step of this kind was run as it is, so that the next one may be recorded.
 
@@ -94,17 +104,9 @@ class Steps:
         """
         if len(self._seen) == _MOST_KINDS:
             warn_user(messages.too_many_kinds(_MOST_KINDS))
-        if len(self._seen) <= _MOST_KINDS:
-            self._seen.add(self._key(params, about, *_parents.tree_flatten(arguments)))
-
-    def _key(
-        self, params: list[torch.Tensor], about: Any, leaves: list[Any], structure: Any
-    ) -> tuple[Any, ...]:
-        first: dict[int, int] = {}  # which arguments are one and the same
-        same = tuple(first.setdefault(id(leaf), place) for place, leaf in enumerate(leaves))
-        own = [*map(_signature, leaves)], [*map(_signature, params)], [*map(id, params)]
-        states = tuple(map(_state_of, self._called))
-        return str(structure), same, *map(tuple, own), states, _surroundings(), about
+        surroundings = self._surroundings(params, loss)
+        if surroundings is not None and len(self._seen) <= _MOST_KINDS:
+            self._seen.add(kind_of(*flattened(arguments), surroundings))
 
     def __reduce__(self) -> Any:
         return Steps, (self._options,)  # a copy records its own
@@ -122,12 +124,6 @@ class Steps:
     def watch(self) -> AbstractContextManager[None]:
         """A context in which the modules are noted that a step calls."""
         return each_call(lambda module: self._called.setdefault(module))
-
-    def _buffers(self) -> Iterator[torch.Tensor]:
-        for module in self._called:
-            for buffer in module._buffers.values():
-                if buffer is not None:
-                    yield buffer
 
 
 class _Graph:
@@ -176,7 +172,8 @@ class _Graph:
         self.coins, self.thrown = recordings[0].coins, tuple(recordings[0].thrown)
         self._wanted = [param.requires_grad for param in params]
         # Not the module, whose hooks would run too.
-        self._run = torch.compile(graph.forward, **options)
+        self._run = torch.compile(graph.forward, **_parents.without_guards(options))
+        self._is_new = True
 
     def __call__(
         self,
@@ -189,6 +186,8 @@ class _Graph:
                 held.fill_(function())
             state = torch.get_rng_state()
             copies = [buffer.clone() for buffer in buffers]
+            if self._is_new:  # it would be compiled for arguments that are also held as constants
+                tensors, self._is_new = [tensor.detach() for tensor in tensors], False
             loss, grads, finite, values = self._run(params, buffers, tensors)
             if not finite:
                 torch.set_rng_state(state)
@@ -226,66 +225,14 @@ class _Served(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> Any:
         grads = ctx.grads
-        if slope.is_cuda or slope != 1:  # a copy of all gradients takes as long as a small net
+        if (
+            slope.is_cuda or slope.item() != 1
+        ):  # a copy of all gradients takes as long as a small net
             grads = [None if grad is None else slope * grad for grad in grads]
         return None, None, *grads
-
-
-def settings_of(loss: Any) -> tuple[Any, ...]:
-    """The attributes of a loss: numbers and names, and which object each other one is."""
-    counted = getattr(loss, "_remembers", ())
-    found = vars(loss).items() if hasattr(loss, "__dict__") else ()
-    plain = tuple((n, v) for n, v in found if isinstance(v, _PLAIN) and n not in counted)
-    # What is private is the loss's own to replace.
-    others = ((n, v) for n, v in found if not n.startswith("_") and not isinstance(v, _PLAIN))
-    return plain, tuple((n, id(v)) for n, v in others if n not in counted)
-
-
-def _set_on(part: nn.Module) -> tuple[Any, ...]:
-    own = vars(part).items()
-    tensors = tuple((n, id(v)) for n, v in own if isinstance(v, torch.Tensor))
-    return tuple((n, v) for n, v in own if isinstance(v, _PLAIN)), tensors
-
-
-def _state_of(module: nn.Module) -> tuple[Any, ...]:
-    """The mode of a module without its parts, and its params and buffers."""
-    params = tuple(map(id, module._parameters.values()))
-    buffers = tuple(None if b is None else _signature(b) for b in module._buffers.values())
-    return _set_on(module), params, buffers
 
 
 def _is_handled() -> bool:
     """Whether a handler is in effect around the step, except SVI's that lists params."""
     handlers = _parents.active_handlers()
     return not all(getattr(handler, "param_only", False) for handler in handlers)
-
-
-def _signature(value: Any) -> Any:
-    """What a graph depends on of an argument or a param."""
-    if nn.parameter.is_lazy(value):
-        return None
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape), value.dtype, value.device, value.requires_grad, value.stride()
-    if isinstance(value, _KEYS):
-        return type(value), value
-    return object()  # which may change inside: it is like none before
-
-
-class ById:
-    """An object that equals itself only, and lives as long as this does."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ById) and other._value is self._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
-
-
-def _surroundings() -> tuple[Any, ...]:
-    """What a graph depends on that no argument holds."""
-    devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
-    casts = tuple((device, torch.get_autocast_dtype(device)) for device in devices)
-    return torch.is_grad_enabled(), torch.get_default_dtype(), casts

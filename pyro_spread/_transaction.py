@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from pyro_spread._called_modules import note
 from pyro_spread._snapshot import StepSnapshot
+from pyro_spread._together import move, together
 
 
 class _Running(threading.local):
@@ -144,14 +145,18 @@ class _Armed:
     """
 
     __slots__ = ("_arming",)
-    _arming: tuple[SVI, PyroOptim, int, list[StepSnapshot]]
+    _arming: tuple[SVI, PyroOptim, int, list[StepSnapshot], bool]
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
-        svi, optim, _, steps = self._arming
+        svi, optim, _, steps, at_once = self._arming
         svi.optim = optim
         params = list(params)
-        with optimiser_step(optim, params, *steps):
-            optim(params, *args, **kwargs)
+        with ExitStack() as stack:
+            if at_once:
+                stack.enter_context(together())
+            if steps:
+                stack.enter_context(optimiser_step(optim, params, *steps))
+            move(optim, params, *args, **kwargs)
 
 
 _classes: dict[type, type] = {}
@@ -164,14 +169,15 @@ def _armed_class(cls: type) -> type:
     return _classes[cls]
 
 
-def arm(step: StepSnapshot) -> None:
+def arm(step: StepSnapshot | None, at_once: bool = False) -> None:
     """
     Have the optimiser of the SVI whose step this is undo the step if it fails.
 
     A loss does not know which SVI calls it; the SVI is found among the callers. In the user's own
     loop there is none: the loss cannot see the optimiser there.
 
-    :param step: what has been done so far.
+    :param step: what has been done so far; None if there is nothing to undo.
+    :param at_once: whether the optimiser may move all params at once.
     """
     frame = sys._getframe(1)
     while frame is not None:
@@ -181,11 +187,11 @@ def arm(step: StepSnapshot) -> None:
     else:
         return
     svi = frame.f_locals["self"]
-    steps, optim = [step], svi.optim
+    steps, optim = [] if step is None else [step], svi.optim
     if isinstance(optim, _Armed):  # another loss of the same step, or one that never got this far
-        _, optim, number, earlier = optim._arming
-        steps = [*earlier, step] if number == id(frame) else steps
+        _, optim, number, earlier, _ = optim._arming
+        steps = [*earlier, *steps] if number == id(frame) else steps
     armed: Any = object.__new__(_armed_class(type(optim)))
     armed.__dict__ = vars(optim)
-    armed._arming = svi, optim, id(frame), steps
+    armed._arming = svi, optim, id(frame), steps, at_once
     svi.optim = armed

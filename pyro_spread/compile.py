@@ -7,14 +7,14 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import nn
 
 from pyro_spread import _parents
-from pyro_spread._steps import ById, Grads, Steps, gradients, settings_of
+from pyro_spread._kinds import ById, Part
+from pyro_spread._steps import Grads, Steps, gradients
 from pyro_spread._transaction import arm, transaction
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
@@ -103,14 +103,13 @@ class _Compiled:
             self._compiled_steps[key] = _OfPrograms(self._compile_options)
         steps = self._compiled_steps[key]
         if not isinstance(self, Loss):
-            found = steps.run(self, stock, (model, guide), args, kwargs)
+            step, found = None, steps.run(self, stock, (model, guide), args, kwargs)
         else:
             with transaction(self) as step:
                 found = steps.run(self, stock, (model, guide), args, kwargs)
-            if found is not None:
-                arm(step)
         if found is None:
             return steps.run_first(self, stock, (model, guide), args, kwargs)
+        arm(step, at_once=True)
         return found
 
 
@@ -134,22 +133,19 @@ class _OfPrograms:
             value = stock.loss_and_grads(*programs, *args, **kwargs)
         self._names = list(capture.trace.nodes)
         self._steps.add(*programs)
-        if (params := self._params()) is not None:
-            self._steps.see(params, settings_of(loss), (args, kwargs))
+        self._steps.see(self._params, loss, (args, kwargs))
         return value
 
-    def _params(self) -> list[torch.Tensor] | None:
+    def _params(self) -> tuple[list[torch.Tensor], list[Part]] | None:
         """What the first step trained, if all of it is in the store."""
         stored = _parents.stored_params()
         if not self._names or any(name not in stored for name in self._names):
             return None
-        return list({id(stored[name]): stored[name] for name in self._names}.values())
+        params = {id(stored[name]): stored[name] for name in self._names}
+        return list(params.values()), [(stored, self._names), _parents.store_place()]
 
     def run(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> float | None:
         """A step by its graph; None if there is none."""
-        params = self._params()
-        if params is None:
-            return None
 
         def step(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[Any, Grads]:
             own = stock.loss_and_grads
@@ -167,12 +163,12 @@ class _OfPrograms:
                 for param, grad in zip(wanted, held, strict=True):
                     param.grad = grad
 
-        found = self._steps(step, params, settings_of(loss), (args, kwargs))
+        found = self._steps(step, self._params, loss, (args, kwargs))
         if found is None:
             return None
-        for name in self._names:  # SVI asks its handler which params a step has used
-            pyro.param(name)
-        for param, grad in zip(params, found[1], strict=True):
+        value, grads, params = found
+        _parents.report_params(self._names)
+        for param, grad in zip(params, grads, strict=True):
             if grad is not None:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)
-        return float(found[0])
+        return float(value)

@@ -15,6 +15,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
 from pyro_spread._snapshot import StepSnapshot
+from pyro_spread._together import move
 from pyro_spread._transaction import optimiser_step
 from pyro_spread.infer._guards import (
     as_before_on_error,
@@ -99,7 +100,7 @@ class FiniteGuard(Composite):
         scale = self.status.step_scale
         try:
             with optimiser_step(self.guarded, params, *steps) as before:
-                self.guarded(params, *args, **kwargs)
+                move(self.guarded, params, *args, **kwargs)
                 for param in params:
                     if not is_finite(param.detach()):
                         what, name = what_is_wrong(param.detach()), param_name(param)

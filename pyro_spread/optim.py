@@ -14,6 +14,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
 from pyro_spread import _parents
+from pyro_spread._together import move
 from pyro_spread._transaction import optimiser_step
 from pyro_spread.infer._guards import critic_params, idle_critics
 from spread_core.messages import players
@@ -127,10 +128,10 @@ class TwoPlayer(Composite):
     ) -> None:
         self._steps_done += 1
         critic = [param for param, is_critic in zip(params, mine, strict=True) if is_critic]
-        self.discriminator(critic, *args, **kwargs)
+        move(self.discriminator, critic, *args, **kwargs)
         if self._steps_done % self.discriminator_steps == 0:
             rest = [param for param, is_critic in zip(params, mine, strict=True) if not is_critic]
-            self.generator(rest, *args, **kwargs)
+            move(self.generator, rest, *args, **kwargs)
             if self.ema is not None:
                 self._average(rest)
 

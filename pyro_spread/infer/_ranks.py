@@ -24,7 +24,8 @@ from pyro.infer import TraceTailAdaptive_ELBO
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import distributed, nn
 
-from pyro_spread._steps import Grads, Steps, gradients, served, settings_of
+from pyro_spread._kinds import Part
+from pyro_spread._steps import Grads, Steps, gradients, served
 from spread_core.messages import compiled as compiled_messages
 from spread_core.messages import ranks as rank_messages
 
@@ -196,20 +197,21 @@ class LossModule(ELBOModule):
             return self._loss(*args, **kwargs)
         if _has_several(getattr(self.elbo, "process_group", None)):
             raise NotImplementedError(compiled_messages.several_ranks())
-        params = list(self.parameters())
-        about = settings_of(self.elbo)
 
         def step(wanted: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[torch.Tensor, Grads]:
             return gradients(torch.as_tensor(self._loss(*args, **kwargs)), wanted)
 
-        found = self._steps(step, params, about, (args, kwargs))
+        found = self._steps(step, self._params, self.elbo, (args, kwargs))
         if found is None:
             with self._steps.watch():
                 loss = self._loss(*args, **kwargs)
             self._steps.add(self)
-            self._steps.see(list(self.parameters()), about, (args, kwargs))
+            self._steps.see(self._params, self.elbo, (args, kwargs))
             return loss
-        return served(*found, params) if torch.is_grad_enabled() else found[0]
+        return served(*found) if torch.is_grad_enabled() else found[0]
+
+    def _params(self) -> tuple[list[torch.Tensor], list[Part]]:
+        return list(self.parameters()), []
 
     def _loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         token = _in_module.set(True)

@@ -103,6 +103,30 @@ class Counting(nn.Module):
             observe(weight() * x, x)
 
 
+class Shaped(nn.Module):
+    """A net whose shape is set from outside: by a part, or by a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.function = nn.Sequential(nn.ReLU()), torch.relu
+
+    def forward(self, x):
+        observe(self.net(weight() * x - 2) + self.function(weight() * x - 3), x)
+
+
+def test_parts_and_functions_that_are_replaced():
+    def other_part(svi):
+        svi.model.net[0] = nn.Tanh()
+        return svi.step(X)
+
+    def other_function(svi):
+        svi.model.function = torch.sin
+        return svi.step(X)
+
+    steps = [step(X)] * 3
+    assert_right(Shaped, [*steps, other_part, *steps, other_function, *steps])
+
+
 def test_a_count_in_the_model():
     assert_right(Counting, [step(X)] * 5)
 

@@ -1,0 +1,188 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""Step all params of a Pyro optimiser at once, where it has one optimiser of torch for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
+
+from pyro_spread import _parents
+from pyro_spread._kinds import Places
+
+# Those whose step of many params is that of each by itself, and of them those that torch has fused.
+_FUSED = (Adam, AdamW, SGD, Adagrad)
+_ELEMENTWISE = (*_FUSED, RMSprop, Adadelta, Adamax, NAdam, RAdam)
+# So many sets of params are remembered of an optimiser.
+_MOST_SETS = 8
+
+# What has been found in this step; None where params are stepped one by one.
+_step: ContextVar[dict[Any, _Together | None] | None] = ContextVar("pyro_spread_step", default=None)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A context in which :func:`move` steps all params at once."""
+    token = _step.set({})
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def move(optim: PyroOptim, params: Sequence[torch.Tensor], *args: Any, **kwargs: Any) -> None:
+    """
+    A step of an optimiser.
+
+    Its state stays where it is, with torch's optimiser of each param.
+
+    :param optim: the optimiser.
+    :param params: what it moves.
+    """
+    found = None if args or kwargs else _found(optim, params)
+    if found is None:
+        optim(params, *args, **kwargs)
+    else:
+        found.step(optim)
+
+
+def state_together(optim: PyroOptim, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """
+    The tensors besides params that :func:`move` changes; None if that cannot be told.
+
+    :param optim: the optimiser.
+    :param params: what it moves.
+    """
+    found = _found(optim, params)
+    return None if found is None else found.state()
+
+
+def _found(optim: PyroOptim, params: Sequence[torch.Tensor]) -> _Together | None:
+    found_before = _step.get()
+    if found_before is None or not params:
+        return None
+    key = frozenset(map(id, params))
+    if (optim, key) not in found_before:
+        sets = _known.setdefault(optim, {})
+        found = sets.pop(key, None)
+        if found is None or not found.is_as_it_was(optim):
+            found = _Together(optim, params) if _can_go_together(optim, params) else None
+        if len(sets) == _MOST_SETS:
+            sets.clear()
+        if found is not None:
+            sets[key] = found
+        found_before[optim, key] = found
+    return found_before[optim, key]
+
+
+class _Together:
+    """One optimiser of torch for many params, which shares the state of those that each has."""
+
+    def __init__(self, optim: PyroOptim, params: Sequence[torch.Tensor]) -> None:
+        self._params = list(params)
+        self._objects = [optim.optim_objs[param] for param in params]
+        self._bases = list(map(_base, self._objects))
+        self._groups = [base.param_groups[0] for base in self._bases]
+        self._states = [base.state.get(p) for base, p in zip(self._bases, params, strict=True)]
+        self._places = Places(self._groups)
+        by_options: dict[Any, dict[str, Any]] = {}
+        for param, group in zip(params, self._groups, strict=True):
+            options = {name: value for name, value in group.items() if name != "params"}
+            own = by_options.setdefault(tuple(options.items()), {**options, "params": []})
+            own["params"].append(param)
+        cls: Any = type(self._bases[0])
+        is_open = all(g.get("fused") is None and not g.get("foreach") for g in self._groups)
+        on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in params)
+        if cls in _FUSED and is_open and on_cpu:  # elsewhere torch itself takes the fastest
+            by_options = {key: {**own, "fused": True} for key, own in by_options.items()}
+        self._all = cls(list(by_options.values()))
+        for param, state in zip(params, self._states, strict=True):
+            if state is not None:
+                self._all.state[param] = state
+
+    def is_as_it_was(self, optim: PyroOptim) -> bool:
+        """Whether settings and states are still those of the optimisers of the params."""
+        objects = optim.optim_objs
+        for param, kept, base, group, state in zip(
+            self._params, self._objects, self._bases, self._groups, self._states, strict=True
+        ):
+            if (
+                objects.get(param) is not kept
+                or base.param_groups[0] is not group
+                or base.state.get(param) is not state
+            ):
+                return False
+        return self._places.are_as_they_were()
+
+    def state(self) -> list[torch.Tensor]:
+        """The tensors of the states."""
+        found = chain.from_iterable(state.values() for state in self._states if state)
+        return [value for value in found if isinstance(value, torch.Tensor)]
+
+    def step(self, optim: PyroOptim) -> None:
+        """Clip the gradients, and move all params."""
+        for param in self._params:
+            if (clip := optim.grad_clip[param]) is not None:
+                clip(param)
+        self._all.step()
+        for base, kept in zip(self._bases, self._objects, strict=True):
+            if base is not kept:  # a schedule asks whether its optimiser has stepped
+                base._opt_called = True  # type: ignore[attr-defined]
+
+
+_known: WeakKeyDictionary[PyroOptim, dict[frozenset[int], _Together]] = WeakKeyDictionary()
+
+
+def _base(optimiser: Any) -> Optimizer:
+    found: Optimizer = optimiser.optimizer if _parents.is_scheduler(optimiser) else optimiser
+    return found
+
+
+def _can_go_together(optim: PyroOptim, params: Sequence[torch.Tensor]) -> bool:
+    """Whether each param has an optimiser that has stepped, and one step of all is theirs."""
+    if type(optim).__call__ not in (PyroOptim.__call__, PyroLRScheduler.__call__):
+        return False
+    objects = optim.optim_objs
+    if any(param not in objects for param in params):
+        return False
+    bases = [_base(objects[param]) for param in params]
+    cls = type(bases[0])
+    return cls in _ELEMENTWISE and all(
+        type(base) is cls
+        and _is_plain(base.param_groups)
+        and (base.state.get(param) or _is_stateless(base.param_groups[0], cls))
+        and not (base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks)
+        and not (param.grad is not None and param.grad.is_sparse)
+        for base, param in zip(bases, params, strict=True)
+    )
+
+
+def _is_plain(groups: list[dict[str, Any]]) -> bool:
+    (group, *others) = groups
+    special = group.get("capturable") or group.get("differentiable")
+    tensors = any(isinstance(v, torch.Tensor) for n, v in group.items() if n != "params")
+    return not others and not special and not tensors
+
+
+def _is_stateless(group: dict[str, Any], cls: type) -> bool:
+    return cls is SGD and not group["momentum"]
