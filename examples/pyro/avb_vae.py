@@ -16,6 +16,7 @@ the decoder the worst: of this ``FalseEvidenceWarning`` warns during the trainin
 
     python examples/pyro/avb_vae.py --output avb-vae
     python examples/pyro/avb_vae.py --dataset mnist --data-dir DIR --num-seeds 3
+    python examples/pyro/avb_vae.py --compile
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from pyro_spread import (
     PriorContrastELBO,
     SemiImplicitELBO,
     ais_log_likelihood,
+    compiled,
     concat_sites,
     importance_weighted_bound,
     two_player,
@@ -222,6 +224,8 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
             adam(args.critic_learning_rate, num_updates, b1=0.5),
             args.critic_steps,
         )
+    if args.compile:
+        loss = compiled(loss)
     svi = SVI(vae.model, guide, optim, loss)
 
     began = time.perf_counter()

@@ -11,6 +11,7 @@ of learned scale, and the samples of both are compared with held-out images.
 
     python examples/pyro/delta_vae.py --output delta-vae
     python examples/pyro/delta_vae.py --dataset mnist --data-dir DIR
+    python examples/pyro/delta_vae.py --compile
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from studies.comparison import (
 from torch import nn
 from tqdm import trange
 
-from pyro_spread import GaussianNoise, SpreadELBO
+from pyro_spread import GaussianNoise, SpreadELBO, compiled
 from spread_analysis.datasets import Dataset
 
 
@@ -100,6 +101,8 @@ def fit_model(
     noise = GaussianNoise(args.noise_scale)
     # The whole difference: the loss.
     loss = SpreadELBO({"x": noise}) if name == "spread" else Trace_ELBO()
+    if args.compile:
+        loss = compiled(loss)
     optim = LambdaLR(
         {
             "optimizer": torch.optim.Adam,

@@ -11,6 +11,7 @@ lose classes, noise or not, unless R1 penalises the critic's gradient.
 
     python examples/pyro/gan.py --output gan
     python examples/pyro/gan.py --dataset mnist --data-dir DIR --losses js js-no-r1 energy
+    python examples/pyro/gan.py --compile
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from pyro_spread import (
     ReverseKL,
     SlicedWasserstein,
     WassersteinCritic,
+    compiled,
     concat_sites,
     two_player,
 )
@@ -111,6 +113,8 @@ def main(args):
             pass  # nothing to infer: z is the generator's noise
 
         loss = LOSSES[name](args, critic, dataset)
+        if args.compile:
+            loss = compiled(loss)
         settings = {"lr": args.learning_rate, "betas": (0.5, 0.999)}
         optim = Adam(settings)
         if name not in WITHOUT_CRITIC:

@@ -183,7 +183,7 @@ def parse_args(
     parser.add_argument("--num-evaluations", type=int, default=10, help="of the loss at the end")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--num-seeds", type=int, default=1, help="runs per loss")
-    add_run_options(parser, backend, "avb-vae")
+    add_run_options(parser, backend, "avb-vae", compiles=True)
     args = parser.parse_args(argv)
     preset = _SMOKE if args.smoke_test else PRESETS[args.dataset]
     for option, value in asdict(preset).items():

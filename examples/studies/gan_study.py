@@ -127,7 +127,7 @@ def parse_args(
     parser.add_argument("--hidden-dim", type=int, help="width of the two hidden layers of each net")
     parser.add_argument("--seed", default=0, type=int, help="of the first run")
     parser.add_argument("--num-seeds", default=3, type=int, help="runs per loss")
-    add_run_options(parser, backend, program)
+    add_run_options(parser, backend, program, compiles=program == "gan")
     args = parser.parse_args(argv)
     preset = _SMOKE if args.smoke_test else PRESETS[args.dataset]
     for option, value in asdict(preset).items():

@@ -11,7 +11,12 @@ from spread_analysis.datasets import Dataset, load_dataset
 
 
 def add_run_options(
-    parser: argparse.ArgumentParser, backend: str, program: str, num_threads: int | None = 1
+    parser: argparse.ArgumentParser,
+    backend: str,
+    program: str,
+    num_threads: int | None = 1,
+    *,
+    compiles: bool = False,
 ) -> None:
     """Add the device, ``--smoke-test`` and ``--output`` to the options of an example.
 
@@ -20,10 +25,14 @@ def add_run_options(
     :param program: Name of the example, of which the default folder is made.
     :param num_threads: PyTorch's threads if nothing is said. Small tensors are slower on two, and
         especially when other programs run.
+    :param compiles: Whether to add ``--compile`` in Pyro; in NumPyro all programs compile.
     """
     if backend == "pyro":
         parser.add_argument("--num-threads", type=int, default=num_threads, help="CPU threads")
         parser.add_argument("--cuda", action="store_true", help="train on the GPU")
+        if compiles:
+            said = "record each loss and run it without Python, as NumPyro's programs do anyway"
+            parser.add_argument("--compile", action="store_true", help=said)
     else:
         parser.add_argument("--device", default="cpu", choices=("cpu", "gpu", "tpu"))
     parser.add_argument("--smoke-test", action="store_true", help="tiny: does it run at all")

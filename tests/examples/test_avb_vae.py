@@ -25,15 +25,16 @@ def run(backend, output, *options):
     ("backend", "losses", "num_ais"),
     [
         ("pyro", ["vae", "avb", "avb-plain", "semi-implicit"], 2),
+        ("pyro --compile", ["avb"], 0),
         # Compiled programs by the dozen: no more than each loss needs.
         ("numpyro", ["vae", "avb"], 0),
         pytest.param("numpyro", ["semi-implicit"], 2, marks=pytest.mark.slow),
     ],
 )
 def test_smoke(backend, losses, num_ais, tmp_path):
-    stdout, runs = run(
-        backend, tmp_path / "out", "--smoke-test", "--num-ais", str(num_ais), "--losses", *losses
-    )
+    backend, *compiles = backend.split()
+    options = ["--smoke-test", "--num-ais", str(num_ais), *compiles, "--losses", *losses]
+    stdout, runs = run(backend, tmp_path / "out", *options)
     assert list(runs) == losses
     for name, (result,) in runs.items():
         assert f"{result['log_p']:.2f}" in stdout

@@ -4,6 +4,7 @@
 
 import gzip
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ SMALL = ["--smoke-test", "--num-seeds", "2"]
 
 
 def run(*arguments, **options):
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.defpath, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         env=environment,
@@ -94,6 +95,16 @@ def test_stock_loss_is_shown_to_be_infinite_first(demo, backend):
 
 
 @pytest.mark.slow
+def test_compiled(tmp_path):
+    pytest.importorskip("matplotlib")
+    script, options = ROOT / "examples" / "pyro" / "delta_vae.py", [*SMALL[:-1], "1", "--compile"]
+    process = run(script, "--output", tmp_path, *options)
+    assert process.returncode == 0, process.stderr
+    models = load_results(tmp_path)["models"]
+    assert all(map(math.isfinite, models["spread"]["spread_loss"] + models["vae"]["stock_loss"]))
+
+
+@pytest.mark.slow
 def test_demo_stops_at_a_failing_example(tmp_path):
     process = run(
         ROOT / "examples" / "demo.py", "--output", tmp_path, "--dataset", "mnist",
@@ -109,7 +120,9 @@ def test_options_come_from_the_preset_of_the_data_set():
     assert args.latent_dim == 3
     assert args.num_epochs == PRESETS["mnist"].num_epochs
     assert not args.cuda
+    assert not args.compile
     assert parse_args("numpyro", "", []).device == "cpu"
+    assert not hasattr(parse_args("numpyro", "", []), "compile")
     assert parse_args("numpyro", "", ["--noise-scale", "0.7"]).noise_scale == 0.7
 
 
