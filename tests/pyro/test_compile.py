@@ -8,13 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from every import LOSSES, OF_RUNS
 from pyro import infer
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from pyro_every import Problem
 from pyro_stock_models import MODELS
-from torch import nn
 
 from pyro_spread import compiled
 
@@ -43,52 +41,6 @@ def assert_alike(one, other, tolerance=1e-6):
     assert one[1].keys() == other[1].keys()
     for name, value in one[1].items():
         torch.testing.assert_close(value, other[1][name], rtol=10 * tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("name", LOSSES | OF_RUNS)
-def test_every_loss_under_svi(name):
-    runs = []
-    for how in (lambda loss: loss, AS_IT_IS):
-        problem = Problem(name)
-        problem.loss = how(problem.loss)
-        runs.append(run(problem.svi(), problem.x))
-    assert graphs(problem.loss) == 1
-    assert_alike(*runs)
-
-
-class Program(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, fn, own=None):
-        super().__init__()
-        self.own, self.fn = own, fn
-
-    def forward(self, x):
-        return self.fn(x)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LOSSES | OF_RUNS)
-def test_every_loss_as_a_module(name):
-    runs = []
-    for is_compiled in (False, True):
-        problem = Problem(name)
-        module = problem.loss(
-            Program(problem.model, problem.decoder), Program(problem.guide, problem.encoder)
-        )
-        if is_compiled:
-            module.compile(backend="eager")
-        optim = torch.optim.Adam(module.parameters(), 1e-2)
-        losses = []
-        for _ in range(COUNT):
-            optim.zero_grad()
-            loss = module(problem.x)
-            loss.backward()
-            optim.step()
-            losses.append(float(loss.detach()))
-        runs.append((losses, dict(module.named_parameters())))
-    assert len(module._steps._graphs) == 1
-    assert_alike(*runs)
 
 
 STOCK = {

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro_every import eager_and_compiled
 
 import pyro_spread as ps
 from pyro_spread.ratio import MLPCritic
@@ -75,13 +76,24 @@ def count_of(text):
     return int(text.split("site 'x' of the generator: ")[1].split()[0])
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_the_site_and_the_number_are_named(name):
+def above(x):
+    """The model, whose simulations do not fail at x = 10."""
+    with pyro.plate("data", len(x)):
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Delta(simulator(theta + x)), obs=x)
+
+
+@eager_and_compiled(LOSSES)
+def test_the_site_and_the_number_are_named(name, how):
     loss, guide = made(name)
+    optim = pyro.optim.Adam({"lr": 0.0})
+    svi = SVI(above, guide, optim, how.made(loss))
+    for _ in range(how.before):
+        svi.step(torch.full((N,), 10.0))
     with pytest.raises(
         ps.NonFiniteError, match=rf"'x' of the generator: \d+ of {N} of the model's draws"
     ) as caught:
-        step(loss, guide)
+        svi.step(torch.zeros(N))
     text = str(caught.value)
     assert 10 < count_of(text) < 60
     assert "narrow the prior" in text

@@ -14,6 +14,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro_every import AS_IT_IS, COMPILED
 from torch import nn
 
 import pyro_spread
@@ -99,15 +100,18 @@ LOSSES = {name: made(name) for name in every.LOSSES} | {
 HAS_CRITIC = {*every.HAS_CRITIC, "KL"}
 
 
-def grads_and_loss(name, dtype):
+def grads_and_loss(name, dtype, how=AS_IT_IS):
     setting = Setting()
     model, guide, loss = LOSSES[name](setting)
-    pyro.set_rng_seed(1)
+    loss = how.made(loss)
+    nets = nn.ModuleList([setting.decoder, setting.encoder, setting.critic, setting.wide])
     with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-        value = loss.loss_and_grads(model, guide, setting.x)
+        for _ in range(1 + how.before):
+            nets.zero_grad()
+            pyro.set_rng_seed(1)
+            value = loss.loss_and_grads(model, guide, setting.x)
         evaluated = loss.loss(model, guide, setting.x)
-    nets = (setting.decoder, setting.encoder, setting.critic, setting.wide)
-    return value, evaluated, [p.grad for net in nets for p in net.parameters()]
+    return value, evaluated, [p.grad for p in nets.parameters()]
 
 
 DEFAULT = ("spread low rank", "JS", "adaptive", "MMD")
@@ -115,17 +119,22 @@ CASES = [
     pytest.param(
         name,
         dtype,
-        marks=[] if name in DEFAULT and dtype is torch.bfloat16 else pytest.mark.slow,
-        id=f"{name}-{dtype}",
+        how,
+        marks=[] if name in DEFAULT and is_quick else pytest.mark.slow,
+        id=f"{name}-{dtype}" + "-compiled" * (how is COMPILED),
     )
     for name in LOSSES
-    for dtype in (torch.bfloat16, torch.float16)
+    for dtype, how, is_quick in (
+        (torch.bfloat16, AS_IT_IS, True),
+        (torch.float16, AS_IT_IS, False),
+        (torch.bfloat16, COMPILED, False),
+    )
 ]
 
 
-@pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_values_and_gradients_are_near_those_of_float32(name, dtype):
-    value, evaluated, grads = grads_and_loss(name, dtype)
+@pytest.mark.parametrize(("name", "dtype", "how"), CASES)
+def test_values_and_gradients_are_near_those_of_float32(name, dtype, how):
+    value, evaluated, grads = grads_and_loss(name, dtype, how)
     exact, exactly_evaluated, exact_grads = grads_and_loss(name, None)
     # Eight or eleven bits in the nets: activations are right to some 1 %, not sums over data.
     scale = max(abs(exact), abs(exactly_evaluated), 0.1)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
+from pyro_every import AS_IT_IS, eager_and_compiled
 from pyro_nested_plates import (
     COLS,
     DATA,
@@ -76,24 +77,27 @@ def no_guide(*args, **kwargs):
     pass
 
 
-def value_and_grads(loss, model, *args, **kwargs):
+def value_and_grads(loss, model, *args, how=AS_IT_IS, **kwargs):
+    loss = how.made(loss)
     pyro.clear_param_store()
-    pyro.set_rng_seed(3)
-    value = loss.loss_and_grads(model, no_guide, *args, **kwargs)
+    for _ in range(1 + how.before):
+        for _, param in pyro.get_param_store().named_parameters():
+            param.grad = None
+        pyro.set_rng_seed(3)
+        value = loss.loss_and_grads(model, no_guide, *args, **kwargs)
     grads = {n: p.grad.clone() for n, p in pyro.get_param_store().named_parameters()}
     pyro.set_rng_seed(3)
     assert math.isfinite(loss.loss(model, no_guide, *args, **kwargs))
     return value, grads
 
 
-@pytest.mark.parametrize("mask", [None, points(ROWS, COLS, seed=4) > -0.5], ids=["all", "masked"])
-@pytest.mark.parametrize("name", LISTED)
-def test_nested_plates_are_one_event(name, mask):
+@eager_and_compiled(LISTED, mask=[None, points(ROWS, COLS, seed=4) > -0.5])
+def test_nested_plates_are_one_event(name, how, mask):
     expected = value_and_grads(made(name), as_event, *DATA, mask=mask)
-    assert_same(value_and_grads(made(name), rows_left, *DATA, mask=mask), expected)
+    assert_same(value_and_grads(made(name), rows_left, *DATA, how=how, mask=mask), expected)
     contract = "columns before rows" + ("" if mask is None else ", masked")
     if contract not in LISTED[name].exempt:
-        assert_same(value_and_grads(made(name), rows_right, *DATA, mask=mask), expected)
+        assert_same(value_and_grads(made(name), rows_right, *DATA, how=how, mask=mask), expected)
 
 
 @pytest.mark.parametrize("name", LISTED)

@@ -9,6 +9,7 @@ import torch
 from every import LOSSES, WITH_NOISE
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import PyroOptim
+from pyro_every import AS_IT_IS, eager_and_compiled
 from torch import nn
 
 import pyro_spread
@@ -106,7 +107,7 @@ OPTIMISERS = {
 class Program:
     """Nets with running averages in model, guide and critic, each with a place to stop."""
 
-    def __init__(self, kind, optim, guarded):
+    def __init__(self, kind, optim, guarded, how=AS_IT_IS):
         pyro.clear_param_store()
         pyro.set_rng_seed(3)
         self.net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
@@ -119,7 +120,8 @@ class Program:
         entry = LISTED[kind]
         self.compares, self.implicit = entry.guide == "empty", entry.guide == "implicit"
         self.critic = of_x if self.compares else self.critic
-        self.loss = entry.make(pyro_spread, lambda *sites: critic if len(sites) > 1 else plain)
+        loss = entry.make(pyro_spread, lambda *sites: critic if len(sites) > 1 else plain)
+        self.loss = how.made(loss)
         self.optim = OPTIMISERS[optim]()
         guide = (lambda x: None) if self.compares else self.guide
         self.svi = SVI(self.model, self.loss.register(self.model, guide), self.optim, self.loss)
@@ -220,14 +222,16 @@ def fresh():
 PLACES = ["model", "guide", "critic", "backward", "optimiser"]
 
 
-@pytest.mark.parametrize("guarded", [False, True], ids=["free", "guarded"])
-@pytest.mark.parametrize(
-    "error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "Ctrl-C"]
+@eager_and_compiled(
+    LISTED,
+    quick=["adaptive"],
+    argument="kind",
+    error=[RuntimeError("boom"), KeyboardInterrupt()],
+    guarded=[True, False],
 )
-@pytest.mark.parametrize("kind", LISTED)
-def test_whatever_ends_a_step(kind, error, guarded):
+def test_whatever_ends_a_step(kind, how, error, guarded):
     players = LISTED[kind].has_critic
-    program = Program(kind, "two players" if players else "adam", guarded)
+    program = Program(kind, "two players" if players else "adam", guarded, how)
     for _ in range(2):
         program.svi.step(X)
     before = program.state()
@@ -241,7 +245,8 @@ def test_whatever_ends_a_step(kind, error, guarded):
     # And it goes on as if nothing had been.
     pyro.set_rng_seed(7)
     program.svi.step(X)
-    after, again = program.state(), Program(kind, "two players" if players else "adam", guarded)
+    after = program.state()
+    again = Program(kind, "two players" if players else "adam", guarded, how)
     for _ in range(2):
         again.svi.step(X)
     pyro.set_rng_seed(7)
