@@ -187,7 +187,7 @@ def main() -> None:
         if "l" in parts:
             rows += black_boxes.rows("pyro", black_box_draws(), args.smoke, args.seed)
         if "m" in parts:
-            rows += pyro_compiled.rows(args.smoke, args.seed)
+            rows += pyro_compiled.rows(args.smoke, args.seed, tensor_peak)
     versions = {"torch": torch.__version__, "pyro-ppl": pyro.__version__}
     harness.write_result(args.result, rows, versions)
 

@@ -188,7 +188,7 @@ def module_contestant(kind: str, setup: Setup, seed: int, is_compiled: bool) -> 
     return run
 
 
-def hand_contestant(setup: Setup, seed: int) -> Contestant:
+def hand_contestant(setup: Setup, seed: int, is_compiled: bool) -> Contestant:
     """
     The training loop that a PyTorch user writes, with one fused Adam.
 
@@ -201,16 +201,21 @@ def hand_contestant(setup: Setup, seed: int) -> Contestant:
     x = setup.data(seed)
     constant = 0.5 * x.numel() * math.log(2 * math.pi * SCALE**2)
 
+    def loss(x: Tensor) -> Tensor:
+        y = x + SCALE * torch.randn_like(x)
+        loc, log_scale = encoder(y)
+        eps = torch.randn_like(loc)
+        z = loc + log_scale.exp() * eps
+        reconstruction = (y - decoder(z)).square().sum() / (2 * SCALE**2) + constant
+        kl = 0.5 * (z.square() - eps.square()).sum() - log_scale.sum()
+        return reconstruction + kl
+
+    value_of = torch.compile(loss) if is_compiled else loss
+
     def run(steps: int) -> float:
         for _ in range(steps):
             optimiser.zero_grad()
-            y = x + SCALE * torch.randn_like(x)
-            loc, log_scale = encoder(y)
-            eps = torch.randn_like(loc)
-            z = loc + log_scale.exp() * eps
-            reconstruction = (y - decoder(z)).square().sum() / (2 * SCALE**2) + constant
-            kl = 0.5 * (z.square() - eps.square()).sum() - log_scale.sum()
-            value = reconstruction + kl
+            value = value_of(x)
             value.backward()
             optimiser.step()
         return value.item()
@@ -222,12 +227,13 @@ def make(name: str, setup: Setup, seed: int) -> Contestant:
     """
     The contestant called ``name``.
 
-    "hand", or "spread" or "stock" through "svi" or "module", as it is or "compiled".
+    "hand", or "spread" or "stock" through "svi" or "module"; as it is, or "compiled".
 
     All start from the same nets and see the same data.
     """
-    if name == "hand":
-        return hand_contestant(setup, seed)
-    kind, way, *how = name.split("-")
+    is_compiled = name.endswith("-compiled")
+    kind, _, way = name.removesuffix("-compiled").partition("-")
+    if kind == "hand":
+        return hand_contestant(setup, seed, is_compiled)
     factory = svi_contestant if way == "svi" else module_contestant
-    return factory(kind, setup, seed, bool(how))
+    return factory(kind, setup, seed, is_compiled)

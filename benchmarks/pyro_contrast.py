@@ -73,6 +73,10 @@ class Encoder(nn.Module):
         return self.out(torch.relu(features + self.noise(eps)))
 
 
+def setup_of(smoke: bool) -> Setup:
+    return Setup(8, 16, 8, 2, 3, 4) if smoke else Setup()
+
+
 def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=LEARNING_RATE, betas=BETAS, fused=True)
 
@@ -145,11 +149,13 @@ class Guide(nn.Module):
             pyro.sample("z", ImplicitDistribution(encode, noise, (self.setup.latent,)))
 
 
-def ours_module(setup: Setup, seed: int) -> Contestant:
+def ours_module(setup: Setup, seed: int, is_compiled: bool = False) -> Contestant:
     """``loss(model, guide)`` as a torch module, with one fused Adam for both players."""
     encoder, decoder, critic = setup.nets(seed)
     loss = PriorContrastELBO(concat_sites(critic, "x", "z"), num_moment_draws=setup.moment_draws)
     module = loss(Model(decoder, setup.latent, ""), Guide(encoder, setup, ""))
+    if is_compiled:
+        module.compile()
     optimiser = adam(module.parameters())
     x = setup.data(seed)
 
@@ -187,7 +193,7 @@ def ours_svi(setup: Setup, seed: int, critic_steps: int = 1) -> Contestant:
 
 def rows(parts: set[str], smoke: bool, seed: int) -> list[Row]:
     """Parts i and j."""
-    setup = Setup(8, 16, 8, 2, 3, 4) if smoke else Setup()
+    setup = setup_of(smoke)
     repetitions, steps = (3, 1) if smoke else (100, 5)
     found: list[Row] = []
     if "i" in parts:

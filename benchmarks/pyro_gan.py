@@ -110,11 +110,15 @@ class Guide(nn.Module):
         pass
 
 
-def ours_module(setup: Setup, seed: int, update: str | None = None) -> Contestant:
+def ours_module(
+    setup: Setup, seed: int, update: str | None = None, is_compiled: bool = False
+) -> Contestant:
     """``loss(model, guide)`` as a torch module, with one fused Adam for both players."""
     generator, critic = setup.nets(seed)
     loss = AdversarialDivergence(concat_sites(critic, "x"), JSPi(0.5), update=update)
     module = loss(Model(generator, setup.latent, ""), Guide())
+    if is_compiled:
+        module.compile()
     optimiser = adam(module.parameters())
     x = setup.data(seed)
 

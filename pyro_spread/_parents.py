@@ -151,26 +151,39 @@ def mask_of(fn: Any) -> Any:
 
 # --- graphs
 
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that is running may be repeated; True where torch does not say."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())
+
+
 #: Context manager inside ``make_fx``: what is computed in it is left out of the graph.
 unrecorded = _disable_current_modes
 
 
-def without_guards(options: Mapping[str, Any]) -> dict[str, Any]:
+def compile_options(options: Mapping[str, Any], on_cpu: bool) -> dict[str, Any]:
     """
-    Options of ``torch.compile`` for a function that is always called with what it was compiled for.
+    Options of ``torch.compile`` for a step that is always called with what it was compiled for.
 
-    Its own question whether that is so takes as long as a small net.
+    Its own question whether that is so takes as long as a small net. On the CPU its own draws take
+    longer than PyTorch's, which are those of the step as it is.
 
     :param options: the user's.
+    :param on_cpu: whether all tensors are there.
     """
     found, mode = dict(options), options.get("mode")
     if not hasattr(torch.compiler, "skip_all_guards_unsafe"):  # before torch 2.8
         return found
     settings: dict[str, Any] = {}
-    if mode is not None:  # which excludes other options
-        if options.get("backend", "inductor") != "inductor":
-            return found
-        settings = dict(torch._inductor.list_mode_options(found.pop("mode"), found.get("dynamic")))
+    if options.get("backend", "inductor") == "inductor":
+        if mode is not None:  # which excludes other options
+            own = torch._inductor.list_mode_options(found.pop("mode"), found.get("dynamic"))
+            settings.update(own)
+        if on_cpu:
+            settings["fallback_random"] = True
+    elif mode is not None:
+        return found
     skip = torch.compiler.skip_all_guards_unsafe
     found["options"] = {"guard_filter_fn": skip, **settings, **(found.get("options") or {})}
     return found

@@ -154,6 +154,25 @@ def recorded(thrown: Sequence[bool] | None) -> Iterator[Recording]:
         raise NotImplementedError(messages.other_randomness())
 
 
+def draw_directly(graph: torch.fx.Graph) -> None:
+    """
+    Replace draws into empty tensors by draws, for which ``torch.compile`` needs no copies.
+
+    :param graph: of a recorded step.
+    """
+    for node in list(graph.nodes):
+        if node.target is not _ATEN.normal_.default or len(node.args) > 1 or node.kwargs:
+            continue
+        (empty,) = node.args
+        if empty.target is _ATEN.empty.memory_format and len(empty.users) == 1:
+            with graph.inserting_before(node):
+                drawn = graph.call_function(_ATEN.randn.default, empty.args, empty.kwargs)
+            drawn.meta = node.meta
+            node.replace_all_uses_with(drawn)
+            graph.erase_node(node)
+            graph.erase_node(empty)
+
+
 def _other_random_states() -> list[np.ndarray[Any, Any]]:
     state: Any = np.random.get_state(legacy=False)
     _, internal, _ = random.getstate()

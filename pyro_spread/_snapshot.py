@@ -18,7 +18,6 @@ from torch import nn
 
 from pyro_spread import _parents
 from pyro_spread._called_modules import Called, each_call
-from pyro_spread._together import state_together
 from spread_core.stateful import Stateful
 
 # Optimisers of these keep all they know in ``state`` and ``param_groups``, or are schedules.
@@ -175,12 +174,8 @@ class StepSnapshot:
             own = vars(one)
             objects = own.get("optim_objs", {})
             self._tables += [(own, dict(own)), (objects, dict(objects))]
-            mine = [param for param in params if param in objects]
-            state = state_together(one, mine) if objects else None
-            if state is not None:
-                self._tensors += state
-            else:
-                for param in mine:
+            for param in params:
+                if param in objects:
                     self._keep_one(objects[param])
             for name, value in own.items():
                 if name not in _FIXED and isinstance(value, torch.Tensor | dict | list):

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_spread import _parents
 from pyro_spread._called_modules import each_call
 from pyro_spread._kinds import Params, Surroundings, buffers_of, flattened, kind_of
-from pyro_spread._recording import Recording, recorded, throw
+from pyro_spread._recording import Recording, draw_directly, recorded, throw
 from pyro_spread._snapshot import StepSnapshot
 from spread_core.caller_warning import warn_user
 from spread_core.messages import compiled as messages
@@ -164,6 +164,8 @@ class _Graph:
                 graph = make_fx(run)(params, buffers, tensors)
         finally:
             before.restore()
+        draw_directly(graph.graph)
+        graph.recompile()
         for node in graph.graph.nodes:
             held = getattr(graph, node.target) if node.op == "get_attr" else None
             if isinstance(held, torch.Tensor) and held.requires_grad:
@@ -172,7 +174,8 @@ class _Graph:
         self.coins, self.thrown = recordings[0].coins, tuple(recordings[0].thrown)
         self._wanted = [param.requires_grad for param in params]
         # Not the module, whose hooks would run too.
-        self._run = torch.compile(graph.forward, **_parents.without_guards(options))
+        on_cpu = all(x.device.type == "cpu" for x in (*params, *buffers, *tensors))
+        self._run = torch.compile(graph.forward, **_parents.compile_options(options, on_cpu))
         self._is_new = True
 
     def __call__(
@@ -225,9 +228,12 @@ class _Served(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> Any:
         grads = ctx.grads
-        if (
-            slope.is_cuda or slope.item() != 1
-        ):  # a copy of all gradients takes as long as a small net
+        if grads is None:
+            raise RuntimeError(messages.second_backward())
+        if not _parents.keeps_graph():  # params take over what nobody else holds, without a copy
+            ctx.grads = None
+        # A copy of all gradients takes as long as a small net.
+        if slope.is_cuda or slope.item() != 1:
             grads = [None if grad is None else slope * grad for grad in grads]
         return None, None, *grads
 

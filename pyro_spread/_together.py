@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -66,15 +65,17 @@ def move(optim: PyroOptim, params: Sequence[torch.Tensor], *args: Any, **kwargs:
         found.step(optim)
 
 
-def state_together(optim: PyroOptim, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+def moves_all_or_none(optim: PyroOptim, params: Iterable[torch.Tensor]) -> bool:
     """
-    The tensors besides params that :func:`move` changes; None if that cannot be told.
+    Whether :func:`move` cannot fail half way, so that nothing of it needs to be undone.
 
     :param optim: the optimiser.
     :param params: what it moves.
     """
-    found = _found(optim, params)
-    return None if found is None else found.state()
+    own = getattr(optim, "moves_all_or_none", None)
+    if own is not None:
+        return bool(own(params))
+    return _found(optim, [param for param in params if param in optim.optim_objs]) is not None
 
 
 def _found(optim: PyroOptim, params: Sequence[torch.Tensor]) -> _Together | None:
@@ -134,13 +135,8 @@ class _Together:
                 return False
         return self._places.are_as_they_were()
 
-    def state(self) -> list[torch.Tensor]:
-        """The tensors of the states."""
-        found = chain.from_iterable(state.values() for state in self._states if state)
-        return [value for value in found if isinstance(value, torch.Tensor)]
-
     def step(self, optim: PyroOptim) -> None:
-        """Clip the gradients, and move all params."""
+        """Clip all gradients, and then move all params."""
         for param in self._params:
             if (clip := optim.grad_clip[param]) is not None:
                 clip(param)

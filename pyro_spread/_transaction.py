@@ -17,7 +17,7 @@ from torch import nn
 
 from pyro_spread._called_modules import note
 from pyro_spread._snapshot import StepSnapshot
-from pyro_spread._together import move, together
+from pyro_spread._together import move, moves_all_or_none, together
 
 
 class _Running(threading.local):
@@ -125,7 +125,8 @@ def optimiser_step(
         steps[0].keep_store()
     _running.optimises = True
     try:
-        steps[0].keep_optimiser(optim, params)
+        if not moves_all_or_none(optim, params):
+            steps[0].keep_optimiser(optim, params)
         yield steps[0]
     except BaseException:
         steps[0].clear_grads(params)
@@ -157,6 +158,9 @@ class _Armed:
             if steps:
                 stack.enter_context(optimiser_step(optim, params, *steps))
             move(optim, params, *args, **kwargs)
+        if at_once:  # or SVI would fill them with zeros, to which the next step adds
+            for param in params:
+                param.grad = None
 
 
 _classes: dict[type, type] = {}

@@ -14,7 +14,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 
 from pyro_spread import _parents
-from pyro_spread._together import move
+from pyro_spread._together import move, moves_all_or_none
 from pyro_spread._transaction import optimiser_step
 from pyro_spread.infer._guards import critic_params, idle_critics
 from spread_core.messages import players
@@ -47,6 +47,10 @@ class Composite(PyroOptim):
     def set_own_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`own_state` returned."""
         raise NotImplementedError
+
+    def moves_all_or_none(self, params: Iterable[torch.Tensor]) -> bool:
+        """Whether a step cannot fail half way."""
+        return False
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Advance the learning rate schedules of those parts that have one, all by one."""
@@ -156,6 +160,12 @@ class TwoPlayer(Composite):
         of the discriminator too; in NumPyro it counts its own.
         """
         return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def moves_all_or_none(self, params: Iterable[torch.Tensor]) -> bool:
+        """If so do both players, without clipping, which may fail when one has moved."""
+        players = (self.generator, self.discriminator)
+        clipped = any(any(player.grad_clip.values()) for player in players)
+        return not clipped and all(moves_all_or_none(player, params) for player in players)
 
     def own_state(self) -> dict[str, Any]:
         """The count of steps, and the averages."""

@@ -85,6 +85,14 @@ def too_many_kinds(number: int) -> str:
     )
 
 
+def second_backward() -> str:
+    """The gradients of a step have gone to the params already."""
+    return (
+        "This is a second backward pass through one value of a compiled loss. Call the first one "
+        "with retain_graph=True, or call the loss again."
+    )
+
+
 def several_ranks() -> str:
     """A compiled loss under data parallelism."""
     return (

@@ -14,11 +14,21 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_every import Problem
 from pyro_stock_models import MODELS
 
-from pyro_spread import compiled
+from pyro_spread import (
+    KL,
+    AutoAmortized,
+    AutoImplicit,
+    JointContrastELBO,
+    PriorContrastELBO,
+    compiled,
+    concat_sites,
+    two_player,
+)
 
 # Run by PyTorch's own operations: what inductor makes of a graph is not this library's.
 AS_IT_IS = functools.partial(compiled, backend="eager")
 COUNT = 4
+WITH_DATA = {AutoAmortized: {"observed": "x"}}
 
 
 def adam(lr=1e-2):
@@ -78,12 +88,40 @@ def compare_stock(name, elbo):
     assert_alike(*runs, tolerance=1e-10)
 
 
+def in_one_plate(x=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 5):
+        pyro.sample("x", dist.Normal(mu, 0.5), obs=x)
+
+
+def amortised_kl():
+    return JointContrastELBO(divergence=KL(), num_particles=8, vectorize_particles=True)
+
+
+@pytest.mark.parametrize(
+    ("guide", "loss"),
+    [
+        (AutoAmortized, amortised_kl),
+        (AutoAmortized, infer.Trace_ELBO),
+        (AutoImplicit, lambda: PriorContrastELBO(concat_sites(nn.Linear(1, 1), "_auto_latent"))),
+    ],
+)
+def test_guides_of_this_library(guide, loss):
+    runs = []
+    for how in (lambda loss: loss, AS_IT_IS):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        programs = in_one_plate, guide(in_one_plate, **WITH_DATA.get(guide, {}))
+        players = two_player(adam(), adam()) if guide is AutoImplicit else adam()
+        runs.append(run(SVI(*programs, players, how(loss())), torch.ones(5)))
+    assert_alike(*runs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["spread", "JS", "plain", "joint"])
 def test_inductor_with_the_same_random_numbers(name):
     runs = []
-    options = {"options": {"fallback_random": True}}
-    for how in (lambda loss: loss, functools.partial(compiled, **options)):
+    for how in (lambda loss: loss, compiled):
         problem = Problem(name)
         problem.loss = how(problem.loss)
         runs.append(run(problem.svi(), problem.x))
@@ -98,7 +136,8 @@ def test_inductor_with_its_own():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     losses = []
-    for how in (lambda loss: loss, compiled):
+    own = functools.partial(compiled, options={"fallback_random": False})
+    for how in (lambda loss: loss, own):
         pyro.clear_param_store()
         guide = AutoNormal(model)
         svi = SVI(model, guide, adam(0.0), how(infer.Trace_ELBO()))

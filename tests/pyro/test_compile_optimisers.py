@@ -171,6 +171,33 @@ def test_both_players():
     assert_same(optim.averages, alone.averages)
 
 
+def test_gradients_go_to_the_params_and_are_not_kept():
+    optim = pyro.optim.Adam({"lr": 1e-2})
+    train(optim, AS_IT_IS)
+    assert all(param.grad is None for param in optim.optim_objs)
+
+
+def test_a_backward_pass_that_keeps_its_graph():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.scale, 1.0).to_event(1), obs=x)
+
+    module = AS_IT_IS(Trace_ELBO())(Scale(), nn.Identity())
+    for _ in range(3):
+        value = module(X)
+    value.backward(retain_graph=True)
+    once = module.model.scale.grad.clone()
+    value.backward()
+    torch.testing.assert_close(module.model.scale.grad, 2 * once)
+    with pytest.raises(RuntimeError, match="second backward pass through one value of a compiled"):
+        value.backward()
+
+
 class TestFailures:
     """A step that fails leaves params and optimiser as they were."""
 
