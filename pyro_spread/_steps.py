@@ -121,6 +121,16 @@ class Steps:
             for part in program.modules() if isinstance(program, nn.Module) else ():
                 self._called.setdefault(part)
 
+    def keep_buffers(self, snapshot: StepSnapshot) -> None:
+        """
+        Keep the buffers that a graph may change.
+
+        :param snapshot: that restores them.
+        """
+        if self._last is None or self._last.buffers:
+            for module in self._called:
+                snapshot.keep_buffers(module)
+
     def watch(self) -> AbstractContextManager[None]:
         """A context in which the modules are noted that a step calls."""
         return each_call(lambda module: self._called.setdefault(module))

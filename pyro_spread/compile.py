@@ -14,8 +14,9 @@ from torch import nn
 
 from pyro_spread import _parents
 from pyro_spread._kinds import ById, Part
+from pyro_spread._snapshot import StepSnapshot
 from pyro_spread._steps import Grads, Steps, gradients
-from pyro_spread._transaction import arm, transaction
+from pyro_spread._transaction import arm, is_running, transaction
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
 from spread_core.messages import compiled as messages
@@ -102,10 +103,11 @@ class _Compiled:
         if key not in self._compiled_steps:
             self._compiled_steps[key] = _OfPrograms(self._compile_options)
         steps = self._compiled_steps[key]
-        if not isinstance(self, Loss):
+        if not isinstance(self, Loss) and not is_running():
             step, found = None, steps.run(self, stock, (model, guide), args, kwargs)
         else:
             with transaction(self) as step:
+                steps.keep_buffers(step)
                 found = steps.run(self, stock, (model, guide), args, kwargs)
         if found is None:
             return steps.run_first(self, stock, (model, guide), args, kwargs)
@@ -126,6 +128,10 @@ class _OfPrograms:
     def __init__(self, options: dict[str, Any]) -> None:
         self._steps = Steps(options)
         self._names: list[str] = []
+
+    def keep_buffers(self, snapshot: StepSnapshot) -> None:
+        """Keep the buffers of all modules: a graph changes them, and calls none."""
+        self._steps.keep_buffers(snapshot)
 
     def run_first(self, loss: Any, stock: Any, programs: Any, args: Any, kwargs: Any) -> Any:
         """A step with all its Python, which shows what it calls and trains."""

@@ -13,6 +13,7 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from pyro_every import Problem
 from pyro_stock_models import MODELS
+from torch import nn
 
 from pyro_spread import (
     KL,

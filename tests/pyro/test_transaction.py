@@ -355,10 +355,13 @@ def test_the_two_players_move_together_in_a_loop_of_ones_own():
     assert program.optim._steps_done == 0
 
 
-def test_a_stock_loss_under_a_guard():
+@eager_and_compiled(["stock"], quick=["stock"])
+def test_a_stock_loss_under_a_guard(name, how):
     program = Program("spread", "adam", False)
-    svi = finite_guard(SVI(program.model, program.guide, program.optim, Trace_ELBO()))
-    svi.step(X)
+    loss = how.made(Trace_ELBO())
+    svi = finite_guard(SVI(program.model, program.guide, program.optim, loss))
+    for _ in range(1 + how.before):
+        svi.step(X)
     program.svi = svi
     before = program.state()
     for place in ("model", "guide", "backward", "optimiser"):
