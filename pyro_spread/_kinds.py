@@ -15,7 +15,7 @@ from torch import nn
 
 from pyro_spread import _parents
 
-_PLAIN = bool | int | float | str | None
+PLAIN = bool | int | float | str | None
 _KEYS = bool | int | float | complex | str | bytes | None | torch.dtype | torch.device | Enum
 
 
@@ -95,7 +95,7 @@ class Surroundings:
         """Whether all of it is what it was when this was made."""
         # What is the loss's own to replace may become a setting: None, say.
         private = (self._own_of_loss.get(name) for name in self._private)
-        if any(isinstance(value, _PLAIN) for value in private):
+        if any(isinstance(value, PLAIN) for value in private):
             return False
         return self._places.are_as_they_were()
 
@@ -152,7 +152,7 @@ def settings_of(loss: Any) -> tuple[Any, list[str], list[str]]:
     """
     counted = getattr(loss, "_remembers", ())
     found = {n: v for n, v in getattr(loss, "__dict__", {}).items() if n not in counted}
-    plain = {n: v for n, v in found.items() if isinstance(v, _PLAIN)}
+    plain = {n: v for n, v in found.items() if isinstance(v, PLAIN)}
     private = [n for n in found if n.startswith("_") and n not in plain]
     others = {n: ById(v) for n, v in found.items() if n not in plain and n not in private}
     return (tuple(plain.items()), tuple(others.items())), [*plain, *others], private
@@ -167,7 +167,7 @@ def buffers_of(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
 def _state_of(module: nn.Module) -> tuple[Any, ...]:
     """The mode of a module and all that is set on it, and which its parts are."""
     own = vars(module).items()
-    plain = tuple((n, v) for n, v in own if isinstance(v, _PLAIN))
+    plain = tuple((n, v) for n, v in own if isinstance(v, PLAIN))
     # Other objects are not compared: autoguides make new plates, in every call.
     others = tuple((n, ById(v)) for n, v in own if isinstance(v, torch.Tensor) or callable(v))
     parts = module._parameters, module._buffers, module._modules

@@ -235,6 +235,8 @@ class _Reads(TorchDispatchMode):
                 raise NotImplementedError(messages.read_value(*_place(frame)))
             with _parents.unrecorded():
                 return func(*args, **kwargs)
+        if kwargs.get("generator") is not None:
+            raise NotImplementedError(messages.own_generator(*_place(_caller())))
         sized = _has_mask(args[1]) if func in _INDEXING else _SIZED_BY_VALUES in func.tags
         if sized:
             raise NotImplementedError(messages.size_of_values(*_place(_caller())))

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_spread import _parents
 from pyro_spread._called_modules import each_call
-from pyro_spread._kinds import Params, Surroundings, buffers_of, flattened, kind_of
+from pyro_spread._kinds import PLAIN, Params, Surroundings, buffers_of, flattened, kind_of
 from pyro_spread._recording import Recording, draw_directly, recorded, throw
 from pyro_spread._snapshot import StepSnapshot
 from spread_core.caller_warning import warn_user
@@ -41,6 +41,7 @@ class Steps:
         self._graphs: dict[Any, _Graph] = {}
         self._coins: dict[Any, list[float]] = {}
         self._called: dict[nn.Module, None] = {}
+        self._owners: dict[int, Any] = {}
         self._last: Surroundings | None = None
 
     def __call__(
@@ -60,7 +61,7 @@ class Steps:
         if surroundings is None:
             return None
         leaves, structure = flattened(arguments)
-        kind = kind_of(leaves, structure, surroundings)
+        kind = kind_of(leaves, structure, surroundings), self._set_on_programs()
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         # Handlers around the step, and gradients by arguments, are for the step as it is.
         if kind not in self._seen or _is_handled() or any(x.requires_grad for x in tensors):
@@ -106,7 +107,8 @@ class Steps:
             warn_user(messages.too_many_kinds(_MOST_KINDS))
         surroundings = self._surroundings(params, loss)
         if surroundings is not None and len(self._seen) <= _MOST_KINDS:
-            self._seen.add(kind_of(*flattened(arguments), surroundings))
+            kind = kind_of(*flattened(arguments), surroundings)
+            self._seen.add((kind, self._set_on_programs()))
 
     def __reduce__(self) -> Any:
         return Steps, (self._options,)  # a copy records its own
@@ -118,8 +120,16 @@ class Steps:
         :param programs: model, guide, loss and their like.
         """
         for program in programs:
-            for part in program.modules() if isinstance(program, nn.Module) else ():
+            owner = getattr(program, "__self__", program)  # of a method
+            for part in owner.modules() if isinstance(owner, nn.Module) else ():
                 self._called.setdefault(part)
+            if not isinstance(owner, nn.Module) and getattr(owner, "__dict__", None):
+                self._owners[id(owner)] = owner
+
+    def _set_on_programs(self) -> tuple[Any, ...]:
+        """Numbers and names set on programs that are no modules."""
+        owners = self._owners.values()
+        return tuple((n, v) for o in owners for n, v in vars(o).items() if isinstance(v, PLAIN))
 
     def keep_buffers(self, snapshot: StepSnapshot) -> None:
         """

@@ -69,6 +69,14 @@ def other_randomness() -> str:
     )
 
 
+def own_generator(file: str, line: int) -> str:
+    """A program draws with a generator of its own."""
+    return (
+        f'"{file}", line {line} draws with a generator of its own, but a compiled step draws with '
+        f"that of torch. Leave out `generator=` there and seed by pyro.set_rng_seed, {_OR}."
+    )
+
+
 def no_loss(loss: object) -> str:
     """What is to be compiled is no loss."""
     return (

@@ -127,6 +127,37 @@ def test_parts_and_functions_that_are_replaced():
     assert_right(Shaped, [*steps, other_part, *steps, other_function, *steps])
 
 
+class Scaled:
+    """A program with a number on it that is no module."""
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def __call__(self, x):
+        observe(self.scale * weight() * x, x)
+
+    def method(self, x):
+        self(x)
+
+
+class ScaledModule(Scaled, nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.scale = 1.0
+
+
+@pytest.mark.parametrize(
+    "make", [Scaled, lambda: Scaled().method, lambda: ScaledModule().method],
+    ids=["object", "method", "method of a module"],
+)  # fmt: skip
+def test_numbers_on_what_is_called(make):
+    def other_scale(svi):
+        getattr(svi.model, "__self__", svi.model).scale = 3.0
+        return svi.step(X)
+
+    assert_right(make, [step(X)] * 3 + [other_scale] + [step(X)] * 3)
+
+
 def test_a_count_in_the_model():
     assert_right(Counting, [step(X)] * 5)
 

@@ -83,6 +83,20 @@ def test_random_numbers_from_elsewhere(draw):
     refused(model, "draws from `numpy.random` or `random`")
 
 
+@pytest.mark.parametrize(
+    "draw", [lambda g: torch.rand((), generator=g), lambda g: torch.zeros(()).normal_(generator=g)]
+)
+def test_a_generator_of_its_own(draw):
+    generator = torch.Generator()
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu + draw(generator), 1.0), obs=x)
+
+    refused(model, r"test_compile_refused.py\", line \d+ draws with a generator of its own")
+
+
 def test_a_plate_that_is_iterated_over():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
