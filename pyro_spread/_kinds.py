@@ -80,7 +80,9 @@ class Surroundings:
             (vars(module), module._parameters, module._buffers, module._modules)
             for module in modules
         )
-        self._places = Places(chain.from_iterable(kept), [*parts, (own_of_loss, read)])
+        dicts = [own_of_loss[n] for n in read if isinstance(own_of_loss[n], dict)]  # noise
+        whole = chain(chain.from_iterable(kept), dicts)
+        self._places = Places(whole, [*parts, (own_of_loss, read)])
         self._own_of_loss, self._private = own_of_loss, private
 
     def __eq__(self, other: object) -> bool:
@@ -154,8 +156,15 @@ def settings_of(loss: Any) -> tuple[Any, list[str], list[str]]:
     found = {n: v for n, v in getattr(loss, "__dict__", {}).items() if n not in counted}
     plain = {n: v for n, v in found.items() if isinstance(v, PLAIN)}
     private = [n for n in found if n.startswith("_") and n not in plain]
-    others = {n: ById(v) for n, v in found.items() if n not in plain and n not in private}
-    return (tuple(plain.items()), tuple(others.items())), [*plain, *others], private
+    others = {n: v for n, v in found.items() if n not in plain and n not in private}
+    objects = tuple((n, _by_id(v)) for n, v in others.items())
+    return (tuple(plain.items()), objects), [*plain, *others], private
+
+
+def _by_id(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((name, ById(each)) for name, each in value.items())
+    return ById(value)
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from pyro import infer, poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_spread import compiled
+from pyro_spread import GaussianNoise, SpreadELBO, compiled
 
 AS_IT_IS = functools.partial(compiled, disable=True)
 X, Y = torch.arange(12.0).reshape(6, 2), torch.ones(6, 2)
@@ -28,17 +28,17 @@ def observe(loc, y):
         pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
 
 
-def runs(make, calls, how=AS_IT_IS, guide=nothing):
+def runs(make, calls, how=AS_IT_IS, guide=nothing, loss=Trace_ELBO):
     """Losses of the calls, and the params after them."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    svi = SVI(make(), guide, pyro.optim.SGD({"lr": 1e-3}), how(Trace_ELBO()))
+    svi = SVI(make(), guide, pyro.optim.SGD({"lr": 1e-3}), how(loss()))
     losses = [call(svi) for call in calls]
     return losses, {n: p.detach().clone() for n, p in pyro.get_param_store().items()}
 
 
-def assert_right(make, calls, guide=nothing):
-    one, other = (runs(make, calls, how, guide) for how in (lambda loss: loss, AS_IT_IS))
+def assert_right(make, calls, guide=nothing, loss=Trace_ELBO):
+    one, other = (runs(make, calls, how, guide, loss) for how in (lambda loss: loss, AS_IT_IS))
     assert one[0] == pytest.approx(other[0], rel=1e-5)
     torch.testing.assert_close(one[1], other[1])
 
@@ -156,6 +156,18 @@ def test_numbers_on_what_is_called(make):
         return svi.step(X)
 
     assert_right(make, [step(X)] * 3 + [other_scale] + [step(X)] * 3)
+
+
+def test_a_kernel_that_is_replaced():
+    def make():
+        return lambda x: observe(weight() * x, x)
+
+    def other_kernel(svi):
+        svi.loss_and_grads.__self__.noise["y"] = GaussianNoise(5.0)
+        return svi.step(X)
+
+    calls = [step(X)] * 3 + [other_kernel] + [step(X)] * 3
+    assert_right(make, calls, loss=lambda: SpreadELBO({"y": GaussianNoise(0.5)}))
 
 
 def test_a_count_in_the_model():
