@@ -339,3 +339,23 @@ def test_interval_of_the_guide_is_that_of_the_model():
     guide = ready(interval_and_scale(B), X, observed="x").guide
     theta = poutine.trace(guide).get_trace(X).nodes["theta"]["fn"]
     assert (theta.support.lower_bound, theta.support.upper_bound) == (-1, 2)
+
+
+def test_params_of_another_guide_are_refused():
+    pyro.clear_param_store()
+    model = interval_and_scale(B)
+    loss = JointContrastELBO(divergence=KL(), num_particles=2)
+    first, second, third = (
+        SVI(
+            model,
+            AutoAmortized(model, observed="x", init_samples=50, prefix=prefix),
+            pyro.optim.Adam({"lr": 1e-3}),
+            loss,
+        )
+        for prefix in ("auto", "auto", "own")
+    )
+    first.step()
+    with pytest.raises(ValueError, match=r"holds 'AutoAmortized.*' of another AutoAmortized"):
+        second.step()
+    third.step()
+    first.step()
