@@ -200,7 +200,7 @@ def test_copies():
         assert handlers.seed(other, 0)(X)["theta"].shape == ()
 
 
-@pytest.mark.parametrize("density", ["mixture", "nsf"])
+@pytest.mark.parametrize("density", ["mixture", "maf"])
 def test_checkpoint(tmp_path, density):
     def start():
         options = {"hidden": (8,), "init_samples": 20, "density": density}

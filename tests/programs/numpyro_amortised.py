@@ -58,8 +58,14 @@ def ready(model, *args, disturbed=0.3, **options):
     defaults = {"hidden": (8,), "num_components": 3, "init_samples": 60, "exchangeable": True}
     options = defaults | options
     guide = AutoAmortized(model, **options)
-    sites = handlers.trace(handlers.seed(guide, 0)).get_trace(*args)
-    params = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    guide.data_sites(*args)
+
+    def start():
+        sites = handlers.trace(handlers.seed(guide, 0)).get_trace(*args)
+        return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+
+    # Under jit the draws, which nobody needs, are left out; a callback knows nothing of 64 bits.
+    params = start() if jax.config.jax_enable_x64 else jax.jit(start)()
     fixed = guide.standardisation_name
     rng = np.random.default_rng(0)
     own = {name: value for name, value in params.items() if name != fixed}
