@@ -129,21 +129,6 @@ class Ready:
     def log_prob_rows(self, table, draws):
         return host(self.guide.log_prob_rows(self.params, table, draws))
 
-    def gradients(self, *args):
-        """Gradients, by param, of the sum of squares of a draw."""
-
-        def total(nets):
-            program = handlers.substitute(handlers.seed(self.guide, 0), data=self.params | nets)
-            return sum((value**2).sum() for value in program(*args).values())
-
-        fixed = self.guide.standardisation_name
-        nets = {name: own for name, own in self.params.items() if name != fixed}
-        return {
-            f"{group}.{name}": host(gradient)
-            for group, own in jax.jit(jax.grad(total))(nets).items()
-            for name, gradient in own.items()
-        }
-
 
 def with_conditional(site, conditional):
     """A site with another conditional."""

@@ -124,6 +124,16 @@ def test_a_subsample_of_the_data_is_that_of_the_latents():
         created()
 
 
+def test_gradients_reach_all_params():
+    # In NumPyro they are the same.
+    guide = ready(hierarchy(B), GROUPS, observed="x", disturbed=0.1).guide
+    sum(value.square().sum() for value in guide(GROUPS).values()).backward()
+    for name, parameter in guide.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        if name != "nets.auto_group.from_latents":  # one number, which sees none before it
+            assert parameter.grad.abs().sum() > 0, name
+
+
 # --- particles, other data than those at the arguments
 
 
