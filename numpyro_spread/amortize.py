@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import random
 from tqdm.auto import tqdm
 
@@ -20,7 +19,7 @@ from numpyro_spread._typing import Model, RngKey
 from numpyro_spread.amortized_posterior import AmortizedPosterior
 from numpyro_spread.autoguide.amortized import AutoAmortized
 from numpyro_spread.infer.joint_contrast_elbo import JointContrastELBO
-from numpyro_spread.simulate import Simulations, simulate
+from numpyro_spread.simulate import Simulations, key_of, simulate
 from spread_analysis.rounds import check_rounds, in_rounds
 from spread_core.amortized.context import told
 from spread_core.amortized.training import (
@@ -119,8 +118,7 @@ def amortize(
         by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
     check_numbers(patience, max_steps)
     numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
-    key = random.key(seed) if isinstance(seed, int | np.integer) else seed
-    simulate_key, fold_key, net_key, train_key, own_key = random.split(key, 5)
+    simulate_key, fold_key, net_key, train_key, own_key = random.split(key_of(seed), 5)
     if guide is None:
         guide = AutoAmortized(model, observed=observed, ensemble=ensemble)
     data_sites = guide.data_sites(*args, **kwargs)

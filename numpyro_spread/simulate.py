@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import numpy as np
 from jax import random
 
@@ -21,6 +22,7 @@ from spread_analysis.simulating import Options, simulate_all
 from spread_analysis.simulations import Simulations
 from spread_core.fingerprints import describe_arguments
 from spread_core.messages import tables
+from spread_core.validation import check_seed
 from spread_core.workers import uses_workers
 
 __all__ = ["Simulations", "simulate"]
@@ -90,14 +92,26 @@ def run_model(options: Options, model: Model, *args: Any, **kwargs: Any) -> Simu
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     """
-    key = random.key(options.seed) if isinstance(options.seed, int | np.integer) else options.seed
-    program = ForwardRuns(model, args, kwargs, key, options.given)
+    program = ForwardRuns(model, args, kwargs, key_of(options.seed), options.given)
     if uses_workers(options.num_workers) and _parents.active_handlers(ObservedArrays):
         raise ValueError(tables.handlers_around(options.num_workers))
     told, digests = describe_arguments(model, args, kwargs)
     note = {"package": "numpyro_spread", "seed": _told(options.seed), "arguments": told}
     with _own_stream():
         return simulate_all(program, options, note, digests)
+
+
+def key_of(seed: int | RngKey) -> RngKey:
+    """
+    The random key of a seed, which may be one.
+
+    :param seed: an integer or a random key.
+    :raises TypeError: if it is neither.
+    """
+    if isinstance(seed, jax.Array | np.ndarray):
+        return seed
+    check_seed(seed, " or a random key")
+    return random.key(seed)
 
 
 def _told(seed: int | RngKey) -> int | list[int]:

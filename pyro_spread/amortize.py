@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from spread_core.amortized.training import (
 )
 from spread_core.amortized.truncation import TruncatedPrior, observed_values
 from spread_core.messages import amortized as messages
+from spread_core.validation import check_seed
 
 __all__ = ["AmortizedPosterior", "amortize"]
 
@@ -119,7 +119,8 @@ def amortize(
         by_svi = {"loss": check_loss(loss), "optim": optim, "args": args, "kwargs": kwargs}
     check_numbers(patience, max_steps)
     numbers = check_rounds(num_simulations, simulations, rounds, x_observed)
-    seed = index(seed)
+    check_seed(seed)
+    seed = int(seed)
     with seeded(seed):
         if guide is None:
             guide = AutoAmortized(model, observed=observed, ensemble=ensemble)

@@ -21,6 +21,7 @@ from spread_analysis.simulating import Options, simulate_all
 from spread_analysis.simulations import Simulations
 from spread_core.fingerprints import describe_arguments
 from spread_core.messages import tables
+from spread_core.validation import check_seed
 from spread_core.workers import uses_workers
 
 __all__ = ["Simulations", "simulate"]
@@ -93,6 +94,7 @@ def run_model(options: Options, model: Model, *args: Any, **kwargs: Any) -> Simu
     :param args: its positional arguments.
     :param kwargs: its keyword arguments.
     """
+    check_seed(options.seed)
     program = ForwardRuns(model, args, kwargs, options.seed, options.given)
     if uses_workers(options.num_workers) and _parents.active_handlers(ObservedArrays):
         raise ValueError(tables.handlers_around(options.num_workers))

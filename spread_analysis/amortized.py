@@ -24,7 +24,7 @@ from spread_core.amortized.truncation import TruncatedPrior
 from spread_core.caller_warning import warn_user
 from spread_core.messages import amortized as messages
 from spread_core.runs import finite_rows
-from spread_core.validation import as_host, check_count
+from spread_core.validation import as_host, check_count, check_seed
 
 Values = Mapping[str, Any]
 
@@ -165,6 +165,7 @@ class AmortizedPosteriorShared(abc.ABC):
         """
         check_count("num_samples", num_samples)
         check_count("num_simulations", num_simulations)
+        check_seed(seed)
         table = self._simulate(num_simulations, seed) if simulations is None else simulations
         table = table.take(np.flatnonzero(table.valid))
         if self.truncation is None:

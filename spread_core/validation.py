@@ -149,3 +149,9 @@ def check_count(argument: str, value: object, least: int = 1) -> None:
     if not isinstance(value, Integral) or value < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise ValueError(players.bad_range(argument, value, wanted))
+
+
+def check_seed(value: object, or_key: str = "") -> None:
+    """Raise a ``TypeError`` unless a seed is an integer; ``or_key`` says what else it may be."""
+    if not isinstance(value, Integral):
+        raise TypeError(players.bad_range("seed", value, f"an integer{or_key}"))

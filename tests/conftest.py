@@ -7,8 +7,15 @@ import importlib.metadata
 import os
 import sys
 import tempfile
+import threading
+from typing import Any
 
 import pytest
+
+try:
+    _KNOWN_JAX = importlib.metadata.version("jax").startswith("0.10.")
+except importlib.metadata.PackageNotFoundError:
+    _KNOWN_JAX = False
 
 # Before the backends start their thread pools.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -19,13 +26,10 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 if "slow" not in sys.argv:
     # Most of a short test is compiling. Tests that train for minutes want fast code instead.
     flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-    try:
-        # An unknown flag ends the process, and this one is not promised to stay.
-        if importlib.metadata.version("jaxlib").startswith("0.10."):
-            flags.append("--xla_cpu_use_fusion_emitters=false")
-            flags.append("--xla_cpu_parallel_codegen_split_count=1")
-    except importlib.metadata.PackageNotFoundError:
-        pass
+    # An unknown flag ends the process, and these are not promised to stay.
+    if _KNOWN_JAX:
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+        flags.append("--xla_cpu_parallel_codegen_split_count=1")
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
@@ -44,9 +48,29 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "COMPILED_FOR_TESTS" in os.e
 else:
     _KEEPING = {}
 
+# The contexts in which JAX writes programs, by thread: it would make one for each program, which
+# takes a quarter of the time of a small one and most of its memory.
+_CONTEXTS: dict[int, Any] = {}
+
+
+def _share_contexts():
+    from jax._src.interpreters import mlir
+
+    make = mlir.make_ir_context
+
+    def shared():
+        thread = threading.get_ident()
+        if thread not in _CONTEXTS:
+            _CONTEXTS[thread] = make()
+        return _CONTEXTS[thread]
+
+    mlir.make_ir_context = shared
+
 
 def pytest_collection_finish():
     """Spare the collector what was imported: none of it is freed, and walking it takes time."""
+    if "jax" in sys.modules and _KNOWN_JAX:
+        _share_contexts()
     for variable in _KEEPING:  # JAX has read it; processes that tests start, and kill, shall not
         os.environ.pop(variable, None)
     gc.collect()
@@ -73,4 +97,5 @@ def _no_old_programs():
         import jax
 
         jax.clear_caches()
+        _CONTEXTS.clear()
         gc.collect()

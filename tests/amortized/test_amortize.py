@@ -184,9 +184,33 @@ def test_data_unlike_any_simulation(trained):
         trained.posterior.sample(trained.x + 40.0, num_samples=2)
 
 
-def test_a_method_of_refinement_that_there_is_not(trained):
-    with pytest.raises(ValueError, match="method must be 'importance' or 'nuts', got 'hmc'"):
-        trained.posterior.refine(trained.x, method="hmc")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "hmc"}, "method must be 'importance' or 'nuts', got 'hmc'"),
+        ({"num_proposals": 0}, "num_proposals must be a positive integer, got 0"),
+        ({"method": "nuts", "num_chains": 0}, "num_chains must be a positive integer, got 0"),
+    ],
+)
+def test_refinements_that_there_are_not(trained, options, message):
+    with pytest.raises(ValueError, match=message):
+        trained.posterior.refine(trained.x, **options)
+
+
+def test_checks_that_there_are_not(trained):
+    with pytest.raises(ValueError, match="num_samples must be a positive integer, got 0"):
+        trained.posterior.check(num_samples=0)
+    with pytest.raises(TypeError, match=r"seed must be an integer, got 1\.5"):
+        trained.posterior.check(seed=1.5)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None])
+def test_seeds_are_integers(backend, seed):
+    model = normal(backend.ppl, backend.dist, backend.xp)
+    options = {"observed": "x", "num_simulations": 60, "seed": seed, "progress_bar": False}
+    for call in (backend.spread.simulate, backend.spread.amortize):
+        with pytest.raises(TypeError, match=f"seed must be an integer.*, got {seed!r}"):
+            call(model, **options)
 
 
 def test_no_data_at_the_arguments(trained):
@@ -373,23 +397,3 @@ def test_posteriors_in_pyro_keep_their_params_to_themselves():
     other.sample(x)
     assert float(one.log_prob(value, x)) == before != float(other.log_prob(value, x))
     assert not pyro.get_param_store()
-
-
-def test_params_of_another_guide_are_refused():
-    pyro.clear_param_store()
-    model = normal(pyro, pyro.distributions, torch)
-    loss = pyro_spread.JointContrastELBO(divergence=pyro_spread.KL(), num_particles=2)
-    first, second, third = (
-        pyro.infer.SVI(
-            model,
-            pyro_spread.AutoAmortized(model, observed="x", init_samples=50, prefix=prefix),
-            pyro.optim.Adam({"lr": 1e-3}),
-            loss,
-        )
-        for prefix in ("auto", "auto", "own")
-    )
-    first.step()
-    with pytest.raises(ValueError, match=r"holds 'AutoAmortized.*' of another AutoAmortized"):
-        second.step()
-    third.step()
-    first.step()

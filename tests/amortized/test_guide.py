@@ -117,7 +117,7 @@ def test_other_sizes_of_plates_than_at_first(groups):
         values = groups.draw(x, sample_shape=(2,))
         assert values["z"].shape == (2, size)
         assert np.isfinite(groups.log_prob(values, x)).all()
-        assert groups.sites(x)["z"]["value"].shape == (size,)
+    assert groups.sites(x)["z"]["value"].shape == (size,)
 
 
 def test_what_is_masked_changes_nothing(lib):

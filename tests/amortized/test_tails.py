@@ -66,7 +66,7 @@ def test_a_location_under_a_half_cauchy_scale(backend):
         ppl.sample("x", dist.Normal(z, 1.0), obs=x)
 
     posterior = spread.amortize(
-        model, observed="x", num_simulations=3000, progress_bar=False, ensemble=2, seed=0
+        model, observed="x", num_simulations=3000, max_steps=600, progress_bar=False, ensemble=2
     )
     # It is tamed.
     assert fit_tails(posterior.simulations["z"][:, None], np.array([True]))["spread"] > 0
@@ -100,11 +100,11 @@ def test_a_location_under_a_half_cauchy_scale(backend):
     log_prob = np.asarray(posterior.log_prob(ends, array(np.float32(3.0))))
     assert list(np.isfinite(log_prob)) == [True, False]
     # The density is one: it integrates to 1.
-    a, b = np.meshgrid(np.linspace(-8, 8, 161), np.linspace(-30, 40, 1401), indexing="ij")
+    a, b = np.meshgrid(np.linspace(-8, 8, 161), np.linspace(-30, 40, 701), indexing="ij")
     values = {"tau": np.exp(a).ravel(), "z": b.ravel()}
     values = {name: array(value.astype("float32")) for name, value in values.items()}
     density = np.exp(np.asarray(posterior.log_prob(values, array(np.float32(x)))))
-    mass = (density * np.exp(a.ravel())).sum() * 0.1 * 0.05
+    mass = (density * np.exp(a.ravel())).sum() * 0.1 * 0.1
     assert mass == pytest.approx(1.0, abs=0.02)
 
 

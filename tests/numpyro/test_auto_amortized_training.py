@@ -200,7 +200,7 @@ def test_copies():
         assert handlers.seed(other, 0)(X)["theta"].shape == ()
 
 
-@pytest.mark.parametrize("density", ["mixture", "nsf"])
+@pytest.mark.parametrize("density", ["mixture", "maf"])
 def test_checkpoint(tmp_path, density):
     def start():
         options = {"hidden": (8,), "init_samples": 20, "density": density}
@@ -258,20 +258,19 @@ def test_a_checkpoint_of_plates_that_were_told_apart_is_no_other_guides(tmp_path
         svi.guide.log_prob(params, {"mu": x[:1]}, x)
 
 
-@pytest.mark.parametrize("double", [False, True])
-def test_type_of_the_data(double):
-    with jax.enable_x64(double):
-        x, dtype = jnp.array(0.7), jnp.result_type(float)
+@jax.enable_x64(True)
+def test_type_of_the_data():
+    x = jnp.array(0.7)
 
-        def model(x=None):
-            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
-            k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3))
-            numpyro.sample("x", dist.Normal(theta + k, 1.0), obs=x)
+    def model(x=None):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3))
+        numpyro.sample("x", dist.Normal(theta + k, 1.0), obs=x)
 
-        guide = ready(model, x, observed="x")
-        assert guide.draw(x)["theta"].dtype == dtype
-        assert np.issubdtype(guide.draw(x)["k"].dtype, np.integer)
-        assert guide.log_prob(guide.draw(x), x).dtype == dtype
+    guide = ready(model, x, observed="x")
+    drawn = guide.draw(x)
+    assert drawn["theta"].dtype == guide.log_prob(drawn, x).dtype == jnp.float64
+    assert np.issubdtype(drawn["k"].dtype, np.integer)
 
 
 @jax.enable_x64(True)

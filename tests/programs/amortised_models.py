@@ -63,8 +63,7 @@ def many_supports(b):
 
     def model(x=None):
         ones = b.np.ones
-        u = b.sample("u", b.dist.Uniform(-1.0 * ones(3), 2.0 * ones(3)).to_event(1))
-        b.sample("p", b.dist.Beta(2.0, 3.0))
+        u = b.sample("u", b.dist.Uniform(-1.0 * ones(2), 2.0 * ones(2)).to_event(1))
         b.sample("t", b.dist.HalfCauchy(1.0))
         b.sample("l", b.dist.LKJCholesky(3, 1.0))
         k = b.sample("k", b.dist.Categorical(ones(4) / 4))
@@ -73,9 +72,9 @@ def many_supports(b):
             w = b.sample("w", b.dist.Dirichlet(ones(3)))
             loose = b.sample("loose", b.dist.Uniform(ones(4), 1.0 + ones(4)))
         with inner:
-            v = b.sample("v", b.dist.LogNormal(0.0 * ones(2), 1.0).to_event(1))
+            v = b.sample("v", b.dist.LogNormal(0.0, 1.0))
         with outer, inner:
-            c = b.sample("c", b.dist.Normal(w[..., 0] + v[..., 0], 1.0))
+            c = b.sample("c", b.dist.Normal(w[..., 0] + v, 1.0))
             loc = b.np.stack([c + k, loose + u[..., 0]], -1)
             b.sample("x", b.dist.Normal(loc, 1.0).to_event(1), obs=x)
 
@@ -84,14 +83,13 @@ def many_supports(b):
 
 #: Shapes of the latents of :func:`many_supports`.
 SHAPES = {
-    "u": (3,),
-    "p": (),
+    "u": (2,),
     "t": (),
     "l": (3, 3),
     "k": (),
     "w": (2, 1, 3),
     "loose": (2, 4),
-    "v": (4, 2),
+    "v": (4,),
     "c": (2, 4),
 }
 

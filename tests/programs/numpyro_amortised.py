@@ -58,8 +58,14 @@ def ready(model, *args, disturbed=0.3, **options):
     defaults = {"hidden": (8,), "num_components": 3, "init_samples": 60, "exchangeable": True}
     options = defaults | options
     guide = AutoAmortized(model, **options)
-    sites = handlers.trace(handlers.seed(guide, 0)).get_trace(*args)
-    params = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    guide.data_sites(*args)
+
+    def start():
+        sites = handlers.trace(handlers.seed(guide, 0)).get_trace(*args)
+        return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+
+    # Under jit the draws, which nobody needs, are left out; a callback knows nothing of 64 bits.
+    params = start() if jax.config.jax_enable_x64 else jax.jit(start)()
     fixed = guide.standardisation_name
     rng = np.random.default_rng(0)
     own = {name: value for name, value in params.items() if name != fixed}
@@ -122,21 +128,6 @@ class Ready:
 
     def log_prob_rows(self, table, draws):
         return host(self.guide.log_prob_rows(self.params, table, draws))
-
-    def gradients(self, *args):
-        """Gradients, by param, of the sum of squares of a draw."""
-
-        def total(nets):
-            program = handlers.substitute(handlers.seed(self.guide, 0), data=self.params | nets)
-            return sum((value**2).sum() for value in program(*args).values())
-
-        fixed = self.guide.standardisation_name
-        nets = {name: own for name, own in self.params.items() if name != fixed}
-        return {
-            f"{group}.{name}": host(gradient)
-            for group, own in jax.jit(jax.grad(total))(nets).items()
-            for name, gradient in own.items()
-        }
 
 
 def with_conditional(site, conditional):

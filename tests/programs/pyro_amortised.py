@@ -126,13 +126,6 @@ class Ready:
         draws = {name: torch.as_tensor(value) for name, value in draws.items()}
         return host(self.guide.log_prob_rows(table, draws))
 
-    def gradients(self, *args):
-        """Gradients, by param, of the sum of squares of a draw."""
-        sum(value.square().sum() for value in self.guide(*args).values()).backward()
-        found = {name: parameter.grad for name, parameter in self.guide.named_parameters()}
-        self.guide.zero_grad()
-        return {name.removeprefix("nets."): host(gradient) for name, gradient in found.items()}
-
 
 def with_conditional(site, conditional):
     """A site with another conditional."""

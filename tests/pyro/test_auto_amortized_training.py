@@ -124,6 +124,16 @@ def test_a_subsample_of_the_data_is_that_of_the_latents():
         created()
 
 
+def test_gradients_reach_all_params():
+    # In NumPyro they are the same.
+    guide = ready(hierarchy(B), GROUPS, observed="x", disturbed=0.1).guide
+    sum(value.square().sum() for value in guide(GROUPS).values()).backward()
+    for name, parameter in guide.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        if name != "nets.auto_group.from_latents":  # one number, which sees none before it
+            assert parameter.grad.abs().sum() > 0, name
+
+
 # --- particles, other data than those at the arguments
 
 
@@ -138,10 +148,10 @@ def test_vectorised_particles():
     values = {name: host(site["value"]) for name, site in sites.items()}
     assert {name: value.shape[0] for name, value in values.items()} == dict.fromkeys(SHAPES, 5)
     assert values["k"].shape == (5, 1, 1)
-    assert values["u"].shape == (5, 1, 1, 3)
-    assert values["v"].shape == (5, 1, 4, 2)
+    assert values["u"].shape == (5, 1, 1, 2)
+    assert values["v"].shape == (5, 1, 4)
     assert values["w"].shape == (5, 2, 1, 3)
-    assert len(np.unique(values["u"])) == 15
+    assert len(np.unique(values["u"])) == 10
     total = 0
     for site in sites.values():
         log_prob = site["fn"].log_prob(site["value"])
@@ -339,3 +349,23 @@ def test_interval_of_the_guide_is_that_of_the_model():
     guide = ready(interval_and_scale(B), X, observed="x").guide
     theta = poutine.trace(guide).get_trace(X).nodes["theta"]["fn"]
     assert (theta.support.lower_bound, theta.support.upper_bound) == (-1, 2)
+
+
+def test_params_of_another_guide_are_refused():
+    pyro.clear_param_store()
+    model = interval_and_scale(B)
+    loss = JointContrastELBO(divergence=KL(), num_particles=2)
+    first, second, third = (
+        SVI(
+            model,
+            AutoAmortized(model, observed="x", init_samples=50, prefix=prefix),
+            pyro.optim.Adam({"lr": 1e-3}),
+            loss,
+        )
+        for prefix in ("auto", "auto", "own")
+    )
+    first.step()
+    with pytest.raises(ValueError, match=r"holds 'AutoAmortized.*' of another AutoAmortized"):
+        second.step()
+    third.step()
+    first.step()
