@@ -57,6 +57,31 @@ def test_the_believed_mean_is_the_exact_posterior_mean(nested, backend):
     assert all(np.isfinite(np.asarray(part)).all() for part in nobody)
 
 
+@pytest.mark.parametrize("backend", ARRAYS)
+def test_noise_round_the_lines_of_a_plate_is_seen(backend):
+    rng = np.random.default_rng(0)
+    noise = np.exp(rng.uniform(-3, 0, (200, 1, 1)))
+    level, slope = rng.normal(size=(2, 200, 30, 1))
+    y = level + slope * np.linspace(-1, 1, 5) + noise * rng.normal(size=(200, 30, 5))
+    mask = rng.uniform(size=(200, 30)) < 0.8
+    array = ARRAYS[backend]
+    found = np.asarray(pooled(array(y), array(mask), [-2])[2])[:, 0]
+    for row in range(20):
+        factor = np.linalg.cholesky(np.cov(y[row][mask[row]].T, bias=True))
+        np.testing.assert_allclose(found[row], np.log(np.diag(factor)), atol=0.05)
+    # The noise of a number that a line through the two before it predicts, or three, or four.
+    assert np.corrcoef(found[:, 2:].mean(-1), np.log(noise[:, 0, 0]))[0, 1] > 0.995
+    alone = pooled(array(y[..., :1]), array(mask), [-2])
+    assert len(alone) == len(pooled(array(y), array(mask), [-2])) - 1
+
+
+@pytest.mark.parametrize("backend", ARRAYS)
+def test_fewer_elements_than_numbers(backend):
+    y = 100 * np.random.default_rng(0).normal(size=(500, 2, 8)).astype(np.float32)
+    found = np.asarray(pooled(ARRAYS[backend](y), None, [-2])[2])
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_spreads_of_heavy_data_tell_of_a_scale_at_any_size(ordered):
     rng = np.random.default_rng(0)
