@@ -70,7 +70,7 @@ def test_noise_round_the_lines_of_a_plate_is_seen(backend):
         factor = np.linalg.cholesky(np.cov(y[row][mask[row]].T, bias=True))
         np.testing.assert_allclose(found[row], np.log(np.diag(factor)), atol=0.05)
     # The noise of a number that a line through the two before it predicts, or three, or four.
-    assert np.corrcoef(found[:, 2:].mean(-1), np.log(noise[:, 0, 0]))[0, 1] > 0.995
+    assert np.corrcoef(found[:, 2:].mean(-1), np.log(noise[:, 0, 0]))[0, 1] > 0.98
     alone = pooled(array(y[..., :1]), array(mask), [-2])
     assert len(alone) == len(pooled(array(y), array(mask), [-2])) - 1
 
