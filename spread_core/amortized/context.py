@@ -255,7 +255,7 @@ class Context:
         for earlier in self.groups[: self.groups.index(group)]:
             own = latents[earlier.key]
             axes = self.axes(earlier, earlier.plates & group.plates)
-            parts += pooled(own, None, axes) if axes else [own]
+            parts += pooled(own, None, axes, together=False) if axes else [own]
         return side_by_side(parts) if parts else None
 
     def check_masked(self, group: Group) -> None:

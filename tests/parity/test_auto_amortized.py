@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AutoAmortized of both backends: same params and uniform numbers, same draws and densities."""
 
+import functools
 import inspect
 from types import SimpleNamespace
 
@@ -154,7 +155,9 @@ def test_standardisation(guides):
     ours, theirs, _, args = guides
     simulated = _host(ours.simulated(30, args, {}))
     expected, found = ours.fitted(*simulated), theirs.fitted(*simulated)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # Products of matrices depend on where in memory they stand.
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-12)
+    jax.tree.map(same, found, expected)
 
 
 def test_same_names_and_arguments():
