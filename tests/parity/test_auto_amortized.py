@@ -156,7 +156,7 @@ def test_standardisation(guides):
     simulated = _host(ours.simulated(30, args, {}))
     expected, found = ours.fitted(*simulated), theirs.fitted(*simulated)
     # Products of matrices depend on where in memory they stand.
-    same = functools.partial(np.testing.assert_allclose, rtol=1e-12)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
     jax.tree.map(same, found, expected)
 
 
