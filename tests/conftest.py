@@ -7,8 +7,6 @@ import importlib.metadata
 import os
 import sys
 import tempfile
-import threading
-from typing import Any
 
 import pytest
 
@@ -48,29 +46,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "COMPILED_FOR_TESTS" in os.e
 else:
     _KEEPING = {}
 
-# The contexts in which JAX writes programs, by thread: it would make one for each program, which
-# takes a quarter of the time of a small one and most of its memory.
-_CONTEXTS: dict[int, Any] = {}
-
-
-def _share_contexts():
-    from jax._src.interpreters import mlir
-
-    make = mlir.make_ir_context
-
-    def shared():
-        thread = threading.get_ident()
-        if thread not in _CONTEXTS:
-            _CONTEXTS[thread] = make()
-        return _CONTEXTS[thread]
-
-    mlir.make_ir_context = shared
-
 
 def pytest_collection_finish():
     """Spare the collector what was imported: none of it is freed, and walking it takes time."""
-    if "jax" in sys.modules and _KNOWN_JAX:
-        _share_contexts()
     for variable in _KEEPING:  # JAX has read it; processes that tests start, and kill, shall not
         os.environ.pop(variable, None)
     gc.collect()
@@ -97,5 +75,4 @@ def _no_old_programs():
         import jax
 
         jax.clear_caches()
-        _CONTEXTS.clear()
         gc.collect()
