@@ -10,11 +10,6 @@ import tempfile
 
 import pytest
 
-try:
-    _KNOWN_JAX = importlib.metadata.version("jax").startswith("0.10.")
-except importlib.metadata.PackageNotFoundError:
-    _KNOWN_JAX = False
-
 # Before the backends start their thread pools.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "2")
@@ -24,10 +19,13 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 if "slow" not in sys.argv:
     # Most of a short test is compiling. Tests that train for minutes want fast code instead.
     flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-    # An unknown flag ends the process, and these are not promised to stay.
-    if _KNOWN_JAX:
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-        flags.append("--xla_cpu_parallel_codegen_split_count=1")
+    try:
+        # An unknown flag ends the process, and this one is not promised to stay.
+        if importlib.metadata.version("jaxlib").startswith("0.10."):
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+            flags.append("--xla_cpu_parallel_codegen_split_count=1")
+    except importlib.metadata.PackageNotFoundError:
+        pass
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
