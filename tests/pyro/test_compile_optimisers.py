@@ -15,6 +15,7 @@ from torch import nn
 
 from pyro_spread import (
     AdversarialDivergence,
+    EnergyDistance,
     GaussianNoise,
     NonFiniteError,
     SpreadELBO,
@@ -175,6 +176,70 @@ def test_gradients_go_to_the_params_and_are_not_kept():
     optim = pyro.optim.Adam({"lr": 1e-2})
     train(optim, AS_IT_IS)
     assert all(param.grad is None for param in optim.optim_objs)
+
+
+class Shifts(nn.Module):
+    """A model whose gradients are not laid out as its params, and share their memory."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.turned = nn.Parameter(torch.randn(3, 3))
+        self.one, self.two = (nn.Parameter(torch.zeros(8, 3)) for _ in range(2))
+        self.flat, self.other = nn.Parameter(torch.zeros(24)), nn.Parameter(torch.zeros(3, 8))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
+            moved = torch.einsum("ij,kj->ik", z, self.turned) + self.one + self.two
+            moved = moved + self.flat.view(8, 3) + self.other.t()
+            pyro.sample("x", dist.Delta(moved, event_dim=1), obs=x)
+
+
+def test_gradients_that_are_laid_out_in_another_way():
+    def run(how):
+        pyro.clear_param_store()
+        net = Shifts()
+        svi = SVI(
+            lambda x: pyro.module("net", net)(x),
+            lambda x: None,
+            pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 0.1}),
+            how(EnergyDistance()),
+        )
+        for _ in range(6):
+            svi.step(X)
+        return dict(net.state_dict())
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
+
+
+def test_gradients_of_several_passes_add_up():
+    def run(how):
+        module = how(EnergyDistance())(Shifts(), nn.Identity())
+        torch.manual_seed(1)
+        for _ in range(2):
+            module(X)
+        for _ in range(3):
+            module(X).backward()
+        return [param.grad for param in module.parameters()]
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
+
+
+def test_a_layout_that_is_changed_between_steps():
+    def run(how):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), how(Trace_ELBO()))
+        for step in range(6):
+            svi.step(X)
+            if step == 3:
+                weight = pyro.param("weight")
+                weight.data = weight.data.t().contiguous().t()
+                weight.grad = None
+        return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
 
 
 def test_a_backward_pass_that_keeps_its_graph():
