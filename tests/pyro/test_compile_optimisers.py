@@ -65,7 +65,7 @@ OPTIMISERS = {
     "momentum": lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9}),
     "rmsprop": lambda: pyro.optim.RMSprop({"lr": 1e-2}),
     "adagrad": lambda: pyro.optim.Adagrad({"lr": 1e-2}),
-    "nadam": lambda: pyro.optim.NAdam({"lr": 1e-2}),
+    "nadam": lambda: pyro.optim.NAdam({"lr": 1e-2, "betas": [0.8, 0.9]}),
     "schedule": lambda: decaying(0.5),
 }
 
@@ -130,6 +130,37 @@ def test_a_setting_that_is_changed_by_hand():
             if step == 3:
                 for each in optim.optim_objs.values():
                     each.param_groups[0]["lr"] = 0.1
+        return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
+
+
+def test_hooks_that_are_added_later_are_called():
+    called = []
+    optim = pyro.optim.Adam({"lr": 1e-2})
+    train(optim, AS_IT_IS)
+    assert is_together(optim)
+    for each in optim.optim_objs.values():
+        each.register_step_post_hook(lambda *_: called.append(1))
+    SVI(model, guide, optim, AS_IT_IS(Trace_ELBO())).step(X)
+    svi = SVI(model, guide, optim, AS_IT_IS(Trace_ELBO()))
+    for _ in range(3):
+        svi.step(X)
+    assert len(called) == 4 * 3
+
+
+def test_a_param_that_only_some_steps_use_goes_on_by_its_momentum():
+    def shifted(x, twice):
+        loc, other = pyro.param("loc", torch.zeros(3)), pyro.param("other", torch.ones(3))
+        with pyro.plate("data", len(x)):
+            mean = loc + other if twice else loc
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def run(how):
+        pyro.clear_param_store()
+        svi = SVI(shifted, lambda x, twice: None, pyro.optim.Adam({"lr": 1e-2}), how(Trace_ELBO()))
+        for step in range(10):
+            svi.step(X, step % 2 == 0)
         return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
 
     assert_same(run(AS_IT_IS), run(lambda loss: loss))
@@ -290,6 +321,24 @@ class TestFailures:
         with pytest.raises(NonFiniteError, match="would have made it inf"):
             svi.step(X)
         assert_same(self.state(svi), before)
+
+    def test_a_guard_shortens_steps_and_undoes_those_that_are_not_finite(self):
+        def run(how):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(0)
+            optim = pyro.optim.Adam({"lr": 1e-2})
+            loss = how(SpreadELBO({"x": GaussianNoise(0.3)}))
+            svi = finite_guard(SVI(model, guide, optim, loss), on_nonfinite="reduce")
+            for step in range(8):
+                for each in optim.optim_objs.values():
+                    each.param_groups[0]["lr"] = float("inf") if step == 4 else 1e-2
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    svi.step(X)
+            assert svi.optim.status.skipped == 1
+            return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+        assert_same(run(AS_IT_IS), run(lambda loss: loss))
 
     def test_clipping_that_raises_undoes_the_step(self):
         optim = pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 1.0})
