@@ -288,10 +288,11 @@ class _Served(torch.autograd.Function):
         grads = ctx.grads
         if grads is None:
             raise RuntimeError(messages.second_backward())
-        if not _parents.keeps_graph():  # params take over what nobody else holds, without a copy
+        is_kept = _parents.keeps_graph()
+        if not is_kept:  # params take over what nobody else holds, without a copy
             ctx.grads = None
         # A copy of all gradients takes as long as a small net.
-        if slope.is_cuda or slope.item() != 1:
+        if is_kept or slope.is_cuda or slope.item() != 1:
             grads = [None if grad is None else slope * grad for grad in grads]
         return None, None, *grads
 
