@@ -144,6 +144,12 @@ def signature(value: Any) -> Any:
     return object()  # which may change inside: it is like none before
 
 
+def is_laid_out_like(tensor: torch.Tensor, param: torch.Tensor) -> bool:
+    """Whether a tensor of the shape of a param lies in memory as that does."""
+    each = zip(param.shape, tensor.stride(), param.stride(), strict=True)
+    return all(size == 1 or own == wanted for size, own, wanted in each)
+
+
 def settings_of(loss: Any) -> tuple[Any, list[str], list[str]]:
     """
     The attributes of a loss that a graph depends on.

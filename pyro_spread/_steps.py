@@ -14,7 +14,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_spread import _parents
 from pyro_spread._called_modules import each_call
-from pyro_spread._kinds import PLAIN, Params, Surroundings, buffers_of, flattened, kind_of
+from pyro_spread._kinds import (
+    PLAIN,
+    Params,
+    Surroundings,
+    buffers_of,
+    flattened,
+    is_laid_out_like,
+    kind_of,
+)
 from pyro_spread._recording import Recording, draw_directly, recorded, throw
 from pyro_spread._snapshot import StepSnapshot
 from spread_core.caller_warning import warn_user
@@ -197,6 +205,7 @@ class _Graph:
         on_cpu = all(x.device.type == "cpu" for x in (*params, *buffers, *tensors))
         self._run = torch.compile(graph.forward, **_parents.compile_options(options, on_cpu))
         self._is_new = True
+        self._to_copy: list[int] | None = None
 
     def __call__(
         self,
@@ -219,8 +228,37 @@ class _Graph:
                 return None
         for function, given in zip(self._later, values, strict=True):
             function(*given)
+        wanted = [param for param, is_wanted in zip(params, self._wanted, strict=True) if is_wanted]
+        if self._to_copy is None:  # the same at every step
+            self._to_copy = _not_to_hand_over(grads, wanted, [*params, *buffers, *tensors])
+        for place in self._to_copy:
+            grads[place] = torch.empty_like(wanted[place]).copy_(grads[place])
         each = iter(grads)
         return loss, [next(each) if wanted else None for wanted in self._wanted]
+
+
+def _not_to_hand_over(
+    grads: Grads, wanted: list[torch.Tensor], inputs: list[torch.Tensor]
+) -> list[int]:
+    """
+    Places of gradients that a param must not have as they are.
+
+    Those are gradients that share their memory, to which a second backward pass would add twice,
+    and those that do not lie in memory as their param does: fused optimisers do not look.
+    """
+    places, taken = [], {_memory(tensor) for tensor in inputs}
+    for place, (grad, param) in enumerate(zip(grads, wanted, strict=True)):
+        if grad is None:
+            continue
+        if _memory(grad) in taken or not is_laid_out_like(grad, param):
+            places.append(place)
+        else:
+            taken.add(_memory(grad))
+    return places
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def gradients(loss: torch.Tensor, wanted: list[torch.Tensor]) -> tuple[torch.Tensor, Grads]:
@@ -250,10 +288,11 @@ class _Served(torch.autograd.Function):
         grads = ctx.grads
         if grads is None:
             raise RuntimeError(messages.second_backward())
-        if not _parents.keeps_graph():  # params take over what nobody else holds, without a copy
+        is_kept = _parents.keeps_graph()
+        if not is_kept:  # params take over what nobody else holds, without a copy
             ctx.grads = None
         # A copy of all gradients takes as long as a small net.
-        if slope.is_cuda or slope.item() != 1:
+        if is_kept or slope.is_cuda or slope.item() != 1:
             grads = [None if grad is None else slope * grad for grad in grads]
         return None, None, *grads
 

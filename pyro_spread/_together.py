@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,7 @@ from torch.optim import (
 )
 
 from pyro_spread import _parents
-from pyro_spread._kinds import Places
+from pyro_spread._kinds import Places, is_laid_out_like
 
 # Those whose step of many params is that of each by itself, and of them those that torch has fused.
 _FUSED = (Adam, AdamW, SGD, Adagrad)
@@ -105,15 +106,18 @@ class _Together:
         self._bases = list(map(_base, self._objects))
         self._groups = [base.param_groups[0] for base in self._bases]
         self._states = [base.state.get(p) for base, p in zip(self._bases, params, strict=True)]
-        self._places = Places(self._groups)
+        self._places = Places([*self._groups, *chain.from_iterable(map(_hooks, self._bases))])
+        self._strides = [param.stride() for param in params]
         by_options: dict[Any, dict[str, Any]] = {}
         for param, group in zip(params, self._groups, strict=True):
             options = {name: value for name, value in group.items() if name != "params"}
-            own = by_options.setdefault(tuple(options.items()), {**options, "params": []})
+            # Of some options the values are lists.
+            own = by_options.setdefault(repr(options), {**options, "params": []})
             own["params"].append(param)
         cls: Any = type(self._bases[0])
         is_open = all(g.get("fused") is None and not g.get("foreach") for g in self._groups)
         on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in params)
+        on_cpu &= all(map(_is_laid_out_as_one, params, self._states))
         if cls in _FUSED and is_open and on_cpu:  # elsewhere torch itself takes the fastest
             by_options = {key: {**own, "fused": True} for key, own in by_options.items()}
         self._all = cls(list(by_options.values()))
@@ -124,11 +128,18 @@ class _Together:
     def is_as_it_was(self, optim: PyroOptim) -> bool:
         """Whether settings and states are still those of the optimisers of the params."""
         objects = optim.optim_objs
-        for param, kept, base, group, state in zip(
-            self._params, self._objects, self._bases, self._groups, self._states, strict=True
+        for param, stride, kept, base, group, state in zip(
+            self._params,
+            self._strides,
+            self._objects,
+            self._bases,
+            self._groups,
+            self._states,
+            strict=True,
         ):
             if (
-                objects.get(param) is not kept
+                param.stride() != stride
+                or objects.get(param) is not kept
                 or base.param_groups[0] is not group
                 or base.state.get(param) is not state
             ):
@@ -167,16 +178,28 @@ def _can_go_together(optim: PyroOptim, params: Sequence[torch.Tensor]) -> bool:
         type(base) is cls
         and _is_plain(base.param_groups)
         and (base.state.get(param) or _is_stateless(base.param_groups[0], cls))
-        and not (base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks)
+        and not any(_hooks(base))
         and not (param.grad is not None and param.grad.is_sparse)
         for base, param in zip(bases, params, strict=True)
     )
 
 
+def _is_laid_out_as_one(param: torch.Tensor, state: dict[str, Any] | None) -> bool:
+    """Whether a param, its gradient and its state lie in memory alike: fused steps do not look."""
+    alike = [value for value in (state or {}).values() if isinstance(value, torch.Tensor)]
+    alike = [torch.empty_like(param, device="meta"), *(v for v in alike if v.shape == param.shape)]
+    return all(is_laid_out_like(each, param) for each in alike)
+
+
+def _hooks(base: Optimizer) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    return base._optimizer_step_pre_hooks, base._optimizer_step_post_hooks
+
+
 def _is_plain(groups: list[dict[str, Any]]) -> bool:
     (group, *others) = groups
     special = group.get("capturable") or group.get("differentiable")
-    tensors = any(isinstance(v, torch.Tensor) for n, v in group.items() if n != "params")
+    values = _parents.tree_leaves([v for n, v in group.items() if n != "params"])
+    tensors = any(isinstance(value, torch.Tensor) for value in values)
     return not others and not special and not tensors
 
 

@@ -160,7 +160,21 @@ class _Armed:
             move(optim, params, *args, **kwargs)
         if at_once:  # or SVI would fill them with zeros, to which the next step adds
             for param in params:
-                param.grad = None
+                if param.grad is not None:
+                    param.grad, param._had_gradient = None, True  # type: ignore[attr-defined]
+
+
+def zeros_for_none(params: Iterable[torch.Tensor]) -> None:
+    """
+    Give a gradient of zero to params that have had one, and have none in this step.
+
+    SVI leaves zeros there, by which momentum and weight decay go on.
+
+    :param params: those of the step.
+    """
+    for param in params:
+        if param.grad is None and hasattr(param, "_had_gradient"):
+            param.grad = torch.zeros_like(param)
 
 
 _classes: dict[type, type] = {}

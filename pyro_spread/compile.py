@@ -16,7 +16,8 @@ from pyro_spread import _parents
 from pyro_spread._kinds import ById, Part
 from pyro_spread._snapshot import StepSnapshot
 from pyro_spread._steps import Grads, Steps, gradients
-from pyro_spread._transaction import arm, is_running, transaction
+from pyro_spread._transaction import arm, is_running, transaction, zeros_for_none
+from pyro_spread.infer._guards import captured
 from pyro_spread.infer._ranks import LossModule
 from pyro_spread.infer._registration import Loss
 from spread_core.messages import compiled as messages
@@ -111,7 +112,8 @@ class _Compiled:
                 found = steps.run(self, stock, (model, guide), args, kwargs)
         if found is None:
             return steps.run_first(self, stock, (model, guide), args, kwargs)
-        arm(step, at_once=True)
+        # In a transaction that goes on, such as that of a guard, the step is not ours to undo.
+        arm(None if is_running() else step, at_once=True)
         return found
 
 
@@ -140,6 +142,7 @@ class _OfPrograms:
         self._names = list(capture.trace.nodes)
         self._steps.add(*programs)
         self._steps.see(self._params, loss, (args, kwargs))
+        zeros_for_none(captured(capture))
         return value
 
     def _params(self) -> tuple[list[torch.Tensor], list[Part]] | None:
@@ -177,4 +180,5 @@ class _OfPrograms:
         for param, grad in zip(params, grads, strict=True):
             if grad is not None:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)
+        zeros_for_none(params)
         return float(value)

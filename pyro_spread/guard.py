@@ -99,7 +99,7 @@ class FiniteGuard(Composite):
         steps, self._steps = self._steps, ()
         scale = self.status.step_scale
         try:
-            with optimiser_step(self.guarded, params, *steps) as before:
+            with optimiser_step(self, params, *steps) as before:
                 move(self.guarded, params, *args, **kwargs)
                 for param in params:
                     if not is_finite(param.detach()):

@@ -15,6 +15,7 @@ from torch import nn
 
 from pyro_spread import (
     AdversarialDivergence,
+    EnergyDistance,
     GaussianNoise,
     NonFiniteError,
     SpreadELBO,
@@ -64,7 +65,7 @@ OPTIMISERS = {
     "momentum": lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9}),
     "rmsprop": lambda: pyro.optim.RMSprop({"lr": 1e-2}),
     "adagrad": lambda: pyro.optim.Adagrad({"lr": 1e-2}),
-    "nadam": lambda: pyro.optim.NAdam({"lr": 1e-2}),
+    "nadam": lambda: pyro.optim.NAdam({"lr": 1e-2, "betas": [0.8, 0.9]}),
     "schedule": lambda: decaying(0.5),
 }
 
@@ -134,6 +135,37 @@ def test_a_setting_that_is_changed_by_hand():
     assert_same(run(AS_IT_IS), run(lambda loss: loss))
 
 
+def test_hooks_that_are_added_later_are_called():
+    called = []
+    optim = pyro.optim.Adam({"lr": 1e-2})
+    train(optim, AS_IT_IS)
+    assert is_together(optim)
+    for each in optim.optim_objs.values():
+        each.register_step_post_hook(lambda *_: called.append(1))
+    SVI(model, guide, optim, AS_IT_IS(Trace_ELBO())).step(X)
+    svi = SVI(model, guide, optim, AS_IT_IS(Trace_ELBO()))
+    for _ in range(3):
+        svi.step(X)
+    assert len(called) == 4 * 3
+
+
+def test_a_param_that_only_some_steps_use_goes_on_by_its_momentum():
+    def shifted(x, twice):
+        loc, other = pyro.param("loc", torch.zeros(3)), pyro.param("other", torch.ones(3))
+        with pyro.plate("data", len(x)):
+            mean = loc + other if twice else loc
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def run(how):
+        pyro.clear_param_store()
+        svi = SVI(shifted, lambda x, twice: None, pyro.optim.Adam({"lr": 1e-2}), how(Trace_ELBO()))
+        for step in range(10):
+            svi.step(X, step % 2 == 0)
+        return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
+
+
 def test_a_checkpoint_is_read_and_goes_on(tmp_path):
     def start(how):
         pyro.clear_param_store()
@@ -177,6 +209,70 @@ def test_gradients_go_to_the_params_and_are_not_kept():
     assert all(param.grad is None for param in optim.optim_objs)
 
 
+class Shifts(nn.Module):
+    """A model whose gradients are not laid out as its params, and share their memory."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.turned = nn.Parameter(torch.randn(3, 3))
+        self.one, self.two = (nn.Parameter(torch.zeros(8, 3)) for _ in range(2))
+        self.flat, self.other = nn.Parameter(torch.zeros(24)), nn.Parameter(torch.zeros(3, 8))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
+            moved = torch.einsum("ij,kj->ik", z, self.turned) + self.one + self.two
+            moved = moved + self.flat.view(8, 3) + self.other.t()
+            pyro.sample("x", dist.Delta(moved, event_dim=1), obs=x)
+
+
+def test_gradients_that_are_laid_out_in_another_way():
+    def run(how):
+        pyro.clear_param_store()
+        net = Shifts()
+        svi = SVI(
+            lambda x: pyro.module("net", net)(x),
+            lambda x: None,
+            pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 0.1}),
+            how(EnergyDistance()),
+        )
+        for _ in range(6):
+            svi.step(X)
+        return dict(net.state_dict())
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
+
+
+def test_gradients_of_several_passes_add_up():
+    def run(how):
+        module = how(EnergyDistance())(Shifts(), nn.Identity())
+        torch.manual_seed(1)
+        for _ in range(2):
+            module(X)
+        for _ in range(3):
+            module(X).backward()
+        return [param.grad for param in module.parameters()]
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
+
+
+def test_a_layout_that_is_changed_between_steps():
+    def run(how):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), how(Trace_ELBO()))
+        for step in range(6):
+            svi.step(X)
+            if step == 3:
+                weight = pyro.param("weight")
+                weight.data = weight.data.t().contiguous().t()
+                weight.grad = None
+        return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    assert_same(run(AS_IT_IS), run(lambda loss: loss))
+
+
 def test_a_backward_pass_that_keeps_its_graph():
     class Scale(nn.Module):
         def __init__(self):
@@ -190,9 +286,12 @@ def test_a_backward_pass_that_keeps_its_graph():
     module = AS_IT_IS(Trace_ELBO())(Scale(), nn.Identity())
     for _ in range(3):
         value = module(X)
+    params = list(module.parameters())
+    torch.autograd.grad(value, params, retain_graph=True)[0].zero_()
     value.backward(retain_graph=True)
     once = module.model.scale.grad.clone()
     value.backward()
+    assert once.any()
     torch.testing.assert_close(module.model.scale.grad, 2 * once)
     with pytest.raises(RuntimeError, match="second backward pass through one value of a compiled"):
         value.backward()
@@ -225,6 +324,24 @@ class TestFailures:
         with pytest.raises(NonFiniteError, match="would have made it inf"):
             svi.step(X)
         assert_same(self.state(svi), before)
+
+    def test_a_guard_shortens_steps_and_undoes_those_that_are_not_finite(self):
+        def run(how):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(0)
+            optim = pyro.optim.Adam({"lr": 1e-2})
+            loss = how(SpreadELBO({"x": GaussianNoise(0.3)}))
+            svi = finite_guard(SVI(model, guide, optim, loss), on_nonfinite="reduce")
+            for step in range(8):
+                for each in optim.optim_objs.values():
+                    each.param_groups[0]["lr"] = float("inf") if step == 4 else 1e-2
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    svi.step(X)
+            assert svi.optim.status.skipped == 1
+            return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+        assert_same(run(AS_IT_IS), run(lambda loss: loss))
 
     def test_clipping_that_raises_undoes_the_step(self):
         optim = pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 1.0})
