@@ -76,7 +76,7 @@ def moves_all_or_none(optim: PyroOptim, params: Iterable[torch.Tensor]) -> bool:
     own = getattr(optim, "moves_all_or_none", None)
     if own is not None:
         return bool(own(params))
-    return _found(optim, [param for param in params if param in optim.optim_objs]) is not None
+    return _found(optim, list(params)) is not None
 
 
 def _found(optim: PyroOptim, params: Sequence[torch.Tensor]) -> _Together | None:

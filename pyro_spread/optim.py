@@ -164,8 +164,13 @@ class TwoPlayer(Composite):
     def moves_all_or_none(self, params: Iterable[torch.Tensor]) -> bool:
         """If so do both players, without clipping, which may fail when one has moved."""
         players = (self.generator, self.discriminator)
-        clipped = any(any(player.grad_clip.values()) for player in players)
-        return not clipped and all(moves_all_or_none(player, params) for player in players)
+        if any(clip for player in players for clip in player.grad_clip.values()):
+            return False
+        # Those that no player has moved yet are in neither part.
+        params = list(params)
+        parts = [[p for p in params if p in player.optim_objs] for player in players]
+        known = sum(map(len, parts)) == len(params)
+        return known and all(map(moves_all_or_none, players, parts))
 
     def own_state(self) -> dict[str, Any]:
         """The count of steps, and the averages."""
