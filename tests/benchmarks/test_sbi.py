@@ -212,6 +212,12 @@ def test_ours_is_compared_with_the_better_method_of_sbi(tables):
     assert "| .710 ± .014; 50 | .600 ± .014; 90 |" in text
 
 
+@pytest.mark.parametrize(("score", "words"), [(0.60, "no worse by"), (0.58, "worse by")])
+def test_of_a_single_score_the_error_is_not_known(tables, score, words):
+    ours, theirs = rows("sir", "numpyro", [[0.60]], 20.0), rows("sir", "sbi-npe", [[score]], 90.0)
+    assert f"({words} one score), 0.22 of its CPU seconds" in tables([*ours, *theirs])
+
+
 def test_budgets_have_tables_of_their_own(tables):
     text = tables(
         [
