@@ -37,7 +37,7 @@ system: $(DOCS_READY) $(RELEASE_READY)
 		tests/numpyro/test_reporting.py tests/numpyro/test_finite_guard.py \
 		tests/numpyro/test_generic_distributions.py tests/numpyro/test_checkpoint.py \
 		tests/numpyro/test_half_precision.py tests/pyro/test_half_precision.py \
-		tests/pyro/test_compile.py \
+		tests/pyro/test_compile.py tests/pyro/test_every_loss.py \
 		tests/packaging/test_documentation.py tests/examples/test_delta_vae.py
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 tests/examples -k smoke
 
