@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -101,45 +101,30 @@ class _Together:
     """One optimiser of torch for many params, which shares the state of those that each has."""
 
     def __init__(self, optim: PyroOptim, params: Sequence[torch.Tensor]) -> None:
-        self._params = list(params)
-        self._objects = [optim.optim_objs[param] for param in params]
-        self._bases = list(map(_base, self._objects))
-        self._groups = [base.param_groups[0] for base in self._bases]
-        self._states = [base.state.get(p) for base, p in zip(self._bases, params, strict=True)]
-        self._places = Places([*self._groups, *chain.from_iterable(map(_hooks, self._bases))])
-        self._strides = [param.stride() for param in params]
+        self._parts = [_part_of(optim, param) for param in params]
+        hooks = chain.from_iterable(_hooks(part.base) for part in self._parts)
+        self._places = Places([*(part.group for part in self._parts), *hooks])
         by_options: dict[Any, dict[str, Any]] = {}
-        for param, group in zip(params, self._groups, strict=True):
-            options = {name: value for name, value in group.items() if name != "params"}
+        for part in self._parts:
+            options = {name: value for name, value in part.group.items() if name != "params"}
             # Of some options the values are lists.
             own = by_options.setdefault(repr(options), {**options, "params": []})
-            own["params"].append(param)
-        cls: Any = type(self._bases[0])
-        is_open = all(g.get("fused") is None and not g.get("foreach") for g in self._groups)
-        on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in params)
-        on_cpu &= all(map(_is_laid_out_as_one, params, self._states))
-        if cls in _FUSED and is_open and on_cpu:  # elsewhere torch itself takes the fastest
+            own["params"].append(part.param)
+        cls: Any = type(self._parts[0].base)
+        # Elsewhere torch itself takes the fastest.
+        if cls in _FUSED and all(map(_may_be_fused, self._parts)):
             by_options = {key: {**own, "fused": True} for key, own in by_options.items()}
         self._all = cls(list(by_options.values()))
-        for param, state in zip(params, self._states, strict=True):
-            if state is not None:
-                self._all.state[param] = state
+        for part in self._parts:
+            if part.state is not None:
+                self._all.state[part.param] = part.state
 
     def is_as_it_was(self, optim: PyroOptim) -> bool:
         """Whether settings and states are still those of the optimisers of the params."""
-        objects = optim.optim_objs
-        for param, stride, kept, base, group, state in zip(
-            self._params,
-            self._strides,
-            self._objects,
-            self._bases,
-            self._groups,
-            self._states,
-            strict=True,
-        ):
+        for param, stride, kept, base, group, state in self._parts:
             if (
                 param.stride() != stride
-                or objects.get(param) is not kept
+                or optim.optim_objs.get(param) is not kept
                 or base.param_groups[0] is not group
                 or base.state.get(param) is not state
             ):
@@ -148,13 +133,31 @@ class _Together:
 
     def step(self, optim: PyroOptim) -> None:
         """Clip all gradients, and then move all params."""
-        for param in self._params:
-            if (clip := optim.grad_clip[param]) is not None:
-                clip(param)
+        for part in self._parts:
+            if (clip := optim.grad_clip[part.param]) is not None:
+                clip(part.param)
         self._all.step()
-        for base, kept in zip(self._bases, self._objects, strict=True):
-            if base is not kept:  # a schedule asks whether its optimiser has stepped
-                base._opt_called = True  # type: ignore[attr-defined]
+        for part in self._parts:
+            if part.base is not part.kept:  # a schedule asks whether its optimiser has stepped
+                part.base._opt_called = True  # type: ignore[attr-defined]
+
+
+class _Part(NamedTuple):
+    """A param, and what its own optimiser holds."""
+
+    param: torch.Tensor
+    stride: tuple[int, ...]
+    #: What Pyro keeps for the param: its optimiser, or a schedule of that.
+    kept: Any
+    base: Optimizer
+    group: dict[str, Any]
+    state: dict[str, Any] | None
+
+
+def _part_of(optim: PyroOptim, param: torch.Tensor) -> _Part:
+    kept = optim.optim_objs[param]
+    base = _base(kept)
+    return _Part(param, param.stride(), kept, base, base.param_groups[0], base.state.get(param))
 
 
 _known: WeakKeyDictionary[PyroOptim, dict[frozenset[int], _Together]] = WeakKeyDictionary()
@@ -184,11 +187,15 @@ def _can_go_together(optim: PyroOptim, params: Sequence[torch.Tensor]) -> bool:
     )
 
 
-def _is_laid_out_as_one(param: torch.Tensor, state: dict[str, Any] | None) -> bool:
-    """Whether a param, its gradient and its state lie in memory alike: fused steps do not look."""
-    alike = [value for value in (state or {}).values() if isinstance(value, torch.Tensor)]
-    alike = [torch.empty_like(param, device="meta"), *(v for v in alike if v.shape == param.shape)]
-    return all(is_laid_out_like(each, param) for each in alike)
+def _may_be_fused(part: _Part) -> bool:
+    """Whether torch's fused step on the CPU may be taken, which the user has not decided on."""
+    is_open = part.group.get("fused") is None and not part.group.get("foreach")
+    on_cpu = part.param.device.type == "cpu" and part.param.is_floating_point()
+    # It reads param, gradient and state as they lie in memory, and does not look at strides.
+    alike = [value for value in (part.state or {}).values() if isinstance(value, torch.Tensor)]
+    alike = [value for value in alike if value.shape == part.param.shape]
+    alike.append(torch.empty_like(part.param, device="meta"))
+    return is_open and on_cpu and all(is_laid_out_like(each, part.param) for each in alike)
 
 
 def _hooks(base: Optimizer) -> tuple[dict[Any, Any], dict[Any, Any]]:
