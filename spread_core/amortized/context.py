@@ -210,9 +210,10 @@ class Context:
                 data: Group, level: frozenset[str], part: Array, mask: Any, axes: list[int]
             ) -> list[Array]:
                 if mask is None:
-                    return pooled(part, mask, axes)
+                    return pooled(part, mask, axes, together=True)
                 against = fitted["data"][data.key]["against"][_level_name(level)]
-                return pooled(part, mask, axes, data.select(against, names[data.key]))
+                against = data.select(against, names[data.key])
+                return pooled(part, mask, axes, against, together=True)
 
             return self.columns(group, own, masks, pool) if own else None
 
@@ -255,7 +256,7 @@ class Context:
         for earlier in self.groups[: self.groups.index(group)]:
             own = latents[earlier.key]
             axes = self.axes(earlier, earlier.plates & group.plates)
-            parts += pooled(own, None, axes, together=False) if axes else [own]
+            parts += pooled(own, None, axes) if axes else [own]
         return side_by_side(parts) if parts else None
 
     def check_masked(self, group: Group) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from spread_core.amortized.layout import Group
-from spread_core.math._arrays import Array
+from spread_core.math._arrays import Array, cast
 
 #: Numbers that stand for what is in some plates, of a group of data, the plates that are left, its
 #: vectors, what counts of them, and the axes over which to pool.
@@ -43,7 +43,7 @@ def moments(
     data: Group, level: frozenset[str], own: Array, mask: Any, axes: list[int]
 ) -> list[Array]:
     """Mean, spread and count of what is learned; see :data:`Pool`."""
-    return pooled(own, mask, axes, together=False)
+    return pooled(own, mask, axes)
 
 
 def as_it_is(data: Group, own: Array, mask: Any) -> list[Array]:
@@ -58,20 +58,19 @@ def pooled(
     mask: Array | None,
     axes: Sequence[int],
     against: Array | None = None,
-    together: bool = True,
+    together: bool = False,
 ) -> list[Array]:
     """
-    What is inside of plates as one element: mean and log standard deviation, also of each number
-    given those before it; if the number of elements varies, the mean as far as it is to be
-    believed, and the log of that number too.
+    What is inside of plates as one element: mean and log standard deviation; if the number of
+    elements varies, the mean as far as it is to be believed, and the log of that number too.
 
     :param columns: of shape lead + plates + (size,).
     :param mask: which elements count, of shape lead + plates; None if their number does not vary.
     :param axes: the axes of the plates to pool over, negative, of the shape with (size,).
     :param against: what :func:`fit_against` returned; None gives the mean, and the mean as it is to
         be believed for several ratios of variances.
-    :param together: whether to see numbers of an element given each other; gradients of that are
-        steep.
+    :param together: whether to add the log standard deviation of each number given those before
+        it; gradients of that are steep.
     :return: arrays with size 1 at these axes. Without any element means are 0.
     """
     xp = array_namespace(columns)
@@ -82,10 +81,11 @@ def pooled(
     count = xp.sum(weights, axis=along, keepdims=True)
     some = xp.clip(count, 1, None)
     mean = xp.sum(weights * columns, axis=along, keepdims=True) / some
-    variance = xp.sum(weights * (columns - mean) ** 2, axis=along, keepdims=True) / some
+    centred = columns - mean
+    variance = xp.sum(weights * centred**2, axis=along, keepdims=True) / some
     found = [mean, 0.5 * xp.log(variance + 1e-2)]
     if together and 1 < columns.shape[-1] <= _MOST_TOGETHER:
-        found.append(_conditional_spreads(columns - mean, weights, axes))
+        found.append(_conditional_spreads(centred, weights, axes))
     if mask is None:
         return found
     if against is not None:
@@ -114,7 +114,7 @@ def _conditional_spreads(centred: Array, weights: Array, axes: Sequence[int]) ->
     covariance = xp.matmul(xp.matrix_transpose(weights * centred), centred) / some
     # Far above rounding, so that fewer elements than numbers have spreads too.
     total = xp.sum(xp.linalg.diagonal(covariance), axis=-1)[..., None, None]
-    ridge = _RIDGE * (1 + total) * xp.eye(size, dtype=centred.dtype)
+    ridge = _RIDGE * (1 + total) * cast(np.eye(size), centred)
     spreads = xp.log(xp.linalg.diagonal(xp.linalg.cholesky(covariance + ridge)))
     return xp.reshape(spreads, tuple(shape))
 

@@ -65,20 +65,20 @@ def test_noise_round_the_lines_of_a_plate_is_seen(backend):
     y = level + slope * np.linspace(-1, 1, 5) + noise * rng.normal(size=(200, 30, 5))
     mask = rng.uniform(size=(200, 30)) < 0.8
     array = ARRAYS[backend]
-    found = np.asarray(pooled(array(y), array(mask), [-2])[2])[:, 0]
+    found = np.asarray(pooled(array(y), array(mask), [-2], together=True)[2])[:, 0]
     for row in range(20):
         factor = np.linalg.cholesky(np.cov(y[row][mask[row]].T, bias=True))
         np.testing.assert_allclose(found[row], np.log(np.diag(factor)), atol=0.05)
     # The noise of a number that a line through the two before it predicts, or three, or four.
     assert np.corrcoef(found[:, 2:].mean(-1), np.log(noise[:, 0, 0]))[0, 1] > 0.98
-    alone = pooled(array(y[..., :1]), array(mask), [-2])
-    assert len(alone) == len(pooled(array(y), array(mask), [-2])) - 1
+    alone = pooled(array(y[..., :1]), array(mask), [-2], together=True)
+    assert len(alone) == len(pooled(array(y), array(mask), [-2], together=True)) - 1
 
 
 @pytest.mark.parametrize("backend", ARRAYS)
 def test_fewer_elements_than_numbers(backend):
     y = 100 * np.random.default_rng(0).normal(size=(500, 2, 8)).astype(np.float32)
-    found = np.asarray(pooled(ARRAYS[backend](y), None, [-2])[2])
+    found = np.asarray(pooled(ARRAYS[backend](y), None, [-2], together=True)[2])
     assert np.isfinite(found).all()
 
 
