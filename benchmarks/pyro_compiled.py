@@ -14,6 +14,7 @@ import pyro
 import pyro_contestants as programs
 import pyro_contrast
 import pyro_gan
+import pyro_parents
 from harness import Contestant, Pair, Row
 
 # The most that a ratio may be depends on the net.
@@ -27,6 +28,7 @@ _AVB = (
     Pair("m", "loss(model, guide)", "ours-module-compiled", "hand", 0.90),
     Pair("m", "as it is, for comparison", "ours-module", "hand"),
 )
+_PARENTS = (Pair("m", "stock Trace_ELBO, SVI.step", "stock-svi-compiled", "stock-svi", 0.6),)
 
 
 def rows(smoke: bool, seed: int, peak: Callable[[Contestant], float]) -> list[Row]:
@@ -65,6 +67,10 @@ def rows(smoke: bool, seed: int, peak: Callable[[Contestant], float]) -> list[Ro
     ):
         pairs = tuple(p for p in pairs if {p.numerator, p.denominator} <= set(contestants))
         found += _measured(net, contestants, pairs, smoke, seed, 5, False)
+    for net in pyro_parents.PROGRAMS:
+        pyro.clear_param_store()
+        contestants = pyro_parents.contestants(net, smoke, seed)
+        found += _measured(net, contestants, _PARENTS, smoke, seed, 5, False)
     pyro.enable_validation(True)
     return found
 

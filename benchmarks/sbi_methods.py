@@ -22,11 +22,12 @@ import numpy as np
 from studies.sbi_tasks import Prior, SbiTask
 
 Draw = Callable[[Any, int], Any]  # from x of shape (num_data,) and a number to (number, dim)
+ROUNDS = 10
 Train = Callable[[SbiTask, Any, Any, int], Draw]
 
 
-def _amortize(backend: str) -> Train:
-    """The default of the backend, on the program of its example."""
+def _example(backend: str) -> Any:
+    """The backend's example, which has the tasks as programs."""
     name = f"{backend}_sbi_tasks"
     path = Path(__file__).parents[1] / "examples" / backend / "sbi_tasks.py"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -37,6 +38,12 @@ def _amortize(backend: str) -> Train:
     spec.loader.exec_module(example)
     if backend == "pyro":
         _one_thread_of_torch()
+    return example
+
+
+def _amortize(backend: str) -> Train:
+    """The default of the backend."""
+    example = _example(backend)
 
     def train(task: SbiTask, theta: Any, x: Any, seed: int) -> Draw:
         draw = example.fit(task, task.split(theta), x, seed)
@@ -45,9 +52,37 @@ def _amortize(backend: str) -> Train:
     return train
 
 
+def _in_rounds(backend: str) -> Train:
+    """As many simulations for each observation by itself; it trains when it is asked for draws."""
+    example = _example(backend)
+
+    def train(task: SbiTask, theta: Any, x: Any, seed: int) -> Draw:
+        def draw(observed: Any, num: int) -> Any:
+            at = np.asarray(observed, np.float32)
+            posterior = example.amortize(
+                example.program(task), observed="x", num_simulations=len(theta), rounds=ROUNDS,
+                x_observed=at, seed=seed, progress_bar=False,
+            )  # fmt: skip
+            return task.join(posterior.sample(at, num_samples=num))
+
+        return draw
+
+    return train
+
+
 def numpyro() -> Train:
     """``numpyro_spread.amortize``."""
     return _amortize("numpyro")
+
+
+def numpyro_rounds() -> Train:
+    """``numpyro_spread.amortize`` with ``rounds``."""
+    return _in_rounds("numpyro")
+
+
+def pyro_rounds() -> Train:
+    """``pyro_spread.amortize`` with ``rounds``."""
+    return _in_rounds("pyro")
 
 
 def pyro() -> Train:
@@ -171,6 +206,8 @@ def torch_prior(task: SbiTask) -> Any:
 METHODS: dict[str, Callable[[], Train]] = {
     "numpyro": numpyro,
     "pyro": pyro,
+    "numpyro-rounds": numpyro_rounds,
+    "pyro-rounds": pyro_rounds,
     "sbi-npe": sbi_npe,
     "sbi-nsf": sbi_nsf,
     "bayesflow": bayesflow,
@@ -181,6 +218,8 @@ METHODS: dict[str, Callable[[], Train]] = {
 LIBRARIES = {
     "numpyro": "numpyro",
     "pyro": "pyro",
+    "numpyro-rounds": "numpyro",
+    "pyro-rounds": "pyro",
     "sbi-npe": "sbi",
     "sbi-nsf": "sbi",
     "bayesflow": "bayesflow",

@@ -127,23 +127,3 @@ def test_inductor_with_the_same_random_numbers(name):
         problem.loss = how(problem.loss)
         runs.append(run(problem.svi(), problem.x))
     assert_alike(*runs, tolerance=1e-5)
-
-
-@pytest.mark.slow
-def test_inductor_with_its_own():
-    def model(x):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    losses = []
-    own = functools.partial(compiled, options={"fallback_random": False})
-    for how in (lambda loss: loss, own):
-        pyro.clear_param_store()
-        guide = AutoNormal(model)
-        svi = SVI(model, guide, adam(0.0), how(infer.Trace_ELBO()))
-        losses.append(torch.tensor(run(svi, torch.ones(3), count=4000)[0]))
-    # Standard errors of mean and standard deviation, three of each.
-    error = losses[0].std() / 4000**0.5
-    assert abs(losses[0].mean() - losses[1].mean()) < 3 * 2**0.5 * error
-    assert abs(losses[0].std() - losses[1].std()) < 6 * error
