@@ -207,6 +207,8 @@ class _InGuide(Inside):
         super().postprocess_message(msg)
         if msg["type"] == "plate" or (msg["type"] == "sample" and not msg["is_observed"]):
             self._run.trace[msg["name"]] = msg
+        elif msg["type"] == "deterministic" and not is_scanned(msg):
+            self._run.computed[msg["name"]] = msg["value"], len(self._run.trace)
 
 
 class _InModel(Inside):
@@ -270,6 +272,6 @@ def init_params(
             critics[key] = options.critic(key).init(init_key, values, args, kwargs)
         head = {}
         if options.head is not None and examples:
-            _, own_args, own_kwargs = next(iter(examples.values()))
-            head = options.head.init_call(head_key, *own_args, **own_kwargs)
+            values, own_args, own_kwargs = next(iter(examples.values()))
+            head = options.head.init_at(head_key, values.replaced({}), own_args, own_kwargs)
     return critics if options.is_by_site else critics.get(None, {}), head

@@ -45,6 +45,8 @@ class GuideRun:
         self._rng_key = rng_key
         #: All latent sites and plates of the guide.
         self.trace: dict[str, Any] = {}
+        #: What the guide computed at deterministic sites, and after how many of the others.
+        self.computed: dict[str, tuple[Any, int]] = {}
         #: Dict from implicit site to distribution and mask.
         self.implicit: dict[str, tuple[Distribution, Any]] = {}
 

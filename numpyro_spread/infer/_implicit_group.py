@@ -162,7 +162,9 @@ class ImplicitGroup:
                 break
             if site["type"] == "sample":
                 arguments[name] = self._on_batch(whole(site))
-        return arguments
+        place = list(run.trace).index(self._names[0])
+        computed = {name: value for name, (value, when) in run.computed.items() if when <= place}
+        return arguments | stop_gradient_tree(computed)
 
     def _on_batch(self, site: Mapping[str, Any]) -> Any:
         """A value of the guide, repeated for every datum where it is shared by several."""
@@ -353,9 +355,10 @@ class ImplicitGroup:
 
     def _head(self, name: str, params: Any) -> GaussianContrast:
         """The Gaussian that the head gives to a site."""
-        args, kwargs = stop_gradient_tree(self._own_arguments())
+        args, kwargs, arguments = stop_gradient_tree((*self._own_arguments(), self._arguments))
         head: Any = self._run.options.head
-        output, shape = head.call(params, *args, **kwargs), jnp.shape(self._values[name])
+        output = head.call_at(params, SiteValues({}, self._batch_shape, arguments), args, kwargs)
+        shape = jnp.shape(self._values[name])
         if isinstance(output, Mapping):
             output = output.get(name)
         elif len(self._run.implicit) > 1:

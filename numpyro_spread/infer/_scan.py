@@ -138,7 +138,7 @@ def _settle(sites: dict[str, Any], is_scan: bool) -> None:
     for name, site in sites.items():
         if is_scan and site["type"] == "sample":
             site["fn"] = _settled(name, site["fn"])
-            site[_SCANNED] = True
+        site[_SCANNED] = is_scan
 
 
 def _settled(name: str, fn: Any) -> Any:

@@ -113,6 +113,34 @@ class Bound:
         """Call the module with the arguments; 16-bit results are converted to float32."""
         return jax.tree.map(widened, self._call(params, *args, **kwargs))
 
+    def init_at(self, rng_key: jax.Array, values: SiteValues, args: Args, kwargs: Kwargs) -> Any:
+        """
+        Initial params of a module that is called by :meth:`call_at`.
+
+        :param rng_key: random key.
+        :param values: what can be looked up.
+        :param args: arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        if self._adapter is None:
+            return self.init_call(rng_key, *args, **kwargs)
+        return self.init_call(rng_key, self._adapter.features(values, kwargs))
+
+    def call_at(self, params: Any, values: SiteValues, args: Args, kwargs: Kwargs) -> Any:
+        """
+        Call the module with the arguments, or with what :class:`ConcatSites` looks up.
+
+        :param params: as :meth:`init_at` returned them.
+        :param values: what can be looked up.
+        :param args: arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :return: what the module returns; 16-bit results are converted to float32.
+        """
+        if self._adapter is None:
+            return self.call(params, *args, **kwargs)
+        features = self._adapter.features(values, kwargs)
+        return jax.tree.map(widened, self._call_net(params, features))
+
     def call_rows(self, params: Any, rows: jax.Array) -> Any:
         """
         Call the module with a batch, of one axis in front; equinox's are called with each element.
@@ -209,4 +237,4 @@ class _Equinox(Bound):
         batch = features.shape[:-1]
         flat = features.reshape(-1, features.shape[-1])
         output = jax.vmap(self._equinox.combine(params, self._static))(flat)
-        return output.reshape(*batch, *output.shape[1:])
+        return jax.tree.map(lambda part: part.reshape(*batch, *part.shape[1:]), output)

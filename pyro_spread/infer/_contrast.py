@@ -125,6 +125,8 @@ class _InGuide(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name, fn, run = msg["name"], msg["fn"], self.run
+        if msg["infer"].get("_deterministic"):  # Pyro would warn that the model has no such site
+            msg["infer"] = {**msg["infer"], "is_auxiliary": True}
         if not is_latent(msg):
             return
         if is_implicit(fn):
@@ -144,9 +146,11 @@ class _InGuide(Messenger):
         name, fn, run = msg["name"], msg["fn"], self.run
         if isinstance(fn, _Subsample):
             run.indices[name] = msg["value"]
+        if msg["infer"].get("_deterministic"):
+            run.computed[name] = msg["value"].detach()
         if not is_latent(msg):
             return
-        earlier = tuple(run.values)
+        earlier = (*run.values, *run.computed)
         run.values[name] = (msg["value"], fn.event_dim)
         mask = msg["mask"]
         while isinstance(fn, MaskedDistribution):

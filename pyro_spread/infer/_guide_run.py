@@ -17,6 +17,7 @@ from pyro.distributions import TorchDistribution
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._plate_arguments import subsampled
 from pyro_spread.infer._sites import is_black_box, is_implicit, is_learned
+from pyro_spread.ratio.adapters import ConcatSites, SiteValues
 from spread_core.contrast_options import ContrastOptions
 from spread_core.messages import contrasts
 
@@ -30,7 +31,7 @@ class ImplicitSite:
 
     :param weights: how much each element of the batch counts; None if all count alike.
     :param frames: the plates.
-    :param earlier: names of the guide's sites drawn before.
+    :param earlier: names of the guide's sites drawn or computed before.
     :param infer: what the site was given as ``infer``.
     """
 
@@ -105,6 +106,8 @@ class GuideRun:
         self.implicit: set[str] = set()
         #: Values of all guide sites in their order, with their number of event dimensions.
         self.values: dict[str, tuple[torch.Tensor, int]] = {}
+        #: What the guide computed at deterministic sites, as constants.
+        self.computed: dict[str, torch.Tensor] = {}
         #: The indices that plates took.
         self.indices: dict[str, torch.Tensor] = {}
         #: Priors of the implicit sites, given what the guide drew.
@@ -124,14 +127,21 @@ class GuideRun:
         named = dict(zip(self.names, self.args, strict=False)) | self.kwargs
         return subsampled(named, site.frames, self.indices, site.plate_shape)
 
-    def head_output(self, site: ImplicitSite) -> Any:
-        """What the head returns for a site; it is called once for all sites of the same plates."""
+    def head_output(self, site: ImplicitSite, side: SiteValues) -> Any:
+        """
+        What the head returns for a site; it is called once for all sites of the same plates.
+
+        :param side: what ``concat_sites`` may look up for it.
+        """
         plates = tuple(frame.name for frame in site.frames)
         if plates not in self._head_outputs:
             named = self.reduced_arguments(site)
             args = [named.get(n, a) for n, a in zip(self.names, self.args, strict=False)]
             kwargs = {key: named[key] for key in self.kwargs}
-            output = self.options.head(*args, *self.args[len(args) :], **kwargs)
+            if isinstance(self.options.head, ConcatSites):
+                output, _ = self.options.head.output(side, kwargs)
+            else:
+                output = self.options.head(*args, *self.args[len(args) :], **kwargs)
             self._head_outputs[plates] = output
         return self._head_outputs[plates]
 

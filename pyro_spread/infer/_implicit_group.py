@@ -121,6 +121,9 @@ class ImplicitGroup:
         named = run.reduced_arguments(first)
         found = {name: expand_batch(value, plates, full) for name, value in named.items()}
         for name in first.earlier:
+            if name in run.computed:
+                found[name] = expand_batch(run.computed[name], plates, full)
+                continue
             value, event_dim = run.values[name]
             batch = value.shape[: value.dim() - event_dim]
             if name not in self._sites and _broadcasts(batch, full):
@@ -185,7 +188,8 @@ class ImplicitGroup:
 
     def _head(self, site: ImplicitSite) -> tuple[torch.Tensor, torch.Tensor]:
         """Location and scale that the head gives to a site."""
-        output, shape = self._run.head_output(site), site.value.shape
+        side, shape = self._side({}, detached=True), site.value.shape
+        output = self._run.head_output(site, side)
         if isinstance(output, Mapping):
             output = output.get(site.name)
         try:

@@ -90,18 +90,29 @@ class ConcatSites(nn.Module):
         :param kwargs: keyword arguments of the model.
         :raises ValueError: if a name is unknown or the net does not give one logit per datum.
         """
-        names = self.names or tuple(values)
-        features = [site_features(values, name, kwargs) for name in names]
-        joined = features[0] if len(features) == 1 else torch.cat(features, -1)
-        widths = {name: part.shape[-1] for name, part in zip(names, features, strict=True)}
-        with noting(lambda: players.net_failed(widths)):
-            logits = self.net(joined)
-        batch = joined.shape[:-1]
+        logits, batch = self.output(values, kwargs)
         if logits.shape == (*batch, 1):
             return logits.squeeze(-1)
         if logits.shape != batch:
             raise ValueError(players.net_output_shape(logits.shape, batch))
         return logits
+
+    def output(
+        self, values: Mapping[str, torch.Tensor], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, torch.Size]:
+        """
+        What the net returns, and the batch shape of its input.
+
+        :param values: dict from site to value.
+        :param kwargs: keyword arguments of the model.
+        :raises ValueError: if a name is unknown.
+        """
+        names = self.names or tuple(values)
+        features = [site_features(values, name, kwargs) for name in names]
+        joined = features[0] if len(features) == 1 else torch.cat(features, -1)
+        widths = {name: part.shape[-1] for name, part in zip(names, features, strict=True)}
+        with noting(lambda: players.net_failed(widths)):
+            return self.net(joined), joined.shape[:-1]
 
 
 def concat_sites(net: Callable[[torch.Tensor], torch.Tensor], *names: str) -> ConcatSites:

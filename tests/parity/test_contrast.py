@@ -22,6 +22,7 @@ PARAMS = {
     "u": 0.4,
     "mu": 0.3,
     "noise": 0.7,
+    "features scale": 0.9,
 }
 # name -> shapes of what the critic sees
 CRITICS = {"z": ("z", "x", "w"), "y": ("y", "z", "x"), "both": ("z", "y", "x", "w")}
@@ -94,6 +95,7 @@ def program(b, how, size, delta):
             return u * z.sum(-1) + s * eps
 
         with data_plate(), around(b, how):
+            b.deterministic("features", b.np.tanh(param("features scale") * x))
             z = b.sample("z", implicit("z", draw_z, m, w, s, event_shape=(D,)))
             b.sample("y", implicit("y", draw_y, u, z, s))
 
@@ -106,9 +108,14 @@ def contrast_loss(package, critic_of, head, noise, case):
     options.update(case.get("make", lambda package: {})(package))
     if options.pop("noise", False):
         options["noise"] = noise
+    by_features = options.pop("features", False)
     if options.pop("head", False):
-        options["head"] = head
-    critics = {n: package.concat_sites(critic, *CRITICS[n]) for n, critic in critics.items()}
+        options["head"] = package.concat_sites(head, "features") if by_features else head
+
+    def seen(name):
+        return ["features" if by_features and n == "x" else n for n in CRITICS[name]]
+
+    critics = {n: package.concat_sites(critic, *seen(n)) for n, critic in critics.items()}
     return package.PriorContrastELBO(
         critics.get("both", critics), num_moment_draws=MOMENTS, **options
     )
@@ -122,6 +129,8 @@ CASES = {
     "adaptive, own draws, mask": {**SEPARATE, "num_critic_draws": 1, "how": "mask"},
     "adaptive, one critic": {**JOINT, "how": "mask"},
     "head": {**SEPARATE, "head": True, "how": "scale"},
+    "features": {**SEPARATE, "features": True, "head": True, "how": "scale", "size": 10 * N},
+    "features, one critic": {**JOINT, "features": True, "how": "mask"},
     "plain": {**SEPARATE, "adaptive": False, "how": "mask", "size": 10 * N},
     "plain, own draws": {**SEPARATE, "adaptive": False, "num_critic_draws": 1},
     "plain, one critic": {**JOINT, "adaptive": False, "how": "scale"},
@@ -155,7 +164,8 @@ def test_value_and_gradients(name, monkeypatch):
 
     _, grads = compare(result)
     for n in PARAMS:
-        learned = n != "noise" or case.get("noise", False)
+        # What the critic looks up does not learn from it.
+        learned = n not in ("noise", "features scale") or case.get(n, False)
         assert (np.abs(grads[n]).max() > 1e-3) == learned
     learned = grads[CRITIC]
     for layers in [learned] if "both" in case["critics"] else learned.values():

@@ -219,6 +219,10 @@ class Pyro:
         return pyro.param(name, torch.tensor(value))
 
     @staticmethod
+    def deterministic(name, value):
+        return pyro.deterministic(name, value, event_dim=1)
+
+    @staticmethod
     def normal(name, loc, scale, vmapped=True):
         return TorchNormal(name, loc, torch.as_tensor(scale).expand(loc.shape))
 
@@ -271,6 +275,7 @@ class NumPyro:
     package, dist, handlers = numpyro_spread, numpyro_dist, numpyro.handlers
     infer = numpyro.infer
     plate, sample = staticmethod(numpyro.plate), staticmethod(numpyro.sample)
+    deterministic = staticmethod(numpyro.deterministic)
     np, array, partial = jnp, staticmethod(jnp.asarray), Partial
     key = (jax.random.key(0),)
 
