@@ -5,16 +5,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 
 from spread_core.math.gaussian_density import GaussianDensity
 
 
 class GaussianContrast(GaussianDensity):
     """The Gaussian, with draws: of a Student t if its moments are those of a few draws."""
+
+    def detach(self) -> GaussianContrast:
+        """The same, as a constant."""
+        loc, scale = lax.stop_gradient((self.loc, self.scale))
+        tril = None if self.tril is None else lax.stop_gradient(self.tril)
+        return replace(self, loc=loc, scale=scale, tril=tril)
 
     def draw(self, rng_key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Standardised draws of shape sample + batch + event."""

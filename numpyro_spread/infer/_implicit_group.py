@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -231,9 +230,8 @@ class ImplicitGroup:
                 contrast = GaussianContrast.from_draws(draws[:num_moments], fn.event_dim)
                 self._contrasts[name] = self._valid(name, contrast)
             elif options.adaptive:
-                self._contrasts[name] = frozen_contrast(
-                    self._head(name, stop_gradient_tree(self._head_params))
-                )
+                frozen = stop_gradient_tree(self._head_params)
+                self._contrasts[name] = self._head(name, frozen).detach()
         self._shown = self._standardised(self._values)
 
     def _valid(self, name: str, contrast: GaussianContrast) -> GaussianContrast:
@@ -253,10 +251,13 @@ class ImplicitGroup:
     def _contrast(
         self, name: str, loc: jax.Array, scale: jax.Array, num_draws: int | None
     ) -> GaussianContrast:
-        # Of a series, steps may be masked.
+        event_dim = self._run.implicit[name][0].event_dim
+        return GaussianContrast(loc, scale, event_dim, num_draws, self._kept_steps(name))
+
+    def _kept_steps(self, name: str) -> Any:
+        """Of a series, steps may be masked."""
         steps = self._mask is not None and self._mask.ndim > len(self._batch_shape)
-        kept = self._on_event(name) if steps else None
-        return GaussianContrast(loc, scale, self._run.implicit[name][0].event_dim, num_draws, kept)
+        return self._on_event(name) if steps else None
 
     @property
     def _batch_mask(self) -> Any:
@@ -365,14 +366,18 @@ class ImplicitGroup:
             got = f"one pair for the sites {sorted(self._run.implicit)}"
             raise ValueError(contrasts.head_output(name, got, shape))
         try:
-            loc, scale = (jnp.broadcast_to(part, shape) for part in output)
+            loc, scale = map(jnp.asarray, output)
+            event_dim = self._run.implicit[name][0].event_dim
+            contrast = GaussianContrast.around(jnp.broadcast_to(loc, shape), scale, event_dim)
         except (TypeError, ValueError) as error:
             got = jax.tree.map(jnp.shape, output)
             raise ValueError(contrasts.head_output(name, got, shape)) from error
-        if self._mask is not None:
-            kept = self._on_event(name)
-            loc, scale = jnp.where(kept, loc, 0.0), jnp.where(kept, scale, 1.0)
-        return self._contrast(name, loc, scale, None)
+        if self._mask is None:
+            return contrast
+        kept, kept_steps = self._on_event(name), self._kept_steps(name)
+        if contrast.tril is not None and kept_steps is not None:
+            raise NotImplementedError(contrasts.masked_factors(name))
+        return contrast.where(kept, kept_steps)
 
     def _head_loss(self, weights: jax.Array | None) -> jax.Array:
         """Negative log likelihood of the guide's draws under the head."""
@@ -381,12 +386,6 @@ class ImplicitGroup:
             head = self._head(name, self._head_params)
             total = total - weighted_mean(head.log_prob(lax.stop_gradient(value)), weights)
         return total
-
-
-def frozen_contrast(contrast: GaussianContrast) -> GaussianContrast:
-    """The contrast as a constant."""
-    loc, scale = stop_gradient_tree((contrast.loc, contrast.scale))
-    return dataclasses.replace(contrast, loc=loc, scale=scale)
 
 
 def _same(first: Any, second: Any) -> Any:

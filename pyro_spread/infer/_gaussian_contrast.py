@@ -14,20 +14,16 @@ from spread_core.math.gaussian_density import GaussianDensity
 class GaussianContrast(GaussianDensity):
     """The Gaussian, with draws: of a Student t if its moments are those of a few draws."""
 
-    def where(self, kept: torch.Tensor) -> GaussianContrast:
-        """
-        The same, but the standard Gaussian for what does not count.
-
-        :param kept: of the batch shape.
-        """
-        kept = kept.reshape([*kept.shape, *[1] * self.event_dim])
-        loc = torch.where(kept, self.loc, torch.zeros_like(self.loc))
-        scale = torch.where(kept, self.scale, torch.ones_like(self.scale))
-        return replace(self, loc=loc, scale=scale)
+    def detach(self) -> GaussianContrast:
+        """The same, as a constant."""
+        tril = None if self.tril is None else self.tril.detach()
+        return replace(self, loc=self.loc.detach(), scale=self.scale.detach(), tril=tril)
 
     def restore(self, standardised: torch.Tensor) -> torch.Tensor:
         """The value whose standardised form this is, in the same shape."""
-        return self.loc + self.scale * standardised
+        if self.tril is None:
+            return self.loc + self.scale * standardised
+        return self.loc + (self.tril @ standardised[..., None])[..., 0]
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> torch.Tensor:
         """Standardised draws of shape sample + batch + event."""

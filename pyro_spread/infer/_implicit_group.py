@@ -172,12 +172,12 @@ class ImplicitGroup:
         """The Gaussian of an implicit site, held fixed."""
         options, event_dim = self._run.options, site.fn.event_dim
         if options.head is not None:
-            loc, scale = self._head(site)
-            return GaussianContrast(loc.detach(), scale.detach(), event_dim)
+            return self._head(site).detach()
         count = options.count_moment_draws(self._num_data)
         contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
         if site.weights is not None:
-            contrast = contrast.where(site.weights > 0)
+            kept = site.weights > 0
+            contrast = contrast.where(kept.reshape([*kept.shape, *[1] * event_dim]))
         # What rounding leaves of a spread of zero; NaN fails too.
         least = torch.finfo(contrast.scale.dtype).eps * contrast.loc.abs()
         if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
@@ -186,15 +186,15 @@ class ImplicitGroup:
             raise error(contrasts.collapsed_guide(site.name))
         return contrast
 
-    def _head(self, site: ImplicitSite) -> tuple[torch.Tensor, torch.Tensor]:
-        """Location and scale that the head gives to a site."""
+    def _head(self, site: ImplicitSite) -> GaussianContrast:
+        """The Gaussian that the head gives to a site."""
         side, shape = self._side({}, detached=True), site.value.shape
         output = self._run.head_output(site, side)
         if isinstance(output, Mapping):
             output = output.get(site.name)
         try:
             loc, scale = output
-            return loc.expand(shape), scale.expand(shape)
+            return GaussianContrast.around(loc.expand(shape), scale, site.fn.event_dim)
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             message = contrasts.head_output(site.name, _describe(output), shape)
             raise ValueError(message) from error
@@ -202,8 +202,7 @@ class ImplicitGroup:
     def _head_loss(self, name: str, guide_side: SiteValues) -> torch.Tensor:
         """Negative log likelihood of the guide's draws under the head."""
         site = self._sites[name]
-        live = GaussianContrast(*self._head(site), site.fn.event_dim)
-        log_prob = live.log_prob(self._contrasts[name].restore(guide_side[name]))
+        log_prob = self._head(site).log_prob(self._contrasts[name].restore(guide_side[name]))
         return -weighted_mean(log_prob, _expanded(site.weights, log_prob.shape))
 
     # --- what the critic learns from

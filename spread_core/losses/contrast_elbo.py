@@ -47,8 +47,8 @@ class PriorContrastShared(SharedDocs):
     :param discriminator: one module for all implicit sites together, or a dict from site to module.
         Each is called as ``discriminator(values, *args, **kwargs)``, where ``values`` is
         a dict of its sites and ``args`` are those of the model, and returns logits of the plates'
-        batch shape. ``concat_sites(net, "x", "z")`` finds guide sites drawn before and the model's
-        arguments by name.
+        batch shape. ``concat_sites(net, "x", "z")`` finds guide sites drawn before, what the guide
+        computed before (``deterministic`` sites, as constants) and the model's arguments by name.
     :param noise: dict from observed site to noise kernel, or a callable that returns one: data and
         model are spread as by :class:`SpreadELBO`, for deterministic likelihoods.
     :param adaptive: whether the contrast is the Gaussian with the guide's moments (exact at any KL
@@ -59,7 +59,9 @@ class PriorContrastShared(SharedDocs):
     :param head: a module ``head(*args, **kwargs) -> (loc, scale)``, or a dict from site to such
         pairs: the Gaussian :math:`r(z \mid x)` of the contrast. It is fitted to the guide's draws
         by maximum likelihood, as part of the discriminator, and spares the draws for the moments.
-        It gets the arguments reduced to what plates subsampled.
+        It gets the arguments reduced to what plates subsampled, or what
+        ``concat_sites(net, "features")`` looks up. For a vector z, scale may be the lower Cholesky
+        factor of a full covariance, of shape batch + (D, D).
     :param annealing: number of steps over which the weight of the likelihood rises to one; or a
         callable of the model's arguments that returns the weight.
     :param regularizer: penalty on the discriminator's gradient, such as ``R1(1.0)``.

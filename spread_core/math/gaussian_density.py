@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from array_api_compat import array_namespace
@@ -19,7 +19,8 @@ _LOG_2PI = math.log(2 * math.pi)
 @dataclass(frozen=True)
 class GaussianDensity:
     r"""
-    :math:`r(z \mid x)` with given location and scale, all events' elements independent.
+    :math:`r(z \mid x)` with given location and scale, the event's elements independent unless
+    ``tril`` says otherwise.
 
     If these are the moments of only S draws, it is the Student t with which a further draw of a
     Gaussian falls around them. A critic that does not see the moments can do no better, and what
@@ -31,6 +32,8 @@ class GaussianDensity:
     :param event_dim: number of event dimensions.
     :param num_draws: S, or None if the moments are known.
     :param kept: which elements of the events count, broadcasting; None for all.
+    :param tril: lower Cholesky factor of the covariance, of shape batch + (D, D), with ``scale`` as
+        its diagonal; the moments are then known. None: independent elements.
     """
 
     loc: Array
@@ -38,6 +41,7 @@ class GaussianDensity:
     event_dim: int
     num_draws: int | None = None
     kept: Any = None
+    tril: Any = None
 
     @classmethod
     def from_draws(cls, draws: Array, event_dim: int) -> Self:
@@ -51,9 +55,47 @@ class GaussianDensity:
         variance = xp.var(draws, axis=0, correction=1)
         return cls(draws.mean(0), xp.sqrt(variance), event_dim, draws.shape[0])
 
+    @classmethod
+    def around(cls, loc: Array, scale: Array, event_dim: int) -> Self:
+        """
+        The one with known moments.
+
+        :param loc: of shape batch + event.
+        :param scale: of the same shape; or, for events of shape (D,), lower Cholesky factors of
+            shape batch + (D, D), of which what is above the diagonal does not count.
+        :param event_dim: number of event dimensions.
+        :raises ValueError: if these do not fit.
+        """
+        xp, shape = array_namespace(loc), tuple(loc.shape)
+        if scale.ndim <= len(shape):
+            return cls(loc, xp.broadcast_to(scale, shape), event_dim)
+        if event_dim != 1:
+            raise ValueError("Cholesky factors are of events of one dimension")
+        tril = xp.tril(xp.broadcast_to(scale, (*shape, shape[-1])))
+        return cls(loc, xp.linalg.diagonal(tril), event_dim, tril=tril)
+
+    def where(self, counts: Array, kept: Any = None) -> Self:
+        """
+        The same, but the standard Gaussian for what does not count.
+
+        :param counts: of a shape that broadcasts to batch + event.
+        :param kept: which elements of the events count.
+        """
+        xp, tril = array_namespace(self.loc), self.tril
+        if tril is not None:
+            identity = xp.zeros_like(tril) + xp.eye(tril.shape[-1], dtype=tril.dtype)
+            tril = xp.where(counts[..., None], tril, identity)
+        loc = xp.where(counts, self.loc, xp.zeros_like(self.loc))
+        scale = xp.where(counts, self.scale, xp.ones_like(self.scale))
+        return replace(self, loc=loc, scale=scale, kept=kept, tril=tril)
+
     def standardise(self, value: Array) -> Array:
         """``value`` on the scale on which the critic sees it, in the shape of value."""
-        return (value - self.loc) / self.scale
+        if self.tril is None:
+            return (value - self.loc) / self.scale
+        # Once per datum, however many draws there are.
+        whitening = array_namespace(value).linalg.inv(self.tril)
+        return (whitening @ (value - self.loc)[..., None])[..., 0]
 
     def log_prob(self, value: Array) -> Array:
         """

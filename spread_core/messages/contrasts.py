@@ -88,7 +88,15 @@ def random_delta(site: str) -> str:
 def head_output(site: str, got: object, wanted: Sequence[int]) -> str:
     return (
         f"guide site '{site}': head must return (loc, scale) that broadcast to the shape "
-        f"{tuple(wanted)} of its draws, or a dict from site to such pairs, got {got}."
+        f"{tuple(wanted)} of its draws, or a dict from site to such pairs, got {got}. Of vectors "
+        "scale may also be the Cholesky factors, of one more dimension."
+    )
+
+
+def masked_factors(site: str) -> str:
+    return (
+        f"guide site '{site}': some steps of its series are masked, and the Cholesky factors of the "
+        "head tie them to others. Let the head return standard deviations."
     )
 
 

@@ -229,6 +229,15 @@ def test_masked_steps_of_an_implicit_guide_do_not_count():
     np.testing.assert_allclose(value(zero, without), expected, atol=0.2)
     assert jnp.isfinite(value(loss, without))
 
+    class Factors(eqx.Module):
+        def __call__(self, x, masks):
+            return jnp.zeros(()), jnp.eye(T)[None]
+
+    tied = PriorContrastELBO(concat_sites(Zero(), "z"), head=Factors())
+    params = {"discriminator$params": Zero(), "discriminator$head": Factors()}
+    with pytest.raises(NotImplementedError, match="'z': some steps of its series are masked"):
+        tied.loss(KEY, params, model, lambda x, m: guide(x, m, without), x, mask)
+
 
 def test_a_critic_gets_arguments_series_by_series():
     seen = []

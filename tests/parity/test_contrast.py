@@ -37,22 +37,32 @@ def around(b, how):
     return b.handlers.scale(scale=b.array(SCALE) if how == "scale" else 1.0)
 
 
+FACTOR = np.array([[1.0, 9.0], [0.4, 0.7]])  # what is above the diagonal does not count
+
+
 class TorchHead(nn.Module):
-    def __init__(self):
+    def __init__(self, factor=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(HEAD))
+        self.factor = torch.as_tensor(factor)
 
     def forward(self, x):
         loc, scale = self.weight[0] * x, self.weight[1]
-        return {"z": (loc, scale), "y": (loc.sum(-1), scale)}
+        of_z = scale if self.factor.dim() == 0 else (scale * self.factor).expand(len(x), D, D)
+        return {"z": (loc, of_z), "y": (loc.sum(-1), scale)}
 
 
 class FlaxHead(linen.Module):
+    factor: object = 1.0
+
     @linen.compact
     def __call__(self, x):
         weight = self.param("weight", lambda key: jnp.asarray(HEAD))
         loc, scale = weight[0] * x, weight[1]
-        return {"z": (loc, scale), "y": (loc.sum(-1), scale)}
+        of_z = scale
+        if np.ndim(self.factor):
+            of_z = jnp.broadcast_to(scale * jnp.asarray(self.factor), (len(x), D, D))
+        return {"z": (loc, of_z), "y": (loc.sum(-1), scale)}
 
 
 def contrast_numbers(contrast, sample_shape):
@@ -109,6 +119,7 @@ def contrast_loss(package, critic_of, head, noise, case):
     if options.pop("noise", False):
         options["noise"] = noise
     by_features = options.pop("features", False)
+    options.pop("factor", None)
     if options.pop("head", False):
         options["head"] = package.concat_sites(head, "features") if by_features else head
 
@@ -131,6 +142,7 @@ CASES = {
     "head": {**SEPARATE, "head": True, "how": "scale"},
     "features": {**SEPARATE, "features": True, "head": True, "how": "scale", "size": 10 * N},
     "features, one critic": {**JOINT, "features": True, "how": "mask"},
+    "full covariance": {**SEPARATE, "head": True, "factor": FACTOR, "how": "mask"},
     "plain": {**SEPARATE, "adaptive": False, "how": "mask", "size": 10 * N},
     "plain, own draws": {**SEPARATE, "adaptive": False, "num_critic_draws": 1},
     "plain, one critic": {**JOINT, "adaptive": False, "how": "scale"},
@@ -152,12 +164,13 @@ def test_value_and_gradients(name, monkeypatch):
     def result(b):
         nets = {n: torch_net(WEIGHTS[n]) for n in case["critics"]}
         critics = b.pick(nets, dict.fromkeys(nets, FlaxNet()))
-        head = TorchHead()
+        factor = case.get("factor", 1.0)
+        head = TorchHead(factor)
         learned = {CRITIC: nets.get("both", nets)}
         if case.get("head"):
             learned["discriminator$head"] = head
         model, guide, noise = program(b, case["how"], case["size"], case.get("noise", False))
-        loss = contrast_loss(b.package, critics.get, b.pick(head, FlaxHead()), noise, case)
+        loss = contrast_loss(b.package, critics.get, b.pick(head, FlaxHead(factor)), noise, case)
         return b.loss_and_grads(
             loss, model, guide, DATA, params=PARAMS, nets=learned, compiled=True
         )
