@@ -95,8 +95,8 @@ def head_output(site: str, got: object, wanted: Sequence[int]) -> str:
 
 def masked_factors(site: str) -> str:
     return (
-        f"guide site '{site}': some steps of its series are masked, and the Cholesky factors of the "
-        "head tie them to others. Let the head return standard deviations."
+        f"guide site '{site}': some steps of its series are masked, and the Cholesky factors of "
+        "the head tie them to others. Let the head return standard deviations."
     )
 
 
