@@ -208,7 +208,7 @@ class CriticLoss(CriticLossShared, Loss):
         if self.regularizer is None:
             return grads
         fake = sides.model.replaced(frozen["model"])
-        weights = lax.stop_gradient(sides.data_weights)
+        weights = lax.stop_gradient((sides.data_weights, sides.model_weights))
 
         warn_of_coupling(self._critic, frozen["critic"], data, args, kwargs)
 

@@ -22,7 +22,7 @@ from pyro_spread.infer._ranks import broadcast_from_first, in_module, ranks
 from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
-from pyro_spread.ratio.regularizers import Regularizer
+from pyro_spread.ratio.regularizers import Regularizer, Weights, constant
 from spread_core.arguments import accepts
 from spread_core.caller_warning import warn_user
 from spread_core.messages import players
@@ -178,7 +178,7 @@ def penalise(
     critic: Judge,
     data: SiteValues,
     model: SiteValues,
-    weights: torch.Tensor | None,
+    weights: Weights,
     share: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """
@@ -187,6 +187,7 @@ def penalise(
     :param critic: from values to logits.
     :param data: values of the side with label one.
     :param model: values of the other side.
+    :param weights: of both sides.
     :param share: this rank's share in the mean over data, if there are several.
     """
     if not has_turn(regularizer, loss):
@@ -201,5 +202,5 @@ def penalise(
         return logits
 
     with unchanged_buffers():
-        penalty = regularizer.penalty(watched, data, model, weights)
+        penalty = regularizer.between(watched, constant(data), constant(model), weights)
     return loss + regularizer.every * share * penalty

@@ -208,7 +208,7 @@ class CriticLoss(CriticLossShared, Loss):
         surrogate = surrogate + (logits.q * pull_model).sum()
         judged = Judge(self.discriminator, args, kwargs)
         both = sides.data, sides.model
-        surrogate = penalise(surrogate, self.regularizer, judged, *both, sides.data_weights, own)
+        surrogate = penalise(surrogate, self.regularizer, judged, *both, logits[2:], own)
         with torch.no_grad():
             detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)

@@ -65,6 +65,59 @@ class R1Shared(RegularizerShared):
 
 
 @dataclass(frozen=True)
+class R2Shared(RegularizerShared):
+    r"""
+    :math:`\gamma/2 \; E_Q |\nabla_y \mathrm{logit}(y)|^2` at the (noisy) draws of the model.
+
+    The mirror image of :class:`R1` [1, equation 10]. Together, ``R1(1.0) + R2(1.0)``, they are the
+    zero-centred penalties with which relativistic pairing converges [2].
+
+    **References**
+
+    [1] `Which Training Methods for GANs do actually Converge?`, Lars Mescheder, Andreas Geiger,
+    Sebastian Nowozin, https://arxiv.org/abs/1801.04406
+
+    [2] `The GAN is dead; long live the GAN!`, Nick Huang et al., https://arxiv.org/abs/2501.05441
+
+    :param gamma: its weight.
+    :param every: one step in that many has the penalty, which is then as much larger.
+    """
+
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gamma > 0:
+            raise ValueError(players.bad_range("R2: gamma", self.gamma, "positive"))
+
+    def _of_slopes(self, squared_norms: Array, weights: Array | None) -> Array:
+        """
+        The penalty, a scalar.
+
+        :param squared_norms: of the critic's gradients at the draws, of the batch shape.
+        :param weights: of the draws, of the batch shape.
+        """
+        return self.gamma / 2 * weighted_mean(squared_norms, weights)
+
+
+@dataclass(frozen=True)
+class SumOfPenaltiesShared(RegularizerShared):
+    """
+    Several penalties at once, as in ``R1(1.0) + R2(1.0)``.
+
+    :param parts: the penalties, all with the same ``every``.
+    """
+
+    parts: tuple[RegularizerShared, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        turns = [part.every for part in self.parts]
+        if any(every != self.every for every in turns):
+            raise ValueError(players.unequal_turns(turns))
+
+
+@dataclass(frozen=True)
 class GradientPenaltyShared(RegularizerShared):
     r"""
     :math:`\lambda\, E (|\nabla_x c(x)| - t)^2` at random points between data and model draws.

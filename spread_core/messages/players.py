@@ -284,6 +284,17 @@ def unequal_for_penalty(site: str, data: Sequence[int], model: Sequence[int]) ->
     )
 
 
+def unequal_turns(turns: Iterable[int]) -> str:
+    return (
+        f"penalties that are added must have their turn together, but every is {list(turns)}. Give "
+        "all of them the same."
+    )
+
+
+def no_penalty(value: object) -> str:
+    return f"only penalties such as R2() can be added to a penalty, got {shown(value)}."
+
+
 def unknown_player(name: str, names: Iterable[str]) -> str:
     return (
         f"two_player: no param belongs to the discriminator '{name}'; the params are "
