@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -85,12 +86,18 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
 
 
 def judge(
-    discriminator: nn.Module, values: SiteValues, args: Args, kwargs: Kwargs, frozen: bool = False
+    discriminator: nn.Module,
+    values: SiteValues,
+    args: Args,
+    kwargs: Kwargs,
+    frozen: bool = False,
+    params: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """
     Logits of the batch shape.
 
     :param frozen: whether the discriminator's params get no gradient, but only ``values``.
+    :param params: by name, in place of the discriminator's own; buffers stay as they are.
     :raises TypeError: if it cannot be called like this.
     :raises ValueError: if the logits are of another shape, or not finite; or if they couple the
         samples of a shard.
@@ -102,9 +109,10 @@ def judge(
         with noting(lambda: players.critic_failed(shapes, values.batch_shape)):
             if frozen:
                 params = {name: param.detach() for name, param in discriminator.named_parameters()}
+            if params is not None:
                 with unchanged_buffers(discriminator):  # nor does it learn their averages
                     logits = torch.func.functional_call(
-                        discriminator, params, (values, *args), kwargs
+                        discriminator, dict(params), (values, *args), kwargs
                     )
             else:
                 logits = discriminator(values, *args, **kwargs)
@@ -126,9 +134,10 @@ class Judge:
     discriminator: nn.Module
     args: Any
     kwargs: Any
+    params: Mapping[str, torch.Tensor] | None = field(default=None, kw_only=True)
 
     def __call__(self, values: SiteValues) -> torch.Tensor:
-        return judge(self.discriminator, values, self.args, self.kwargs)
+        return judge(self.discriminator, values, self.args, self.kwargs, params=self.params)
 
 
 def _refuse_local_coupling(

@@ -31,7 +31,11 @@ def constant(values: SiteValues) -> SiteValues:
 
 def _squared_norms(critic: Critic, values: SiteValues) -> torch.Tensor:
     """Squared norm of the gradient of every logit at its own input, of the batch shape."""
-    inputs = {n: v if v.requires_grad else v.detach().requires_grad_() for n, v in values.items()}
+    # Not the values themselves, of which an unrolled critic's params are functions too.
+    inputs = {
+        name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        for name, value in values.items()
+    }
     logits = critic(values.replaced(inputs))
     # A critic need not look at every site.
     grads = torch.autograd.grad(

@@ -267,6 +267,20 @@ def coupled_critic() -> str:
     )
 
 
+def unrolled_in_one_pass() -> str:
+    return (
+        "update='one_pass' computes the generator's gradient at the critic as it is, but unroll=k "
+        "asks for the gradient through k of its steps. Leave out one of the two."
+    )
+
+
+def diverged_ahead(steps: int, size: float) -> str:
+    return (
+        f"the critic's logits are NaN or inf after its {steps} unrolled steps of size {size:g}, "
+        "while they are finite at its params as they are. Use a smaller unroll_step_size."
+    )
+
+
 def coupled_penalty() -> str:
     return (
         "a gradient penalty meets a critic whose samples move each other's logits, as under batch "
