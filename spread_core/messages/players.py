@@ -298,6 +298,21 @@ def unequal_for_penalty(site: str, data: Sequence[int], model: Sequence[int]) ->
     )
 
 
+def unequal_pairs(data: Sequence[int], model: Sequence[int]) -> str:
+    return (
+        f"relativistic pairing sets every datum beside a draw of the model, but there are "
+        f"{tuple(data)} data and {tuple(model)} draws. Draw as many as there are data, or use "
+        "AdversarialDivergence."
+    )
+
+
+def bad_labels(value: object) -> str:
+    return (
+        f"labels must be three finite numbers, of draws, of data and the model's target, the first "
+        f"two different, such as (0.0, 1.0, 1.0), got {shown(value)}."
+    )
+
+
 def unequal_turns(turns: Iterable[int]) -> str:
     return (
         f"penalties that are added must have their turn together, but every is {list(turns)}. Give "
