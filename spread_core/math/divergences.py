@@ -301,13 +301,42 @@ class LeastSquares(Divergence):
         r""":math:`\frac18 \tanh(\ell/2)`."""
         return array_namespace(log_ratio).tanh(log_ratio / 2) / 8
 
+    @property
+    def reversed(self) -> Divergence:
+        r""":math:`KL[Q\|M] - \frac18 \int (p-q)^2/(p+q)`, which has no name of its own."""
+        return _ReversedLeastSquares()
+
     def generator_loss(self, log_ratio_q: Array) -> Array:
         r""":math:`\frac12 \sigma(-\ell)^2`."""
+        log_ratio_q = floating("log_ratio_q", log_ratio_q)
         # The square of an exponential that cannot overflow, of either sign.
-        return (
-            array_namespace(log_ratio_q).exp(-2.0 * softplus(floating("log_ratio_q", log_ratio_q)))
-            / 2
-        )
+        return array_namespace(log_ratio_q).exp(-2.0 * softplus(log_ratio_q)) / 2
+
+
+@dataclass(frozen=True)
+class _ReversedLeastSquares(Divergence):
+    """Of P from Q what :class:`LeastSquares` is of Q from P."""
+
+    upper = LeastSquares.upper
+
+    def data_term(self, log_ratio: Array) -> Array:
+        r""":math:`-\frac18 \tanh(\ell/2)`."""
+        return -LeastSquares().model_term(log_ratio)
+
+    def model_term(self, log_ratio: Array) -> Array:
+        r""":math:`\log(Q/M) + \frac18 \tanh(\ell/2)`."""
+        return LeastSquares().data_term(-log_ratio)
+
+    @property
+    def reversed(self) -> Divergence:
+        """``LeastSquares()``."""
+        return LeastSquares()
+
+    def generator_loss(self, log_ratio_q: Array) -> Array:
+        r""":math:`\log(1 - \sigma) + \sigma + \frac12 \sigma^2` with :math:`\sigma(\ell)`."""
+        log_ratio_q = floating("log_ratio_q", log_ratio_q)
+        right = array_namespace(log_ratio_q).exp(-softplus(-log_ratio_q))
+        return right + right**2 / 2 - softplus(log_ratio_q)
 
 
 @dataclass(frozen=True)
