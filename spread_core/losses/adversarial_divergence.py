@@ -97,7 +97,7 @@ class AdversarialDivergenceShared(CriticLossShared):
         ``name$params``.
     :param unroll: how many steps of the discriminator the generator's gradient passes through.
     :param unroll_step_size: of these gradient steps. They are not those of the optimiser, which a
-        loss does not see.
+        loss does not see; where they are too long for a steep critic, the model learns nothing.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if an argument is out of its range.
     :raises NotImplementedError: if ``divergence`` has no gradient, as ``TotalVariation``.
@@ -119,7 +119,7 @@ class AdversarialDivergenceShared(CriticLossShared):
         num_particles: int = 1,
         name: str = "discriminator",
         unroll: int = 0,
-        unroll_step_size: float = 1.0,
+        unroll_step_size: float = 0.1,
     ) -> None:
         ahead = unroll, unroll_step_size
         super().__init__(discriminator, noise, regularizer, update, num_particles, name, *ahead)

@@ -42,7 +42,7 @@ class CriticLossShared(SharedDocs, ABC):
         num_particles: int,
         name: str,
         unroll: int = 0,
-        unroll_step_size: float = 1.0,
+        unroll_step_size: float = 0.1,
     ) -> None:
         check_count("num_particles", num_particles)
         options: dict[str, Any] = {"num_particles": num_particles}

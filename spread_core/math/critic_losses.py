@@ -32,9 +32,9 @@ def hinge_loss(
     """
     xp = array_namespace(scores_p, scores_q)
     data, model = 1 - counted(scores_p, weights_p), 1 + counted(scores_q, weights_q)
-    return weighted_mean(xp.where(data > 0, data, 0.0), weights_p) + weighted_mean(
-        xp.where(model > 0, model, 0.0), weights_q
-    )
+    # Zero below zero, and not above zero what is left: NaN stays NaN.
+    data, model = (xp.where(side < 0, 0.0, side) for side in (data, model))
+    return weighted_mean(data, weights_p) + weighted_mean(model, weights_q)
 
 
 def least_squares_loss(

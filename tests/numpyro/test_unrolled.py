@@ -74,7 +74,7 @@ def test_a_critic_with_batch_normalisation_is_followed():
     unrolled = AdversarialDivergence(critic, JSPi(0.3), unroll=3, unroll_step_size=0.4)
     (value, found), (before, without) = gradients(unrolled, params), gradients(plain, params)
     np.testing.assert_allclose(found["w"], jax.grad(ahead)(params["w"]), rtol=1e-4, atol=1e-6)
-    assert jnp.abs(found["w"] - without["w"]).max() > 1e-2
+    assert jnp.abs(found["w"] - without["w"]).max() > 5e-3
     assert value == before
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),

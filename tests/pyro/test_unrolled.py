@@ -23,7 +23,7 @@ from pyro_spread import (
 from pyro_spread.ratio import MLPCritic, logistic_loss
 from spread_core.nonfinite import NonFiniteError
 
-K, SIZE = 3, 0.4
+K, SIZE = 3, 4.0
 
 
 def no_guide(*args):
@@ -74,7 +74,7 @@ def test_a_critic_with_batch_normalisation_is_followed_and_left_as_it_was():
     plain = step(concat_sites(twin, "x"), x, z)
     ahead = step(concat_sites(net, "x"), x, z, unroll=K, unroll_step_size=SIZE)
     torch.testing.assert_close(ahead[1], torch.tensor(found).double(), rtol=1e-6, atol=1e-9)
-    assert (ahead[1] - plain[1]).abs().max() > 1e-2
+    assert (ahead[1] - plain[1]).abs().max() > 1e-4
     assert ahead[0] == plain[0]
     for one, other in zip(ahead[2], plain[2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -99,8 +99,8 @@ def test_whole_steps(net):
         num_particles=2,
         unroll=2,
     )
-    adam = pyro.optim.Adam({"lr": 0.05})
-    svi = SVI(model, loss.register(model, no_guide), two_player(adam, adam), loss)
+    adams = [pyro.optim.Adam({"lr": 0.05}) for _ in range(2)]
+    svi = SVI(model, loss.register(model, no_guide), two_player(*adams), loss)
     x, z = (side.float() for side in data())
     values = [svi.step(x, z) for _ in range(60)]
     assert all(map(math.isfinite, values))
