@@ -90,7 +90,10 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("library", NETS)
+@pytest.mark.parametrize(
+    "library",
+    ["linen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nnx", "equinox"))],
+)
 def test_whole_steps(library):
     """With noise, a lazy penalty and several particles, in an unmodified SVI."""
     loss = AdversarialDivergence(
