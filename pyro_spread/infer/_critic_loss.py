@@ -238,10 +238,10 @@ class CriticLoss(CriticLossShared, Loss):
 
     def _pushes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
         """Slopes of what the generator minimises, at both sides' logits."""
-        both = [side.detach().requires_grad_() for side in logits[:2]]
+        data, model = (side.detach().requires_grad_() for side in logits[:2])
         with torch.enable_grad():
-            generator = self._generator_mean(Logits(*both, *logits[2:]))
-        at_data, at_model = torch.autograd.grad(generator, both, materialize_grads=True)
+            generator = self._generator_mean(Logits(data, model, *logits[2:]))
+        at_data, at_model = torch.autograd.grad(generator, (data, model), materialize_grads=True)
         return at_data, at_model
 
     def _pushes_ahead(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:

@@ -68,9 +68,9 @@ class HingeCriticShared(CriticLossShared):
             type(self).__name__,
             "total variation, at least",
             "",
-            "not what the model minimises",
             is_divergence=True,
             is_classifier=False,
+            follows="minus the mean of the critic at its draws, which is no divergence",
         )
 
     def _critic_loss(self, logits: Logits) -> Any:

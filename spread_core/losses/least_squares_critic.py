@@ -78,13 +78,14 @@ class LeastSquaresCriticShared(CriticLossShared):
     def describe(self) -> LossWords:
         """What the reported number is, and what is better."""
         _, of_data, target = self.labels
+        missed = "the squared distance of the critic at its draws from the target, which is no"
         return LossWords(
             type(self).__name__,
             "Le Cam's divergence, at least",
             "",
-            "" if target == of_data else "the model minimises no divergence",
             is_divergence=True,
             is_classifier=False,
+            follows="LeastSquares()" if target == of_data else f"{missed} divergence",
         )
 
     def _critic_loss(self, logits: Logits) -> Any:

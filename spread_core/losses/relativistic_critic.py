@@ -82,10 +82,9 @@ class RelativisticCriticShared(CriticLossShared):
         return LossWords(
             type(self).__name__,
             "Jensen-Shannon estimate of ordered pairs",
-            "nats",
-            "not what the model minimises",
             is_divergence=True,
             is_classifier=False,
+            follows="the critic's loss at pairs in the other order, which is no divergence",
         )
 
     def _critic_loss(self, logits: Logits) -> Any:

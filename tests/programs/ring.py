@@ -5,15 +5,16 @@ Modes kept on a ring of eight Gaussians, with a critic thirty times slower than 
 
 The data are those of Metz et al. 2017 (radius 2, standard deviation 0.02), the nets smaller.
 
-    python tests/programs/ring.py numpyro 5
+    python tests/programs/ring.py numpyro 0 5 RelativisticCritic
+    python tests/programs/ring.py pyro 5 --seed 0
 """
 
-import sys
+import argparse
 from typing import NamedTuple
 
 import numpy as np
 
-NUM_SEEDS, STEPS, BATCH, Z_DIM, HIDDEN = 5, 6000, 128, 16, 64
+SEEDS, STEPS, BATCH, Z_DIM, HIDDEN = range(5), 6000, 128, 16, 64
 RATES = 3e-3, 1e-4
 RADIUS, SD = 2.0, 0.02
 ANGLES = 2 * np.pi * np.arange(8) / 8
@@ -39,7 +40,7 @@ def look(samples):
     return Found(len(set(distance.argmin(1)[good])), float((distance.min(1) < 0.1 * RADIUS).mean()))
 
 
-def in_numpyro(unroll, steps=STEPS, num_seeds=NUM_SEEDS, make=None):
+def in_numpyro(unroll, steps=STEPS, seeds=SEEDS, make=None):
     """One :class:`Found` per seed; all seeds are trained at once."""
     import jax
     import jax.numpy as jnp
@@ -88,10 +89,10 @@ def in_numpyro(unroll, steps=STEPS, num_seeds=NUM_SEEDS, make=None):
         z = jax.random.normal(jax.random.key(5), (2500, Z_DIM))
         return Net(2).apply({"params": svi.get_params(state)["generator$params"]}, z)
 
-    return [look(samples) for samples in np.asarray(jax.jit(jax.vmap(train))(np.arange(num_seeds)))]
+    return [look(samples) for samples in np.asarray(jax.jit(jax.vmap(train))(np.array(seeds)))]
 
 
-def in_pyro(unroll, steps=STEPS, num_seeds=NUM_SEEDS, make=None):
+def in_pyro(unroll, steps=STEPS, seeds=SEEDS, make=None):
     """The same, one seed after the other."""
     import pyro
     import pyro.distributions as dist
@@ -121,7 +122,6 @@ def in_pyro(unroll, steps=STEPS, num_seeds=NUM_SEEDS, make=None):
             pass
 
         loss = make(ps, critic) if make else ps.AdversarialDivergence(critic, unroll=unroll)
-        loss = ps.compiled(loss)
         adams = [pyro.optim.Adam({"lr": rate, "betas": (0.5, 0.999)}) for rate in RATES]
         svi = SVI(model, loss.register(model, no_guide), ps.two_player(*adams), loss)
         for _ in range(steps):
@@ -129,12 +129,24 @@ def in_pyro(unroll, steps=STEPS, num_seeds=NUM_SEEDS, make=None):
         with torch.no_grad():
             return generator(torch.randn(2500, Z_DIM)).numpy()
 
-    return [look(train(seed)) for seed in range(num_seeds)]
+    return [look(train(seed)) for seed in seeds]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backend", choices=["pyro", "numpyro"])
+    parser.add_argument("losses", nargs="+", help="k of unroll, or the name of a loss")
+    parser.add_argument("--seed", type=int, nargs="*", default=list(SEEDS))
+    options = parser.parse_args()
+    run = in_pyro if options.backend == "pyro" else in_numpyro
+    for name in options.losses:
+        unroll, make = (int(name), None) if name.isdigit() else (0, _by_name(name))
+        print(options.backend, name, run(unroll, STEPS, options.seed, make), flush=True)
+
+
+def _by_name(name):
+    return lambda package, critic: getattr(package, name)(critic)
 
 
 if __name__ == "__main__":
-    backend, losses = sys.argv[1], sys.argv[2:]
-    for name in losses:
-        run = {"pyro": in_pyro, "numpyro": in_numpyro}[backend]
-        make = None if name.isdigit() else lambda p, critic, name=name: getattr(p, name)(critic)
-        print(backend, name, run(int(name) if name.isdigit() else 0, make=make), flush=True)
+    main()
