@@ -19,7 +19,7 @@ from spread_core.math.regularizers import (
     RegularizerShared,
     SumOfPenaltiesShared,
 )
-from spread_core.messages import players
+from spread_core.messages import critics, players
 
 Critic = Callable[[SiteValues], jax.Array]
 #: Weights of the data samples and of the model's draws, each of the batch shape or None.
@@ -89,7 +89,7 @@ class Regularizer(RegularizerShared):
     def __add__(self, other: Regularizer) -> SumOfPenalties:
         """Both penalties at once."""
         if not isinstance(other, Regularizer):
-            raise TypeError(players.no_penalty(other))
+            raise TypeError(critics.no_penalty(other))
         return SumOfPenalties((self, other), every=self.every)
 
 

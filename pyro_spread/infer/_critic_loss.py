@@ -29,7 +29,7 @@ from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.regularizers import check_regularizer, constant
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
-from spread_core.messages import players
+from spread_core.messages import critics, players
 from spread_core.messages import ranks as rank_messages
 from spread_core.nonfinite import NonFiniteError
 from spread_core.typing import Guide, Model
@@ -274,7 +274,7 @@ class CriticLoss(CriticLossShared, Loss):
             critic = Judge(self.discriminator, args, kwargs, params=params)
             logits = Logits(critic(data), critic(draws), *weights)
         except NonFiniteError as error:
-            message = players.diverged_ahead(self.unroll, self.unroll_step_size)
+            message = critics.diverged_ahead(self.unroll, self.unroll_step_size)
             raise NonFiniteError(message) from error
         pushes = self._pushes_ahead(logits)
         grads = torch.autograd.grad(

@@ -10,7 +10,7 @@ from typing import Any
 
 from spread_core.logits import Logits
 from spread_core.math.ratio import weighted_mean
-from spread_core.messages import players
+from spread_core.messages import critics, players
 from spread_core.shared_docs import SharedDocs
 from spread_core.validation import check_count
 
@@ -55,7 +55,7 @@ class CriticLossShared(SharedDocs, ABC):
             wanted = "a positive number"
             raise ValueError(players.bad_range("unroll_step_size", unroll_step_size, wanted))
         if unroll and update == "one_pass":
-            raise ValueError(players.unrolled_in_one_pass())
+            raise ValueError(critics.unrolled_in_one_pass())
         self._check_regularizer(regularizer)
         self.discriminator = discriminator
         self.noise = self._as_noise(noise)

@@ -11,7 +11,7 @@ from spread_core.logits import Logits
 from spread_core.loss_words import LossWords
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.math.critic_losses import least_squares_loss
-from spread_core.messages import players
+from spread_core.messages import critics
 
 
 class LeastSquaresCriticShared(CriticLossShared):
@@ -72,7 +72,7 @@ class LeastSquaresCriticShared(CriticLossShared):
         super().__init__(critic, noise, regularizer, update, num_particles, name)
         known = isinstance(labels, tuple | list) and len(labels) == 3
         if not (known and all(map(_is_finite, labels)) and labels[0] != labels[1]):
-            raise ValueError(players.bad_labels(labels))
+            raise ValueError(critics.bad_labels(labels))
         self.labels = tuple(labels)
 
     def describe(self) -> LossWords:

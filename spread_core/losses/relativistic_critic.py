@@ -11,7 +11,7 @@ from spread_core.logits import Logits
 from spread_core.loss_words import LossWords
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.math.critic_losses import pairing_loss
-from spread_core.messages import players
+from spread_core.messages import critics, players
 
 
 class RelativisticCriticShared(CriticLossShared):
@@ -105,6 +105,6 @@ class RelativisticCriticShared(CriticLossShared):
         """The critic's numbers at data and draws, and the weight of each pair."""
         data, model, data_weights, _ = logits
         if tuple(data.shape) != tuple(model.shape):
-            raise ValueError(players.unequal_pairs(tuple(data.shape), tuple(model.shape)))
+            raise ValueError(critics.unequal_pairs(tuple(data.shape), tuple(model.shape)))
         # Masks and scales are the site's, and so the same on both sides.
         return data, model, data_weights

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from spread_core.math._arrays import Array
 from spread_core.math.ratio import weighted_mean
-from spread_core.messages import players
+from spread_core.messages import critics, players
 from spread_core.shared_docs import SharedDocs
 from spread_core.validation import check_count
 
@@ -114,7 +114,7 @@ class SumOfPenaltiesShared(RegularizerShared):
         super().__post_init__()
         turns = [part.every for part in self.parts]
         if any(every != self.every for every in turns):
-            raise ValueError(players.unequal_turns(turns))
+            raise ValueError(critics.unequal_turns(turns))
 
 
 @dataclass(frozen=True)
