@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SEEDS, STEPS, BATCH, Z_DIM, HIDDEN = range(5), 6000, 128, 16, 64
+SEEDS, STEPS, BATCH, Z_DIM, HIDDEN = range(5), 6000, 64, 16, 64
 RATES = 3e-3, 1e-4
 RADIUS, SD = 2.0, 0.02
 ANGLES = 2 * np.pi * np.arange(8) / 8
