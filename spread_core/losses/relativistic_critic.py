@@ -25,9 +25,9 @@ class RelativisticCriticShared(CriticLossShared):
         \min_c \; E[-\log \sigma(c(x) - c(y))] + \tfrac{\gamma}{2} E_P |\nabla c|^2
         + \tfrac{\gamma}{2} E_Q |\nabla c|^2, \qquad \min_Q \; E[-\log \sigma(c(y) - c(x))]
 
-    A draw is good if it looks more like data than the datum beside it, wherever both are, so that
-    the model gains nothing by leaving some data out: this loss has no bad local optima, and with
-    both penalties it converges locally [2].
+    A draw is good if it looks more like data than the datum beside it, wherever both are. Reference
+    [2] shows that this game has no bad local optima, and that it converges locally with both
+    penalties. Neither replaces a critic that keeps up with the model.
 
     The best critic without penalties is :math:`\log p/q` plus any constant. Its loss is
     :math:`\log 2` less the Jensen-Shannon divergence between the pairs (x, y) and (y, x), of

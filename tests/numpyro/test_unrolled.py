@@ -127,4 +127,4 @@ def test_modes_on_a_ring_are_kept():
     """Without R1, a critic thirty times slower than the generator; five seeds."""
     plain, ahead = ring.in_numpyro(0), ring.in_numpyro(5)
     assert sum(found.modes for found in ahead) > sum(found.modes for found in plain)
-    assert min(found.near for found in ahead) > np.mean([found.near for found in plain])
+    assert sum(found.near for found in ahead) > sum(found.near for found in plain)
