@@ -160,5 +160,5 @@ def test_gradient_through_the_module():
 @pytest.mark.slow
 def test_modes_on_a_ring_are_kept():
     """Without R1, a critic thirty times slower than the generator; one seed of five."""
-    (plain,), (ahead,) = ring.in_pyro(0, seeds=[0]), ring.in_pyro(5, seeds=[0])
+    (plain,), (ahead,) = ring.in_pyro(0, 4000, [0]), ring.in_pyro(5, 4000, [0])
     assert ahead.modes > plain.modes
