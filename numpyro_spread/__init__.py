@@ -29,6 +29,7 @@ from numpyro_spread.noise import *
 from numpyro_spread.optim import averaged_params, two_player
 from numpyro_spread.ratio import (
     R1,
+    R2,
     GradientPenalty,
     concat_sites,
     critic_report,
@@ -52,6 +53,7 @@ from spread_core.math.divergences import *
 # What a module lists is public here too: a new loss, kernel or divergence needs no line.
 __all__ = [
     "R1",
+    "R2",
     "AmortizedPosterior",
     "AutoAmortized",
     "AutoImplicit",

@@ -30,6 +30,7 @@ from pyro_spread.noise import *
 from pyro_spread.optim import averaged_params, two_player
 from pyro_spread.ratio import (
     R1,
+    R2,
     GradientPenalty,
     concat_sites,
     critic_report,
@@ -53,6 +54,7 @@ from spread_core.math.divergences import *
 # What a module lists is public here too: a new loss, kernel or divergence needs no line.
 __all__ = [
     "R1",
+    "R2",
     "AmortizedPosterior",
     "AutoAmortized",
     "AutoImplicit",

@@ -26,6 +26,7 @@ class LossWords:
     :param is_classifier: whether the critic's outputs are logits of a classifier.
     :param pi: weight of the first side that the critic was trained with.
     :param is_sum: whether the value is a sum over the data, in nats.
+    :param follows: what the model minimises instead, where that is something else; else empty.
     :param no_critic: why there is no critic where one may have been expected; else empty.
     """
 
@@ -38,6 +39,7 @@ class LossWords:
     is_classifier: bool = True
     pi: float = 0.5
     is_sum: bool = False
+    follows: str = ""
     no_critic: str = ""
 
     @classmethod
@@ -49,7 +51,8 @@ class LossWords:
     def label(self) -> str:
         """What stands at an axis: the value with its unit and caution."""
         label = f"{self.value} ({self.unit})" if self.unit else self.value
-        return f"{label}, {self.caution}" if self.caution else label
+        caution = self.caution or ("not what the model minimises" if self.follows else "")
+        return f"{label}, {caution}" if caution else label
 
 
 def divergence_name(divergence: Any) -> str:

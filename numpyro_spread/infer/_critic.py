@@ -15,7 +15,7 @@ from jax import lax, random
 from numpyro_spread.ratio._slopes import are_apart, others_move
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import Bound
-from numpyro_spread.ratio.regularizers import Regularizer
+from numpyro_spread.ratio.regularizers import Regularizer, Weights
 from spread_core.caller_warning import warn_user
 from spread_core.messages import players
 from spread_core.typing import Args, Kwargs
@@ -44,7 +44,7 @@ def penalty_in_turn(
     params: Any,
     data: SiteValues,
     model: SiteValues,
-    weights: jax.Array | None,
+    weights: Weights,
 ) -> jax.Array:
     """
     The penalty on the critic whenever it has its turn, else zero; differentiable in ``params``.
@@ -52,6 +52,7 @@ def penalty_in_turn(
     :param judge: from params and values to logits.
     :param data: values of the side with label one, as constants.
     :param model: values of the other side, as constants.
+    :param weights: of both sides.
     """
     if regularizer is None:
         return jnp.zeros(())
@@ -62,7 +63,7 @@ def penalty_in_turn(
         def critic(values: SiteValues) -> jax.Array:
             return judge(params, values)
 
-        value = regularizer.penalty(penalty_key, critic, data, model, weights)
+        value = regularizer.between(penalty_key, critic, data, model, weights)
         return jnp.asarray(every * value, float)
 
     if every == 1:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,6 @@ from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio._slopes import are_apart, others_move
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
-from numpyro_spread.ratio.losses import weighted_mean
 from numpyro_spread.ratio.regularizers import check_regularizer
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
@@ -174,7 +174,14 @@ class CriticLoss(CriticLossShared, Loss):
         logits = Logits(data_logits, model_logits, sides.data_weights, sides.model_weights)
         logits = lax.stop_gradient(logits)
         pull_data, pull_model, push = self._slopes(logits)
-        if self._is_one_pass(frozen["critic"], sides.model, args, kwargs):
+        value = self._value(logits)
+        if self.unroll:
+            critic_grads, _ = pull_back((pull_data, pull_model))
+            ahead_key = random.fold_in(penalty_key, 3)
+            model_grads, is_finite = self._look_ahead(ahead_key, frozen, data, sides, args, kwargs)
+            # The value is that of the critic as it is: without this it would look right.
+            value = jnp.where(is_finite, value, jnp.nan)
+        elif self._is_one_pass(frozen["critic"], sides.model, args, kwargs):
             # The critic's own backward pass runs on to its input, where it is rescaled.
             pull_model = _away_from_zero(pull_model)
             critic_grads, at_input = pull_back((pull_data, pull_model))
@@ -192,7 +199,7 @@ class CriticLoss(CriticLossShared, Loss):
             penalty_key, critic_grads, frozen, data, sides, args, kwargs
         )
         grads = {"critic": critic_grads, "model": model_grads}
-        loss = with_gradients(self._value(logits), learned, grads)
+        loss = with_gradients(value, learned, grads)
         return self._watch(loss, random.fold_in(penalty_key, 2), logits), sides.mutable
 
     def _add_penalty(
@@ -208,7 +215,7 @@ class CriticLoss(CriticLossShared, Loss):
         if self.regularizer is None:
             return grads
         fake = sides.model.replaced(frozen["model"])
-        weights = lax.stop_gradient(sides.data_weights)
+        weights = lax.stop_gradient((sides.data_weights, sides.model_weights))
 
         warn_of_coupling(self._critic, frozen["critic"], data, args, kwargs)
 
@@ -240,11 +247,66 @@ class CriticLoss(CriticLossShared, Loss):
         def critic(data: jax.Array, model: jax.Array) -> jax.Array:
             return self._critic_loss(Logits(data, model, *weights))
 
-        def generator(model: jax.Array) -> jax.Array:
-            return weighted_mean(self._generator_loss(model), logits.weights_q)
-
         pull_data, pull_model = jax.grad(critic, (0, 1))(logits.p, logits.q)
-        return pull_data, pull_model, jax.grad(generator)(logits.q)
+        return pull_data, pull_model, self._pushes(logits)[1]
+
+    def _pushes(self, logits: Logits) -> tuple[jax.Array, jax.Array]:
+        """Slopes of what the generator minimises, at both sides' logits."""
+        weights = logits[2:]
+
+        def generator(data: jax.Array, model: jax.Array) -> jax.Array:
+            return self._generator_mean(Logits(data, model, *weights))
+
+        at_data, at_model = jax.grad(generator, (0, 1))(logits.p, logits.q)
+        return at_data, at_model
+
+    def _pushes_ahead(self, logits: Logits) -> tuple[jax.Array, jax.Array]:
+        """The same where the critic moves with the generator, and with it the data's logits."""
+        return self._pushes(logits)
+
+    def _look_ahead(
+        self,
+        rng_key: jax.Array,
+        frozen: Any,
+        data: SiteValues,
+        sides: TwoSides,
+        args: Any,
+        kwargs: Any,
+    ) -> tuple[Any, jax.Array]:
+        """
+        Gradients of the generator at its draws, through steps of the critic that follow them.
+
+        :return: the gradients; and whether the critic's logits are finite there.
+        """
+        weights = lax.stop_gradient((sides.data_weights, sides.model_weights))
+
+        def ahead(values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            draws = sides.model.replaced(values)
+
+            def judge(critic: Any, values: SiteValues) -> jax.Array:
+                return self._critic.apply(critic, values, args, kwargs)
+
+            def loss(critic: Any, key: jax.Array) -> jax.Array:
+                logits = Logits(judge(critic, data), judge(critic, draws), *weights)
+                found = self._critic_loss(logits)
+                if self.regularizer is not None:
+                    judged = partial(judge, critic)
+                    found += self.regularizer.between(key, judged, data, draws, weights)
+                return jnp.asarray(found)
+
+            def step(critic: Any, key: jax.Array) -> tuple[Any, None]:
+                size, slopes = self.unroll_step_size, jax.grad(loss)(critic, key)
+                return jax.tree.map(
+                    lambda p, g: (p - size * g).astype(p.dtype), critic, slopes
+                ), None
+
+            critic, _ = lax.scan(step, frozen["critic"], random.split(rng_key, self.unroll))
+            return judge(critic, data), judge(critic, draws)
+
+        both, pull_back = jax.vjp(ahead, frozen["model"])
+        logits = Logits(*lax.stop_gradient(both), *weights)
+        (grads,) = pull_back(self._pushes_ahead(logits))
+        return grads, jnp.isfinite(logits.p).all() & jnp.isfinite(logits.q).all()
 
 
 def _away_from_zero(pull: jax.Array) -> jax.Array:

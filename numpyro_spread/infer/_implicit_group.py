@@ -86,7 +86,13 @@ class ImplicitGroup:
             called = stop_gradient_tree((self._run.args, self._run.kwargs))
             warn_of_coupling(self._critic, self._params, shown, *called)
         loss = loss + penalty_in_turn(
-            self._penalty_key, options.regularizer, self._judge, self._params, data, model, weights
+            self._penalty_key,
+            options.regularizer,
+            self._judge,
+            self._params,
+            data,
+            model,
+            (weights, weights),
         )
         if options.head is not None:
             loss = loss + self._head_loss(weights)

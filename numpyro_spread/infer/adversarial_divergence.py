@@ -49,6 +49,14 @@ class AdversarialDivergence(AdversarialDivergenceShared, Stateful, CriticLoss):
     _zeros = staticmethod(jnp.zeros)
     _refuse_bounded_logits = staticmethod(refuse_bounded_logits)
 
+    def _pushes_ahead(self, logits: Logits) -> tuple[jax.Array, jax.Array]:
+        at_data, at_model = self._pushes(logits)
+        if self.generator == "divergence":
+            data, _, weights, _ = logits
+            _, slopes = self._pushes(Logits(data, data, weights, weights))
+            at_data = self._at_data(data, slopes)
+        return at_data, at_model
+
     def _watch(self, loss: jax.Array, rng_key: jax.Array, logits: Logits) -> jax.Array:
         right, flat = self._shares(logits)
         low, high = logits.range()

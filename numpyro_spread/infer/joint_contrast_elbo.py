@@ -281,7 +281,7 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
                 self._critic, params[self._site], pairs[0], *stop_gradient_tree((args, kwargs))
             )
         critic_loss += penalty_in_turn(
-            penalty_key, self.regularizer, judge, params[self._site], *pairs, weights[0]
+            penalty_key, self.regularizer, judge, params[self._site], *pairs, weights
         )
         seen = lax.stop_gradient((logits.accuracy(), *logits.range()))
         value = value + critic_loss - lax.stop_gradient(critic_loss)

@@ -7,7 +7,7 @@ from typing import Any
 from numpyro_spread.ratio.adapters import ConcatSites, SiteValues, concat_sites, site_features
 from numpyro_spread.ratio.diagnostics import critic_report
 from numpyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds
-from numpyro_spread.ratio.regularizers import R1, GradientPenalty, Regularizer
+from numpyro_spread.ratio.regularizers import R1, R2, GradientPenalty, Regularizer
 
 _CRITICS = ("ConvCritic", "MLPCritic", "QuadraticCritic", "SeparableCritic")
 
@@ -23,6 +23,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "R1",
+    "R2",
     "ConcatSites",
     "ConvCritic",
     "GradientPenalty",

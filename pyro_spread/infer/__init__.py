@@ -6,15 +6,21 @@ from pyro_spread.infer import discrepancy
 from pyro_spread.infer.adversarial_divergence import AdversarialDivergence
 from pyro_spread.infer.contrast_elbo import PriorContrastELBO
 from pyro_spread.infer.discrepancy import *
+from pyro_spread.infer.hinge_critic import HingeCritic
 from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
+from pyro_spread.infer.least_squares_critic import LeastSquaresCritic
+from pyro_spread.infer.relativistic_critic import RelativisticCritic
 from pyro_spread.infer.semi_implicit_elbo import SemiImplicitELBO
 from pyro_spread.infer.spread_elbo import SpreadELBO
 from pyro_spread.infer.wasserstein_critic import WassersteinCritic
 
 __all__ = [
     "AdversarialDivergence",
+    "HingeCritic",
     "JointContrastELBO",
+    "LeastSquaresCritic",
     "PriorContrastELBO",
+    "RelativisticCritic",
     "SemiImplicitELBO",
     "SpreadELBO",
     "WassersteinCritic",

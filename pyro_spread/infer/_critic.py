@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -22,7 +23,7 @@ from pyro_spread.infer._ranks import broadcast_from_first, in_module, ranks
 from pyro_spread.ratio._samplewise import couples, known_to_couple, with_slopes
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
-from pyro_spread.ratio.regularizers import Regularizer
+from pyro_spread.ratio.regularizers import Regularizer, Weights, constant
 from spread_core.arguments import accepts
 from spread_core.caller_warning import warn_user
 from spread_core.messages import players
@@ -85,12 +86,18 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
 
 
 def judge(
-    discriminator: nn.Module, values: SiteValues, args: Args, kwargs: Kwargs, frozen: bool = False
+    discriminator: nn.Module,
+    values: SiteValues,
+    args: Args,
+    kwargs: Kwargs,
+    frozen: bool = False,
+    params: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """
     Logits of the batch shape.
 
     :param frozen: whether the discriminator's params get no gradient, but only ``values``.
+    :param params: by name, in place of the discriminator's own; buffers stay as they are.
     :raises TypeError: if it cannot be called like this.
     :raises ValueError: if the logits are of another shape, or not finite; or if they couple the
         samples of a shard.
@@ -102,9 +109,10 @@ def judge(
         with noting(lambda: players.critic_failed(shapes, values.batch_shape)):
             if frozen:
                 params = {name: param.detach() for name, param in discriminator.named_parameters()}
+            if params is not None:
                 with unchanged_buffers(discriminator):  # nor does it learn their averages
                     logits = torch.func.functional_call(
-                        discriminator, params, (values, *args), kwargs
+                        discriminator, dict(params), (values, *args), kwargs
                     )
             else:
                 logits = discriminator(values, *args, **kwargs)
@@ -126,9 +134,10 @@ class Judge:
     discriminator: nn.Module
     args: Any
     kwargs: Any
+    params: Mapping[str, torch.Tensor] | None = field(default=None, kw_only=True)
 
     def __call__(self, values: SiteValues) -> torch.Tensor:
-        return judge(self.discriminator, values, self.args, self.kwargs)
+        return judge(self.discriminator, values, self.args, self.kwargs, params=self.params)
 
 
 def _refuse_local_coupling(
@@ -178,7 +187,7 @@ def penalise(
     critic: Judge,
     data: SiteValues,
     model: SiteValues,
-    weights: torch.Tensor | None,
+    weights: Weights,
     share: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """
@@ -187,6 +196,7 @@ def penalise(
     :param critic: from values to logits.
     :param data: values of the side with label one.
     :param model: values of the other side.
+    :param weights: of both sides.
     :param share: this rank's share in the mean over data, if there are several.
     """
     if not has_turn(regularizer, loss):
@@ -201,5 +211,5 @@ def penalise(
         return logits
 
     with unchanged_buffers():
-        penalty = regularizer.penalty(watched, data, model, weights)
+        penalty = regularizer.between(watched, constant(data), constant(model), weights)
     return loss + regularizer.every * share * penalty

@@ -26,11 +26,12 @@ from pyro_spread.infer._shared_pass import Rescale, away_from_zero, learns_other
 from pyro_spread.infer._two_sides import TwoSides, draw_sides
 from pyro_spread.ratio._samplewise import couples, is_samplewise_here
 from pyro_spread.ratio.adapters import SiteValues
-from pyro_spread.ratio.losses import weighted_mean
-from pyro_spread.ratio.regularizers import check_regularizer
+from pyro_spread.ratio.regularizers import check_regularizer, constant
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
-from spread_core.messages import players
+from spread_core.messages import critics, players
+from spread_core.messages import ranks as rank_messages
+from spread_core.nonfinite import NonFiniteError
 from spread_core.typing import Guide, Model
 
 
@@ -166,6 +167,8 @@ class CriticLoss(CriticLossShared, Loss):
     def _play(
         self, sides: TwoSides, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> torch.Tensor:
+        if self.unroll and ranks() is not None:
+            raise NotImplementedError(rank_messages.unrolled())
         total: torch.Tensor | None = None
         for particle in range(self.num_particles):
             if particle:
@@ -187,6 +190,10 @@ class CriticLoss(CriticLossShared, Loss):
         surrogate = (logits.p * pull_data).sum()
         if not generator_learns:
             factors.append(None)
+        elif self.unroll:
+            factors.append(None)
+            for name, grad in self._look_ahead(sides, args, kwargs).items():
+                surrogate = surrogate + (grad * sides.model[name]).sum()
         elif self._is_one_pass(logits.q, model_values, kwargs):
             # The critic's own backward pass runs on into the generator, rescaled on the way.
             pull_model = away_from_zero(pull_model)
@@ -208,7 +215,7 @@ class CriticLoss(CriticLossShared, Loss):
         surrogate = surrogate + (logits.q * pull_model).sum()
         judged = Judge(self.discriminator, args, kwargs)
         both = sides.data, sides.model
-        surrogate = penalise(surrogate, self.regularizer, judged, *both, sides.data_weights, own)
+        surrogate = penalise(surrogate, self.regularizer, judged, *both, logits[2:], own)
         with torch.no_grad():
             detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)
@@ -223,9 +230,54 @@ class CriticLoss(CriticLossShared, Loss):
         model = logits.q.detach().requires_grad_()
         with torch.enable_grad():
             critic = self._critic_loss(Logits(data, model, *logits[2:]))
-            generator = weighted_mean(self._generator_loss(model), logits.weights_q)
         pull_data, pull_model = torch.autograd.grad(critic, (data, model))
-        (push,) = torch.autograd.grad(generator, model)
+        _, push = self._pushes(logits)
         if ranks() is not None:  # both players minimise means, side by side
             pull_data, pull_model, push = (own * slope for slope in (pull_data, pull_model, push))
         return pull_data, pull_model, push
+
+    def _pushes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slopes of what the generator minimises, at both sides' logits."""
+        data, model = (side.detach().requires_grad_() for side in logits[:2])
+        with torch.enable_grad():
+            generator = self._generator_mean(Logits(data, model, *logits[2:]))
+        at_data, at_model = torch.autograd.grad(generator, (data, model), materialize_grads=True)
+        return at_data, at_model
+
+    def _pushes_ahead(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same where the critic moves with the generator, and with it the data's logits."""
+        return self._pushes(logits)
+
+    def _look_ahead(self, sides: TwoSides, args: Any, kwargs: Any) -> dict[str, torch.Tensor]:
+        """Gradients of the generator at its draws, through steps of the critic that follow them."""
+        learned = {
+            n: v.detach().requires_grad_() for n, v in sides.model.items() if v.requires_grad
+        }
+        draws = constant(sides.model).replaced(learned)
+        data, weights = constant(sides.data), (sides.data_weights, sides.model_weights)
+        params = {
+            name: param.detach().requires_grad_(param.requires_grad)
+            for name, param in self.discriminator.named_parameters()
+        }
+        moved = [name for name, param in params.items() if param.requires_grad]
+        try:
+            for _ in range(self.unroll):
+                critic = Judge(self.discriminator, args, kwargs, params=params)
+                loss = self._critic_loss(Logits(critic(data), critic(draws), *weights))
+                if self.regularizer is not None:
+                    loss = loss + self.regularizer.between(critic, data, draws, weights)
+                slopes = torch.autograd.grad(
+                    loss, [params[n] for n in moved], create_graph=True, materialize_grads=True
+                )
+                steps = zip(moved, slopes, strict=True)
+                params |= {n: params[n] - self.unroll_step_size * slope for n, slope in steps}
+            critic = Judge(self.discriminator, args, kwargs, params=params)
+            logits = Logits(critic(data), critic(draws), *weights)
+        except NonFiniteError as error:
+            message = critics.diverged_ahead(self.unroll, self.unroll_step_size)
+            raise NonFiniteError(message) from error
+        pushes = self._pushes_ahead(logits)
+        grads = torch.autograd.grad(
+            logits[:2], list(learned.values()), pushes, materialize_grads=True
+        )
+        return dict(zip(learned, grads, strict=True))

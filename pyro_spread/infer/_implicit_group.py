@@ -94,7 +94,7 @@ class ImplicitGroup:
         judged = self._judge(sides[0])
         logits = self._logits(judged, *sides)
         loss = own * logistic_loss(logits.p, logits.q, 0.5, logits.weights_p, logits.weights_q)
-        loss = penalise(loss, options.regularizer, judged, *sides, logits.weights_p, own)
+        loss = penalise(loss, options.regularizer, judged, *sides, logits[2:], own)
         if options.head is not None:
             loss = loss + own * sum(self._head_loss(name, sides[0]) for name in self._sites)
         return loss, logits

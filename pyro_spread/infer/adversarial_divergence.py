@@ -46,6 +46,14 @@ class AdversarialDivergence(AdversarialDivergenceShared, CriticLoss):
     _zeros = staticmethod(torch.zeros)
     _refuse_bounded_logits = staticmethod(refuse_bounded_logits)
 
+    def _pushes_ahead(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
+        at_data, at_model = self._pushes(logits)
+        if self.generator == "divergence":
+            data, _, weights, _ = logits
+            _, slopes = self._pushes(Logits(data, data, weights, weights))
+            at_data = self._at_data(data.detach(), slopes)
+        return at_data, at_model
+
     def _watch(self, logits: Logits) -> None:
         self._watched += 1
         # Looking takes time: every step is looked at once one of them was amiss.

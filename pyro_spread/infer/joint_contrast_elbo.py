@@ -212,7 +212,7 @@ class JointContrastELBO(JointContrastShared, Loss):
         critic = own * logistic_loss(logits.p, logits.q, self._pi, *weights)
         judged = Judge(self.discriminator, args, kwargs)
         pairs = _constant(sides.guide), sides.model
-        critic = penalise(critic, self.regularizer, judged, *pairs, weights[0], own)
+        critic = penalise(critic, self.regularizer, judged, *pairs, weights, own)
         when_known(self._watch, logits)
         return value + (critic - critic.detach())
 

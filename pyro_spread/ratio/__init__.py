@@ -6,10 +6,11 @@ from pyro_spread.ratio.adapters import ConcatSites, SiteValues, concat_sites, si
 from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic, SeparableCritic
 from pyro_spread.ratio.diagnostics import critic_report
 from pyro_spread.ratio.losses import log_ratio, logistic_loss, prior_log_odds
-from pyro_spread.ratio.regularizers import R1, GradientPenalty, Regularizer
+from pyro_spread.ratio.regularizers import R1, R2, GradientPenalty, Regularizer
 
 __all__ = [
     "R1",
+    "R2",
     "ConcatSites",
     "ConvCritic",
     "GradientPenalty",

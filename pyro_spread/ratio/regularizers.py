@@ -10,15 +10,32 @@ from dataclasses import dataclass
 import torch
 
 from pyro_spread.ratio.adapters import SiteValues
-from spread_core.math.regularizers import GradientPenaltyShared, R1Shared, RegularizerShared
-from spread_core.messages import players
+from spread_core.math.regularizers import (
+    GradientPenaltyShared,
+    R1Shared,
+    R2Shared,
+    RegularizerShared,
+    SumOfPenaltiesShared,
+)
+from spread_core.messages import critics, players
 
 Critic = Callable[[SiteValues], torch.Tensor]
+#: Weights of the data samples and of the model's draws, each of the batch shape or None.
+Weights = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def constant(values: SiteValues) -> SiteValues:
+    """Values through which no gradient passes."""
+    return values.replaced({name: value.detach() for name, value in values.items()})
 
 
 def _squared_norms(critic: Critic, values: SiteValues) -> torch.Tensor:
     """Squared norm of the gradient of every logit at its own input, of the batch shape."""
-    inputs = {name: value.detach().requires_grad_() for name, value in values.items()}
+    # Not the values themselves, of which an unrolled critic's params are functions too.
+    inputs = {
+        name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        for name, value in values.items()
+    }
     logits = critic(values.replaced(inputs))
     # A critic need not look at every site.
     grads = torch.autograd.grad(
@@ -52,6 +69,55 @@ class Regularizer(RegularizerShared):
         """
         raise NotImplementedError
 
+    def between(
+        self, critic: Critic, data: SiteValues, model: SiteValues, weights: Weights
+    ) -> torch.Tensor:
+        """
+        The penalty as the losses take it; :meth:`penalty` unless a class has more to say.
+
+        Those of this library are differentiable in the values too, for a critic that is unrolled.
+
+        :param critic: from values to logits.
+        :param data: values of the data, after the noise.
+        :param model: values of the model's draws, after the noise.
+        :param weights: of both sides.
+        """
+        return self.penalty(critic, data, model, weights[0])
+
+    def __add__(self, other: Regularizer) -> SumOfPenalties:
+        """Both penalties at once."""
+        if not isinstance(other, Regularizer):
+            raise TypeError(critics.no_penalty(other))
+        return SumOfPenalties((self, other), every=self.every)
+
+
+class _OfSlopes(Regularizer):
+    """Base class of penalties on the critic's gradient at some values."""
+
+    def penalty(
+        self,
+        critic: Critic,
+        data: SiteValues,
+        model: SiteValues,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The penalty, a scalar, of values that are constants."""
+        return self.between(critic, constant(data), constant(model), (weights, weights))
+
+
+@dataclass(frozen=True)
+class SumOfPenalties(SumOfPenaltiesShared, _OfSlopes):
+    """Several penalties at once, as in ``R1(1.0) + R2(1.0)``."""
+
+    parts: tuple[Regularizer, ...] = ()
+
+    def between(
+        self, critic: Critic, data: SiteValues, model: SiteValues, weights: Weights
+    ) -> torch.Tensor:
+        """The sum, a scalar."""
+        penalties = [part.between(critic, data, model, weights) for part in self.parts]
+        return torch.stack(penalties).sum()
+
 
 def check_regularizer(regularizer: object) -> None:
     """
@@ -66,7 +132,7 @@ def check_regularizer(regularizer: object) -> None:
 
 
 @dataclass(frozen=True)
-class R1(R1Shared, Regularizer):
+class R1(R1Shared, _OfSlopes):
     r"""
     :math:`\gamma/2 \; E_P |\nabla_x \mathrm{logit}(x)|^2` at the (noisy) data.
 
@@ -74,19 +140,31 @@ class R1(R1Shared, Regularizer):
         R1(every=4, gamma=1.0)
     """
 
-    def penalty(
-        self,
-        critic: Critic,
-        data: SiteValues,
-        model: SiteValues,
-        weights: torch.Tensor | None = None,
+    def between(
+        self, critic: Critic, data: SiteValues, model: SiteValues, weights: Weights
     ) -> torch.Tensor:
         """The penalty at the data, a scalar."""
-        return self._of_slopes(_squared_norms(critic, data), weights)
+        return self._of_slopes(_squared_norms(critic, data), weights[0])
 
 
 @dataclass(frozen=True)
-class GradientPenalty(GradientPenaltyShared, Regularizer):
+class R2(R2Shared, _OfSlopes):
+    r"""
+    :math:`\gamma/2 \; E_Q |\nabla_y \mathrm{logit}(y)|^2` at the (noisy) draws of the model.
+
+        >>> R1(gamma=1.0) + R2(gamma=1.0)
+        SumOfPenalties(every=1, parts=(R1(every=1, gamma=1.0), R2(every=1, gamma=1.0)))
+    """
+
+    def between(
+        self, critic: Critic, data: SiteValues, model: SiteValues, weights: Weights
+    ) -> torch.Tensor:
+        """The penalty at the draws, a scalar."""
+        return self._of_slopes(_squared_norms(critic, model), weights[1])
+
+
+@dataclass(frozen=True)
+class GradientPenalty(GradientPenaltyShared, _OfSlopes):
     r"""
     :math:`\lambda\, E (|\nabla_x c(x)| - t)^2` at random points between data and model draws.
 
@@ -94,17 +172,13 @@ class GradientPenalty(GradientPenaltyShared, Regularizer):
         GradientPenalty(every=1, weight=10.0, target=1.0)
     """
 
-    def penalty(
-        self,
-        critic: Critic,
-        data: SiteValues,
-        model: SiteValues,
-        weights: torch.Tensor | None = None,
+    def between(
+        self, critic: Critic, data: SiteValues, model: SiteValues, weights: Weights
     ) -> torch.Tensor:
         """The penalty at points between data and draws, a scalar."""
         between: dict[str, torch.Tensor] = {}
         for site, real in data.items():
-            fake = model[site].detach()
+            fake = model[site]
             if fake.shape != real.shape:
                 raise ValueError(players.unequal_for_penalty(site, real.shape, fake.shape))
             if not between:
@@ -112,4 +186,4 @@ class GradientPenalty(GradientPenaltyShared, Regularizer):
                 share = torch.rand(data.batch_shape, dtype=real.dtype, device=real.device)
             mixing = share.reshape([*share.shape, *[1] * (real.dim() - ndim)])
             between[site] = mixing * real + (1 - mixing) * fake
-        return self._of_slopes(_squared_norms(critic, data.replaced(between)), weights)
+        return self._of_slopes(_squared_norms(critic, data.replaced(between)), weights[0])

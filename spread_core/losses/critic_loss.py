@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 from spread_core.logits import Logits
-from spread_core.messages import players
+from spread_core.math.ratio import weighted_mean
+from spread_core.messages import critics, players
 from spread_core.shared_docs import SharedDocs
 from spread_core.validation import check_count
 
@@ -27,6 +29,8 @@ class CriticLossShared(SharedDocs, ABC):
     :param update: ``"one_pass"`` or ``"two_pass"``; None chooses.
     :param num_particles: number of draws of the model per datum and step.
     :param name: of the discriminator among the params.
+    :param unroll: how many steps of the critic the generator's gradient passes through.
+    :param unroll_step_size: of each of these.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class CriticLossShared(SharedDocs, ABC):
         update: str | None,
         num_particles: int,
         name: str,
+        unroll: int = 0,
+        unroll_step_size: float = 0.1,
     ) -> None:
         check_count("num_particles", num_particles)
         options: dict[str, Any] = {"num_particles": num_particles}
@@ -44,12 +50,20 @@ class CriticLossShared(SharedDocs, ABC):
         self._bind(discriminator)
         if update is not None and update not in _UPDATES:
             raise ValueError(players.bad_choice("update", update, _UPDATES))
+        check_count("unroll", unroll, least=0)
+        if not 0 < unroll_step_size < math.inf:
+            wanted = "a positive number"
+            raise ValueError(players.bad_range("unroll_step_size", unroll_step_size, wanted))
+        if unroll and update == "one_pass":
+            raise ValueError(critics.unrolled_in_one_pass())
         self._check_regularizer(regularizer)
         self.discriminator = discriminator
         self.noise = self._as_noise(noise)
         self.regularizer = regularizer
         self.update = update
         self.name = name
+        self.unroll = unroll
+        self.unroll_step_size = unroll_step_size
 
     def _bind(self, discriminator: Any) -> None:
         """Refuse what cannot be a discriminator in this backend."""
@@ -71,6 +85,10 @@ class CriticLossShared(SharedDocs, ABC):
     @abstractmethod
     def _generator_loss(self, logits: Any) -> Any:
         """The loss of the generator, for every sample of the model."""
+
+    def _generator_mean(self, logits: Logits) -> Any:
+        """What the generator minimises, a scalar."""
+        return weighted_mean(self._generator_loss(logits.q), logits.weights_q)
 
     @abstractmethod
     def _value(self, logits: Logits) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from array_api_compat import array_namespace
 
-from spread_core.math._arrays import Array, cast, floating
+from spread_core.math._arrays import Array, cast, floating, softplus
 from spread_core.math._exponentials import exp, expm1
 from spread_core.math.f_divergence import Divergence
 from spread_core.messages import samples
@@ -26,6 +26,7 @@ __all__ = [
     "Divergence",
     "JSPi",
     "Jeffreys",
+    "LeastSquares",
     "ReverseChiSquared",
     "ReverseKL",
     "SquaredHellinger",
@@ -270,6 +271,72 @@ class Jeffreys(Divergence):
     def generator_loss(self, log_ratio_q: Array) -> Array:
         r""":math:`1 - \ell - e^\ell`, continued by its tangent above 80."""
         return -(floating("log_ratio_q", log_ratio_q) + expm1(log_ratio_q))
+
+
+@dataclass(frozen=True)
+class LeastSquares(Divergence):
+    r"""
+    :math:`KL[P\|M] - \frac18 \int (p-q)^2/(p+q)` with :math:`M = (P+Q)/2`, between 0 and
+    :math:`\log 2 - 1/4`.
+
+    It is what the least-squares loss of GANs follows in the labels 0, 1, 1 (Mao et al. 2017, "Least
+    Squares Generative Adversarial Networks", equation 9) at the best critic, the sigmoid of
+    :math:`\ell`: the generator's loss is half the squared distance of that from 1.
+    :class:`LeastSquaresCritic` has the critic too. It seeks modes, nearly as
+    :class:`ReverseKL` does.
+
+        >>> import numpy as np
+        >>> round(float(LeastSquares().estimate(np.array([80.0]), np.array([-80.0]))), 4)
+        0.4431
+    """
+
+    upper = math.log(2) - 0.25
+
+    def data_term(self, log_ratio: Array) -> Array:
+        r""":math:`\log(P/M) - \frac18 \tanh(\ell/2)`."""
+        xp = array_namespace(log_ratio)
+        return math.log(2) - softplus(-log_ratio) - xp.tanh(log_ratio / 2) / 8
+
+    def model_term(self, log_ratio: Array) -> Array:
+        r""":math:`\frac18 \tanh(\ell/2)`."""
+        return array_namespace(log_ratio).tanh(log_ratio / 2) / 8
+
+    @property
+    def reversed(self) -> Divergence:
+        r""":math:`KL[Q\|M] - \frac18 \int (p-q)^2/(p+q)`, which has no name of its own."""
+        return _ReversedLeastSquares()
+
+    def generator_loss(self, log_ratio_q: Array) -> Array:
+        r""":math:`\frac12 \sigma(-\ell)^2`."""
+        log_ratio_q = floating("log_ratio_q", log_ratio_q)
+        # The square of an exponential that cannot overflow, of either sign.
+        return array_namespace(log_ratio_q).exp(-2.0 * softplus(log_ratio_q)) / 2
+
+
+@dataclass(frozen=True)
+class _ReversedLeastSquares(Divergence):
+    """Of P from Q what :class:`LeastSquares` is of Q from P."""
+
+    upper = LeastSquares.upper
+
+    def data_term(self, log_ratio: Array) -> Array:
+        r""":math:`-\frac18 \tanh(\ell/2)`."""
+        return -LeastSquares().model_term(log_ratio)
+
+    def model_term(self, log_ratio: Array) -> Array:
+        r""":math:`\log(Q/M) + \frac18 \tanh(\ell/2)`."""
+        return LeastSquares().data_term(-log_ratio)
+
+    @property
+    def reversed(self) -> Divergence:
+        """``LeastSquares()``."""
+        return LeastSquares()
+
+    def generator_loss(self, log_ratio_q: Array) -> Array:
+        r""":math:`\log(1 - \sigma) + \sigma + \frac12 \sigma^2` with :math:`\sigma(\ell)`."""
+        log_ratio_q = floating("log_ratio_q", log_ratio_q)
+        right = array_namespace(log_ratio_q).exp(-softplus(-log_ratio_q))
+        return right + right**2 / 2 - softplus(log_ratio_q)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def weighted_mean(values: Array, weights: Array | None = None) -> Array:
     if weights is None:
         return values.mean()
     # Not only multiplied: a masked element may be NaN or inf.
-    return (_counted(values, weights) * (weights / weights.sum())).sum()
+    return (counted(values, weights) * (weights / weights.sum())).sum()
 
 
 def logistic_loss(
@@ -88,7 +88,7 @@ def logistic_loss(
     prior_log_odds(pi)
     if not 0 <= label_smoothing < 1:
         raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
-    logits_p, logits_q = _counted(logits_p, weights_p), _counted(logits_q, weights_q)
+    logits_p, logits_q = counted(logits_p, weights_p), counted(logits_q, weights_q)
     data = softplus(-logits_p)
     if label_smoothing:
         data = (1 - label_smoothing) * data + label_smoothing * softplus(logits_p)
@@ -117,7 +117,7 @@ def non_saturating_loss(logits: Array) -> Array:
     return softplus(-floating("logits", logits))
 
 
-def _counted(values: Array, weights: Array | None) -> Array:
+def counted(values: Array, weights: Array | None) -> Array:
     """Values without those of weight zero, where NaN would come back as a gradient of NaN."""
     if weights is None:
         return values

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from spread_core.math._arrays import Array
 from spread_core.math.ratio import weighted_mean
-from spread_core.messages import players
+from spread_core.messages import critics, players
 from spread_core.shared_docs import SharedDocs
 from spread_core.validation import check_count
 
@@ -62,6 +62,59 @@ class R1Shared(RegularizerShared):
         :param weights: of the data samples, of the batch shape.
         """
         return self.gamma / 2 * weighted_mean(squared_norms, weights)
+
+
+@dataclass(frozen=True)
+class R2Shared(RegularizerShared):
+    r"""
+    :math:`\gamma/2 \; E_Q |\nabla_y \mathrm{logit}(y)|^2` at the (noisy) draws of the model.
+
+    The mirror image of :class:`R1` [1, equation 10]. Together, ``R1(1.0) + R2(1.0)``, they are the
+    zero-centred penalties with which relativistic pairing converges [2].
+
+    **References**
+
+    [1] `Which Training Methods for GANs do actually Converge?`, Lars Mescheder, Andreas Geiger,
+    Sebastian Nowozin, https://arxiv.org/abs/1801.04406
+
+    [2] `The GAN is dead; long live the GAN!`, Nick Huang et al., https://arxiv.org/abs/2501.05441
+
+    :param gamma: its weight.
+    :param every: one step in that many has the penalty, which is then as much larger.
+    """
+
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gamma > 0:
+            raise ValueError(players.bad_range("R2: gamma", self.gamma, "positive"))
+
+    def _of_slopes(self, squared_norms: Array, weights: Array | None) -> Array:
+        """
+        The penalty, a scalar.
+
+        :param squared_norms: of the critic's gradients at the draws, of the batch shape.
+        :param weights: of the draws, of the batch shape.
+        """
+        return self.gamma / 2 * weighted_mean(squared_norms, weights)
+
+
+@dataclass(frozen=True)
+class SumOfPenaltiesShared(RegularizerShared):
+    """
+    Several penalties at once, as in ``R1(1.0) + R2(1.0)``.
+
+    :param parts: the penalties, all with the same ``every``.
+    """
+
+    parts: tuple[RegularizerShared, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        turns = [part.every for part in self.parts]
+        if any(every != self.every for every in turns):
+            raise ValueError(critics.unequal_turns(turns))
 
 
 @dataclass(frozen=True)

@@ -44,3 +44,10 @@ def enumerated_globally(site: str) -> str:
         "values is over all data together, so that shards of the batch cannot be scored apart. "
         "Train in one process, or sample the site."
     )
+
+
+def unrolled() -> str:
+    return (
+        "unroll=k under several ranks: the unrolled steps of the critic are those of the whole "
+        "batch, and a rank sees its own shard alone. Use unroll=0, or train in one process."
+    )

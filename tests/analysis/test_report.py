@@ -173,6 +173,13 @@ def test_caution_is_said(tmp_path, no_pictures):
     assert "estimate, not a bound" in found.raw.split("<nav>")[0]
 
 
+def test_what_the_model_minimises_instead_is_said(tmp_path, no_pictures):
+    words = LossWords("Own", "total variation, at least", "", follows="no divergence")
+    found = text(make(words=words), tmp_path)
+    assert "Own reports is not what the model minimises: that is no divergence." in found.raw
+    assert "at least, not what the model minimises" in found.raw.split("<nav>")[0]
+
+
 def test_supports_apart_are_an_alarm(tmp_path, no_pictures):
     report = make(logits={"": CriticLogits(np.full(50, 20.0), np.full(50, -20.0))})
     found = text(report, tmp_path)

@@ -28,6 +28,7 @@ from numpyro_spread import (
     ImplicitDistribution,
     JointContrastELBO,
     PriorContrastELBO,
+    RelativisticCritic,
     SpreadELBO,
     WassersteinCritic,
     concat_sites,
@@ -56,7 +57,7 @@ def critic(*sites):
 def make(name, num_steps=3):
     """A small SVI of every kind, and its run of three steps."""
     eps = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
-    deterministic = name in ("spread", "gan", "wasserstein", "mmd")
+    deterministic = name in ("spread", "gan", "wasserstein", "relativistic", "mmd")
 
     def model(x):
         net = flax_module("net", nn.Dense(1), input_shape=(1,))
@@ -85,6 +86,7 @@ def make(name, num_steps=3):
         "spread": lambda: (gaussian, SpreadELBO(NOISE)),
         "gan": lambda: (no_guide, AdversarialDivergence(critic(), noise=NOISE)),
         "wasserstein": lambda: (no_guide, WassersteinCritic(critic())),
+        "relativistic": lambda: (no_guide, RelativisticCritic(critic())),
         "mmd": lambda: (no_guide, MMD(GaussianKernel(1.0))),
         "contrast": lambda: (implicit, PriorContrastELBO({"z": critic("x", "z")})),
         "joint": lambda: (implicit, JointContrastELBO(critic("x", "z"))),
@@ -175,7 +177,9 @@ def quick(monkeypatch):
 
 
 @slow
-@pytest.mark.parametrize("name", ["wasserstein", "contrast", "joint", "npe", "stock"])
+@pytest.mark.parametrize(
+    "name", ["wasserstein", "relativistic", "contrast", "joint", "npe", "stock"]
+)
 def test_other_losses(name, tmp_path, quick):
     svi, x, result = make(name)
     jax.block_until_ready(result)
@@ -188,12 +192,13 @@ def test_other_losses(name, tmp_path, quick):
     assert found.data["x"].shape == (40, 1)
     assert math.isfinite(found.value)
     assert not found.warnings
-    assert set(found.latents) == (set() if name == "wasserstein" else {"z"})
-    critics = {"wasserstein": [""], "contrast": ["z"], "joint": [""]}.get(name, [])
-    assert list(found.logits) == critics
+    assert set(found.latents) == (set() if name in ("wasserstein", "relativistic") else {"z"})
+    critics = {"contrast": ["z"], "npe": [], "stock": []}
+    assert list(found.logits) == critics.get(name, [""])
     cautious = name in ("contrast", "joint")
     assert (found.words.caution == "estimate, not a bound") == cautious
-    assert ("divergence" in numbers) == (name in ("wasserstein", "joint"))
+    assert ("divergence" in numbers) == (name in ("wasserstein", "relativistic", "joint"))
+    assert ("not what the model minimises" in found.words.label) == (name == "relativistic")
     assert [n for n in numbers if n.startswith("critic_accuracy")] == {
         "contrast": ["critic_accuracy/z"],
         "joint": ["critic_accuracy"],

@@ -263,10 +263,16 @@ DIVERGENCES = {
         lambda u: np.log(u) + 1 - 1 / u,
         None,
     ),
+    "least squares": (
+        lambda p: p.LeastSquares(),
+        lambda u: u * np.log(2 * u / (1 + u)) - (u - 1) ** 2 / (u + 1) / 8,
+        lambda u: np.log(2 * u / (1 + u)) + 1 / (1 + u) - (u - 1) * (u + 3) / (u + 1) ** 2 / 8,
+        None,
+    ),
     "total variation": (lambda p: p.TotalVariation(), lambda u: np.abs(u - 1) / 2, None, None),
 }
 TRAINED = [name for name in DIVERGENCES if name != "total variation"]
-BOUNDED = [name for name in DIVERGENCES if name.startswith(("js", "squared", "total"))]
+BOUNDED = [name for name in DIVERGENCES if name.startswith(("js", "squared", "least", "total"))]
 
 
 def instances(package, names=DIVERGENCES):
@@ -355,6 +361,14 @@ LOSSES = {
     ),
     "reverse KL two passes": _adversarial(lambda p: p.ReverseKL(), update=lambda p: "two_pass"),
     "Wasserstein": _compares(lambda p, critic: p.WassersteinCritic(critic("x")), has_critic=True),
+    "hinge": _compares(lambda p, critic: p.HingeCritic(critic("x")), has_critic=True),
+    "least squares": _compares(
+        lambda p, critic: p.LeastSquaresCritic(critic("x")), has_critic=True
+    ),
+    "relativistic": _compares(lambda p, critic: p.RelativisticCritic(critic("x")), has_critic=True),
+    "unrolled": _adversarial(
+        lambda p: p.JSPi(0.5), regularizer=lambda p: p.R1(1.0), unroll=lambda p: 2
+    ),
     "adaptive": _prior(),
     "plain": _prior(adaptive=False),
     "joint": _joint("implicit", noise),

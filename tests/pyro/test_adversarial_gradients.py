@@ -24,6 +24,7 @@ from pyro_spread import (
     ReverseKL,
     SquaredHellinger,
 )
+from pyro_spread.ratio import Regularizer
 
 
 def no_guide(*args, **kwargs):
@@ -162,6 +163,21 @@ def test_the_gradient_penalty_reaches_the_critic_alone():
     torch.testing.assert_close(found[0]["w"], plain["w"], rtol=0, atol=0)
     name = "discriminator$$$net.0.weight"
     assert (found[0][name] - plain[name]).abs().max() > 1e-2
+
+
+def test_a_penalty_of_ones_own_reaches_the_critic_alone():
+    class Small(Regularizer):
+        def penalty(self, critic, data, model, weights=None):
+            return critic(model).square().mean()
+
+    critic, x = Net(5.0), torch.randn(40, 2)
+    plain, found = (
+        grads(AdversarialDivergence(critic, regularizer=penalty), generator, x)[1]
+        for penalty in (None, Small())
+    )
+    torch.testing.assert_close(found["w"], plain["w"], rtol=0, atol=0)
+    name = "discriminator$$$net.0.weight"
+    assert (found[name] - plain[name]).abs().max() > 1e-2
 
 
 def test_batch_normalisation_takes_two_passes():

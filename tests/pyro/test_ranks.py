@@ -242,3 +242,9 @@ def test_lightning_is_asked_for_by_name(monkeypatch):
 
 def is_distributed(name):
     return name.partition(".")[0] == "distributed"
+
+
+def test_unrolled_critics_are_refused(two):
+    loss = AdversarialDivergence(concat_sites(nn.Linear(1, 1)), unroll=2)
+    with pytest.raises(NotImplementedError, match=r"unroll=k under several ranks: .* unroll=0"):
+        loss(Model(), NoGuide())(torch.randn(4))

@@ -279,7 +279,9 @@ def test_lazy_penalties_are_right_on_average(make):
     critic = concat_sites(Quadratic())
     expected = make().penalty(critic, data, data).item()
     lazy, judged = make(every=4), Judge(critic, (), {})
-    values = [penalise(torch.zeros(()), lazy, judged, data, data, None).item() for _ in range(400)]
+    values = [
+        penalise(torch.zeros(()), lazy, judged, data, data, (None, None)).item() for _ in range(400)
+    ]
     taken = [value for value in values if value]
     assert len(taken) == pytest.approx(100, abs=4 * math.sqrt(400 * 3 / 16))
     assert taken == pytest.approx([4 * expected] * len(taken), rel=1e-5)

@@ -24,6 +24,7 @@ from pyro_spread import (
     ImplicitDistribution,
     JointContrastELBO,
     PriorContrastELBO,
+    RelativisticCritic,
     SpreadELBO,
     WassersteinCritic,
     concat_sites,
@@ -54,7 +55,9 @@ def make(name):
     net = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     encoder = nn.Linear(3, 1)
     eps = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-    likelihood = dist.Delta if name in ("spread", "gan", "wasserstein", "mmd") else None
+    likelihood = (
+        dist.Delta if name in ("spread", "gan", "wasserstein", "relativistic", "mmd") else None
+    )
 
     def model(x):
         pyro.module("net", net)
@@ -84,6 +87,7 @@ def make(name):
         "spread": lambda: (gaussian, SpreadELBO(NOISE)),
         "gan": lambda: (no_guide, AdversarialDivergence(critic(1), noise=NOISE)),
         "wasserstein": lambda: (no_guide, WassersteinCritic(critic(1))),
+        "relativistic": lambda: (no_guide, RelativisticCritic(critic(1))),
         "mmd": lambda: (no_guide, MMD(GaussianKernel(1.0))),
         "contrast": lambda: (implicit, PriorContrastELBO({"z": critic(2, "x", "z")})),
         "joint": lambda: (implicit, JointContrastELBO(critic(2, "x", "z"))),
@@ -174,7 +178,9 @@ def quick(monkeypatch):
     monkeypatch.setattr("spread_analysis.report.gather.write_report", lambda found: found)
 
 
-@pytest.mark.parametrize("name", ["wasserstein", "contrast", "joint", "npe", "stock"])
+@pytest.mark.parametrize(
+    "name", ["wasserstein", "relativistic", "contrast", "joint", "npe", "stock"]
+)
 def test_other_losses(name, tmp_path, quick):
     svi, x, _, net = make(name)
     before = state(svi, net)
@@ -184,12 +190,13 @@ def test_other_losses(name, tmp_path, quick):
     assert found.data["x"].shape == (40, 1)
     assert math.isfinite(found.value)
     assert not found.warnings
-    assert set(found.latents) == (set() if name == "wasserstein" else {"z"})
-    critics = {"wasserstein": [""], "contrast": ["z"], "joint": [""]}.get(name, [])
-    assert list(found.logits) == critics
+    assert set(found.latents) == (set() if name in ("wasserstein", "relativistic") else {"z"})
+    critics = {"contrast": ["z"], "npe": [], "stock": []}
+    assert list(found.logits) == critics.get(name, [""])
     cautious = name in ("contrast", "joint")
     assert (found.words.caution == "estimate, not a bound") == cautious
-    assert ("divergence" in numbers) == (name in ("wasserstein", "joint"))
+    assert ("divergence" in numbers) == (name in ("wasserstein", "relativistic", "joint"))
+    assert ("not what the model minimises" in found.words.label) == (name == "relativistic")
     assert [n for n in numbers if n.startswith("critic_accuracy")] == {
         "contrast": ["critic_accuracy/z"],
         "joint": ["critic_accuracy"],
