@@ -19,13 +19,14 @@ from spread_core.math.ratio import (
     prior_log_odds,
     weighted_mean,
 )
-from spread_core.messages import players
+from spread_core.messages import learned, players
 from spread_core.monitors import (
     SATURATED_LOGIT,
     ClampMonitor,
     LogitRangeMonitor,
     SupportMismatchMonitor,
 )
+from spread_core.noise.base import learned_of
 
 _GENERATORS = ("divergence", "non_saturating")
 
@@ -90,6 +91,7 @@ class AdversarialDivergenceShared(CriticLossShared):
 
     #: From a number of logits to an array of them.
     _zeros: ClassVar[Any]
+    _plays_noise = True
 
     def __init__(
         self,
@@ -114,6 +116,10 @@ class AdversarialDivergenceShared(CriticLossShared):
             raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(self._zeros(1))  # refuses here what has no gradient
+        if learned_of(self.noise):
+            if generator != "divergence":
+                raise ValueError(learned.foreign_generator(generator))
+            divergence.reversed.generator_loss(self._zeros(1))  # here too
         self.divergence = divergence
         self.generator = generator
         self.label_smoothing = label_smoothing
@@ -138,6 +144,11 @@ class AdversarialDivergenceShared(CriticLossShared):
         if self.generator == "non_saturating":
             return non_saturating_loss(logits)
         return self.divergence.generator_loss(log_ratio(logits, self.divergence.pi))
+
+    def _noise_gain(self, logits: Any) -> Any:
+        # The divergence is E_P[f'(r)] - E_Q[f*(f'(r))] at the best critic, and f' is what minus f*
+        # of f' is with P and Q exchanged.
+        return self.divergence.reversed.generator_loss(-log_ratio(logits, self.divergence.pi))
 
     def _value(self, logits: Logits) -> Any:
         value = self._estimate(logits)

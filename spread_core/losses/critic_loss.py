@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from spread_core.logits import Logits
 from spread_core.messages import players
@@ -29,6 +29,9 @@ class CriticLossShared(SharedDocs, ABC):
     :param name: of the discriminator among the params.
     """
 
+    #: Whether it knows the gradient of learned noise: :meth:`_noise_gain`.
+    _plays_noise: ClassVar[bool] = False
+
     def __init__(
         self,
         discriminator: Any,
@@ -46,7 +49,7 @@ class CriticLossShared(SharedDocs, ABC):
             raise ValueError(players.bad_choice("update", update, _UPDATES))
         self._check_regularizer(regularizer)
         self.discriminator = discriminator
-        self.noise = self._as_noise(noise)
+        self.noise = self._as_noise(noise, self._plays_noise)
         self.regularizer = regularizer
         self.update = update
         self.name = name
@@ -60,7 +63,7 @@ class CriticLossShared(SharedDocs, ABC):
         raise NotImplementedError
 
     @staticmethod
-    def _as_noise(noise: Any) -> Any:
+    def _as_noise(noise: Any, is_played: bool, /) -> Any:
         """The backend's check of the argument ``noise``."""
         raise NotImplementedError
 
@@ -71,6 +74,13 @@ class CriticLossShared(SharedDocs, ABC):
     @abstractmethod
     def _generator_loss(self, logits: Any) -> Any:
         """The loss of the generator, for every sample of the model."""
+
+    def _noise_gain(self, logits: Any) -> Any:
+        """
+        What a datum adds to the value that noise raises, given the critic; a draw of the model adds
+        minus the generator's loss.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def _value(self, logits: Logits) -> Any:
