@@ -54,7 +54,7 @@ class SpreadELBOShared(OverStockELBO):
 
     _value = "minus the ELBO of the spread data"
     _unknown = "how its particles share noise"
-    #: From ``noise`` and ``data`` to what draws the noise.
+    #: From ``noise``, ``data`` and whether noise is learned to what draws it.
     _make_spreading: ClassVar[Any]
 
     def __init__(
@@ -64,7 +64,7 @@ class SpreadELBOShared(OverStockELBO):
         super().__init__(**self._options())
         if noise is None:
             raise TypeError(spreading.bad_noise_argument(noise))
-        self._spreading = self._make_spreading(noise, data)
+        self._spreading = self._make_spreading(noise, data, True)
         self.noise, self.data = self._spreading.noise, self._spreading.data
         self._prepare()
 
