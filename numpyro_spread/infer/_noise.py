@@ -31,15 +31,15 @@ def kernels_with_params(
 
     :raises ValueError: if a callable ``noise`` has params that SVI does not know.
     """
-    learned = {key: _params_of(key) for key in learned_of(noise)}
+    learned = learned_of(noise)
     with trace() as sites, seed(rng_seed=0), substitute(data=params):
         kernels = kernels_of(noise, args, kwargs)
     unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
-    unknown += [name for name in learned.values() if name not in params]
+    unknown += [_params_of(key) for key in learned if _params_of(key) not in params]
     if unknown:
         raise ValueError(spreading.unregistered_params(unknown))
-    for key, name in learned.items():
-        kernels[key] = noise[key]._played(params[name])
+    for key, own in learned.items():
+        kernels[key] = own._played(params[_params_of(key)])
     return kernels
 
 

@@ -187,27 +187,24 @@ class CriticLoss(CriticLossShared, Loss):
             values.replaced({n: Rescale.apply(v, own) for n, v in values.items()})
             for values, own in zip(both, factors, strict=True)
         ]
-        logits = Logits(
-            *(self._judge(values, args, kwargs) for values in inputs),
-            sides.data_weights,
-            sides.model_weights,
-        )
+        judged = [self._judge(values, args, kwargs) for values in inputs]
+        logits = Logits(judged[0], judged[1], sides.data_weights, sides.model_weights)
         own = share(logits.weights_p, logits.p, logits.p.numel())
         pulls, pushes = self._slopes(logits, own)
         surrogate = torch.zeros((), dtype=logits.p.dtype, device=logits.p.device)
         for side in range(2):
             learned = {n: v for n, v in inputs[side].items() if both[side][n].requires_grad}
-            pull, push, judged = pulls[side], pushes[side], logits[side]
+            pull, push = pulls[side], pushes[side]
             if not learned:
                 factors[side].append(None)
-            elif self._is_one_pass(judged, inputs[side], kwargs):
+            elif self._is_one_pass(judged[side], inputs[side], kwargs):
                 # The critic's own backward pass runs on into its input, rescaled on the way.
                 pull = away_from_zero(pull)
                 factors[side] += [torch.where(push == 0, push, 1 / pull), push]
             else:
                 # A critic may ignore some of the sites.
                 grads = torch.autograd.grad(
-                    judged,
+                    judged[side],
                     list(learned.values()),
                     push,
                     retain_graph=True,
@@ -217,7 +214,7 @@ class CriticLoss(CriticLossShared, Loss):
                 factors[side].append(None)
                 for name, grad in zip(learned, grads, strict=True):
                     surrogate = surrogate + (grad * both[side][name]).sum()
-            surrogate = surrogate + (judged * pull).sum()
+            surrogate = surrogate + (judged[side] * pull).sum()
         critic = Judge(self.discriminator, args, kwargs)
         surrogate = penalise(surrogate, self.regularizer, critic, *both, sides.data_weights, own)
         with torch.no_grad():
@@ -234,14 +231,17 @@ class CriticLoss(CriticLossShared, Loss):
 
         That of the data is moved by learned noise only, of whose gradient the sign is turned later.
         """
-        both = tuple(side.detach().requires_grad_() for side in logits[:2])
+        data = logits.p.detach().requires_grad_()
+        model = logits.q.detach().requires_grad_()
         with torch.enable_grad():
-            critic = self._critic_loss(Logits(*both, *logits[2:]))
-            lowered = weighted_mean(self._generator_loss(both[1]), logits.weights_q)
+            critic = self._critic_loss(Logits(data, model, *logits[2:]))
+            lowered = weighted_mean(self._generator_loss(model), logits.weights_q)
             if learned_of(self.noise):
-                lowered = lowered + weighted_mean(self._noise_gain(both[0]), logits.weights_p)
-        pulls = torch.autograd.grad(critic, both)
-        pushes = torch.autograd.grad(lowered, both, allow_unused=True, materialize_grads=True)
+                lowered = lowered + weighted_mean(self._noise_gain(data), logits.weights_p)
+        pulls = torch.autograd.grad(critic, (data, model))
+        pushes = torch.autograd.grad(
+            lowered, (data, model), allow_unused=True, materialize_grads=True
+        )
         # All players minimise means, side by side.
         scale = 1.0 if ranks() is None else own
         return [scale * slope for slope in pulls], [scale * slope for slope in pushes]

@@ -20,8 +20,8 @@ from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._noise_entropy import check_arguments, with_entropy
 from pyro_spread.infer._noise import Noise, kernels_of, register_noise
+from pyro_spread.infer._noise_entropy import check_arguments, with_entropy
 from pyro_spread.infer._observation import Places
 from pyro_spread.infer._plate_arguments import is_index
 from pyro_spread.infer._rows import NoisyRows
@@ -145,7 +145,8 @@ class Spreading(SpreadingShared):
 
     def _with_params(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """The model, which has the params of learned noise too: of traces without any, stock ELBOs
-        compute no gradients."""
+        compute no gradients.
+        """
         if not learned_of(self.noise):
             return model
 
@@ -212,7 +213,7 @@ class _LossSpread(SpreadSitesInLoss, SpreadMessenger):
         elif not self._observes_handed(msg, kernel):
             raise ValueError(spreading.observed_other_value(site))
         elif kernel._is_played and torch.is_grad_enabled():
-            label, given = key_of(self._names, site), torch.as_tensor(msg["value"])
+            label, given = str(key_of(self._names, site)), torch.as_tensor(msg["value"])
             handed, clean = (of[label] for of in (self._handed.values, self._handed.clean))
             own = self._taken(msg, handed), self._taken(msg, clean)
             check_arguments(site, given, handed, (self._handed.args, self._handed.kwargs))

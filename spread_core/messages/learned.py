@@ -30,9 +30,9 @@ def no_covariance(kernel: str) -> str:
 
 def nothing_to_learn(kernel: str, constraint: str) -> str:
     return (
-        f"learned: the single scale of this {kernel} is fixed by constraint='{constraint}', so that "
-        "there is nothing to learn. Give it a scale for each element of the event, as an array of "
-        "its shape."
+        f"learned: the single scale of this {kernel} is fixed by constraint='{constraint}', so "
+        "that there is nothing to learn. Give it a scale for each element of the event, as an "
+        "array of its shape."
     )
 
 
@@ -126,8 +126,8 @@ def mixture_of_one_site(site: str, others: Iterable[str]) -> str:
 
 def mixture_of_argument(site: str, shape: Sequence[int], size: int) -> str:
     return (
-        f"site '{site}': under SpreadELBO learned noise needs the entropy of the noisy data, but an "
-        f"argument of shape {tuple(shape)} goes with the {size} data, given which it would be "
+        f"site '{site}': under SpreadELBO learned noise needs the entropy of the noisy data, but "
+        f"an argument of shape {tuple(shape)} goes with the {size} data, given which it would be "
         "another one. Use AdversarialDivergence, whose critic sees the arguments."
     )
 

@@ -41,9 +41,10 @@ class LearnedShared(SharedDocs, Learnable):
     .. math::
         \min_\theta \max_\psi \; D[p * k_\psi \,\|\, q_\theta * k_\psi],
 
-    under a constraint that keeps :math:`k_\psi` as strong as the kernel that is given [1]. Its params get the gradient of minus the divergence, all others that of their own loss, as
-    always; so any optimiser may move them, and ``two_player(..., noise=optim)`` moves them by one
-    of their own.
+    under a constraint that keeps :math:`k_\psi` as strong as the kernel that is given [1]. Its
+    params get the gradient of minus the divergence, all others that of their own loss, as always;
+    so any optimiser may move them, and ``two_player(..., noise=optim)`` moves them by one of their
+    own.
 
     - Under ``AdversarialDivergence`` the divergence is the value of the best critic, and its
       gradient that through the noisy samples of both sides, with the critic held fixed.
