@@ -26,8 +26,10 @@ class LearnedNoise(LearnedShared):
 
     _backend = BACKEND
 
-    def __init__(self, noise: SpreadNoise, constraint: str | None = None) -> None:
-        super().__init__(noise, constraint)
+    def __init__(
+        self, noise: SpreadNoise, constraint: str | None = None, least: float | None = None
+    ) -> None:
+        super().__init__(noise, constraint, least)
         fields = (getattr(noise, name, None) for name in ("scale", "factor"))
         dtype = jnp.result_type(*(value for value in fields if isinstance(value, jax.Array)))
         # NumPy's: made inside a compiled function, they would be tracers.
@@ -63,7 +65,9 @@ class LearnedNoise(LearnedShared):
         return made
 
 
-def learned(noise: SpreadNoise, constraint: str | None = None) -> LearnedNoise:
+def learned(
+    noise: SpreadNoise, constraint: str | None = None, *, least: float | None = None
+) -> LearnedNoise:
     r"""
     Noise of this kind whose covariance is learned: it raises the divergence that the model lowers.
 
@@ -81,10 +85,12 @@ def learned(noise: SpreadNoise, constraint: str | None = None) -> LearnedNoise:
         with a scale for each element, or ``LowRankGaussianNoise``.
     :param constraint: ``"trace"`` for a constant sum of variances, ``"determinant"`` for a constant
         determinant of the covariance.
+    :param least: the variance that every element keeps under a trace, as a share of the mean
+        variance; a millionth by default.
     :return: what to put in place of a kernel in the ``noise`` of ``AdversarialDivergence`` or
         ``SpreadELBO``. Its method ``kernel`` is the kernel at some params.
     :raises TypeError: if noise is no kernel.
     :raises ValueError: if there is no constraint, or under it nothing to learn.
     :raises NotImplementedError: for other kernels.
     """
-    return LearnedNoise(noise, constraint)
+    return LearnedNoise(noise, constraint, least)

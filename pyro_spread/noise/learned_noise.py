@@ -23,8 +23,10 @@ class LearnedNoise(LearnedShared, nn.Module):
 
     _backend = BACKEND
 
-    def __init__(self, noise: SpreadNoise, constraint: str | None = None) -> None:
-        super().__init__(noise, constraint)
+    def __init__(
+        self, noise: SpreadNoise, constraint: str | None = None, least: float | None = None
+    ) -> None:
+        super().__init__(noise, constraint, least)
         fields = (getattr(noise, name, None) for name in ("scale", "factor"))
         like = next(value for value in fields if isinstance(value, torch.Tensor))
         for name, value in self._start.items():
@@ -47,7 +49,9 @@ class LearnedNoise(LearnedShared, nn.Module):
         return made
 
 
-def learned(noise: SpreadNoise, constraint: str | None = None) -> LearnedNoise:
+def learned(
+    noise: SpreadNoise, constraint: str | None = None, *, least: float | None = None
+) -> LearnedNoise:
     r"""
     Noise of this kind whose covariance is learned: it raises the divergence that the model lowers.
 
@@ -65,10 +69,12 @@ def learned(noise: SpreadNoise, constraint: str | None = None) -> LearnedNoise:
         with a scale for each element, or ``LowRankGaussianNoise``.
     :param constraint: ``"trace"`` for a constant sum of variances, ``"determinant"`` for a constant
         determinant of the covariance.
+    :param least: the variance that every element keeps under a trace, as a share of the mean
+        variance; a millionth by default.
     :return: what to put in place of a kernel in the ``noise`` of ``AdversarialDivergence`` or
         ``SpreadELBO``. Its method ``kernel`` is the kernel that it is now.
     :raises TypeError: if noise is no kernel.
     :raises ValueError: if there is no constraint, or under it nothing to learn.
     :raises NotImplementedError: for other kernels.
     """
-    return LearnedNoise(noise, constraint)
+    return LearnedNoise(noise, constraint, least)

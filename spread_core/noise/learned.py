@@ -23,8 +23,8 @@ from spread_core.shared_docs import SharedDocs
 CONSTRAINTS = ("trace", "determinant")
 _KINDS = (Gaussian, Laplace, Logistic, LowRankGaussian)
 
-#: Least variance of an element under a fixed trace, as a share of the mean variance: of a scale of
-#: 0 nothing would be left that spreads.
+#: Least variance of an element under a fixed trace, as a share of the mean variance, if nothing else
+#: is said: of a scale of 0 nothing would be left that spreads.
 LEAST = 1e-6
 
 Params = Mapping[str, Any]
@@ -58,8 +58,10 @@ class LearnedShared(SharedDocs, Learnable):
 
     The constraint holds exactly at every step: under ``"trace"`` the sum of the variances of all
     elements, under ``"determinant"`` the determinant of the covariance, is that of the kernel that
-    was given, which is the start. Under a trace no element has less than a millionth of the mean
-    variance.
+    was given, which is the start. The KL divergence of two Gaussians is convex in the variances, so
+    that it is largest where all that is free is in one element: ``least`` is the variance that each
+    keeps. Under a fixed determinant there is no such bound, and the divergence of a model on a thin
+    set has no maximum.
 
     **References**
 
@@ -72,6 +74,8 @@ class LearnedShared(SharedDocs, Learnable):
     :param noise: the kernel to start from: ``GaussianNoise``, ``LaplaceNoise`` or ``LogisticNoise``
         with a scale for each element, or ``LowRankGaussianNoise``.
     :param constraint: ``"trace"`` or ``"determinant"``; there is no default.
+    :param least: the variance that every element keeps under a trace, as a share of the mean
+        variance; a millionth by default.
     :raises TypeError: if noise is no kernel.
     :raises ValueError: if there is no constraint, or under it nothing to learn.
     :raises NotImplementedError: for other kernels.
@@ -79,7 +83,7 @@ class LearnedShared(SharedDocs, Learnable):
 
     _backend: ClassVar[Backend]
 
-    def __init__(self, noise: Any, constraint: Any) -> None:
+    def __init__(self, noise: Any, constraint: Any, least: float | None) -> None:
         super().__init__()
         if not self._backend.is_kernel(noise):
             raise TypeError("learned: " + noise_messages.not_a_kernel(noise))
@@ -87,6 +91,8 @@ class LearnedShared(SharedDocs, Learnable):
             raise ValueError(messages.no_constraint())
         if constraint not in CONSTRAINTS:
             raise ValueError(messages.bad_constraint(constraint, CONSTRAINTS))
+        if least is not None and (constraint != "trace" or not 0 < least < 1):
+            raise ValueError(messages.bad_least(least, constraint))
         if not isinstance(noise, _KINDS):
             raise NotImplementedError(messages.no_covariance(type(noise).__name__))
         scale, factor = (self._numbers(getattr(noise, n, None)) for n in ("scale", "factor"))
@@ -95,6 +101,7 @@ class LearnedShared(SharedDocs, Learnable):
         if factor is not None and not factor.any():
             raise ValueError(messages.zero_factor())
         self.constraint = constraint
+        self.least = LEAST if least is None else float(least)
         self._kernel = copy.copy(noise)  # of which the class and the shapes remain
         self._size = scale.size if factor is None else len(factor)
         if constraint == "trace":
@@ -112,12 +119,12 @@ class LearnedShared(SharedDocs, Learnable):
         times = self._size / scale.size
         correlated = 0.0 if factor is None else float((factor**2).sum())
         trace = times * float((scale**2).sum()) + correlated
-        share = (scale**2 / trace - LEAST / self._size) / (1 - LEAST)
+        share = (scale**2 / trace - self.least / self._size) / (1 - self.least)
         if not (share > 0).all():
-            raise ValueError(messages.below_least(math.sqrt(LEAST)))
+            raise ValueError(messages.below_least(self.least))
         start = {"log_scale": 0.5 * np.log(share)}
         if factor is not None:
-            start["factor"] = factor / math.sqrt((1 - LEAST) * trace)
+            start["factor"] = factor / math.sqrt((1 - self.least) * trace)
         return trace, start
 
     def _from_determinant(self, scale: Any, factor: Any) -> tuple[float, dict[str, Any]]:
@@ -151,8 +158,8 @@ class LearnedShared(SharedDocs, Learnable):
         if factor is not None:
             factor = factor * xp.exp(-largest)
             total = total + (factor**2).sum()
-        left = (1 - LEAST) * self._level
-        fields = {"scale": xp.sqrt(left * variance / total + LEAST * self._level / self._size)}
+        left, kept = (1 - self.least) * self._level, self.least * self._level / self._size
+        fields = {"scale": xp.sqrt(left * variance / total + kept)}
         if factor is None:
             return fields
         return fields | {"factor": factor * xp.sqrt(left / total)}
