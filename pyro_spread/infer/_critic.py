@@ -58,7 +58,7 @@ def is_lazy(module: nn.Module) -> bool:
 
 def register_critic(name: str, discriminator: nn.Module) -> None:
     """
-    Put the params of a discriminator, or of learned noise, into the store, where SVI looks for them.
+    Put the params of a discriminator or of learned noise into the store, where SVI looks for them.
 
     :param name: of the discriminator or noise in the store.
     :raises ValueError: if the store holds the params of another one under this name.

@@ -45,15 +45,15 @@ def zero_factor() -> str:
 
 def bad_least(value: object, constraint: object) -> str:
     return (
-        "learned: least is a share of the mean variance, between 0 and 1, which every element keeps "
-        f"under constraint='trace'; got {shown(value)} under constraint='{constraint}'."
+        "learned: least is a share of the mean variance, between 0 and 1, which every element "
+        f"keeps under constraint='trace'; got {shown(value)} under constraint='{constraint}'."
     )
 
 
 def below_least(share: float) -> str:
     return (
-        f"learned: under constraint='trace' every element keeps {share:g} of the mean variance, and "
-        "some of these have no more than that. Start from scales that are more alike, or lower "
+        f"learned: under constraint='trace' every element keeps {share:g} of the mean variance, "
+        "and some of these have no more than that. Start from scales that are more alike, or lower "
         "least."
     )
 

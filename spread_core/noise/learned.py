@@ -23,8 +23,8 @@ from spread_core.shared_docs import SharedDocs
 CONSTRAINTS = ("trace", "determinant")
 _KINDS = (Gaussian, Laplace, Logistic, LowRankGaussian)
 
-#: Least variance of an element under a fixed trace, as a share of the mean variance, if nothing else
-#: is said: of a scale of 0 nothing would be left that spreads.
+#: Least variance of an element under a fixed trace, as a share of the mean variance, unless told
+#: otherwise: a scale of 0 spreads nothing.
 LEAST = 1e-6
 
 Params = Mapping[str, Any]

@@ -95,6 +95,12 @@ def moves(svi, *args, **kwargs):
     return not torch.equal(before, kernel(svi))
 
 
+def few_or_slow(name):
+    """A few cases are always run."""
+    marks = () if name in ("plain", "masked", "trace", "particles") else pytest.mark.slow
+    return pytest.param(name, marks=marks)
+
+
 ADVERSARIAL = {
     "plain": ({}, {}),
     "particles": ({"num_particles": 3}, {}),
@@ -103,7 +109,7 @@ ADVERSARIAL = {
 }
 
 
-@pytest.mark.parametrize("name", ADVERSARIAL)
+@pytest.mark.parametrize("name", [few_or_slow(name) for name in ADVERSARIAL])
 def test_under_a_critic(name):
     options, kwargs = ADVERSARIAL[name]
     svi = adversarial(**options)
@@ -134,7 +140,7 @@ ELBOS = {
 }
 
 
-@pytest.mark.parametrize("name", ELBOS)
+@pytest.mark.parametrize("name", [few_or_slow(name) for name in ELBOS])
 def test_under_a_bound(name):
     assert moves(bounded(ELBOS[name] and ELBOS[name]()), X)
 
