@@ -123,7 +123,7 @@ def parse_args(
         "--noise",
         default="fixed",
         choices=("fixed", "learned"),
-        help="learned: a variance for each pixel, half of which stays, the sum of all being constant",
+        help="learned: a variance for each pixel, half of which stays, of constant sum",
     )
     parser.add_argument("-n", "--num-epochs", type=int)
     parser.add_argument("-lr", "--learning-rate", type=float)
@@ -225,14 +225,15 @@ def describe(results: Mapping[str, Any]) -> str:
     :param results: from :func:`compare`.
     """
     options = results["options"]
+    noise = options.get("noise", "fixed")
     text = f"""
         {options["dataset"]}: {results["num_train"]} training images; both models have the same
         nets, {options["latent_dim"]} latents, {options["num_epochs"]} epochs. Spread noise
-        {options["noise_scale"]}, {options["noise"]}. {results["num_samples"]} decoder means at draws of the prior,
-        against {results["num_held_out"]} held-out images. Fréchet distance, precision and recall
-        in {results["features"]}. Real images: {results["real_images"]}. Mean ± standard error of
-        {options["num_seeds"]} seed(s). Losses are minus the bound on held-out images, in nats per
-        image, comparable within a column only.
+        {options["noise_scale"]}, {noise}. {results["num_samples"]} decoder means at draws of the
+        prior, against {results["num_held_out"]} held-out images. Fréchet distance, precision and
+        recall in {results["features"]}. Real images: {results["real_images"]}. Mean ± standard
+        error of {options["num_seeds"]} seed(s). Losses are minus the bound on held-out images, in
+        nats per image, comparable within a column only.
     """
     return textwrap.fill(" ".join(text.split()), 100)
 
