@@ -84,8 +84,8 @@ class SpreadELBO(SpreadELBOShared, Loss):
     what they stand for, since the bound is a sum over them: ``plate("data", N, subsample=x)`` on
     shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
     own size. Otherwise the gradient is that of the sum divided by that number.
-    ``TraceTailAdaptive_ELBO`` and latents enumerated outside all plates couple the data and are
-    refused.
+    ``TraceTailAdaptive_ELBO``, latents enumerated outside all plates and learned noise couple the
+    data and are refused.
     """
 
     _stock = _STOCK

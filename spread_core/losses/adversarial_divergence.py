@@ -71,8 +71,8 @@ class AdversarialDivergenceShared(CriticLossShared):
         datum. ``concat_sites(net, "x")`` makes one from a plain net.
     :param divergence: what the model minimises; ``JSPi(0.5)`` by default. Its ``pi`` is the class
         prior of the discriminator.
-    :param noise: dict from observed site to noise kernel; or a callable that returns it, called
-        with the model's arguments at every step. None: no noise.
+    :param noise: dict from observed site to noise kernel, or to noise of ``learned``; or a callable
+        that returns kernels, called with the model's arguments at every step. None: no noise.
     :param generator: ``"divergence"`` for the gradient of the divergence; ``"non_saturating"`` for
         :math:`-E_Q \log D`, which moves faster from a bad start but follows
         :math:`\nabla \mathrm{KL}[Q \| P] - \nabla \mathrm{JS}_\pi / (1 - \pi)` instead.
@@ -86,7 +86,8 @@ class AdversarialDivergenceShared(CriticLossShared):
         ``name$params``.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if an argument is out of its range.
-    :raises NotImplementedError: if ``divergence`` has no gradient, as ``TotalVariation``.
+    :raises NotImplementedError: if ``divergence`` has no gradient, as ``TotalVariation``, or under
+        learned noise no ``reversed``.
     """
 
     #: From a number of logits to an array of them.

@@ -13,6 +13,8 @@ from flax import linen
 from torch import nn
 from twins import assert_refused_alike, in_both, no_guide
 
+from spread_core.math.f_divergence import Divergence
+
 X = np.random.default_rng(3).normal(size=(6, 2))
 
 
@@ -121,6 +123,22 @@ def test_a_generator_that_lowers_something_else():
             critic(b), noise={"x": learned(b)}, generator="non_saturating"
         ),
         "generator='non_saturating' lowers something else",
+    )
+
+
+class Own(Divergence):
+    """A divergence that does not say what it is with its arguments exchanged."""
+
+    def data_term(self, log_ratio):
+        return log_ratio
+
+    model_term = generator_loss = data_term
+
+
+def test_a_divergence_that_cannot_be_turned():
+    assert_refused_alike(
+        lambda b: b.package.AdversarialDivergence(critic(b), Own(), noise={"x": learned(b)}),
+        "Own.*reversed",
     )
 
 

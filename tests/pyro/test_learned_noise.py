@@ -97,7 +97,7 @@ def moves(svi, *args, **kwargs):
 
 def few_or_slow(name):
     """A few cases are always run."""
-    marks = () if name in ("plain", "masked", "trace", "particles") else pytest.mark.slow
+    marks = () if name in ("masked", "trace") else pytest.mark.slow
     return pytest.param(name, marks=marks)
 
 
