@@ -58,10 +58,10 @@ class LearnedShared(SharedDocs, Learnable):
 
     The constraint holds exactly at every step: under ``"trace"`` the sum of the variances of all
     elements, under ``"determinant"`` the determinant of the covariance, is that of the kernel that
-    was given, which is the start. The KL divergence of two Gaussians is convex in the variances, so
-    that it is largest where all that is free is in one element: ``least`` is the variance that each
-    keeps. Under a fixed determinant there is no such bound, and the divergence of a model on a thin
-    set has no maximum.
+    was given, which is the start. The KL divergence of Gaussians with independent elements is
+    convex in the variances of the noise, so that it is largest where all that is free is in one
+    element: ``least`` is the variance that each keeps. Under a fixed determinant there is no such
+    bound, and the divergence of a model on a thin set has no maximum.
 
     **References**
 
