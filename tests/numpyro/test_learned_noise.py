@@ -112,7 +112,6 @@ ELBOS = {
     "particles": lambda: infer.Trace_ELBO(num_particles=3),
     "mean field": infer.TraceMeanField_ELBO,
     "graph": infer.TraceGraph_ELBO,
-    "enumerating": infer.TraceEnum_ELBO,
     "importance weighted": lambda: infer.RenyiELBO(num_particles=2),
 }
 
@@ -120,6 +119,34 @@ ELBOS = {
 @pytest.mark.parametrize("name", [few_or_slow(name) for name in ELBOS])
 def test_under_a_bound(name):
     assert moves(bounded(ELBOS[name] and ELBOS[name]()), X)[1]
+
+
+@pytest.mark.slow
+def test_an_enumerated_latent_has_the_gradient_of_the_mixture():
+    """The entropy's term is the same for every value of the latent, and counts once."""
+    locs, grads = jnp.array([[-1.0, 0.0], [1.0, 0.5]]), []
+
+    def enumerated(x):
+        with numpyro.plate("data", len(x)):
+            k = numpyro.sample(
+                "k", dist.Categorical(jnp.ones(2) / 2), infer={"enumerate": "parallel"}
+            )
+            numpyro.sample("x", dist.Delta(locs[k], event_dim=1), obs=x)
+
+    def summed(x):
+        with numpyro.plate("data", len(x)):
+            mixing, parts = dist.Categorical(jnp.ones(2) / 2), dist.Delta(locs, event_dim=1)
+            numpyro.sample("x", dist.MixtureSameFamily(mixing, parts), obs=x)
+
+    for program, elbo in ((enumerated, infer.TraceEnum_ELBO()), (summed, infer.Trace_ELBO())):
+        loss = SpreadELBO({"x": noise()}, elbo)
+
+        def value(params, loss=loss, program=program):
+            return loss.loss(random.key(0), {NOISE: params}, program, lambda x: None, X)
+
+        grads.append(jax.grad(value)(noise().init())["log_scale"])
+    assert grads[0].any()
+    np.testing.assert_allclose(*grads, rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [12, 5])

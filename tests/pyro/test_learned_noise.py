@@ -135,7 +135,6 @@ ELBOS = {
     "particles": lambda: infer.Trace_ELBO(num_particles=3, vectorize_particles=True),
     "mean field": infer.TraceMeanField_ELBO,
     "graph": infer.TraceGraph_ELBO,
-    "enumerating": lambda: infer.TraceEnum_ELBO(max_plate_nesting=1),
     "importance weighted": lambda: infer.RenyiELBO(num_particles=2),
 }
 
@@ -143,6 +142,32 @@ ELBOS = {
 @pytest.mark.parametrize("name", [few_or_slow(name) for name in ELBOS])
 def test_under_a_bound(name):
     assert moves(bounded(ELBOS[name] and ELBOS[name]()), X)
+
+
+@pytest.mark.slow
+def test_an_enumerated_latent_has_the_gradient_of_the_mixture():
+    """The entropy's term is the same for every value of the latent, and counts once."""
+    locs, grads = torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), []
+
+    def enumerated(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Delta(locs[k], event_dim=1), obs=x)
+
+    def summed(x):
+        with pyro.plate("data", len(x)):
+            mixing, parts = dist.Categorical(torch.ones(2)), dist.Delta(locs, event_dim=1)
+            pyro.sample("x", dist.MixtureSameFamily(mixing, parts), obs=x)
+
+    elbos = infer.TraceEnum_ELBO(max_plate_nesting=1), infer.Trace_ELBO()
+    for program, elbo in zip((enumerated, summed), elbos, strict=True):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        own = noise()
+        SpreadELBO({"x": own}, elbo).loss_and_grads(program, no_guide, X)
+        grads.append(own.log_scale.grad)
+    assert grads[0].any()
+    torch.testing.assert_close(*grads)
 
 
 def test_the_plate_may_subsample_and_the_bound_is_scaled():
