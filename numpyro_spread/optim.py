@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""two_player: combine two optimisers, one for each player, into one for SVI."""
+"""two_player: combine several optimisers, one for each player, into one for SVI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import optax
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from spread_core.messages import learned
 from spread_core.messages import players as player_messages
+from spread_core.noise.learned import is_noise
 from spread_core.validation import check_count
 
 _WANTED, _EXAMPLE = "an optax.GradientTransformation", "optax.adam(1e-3)"
@@ -49,11 +51,12 @@ def _averaging(decay: float) -> optax.GradientTransformation:
 
 def two_player(
     generator: optax.GradientTransformation,
-    discriminator: optax.GradientTransformation,
+    discriminator: optax.GradientTransformation | None,
     discriminator_steps: int = 1,
     *,
     ema: float | None = None,
     name: str = "discriminator",
+    noise: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """
     Combine two optimisers into one for SVI: one for the discriminator's params, one for all others.
@@ -65,19 +68,26 @@ def two_player(
         >>> fast = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(4e-4))
         >>> optim = two_player(slow, fast, discriminator_steps=2)
 
-    :param generator: an optax optimiser for all params except the discriminator's.
-    :param discriminator: an optax optimiser for the discriminator's params.
-    :param discriminator_steps: steps of the discriminator for each of the generator, which moves
-        at every k-th step, with the gradient of that step; its schedules count its own steps.
+    :param generator: an optax optimiser for all params except those of the others.
+    :param discriminator: an optax optimiser for the discriminator's params; None, with ``noise``,
+        for a loss without one.
+    :param discriminator_steps: steps of the discriminator for each of the others, which move at
+        every k-th step, with the gradient of that step; their schedules count their own steps.
     :param ema: decay per step of an exponential moving average of the generator's params, such as
         0.999, which averages out the oscillations of training; :func:`averaged_params` returns it.
     :param name: of the discriminator, as in the loss.
+    :param noise: an optax optimiser for the params of learned noise, if the loss has any.
     :return: an optax optimiser for SVI.
     :raises TypeError: if a player is not an optax optimiser.
-    :raises ValueError: if a number is out of its range; at ``init``, if none of
-        the params is the discriminator's.
+    :raises ValueError: if a number is out of its range; at ``init``, if a player has no params, or
+        params no player.
     """
-    for role, optim in (("generator", generator), ("discriminator", discriminator)):
+    if discriminator is None and noise is None:
+        raise ValueError(learned.needs_two_players())
+    roles = {"generator": generator}
+    roles |= {} if discriminator is None else {"discriminator": discriminator}
+    roles |= {} if noise is None else {"noise": noise}
+    for role, optim in roles.items():
         if not isinstance(optim, optax.GradientTransformation):
             raise TypeError(player_messages.foreign_player(role, optim, _WANTED, _EXAMPLE))
         if (asked := _more_than_gradients(optim)) is not None:
@@ -91,20 +101,34 @@ def two_player(
     if ema is not None and not 0 < ema < 1:
         raise ValueError(player_messages.bad_range("two_player: ema", ema, "in (0, 1), or None"))
     if ema is not None:
-        generator = optax.chain(generator, _averaging(ema))
+        roles["generator"] = optax.chain(generator, _averaging(ema))
     k = int(discriminator_steps)
-    if k > 1:
-        generator = optax.conditionally_mask(
-            generator, should_transform_fn=lambda step, **_: jnp.equal(step % k, k - 1)
-        )
+    for role in roles if k > 1 else ():
+        if role != "discriminator":
+            roles[role] = optax.conditionally_mask(
+                roles[role], should_transform_fn=lambda step, **_: jnp.equal(step % k, k - 1)
+            )
+
+    def role_of(site: str) -> str:
+        if is_noise(site):
+            return "noise"
+        return "discriminator" if site.split("$")[0] == name else "generator"
 
     def players(params: dict[str, Any]) -> dict[str, str]:
-        mine = {site: site.split("$")[0] == name for site in params}
-        if not any(mine.values()):
+        found = {site: role_of(site) for site in params}
+        if "discriminator" not in roles:
+            if "discriminator" in found.values():
+                raise ValueError(learned.no_critic_to_move(name))
+        elif "discriminator" not in found.values():
             raise ValueError(player_messages.unknown_player(name, params))
-        return {site: "discriminator" if is_mine else "generator" for site, is_mine in mine.items()}
+        noises = [site for site, role in found.items() if role == "noise"]
+        if noises and "noise" not in roles:
+            raise ValueError(learned.unmoved(noises))
+        if not noises and "noise" in roles:
+            raise ValueError(learned.no_player(params))
+        return found
 
-    return optax.partition({"generator": generator, "discriminator": discriminator}, players)
+    return optax.partition(roles, players)
 
 
 def _more_than_gradients(optim: optax.GradientTransformation) -> str | None:

@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""two_player: combine two optimisers, one for each player, into one for SVI."""
+"""two_player: combine several optimisers, one for each player, into one for SVI."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pyro.optim import PyroOptim
 from pyro_spread import _parents
 from pyro_spread._together import move, moves_all_or_none
 from pyro_spread._transaction import optimiser_step
-from pyro_spread.infer._guards import critic_params, idle_critics
-from spread_core.messages import players
+from pyro_spread.infer._guards import critic_params, idle_critics, player
+from spread_core.messages import learned, players
 from spread_core.validation import check_count
 
 _STEPS = "discriminator_steps_done"
@@ -82,27 +82,38 @@ class Composite(PyroOptim):
 
 
 class TwoPlayer(Composite):
-    """Two Pyro optimisers, each for the params of one player; see :func:`two_player`."""
+    """Pyro optimisers, each for the params of one player; see :func:`two_player`."""
 
     def __init__(
         self,
         generator: PyroOptim,
-        discriminator: PyroOptim,
+        discriminator: PyroOptim | None,
         discriminator_steps: int,
         ema: float | None,
         name: str,
+        noise: PyroOptim | None,
     ) -> None:
-        for role, optim in (("generator", generator), ("discriminator", discriminator)):
+        if discriminator is None and noise is None:
+            raise ValueError(learned.needs_two_players())
+        given = {"generator": generator, "discriminator": discriminator, "noise": noise}
+        #: The optimisers by role.
+        self._roles: dict[str, PyroOptim] = {}
+        for role, optim in given.items():
+            if optim is None and role != "generator":
+                continue
             if not isinstance(optim, PyroOptim) or isinstance(optim, TwoPlayer):
                 raise TypeError(players.foreign_player(role, optim, "a Pyro optimiser", _EXAMPLE))
-        if generator is discriminator:
-            wanted = "another object than the generator's, since each keeps state of its own"
-            raise ValueError(players.bad_player("discriminator", discriminator, wanted))
+            other = next((name for name, own in self._roles.items() if own is optim), None)
+            if other is not None:
+                wanted = f"another object than the {other}'s, since each keeps state of its own"
+                raise ValueError(players.bad_player(role, optim, wanted))
+            self._roles[role] = optim
         check_count("two_player: discriminator_steps", discriminator_steps)
         if ema is not None and not 0 < ema < 1:
             raise ValueError(players.bad_range("two_player: ema", ema, "in (0, 1), or None"))
         self.generator = generator
         self.discriminator = discriminator
+        self.noise = noise
         self.ema = ema
         #: Averages of the generator's unconstrained params by name, if ``ema`` is given.
         self.averages: dict[str, torch.Tensor] = {}
@@ -112,32 +123,44 @@ class TwoPlayer(Composite):
 
     def __call__(self, params: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> None:
         """
-        One step of the discriminator, and at every k-th call one of the generator: both or none.
+        One step of the discriminator, and at every k-th call one of the others: all or none.
 
-        :param params: unconstrained params of both players.
-        :raises ValueError: if none of them is the discriminator's.
+        :param params: unconstrained params of all players.
+        :raises ValueError: if a player has no params, or params no player.
         """
-        store = pyro.get_param_store()
         params = list(params)
-        # Params that the model names too still belong to the critic.
-        names = [critic_params.get(param) or store.param_name(param) for param in params]
-        mine = [str(name).split("$$$")[0] == self.name for name in names]
-        if not any(mine) and self.name not in idle_critics.values():
-            raise ValueError(players.unknown_player(self.name, map(str, names)))
         with optimiser_step(self, params):
-            self._move(params, mine, *args, **kwargs)
+            self._move(self._split(params), *args, **kwargs)
 
-    def _move(
-        self, params: list[torch.Tensor], mine: list[bool], *args: Any, **kwargs: Any
-    ) -> None:
+    def _split(self, params: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """The params of every player."""
+        store = pyro.get_param_store()
+        # Params that the model names too still belong to the critic.
+        names = [str(critic_params.get(param) or store.param_name(param)) for param in params]
+        split: dict[str, list[torch.Tensor]] = {"generator": [], "discriminator": [], "noise": []}
+        for param, name in zip(params, names, strict=True):
+            own = name.split("$$$")[0] == self.name
+            critic_or_rest = "discriminator" if own else "generator"
+            split["noise" if player(param) == "noise" else critic_or_rest].append(param)
+        if self.discriminator is None:
+            if split["discriminator"]:
+                raise ValueError(learned.no_critic_to_move(self.name))
+        elif not split["discriminator"] and self.name not in idle_critics.values():
+            raise ValueError(players.unknown_player(self.name, names))
+        if self.noise is None and split["noise"]:
+            raise ValueError(learned.unmoved(critic_params[param] for param in split["noise"]))
+        if self.noise is not None and not split["noise"]:
+            raise ValueError(learned.no_player(names))
+        return split
+
+    def _move(self, split: dict[str, list[torch.Tensor]], *args: Any, **kwargs: Any) -> None:
         self._steps_done += 1
-        critic = [param for param, is_critic in zip(params, mine, strict=True) if is_critic]
-        move(self.discriminator, critic, *args, **kwargs)
-        if self._steps_done % self.discriminator_steps == 0:
-            rest = [param for param, is_critic in zip(params, mine, strict=True) if not is_critic]
-            move(self.generator, rest, *args, **kwargs)
-            if self.ema is not None:
-                self._average(rest)
+        is_turn = self._steps_done % self.discriminator_steps == 0
+        for role in ("discriminator", "generator", "noise"):
+            if role in self._roles and (is_turn or role == "discriminator"):
+                move(self._roles[role], split[role], *args, **kwargs)
+        if is_turn and self.ema is not None:
+            self._average(split["generator"])
 
     def _average(self, params: Iterable[torch.Tensor]) -> None:
         # The start weighs little: the average follows closely until it is long enough.
@@ -154,16 +177,16 @@ class TwoPlayer(Composite):
 
     def parts(self) -> dict[str, PyroOptim]:
         """
-        Both players.
+        All players.
 
-        :meth:`step` advances both schedules by one, so that one of the generator counts the steps
+        :meth:`step` advances all schedules by one, so that one of the generator counts the steps
         of the discriminator too; in NumPyro it counts its own.
         """
-        return {"generator": self.generator, "discriminator": self.discriminator}
+        return dict(self._roles)
 
     def moves_all_or_none(self, params: Iterable[torch.Tensor]) -> bool:
-        """If so do both players, without clipping, which may fail when one has moved."""
-        players = (self.generator, self.discriminator)
+        """If so do all players, without clipping, which may fail when one has moved."""
+        players = list(self._roles.values())
         if any(clip for player in players for clip in player.grad_clip.values()):
             return False
         # Those that no player has moved yet are in neither part.
@@ -204,11 +227,12 @@ class TwoPlayer(Composite):
 
 def two_player(
     generator: PyroOptim,
-    discriminator: PyroOptim,
+    discriminator: PyroOptim | None,
     discriminator_steps: int = 1,
     *,
     ema: float | None = None,
     name: str = "discriminator",
+    noise: PyroOptim | None = None,
 ) -> TwoPlayer:
     """
     Combine two optimisers into one for SVI: one for the discriminator's params, one for all others.
@@ -221,18 +245,20 @@ def two_player(
         >>> optim = two_player(slow, fast, discriminator_steps=2)
 
     :param generator: a Pyro optimiser (any torch one through ``pyro.optim``) for all params except
-        the discriminator's.
-    :param discriminator: a Pyro optimiser for the discriminator's params.
-    :param discriminator_steps: steps of the discriminator for each of the generator, which moves
-        at every k-th call, with the gradient of that call.
+        those of the others.
+    :param discriminator: a Pyro optimiser for the discriminator's params; None, with ``noise``, for
+        a loss without one.
+    :param discriminator_steps: steps of the discriminator for each of the others, which move at
+        every k-th call, with the gradient of that call.
     :param ema: decay per step of an exponential moving average of the generator's params, such as
         0.999, which averages out the oscillations of training; :func:`averaged_params` puts it in
         place.
     :param name: of the discriminator, as in the loss.
+    :param noise: a Pyro optimiser for the params of learned noise, if the loss has any.
     :raises TypeError: if a player is not a Pyro optimiser.
-    :raises ValueError: if both are one object, or a number is out of its range.
+    :raises ValueError: if two are one object, or a number is out of its range.
     """
-    return TwoPlayer(generator, discriminator, discriminator_steps, ema, name)
+    return TwoPlayer(generator, discriminator, discriminator_steps, ema, name, noise)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ of learned scale, and the samples of both are compared with held-out images.
 
     python examples/numpyro/delta_vae.py --output delta-vae
     python examples/numpyro/delta_vae.py --dataset mnist --data-dir DIR
+    python examples/numpyro/delta_vae.py --noise learned
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from studies.comparison import (
 )
 from tqdm import trange
 
-from numpyro_spread import GaussianNoise, SpreadELBO
+from numpyro_spread import GaussianNoise, SpreadELBO, learned
 from spread_analysis.datasets import Dataset
 
 
@@ -107,14 +108,20 @@ def make_svi(
     learning_rate: float,
     num_steps: int,
     noise_scale: float,
+    kind: str,
 ) -> tuple[DeltaVAE, SVI, Any]:
     """The model, its SVI and one epoch of it, compiled once for all seeds."""
     vae_class = DeltaVAE if name == "spread" else PlainVAE
     vae = vae_class(image_size, latent_dim, hidden_dim)
+    noise = GaussianNoise(noise_scale)
+    if kind == "learned":
+        scales = jnp.full(image_size, noise_scale)
+        noise = learned(GaussianNoise(scales), constraint="trace", least=0.5)
     # The whole difference: the loss.
-    loss = SpreadELBO({"x": GaussianNoise(noise_scale)}) if name == "spread" else Trace_ELBO()
+    loss = SpreadELBO({"x": noise}) if name == "spread" else Trace_ELBO()
     optim = Adam(lambda step: learning_rate * learning_rate_factor(step / num_steps))
-    svi = SVI(vae.model, vae.guide, optim, loss)
+    guide = loss.register(vae.model, vae.guide) if name == "spread" else vae.guide
+    svi = SVI(vae.model, guide, optim, loss)
 
     @jax.jit
     def epoch(state: Any, train: jax.Array, batches: jax.Array) -> tuple[Any, jax.Array]:
@@ -140,6 +147,7 @@ def fit_model(
         args.learning_rate,
         args.num_epochs * num_batches(len(train), args.batch_size),
         args.noise_scale,
+        args.noise,
     )
     state = svi.init(init_key, train[: args.batch_size])
     rng = np.random.default_rng(seed)
@@ -157,7 +165,10 @@ def fit_model(
     spread_loss = float(svi.evaluate(state, test)) / len(test) if name == "spread" else None
     inputs = test[:10]
     if name == "spread":
-        inputs = GaussianNoise(args.noise_scale)(inputs).sample(noise_key)
+        kernel = svi.loss.noise["x"]
+        if args.noise == "learned":
+            kernel = kernel.kernel(params["noise$x$params"])
+        inputs = kernel(inputs).sample(noise_key)
     return Fit(
         losses=losses,
         stock_loss=float(stock_loss) / len(test),

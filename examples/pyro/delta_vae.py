@@ -11,6 +11,7 @@ of learned scale, and the samples of both are compared with held-out images.
 
     python examples/pyro/delta_vae.py --output delta-vae
     python examples/pyro/delta_vae.py --dataset mnist --data-dir DIR
+    python examples/pyro/delta_vae.py --noise learned
     python examples/pyro/delta_vae.py --compile
 """
 
@@ -36,7 +37,14 @@ from studies.comparison import (
 from torch import nn
 from tqdm import trange
 
-from pyro_spread import GaussianNoise, SpreadELBO, compiled
+from pyro_spread import (
+    GaussianNoise,
+    LearnedNoise,
+    SpreadELBO,
+    SpreadNoise,
+    compiled,
+    learned,
+)
 from spread_analysis.datasets import Dataset
 
 
@@ -87,6 +95,12 @@ class PlainVAE(DeltaVAE):
         return dist.Normal(image, scale).to_event(1)
 
 
+def make_noise(args: argparse.Namespace, scales: torch.Tensor) -> SpreadNoise | LearnedNoise:
+    if args.noise == "learned":
+        return learned(GaussianNoise(scales), constraint="trace", least=0.5)
+    return GaussianNoise(args.noise_scale)
+
+
 def fit_model(
     args: argparse.Namespace, name: str, seed: int, dataset: Dataset, num_samples: int
 ) -> Fit:
@@ -98,7 +112,7 @@ def fit_model(
 
     vae_class = DeltaVAE if name == "spread" else PlainVAE
     vae = vae_class(dataset.image_size, args.latent_dim, args.hidden_dim).to(device)
-    noise = GaussianNoise(args.noise_scale)
+    noise = make_noise(args, torch.full((dataset.image_size,), args.noise_scale, device=device))
     # The whole difference: the loss.
     loss = SpreadELBO({"x": noise}) if name == "spread" else Trace_ELBO()
     if args.compile:
@@ -127,7 +141,8 @@ def fit_model(
     with torch.no_grad():
         draws = Predictive(vae.model, num_samples=1)(None, num_samples)
         shown = test[:10]
-        inputs = noise(shown).sample() if name == "spread" else shown
+        kernel = noise.kernel() if isinstance(noise, LearnedNoise) else noise
+        inputs = kernel(shown).sample() if name == "spread" else shown
         reconstructions = vae.decoder(vae.encoder(inputs).chunk(2, -1)[0])
         return Fit(
             losses=losses,

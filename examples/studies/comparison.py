@@ -119,6 +119,12 @@ def parse_args(
     parser.add_argument("--data-dir", help="folder of the data set's files (digits need none)")
     parser.add_argument("--limit", type=int, help="use at most this many images")
     parser.add_argument("--noise-scale", type=float, help="of the Gaussian noise")
+    parser.add_argument(
+        "--noise",
+        default="fixed",
+        choices=("fixed", "learned"),
+        help="learned: a variance for each pixel, half of which stays, of constant sum",
+    )
     parser.add_argument("-n", "--num-epochs", type=int)
     parser.add_argument("-lr", "--learning-rate", type=float)
     parser.add_argument("--batch-size", type=int)
@@ -219,14 +225,15 @@ def describe(results: Mapping[str, Any]) -> str:
     :param results: from :func:`compare`.
     """
     options = results["options"]
+    noise = options.get("noise", "fixed")
     text = f"""
         {options["dataset"]}: {results["num_train"]} training images; both models have the same
         nets, {options["latent_dim"]} latents, {options["num_epochs"]} epochs. Spread noise
-        {options["noise_scale"]}. {results["num_samples"]} decoder means at draws of the prior,
-        against {results["num_held_out"]} held-out images. Fréchet distance, precision and recall
-        in {results["features"]}. Real images: {results["real_images"]}. Mean ± standard error of
-        {options["num_seeds"]} seed(s). Losses are minus the bound on held-out images, in nats per
-        image, comparable within a column only.
+        {options["noise_scale"]}, {noise}. {results["num_samples"]} decoder means at draws of the
+        prior, against {results["num_held_out"]} held-out images. Fréchet distance, precision and
+        recall in {results["features"]}. Real images: {results["real_images"]}. Mean ± standard
+        error of {options["num_seeds"]} seed(s). Losses are minus the bound on held-out images, in
+        nats per image, comparable within a column only.
     """
     return textwrap.fill(" ".join(text.split()), 100)
 

@@ -17,7 +17,7 @@ from numpyro.handlers import block
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import with_gradients
-from numpyro_spread.infer._noise import as_noise, kernels_of
+from numpyro_spread.infer._noise import as_noise, declare_noise, kernels_of, kernels_with_params
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise.base import is_concrete
@@ -28,6 +28,7 @@ from numpyro_spread.ratio.regularizers import check_regularizer
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import players, spreading
+from spread_core.noise.base import learned_of
 from spread_core.typing import Guide, Model
 
 # Weight below which a sample's gradient in the critic is lost in float32 next to that of the
@@ -67,6 +68,7 @@ class CriticLoss(CriticLossShared, Loss):
         site = f"{self.name}$params"
 
         def declare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            declare_noise(self.noise)
             declare_params(site, lambda: self._init(model, guide, args, kwargs))
 
         return Registered(guide or no_guide, after=declare)
@@ -82,6 +84,11 @@ class CriticLoss(CriticLossShared, Loss):
 
         with block():
             return self._critic.init(init_key, example_of(draw, draw_key), args, kwargs)
+
+    def _kernels(self, params: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+        if learned_of(self.noise):
+            return kernels_with_params(self.noise, params, args, kwargs)
+        return kernels_of(self.noise, args, kwargs)
 
     def loss(
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
@@ -136,7 +143,7 @@ class CriticLoss(CriticLossShared, Loss):
         """
         if f"{self.name}$params" not in param_map:
             raise ValueError(players.not_registered(self.name))
-        kernels = kernels_of(self.noise, args, kwargs)
+        kernels = self._kernels(param_map, args, kwargs)
         sides = draw_sides(rng_key, param_map, model, guide, kernels, args, kwargs)
         critic = param_map[f"{self.name}$params"]
         data, draws = (
@@ -156,49 +163,50 @@ class CriticLoss(CriticLossShared, Loss):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """The reported value, which carries both players' gradients, and new mutable state."""
         draw_key, penalty_key = random.split(rng_key)
-        kernels = kernels_of(self.noise, args, kwargs)
+        kernels = self._kernels(params, args, kwargs)
         sides = draw_sides(draw_key, params, model, guide, kernels, args, kwargs)
-        learned = {"critic": params[f"{self.name}$params"], "model": dict(sides.model)}
-        # Both players see the other, and the data, as constants.
+        # Of the noise alone depends what happens to the data.
+        seen = {"model": dict(sides.model)}
+        if learned_of(self.noise):
+            seen["data"] = dict(sides.data)
+        learned = {"critic": params[f"{self.name}$params"], "seen": seen}
+        # All players see the others, and the data, as constants.
         frozen = lax.stop_gradient(learned)
         data = sides.data.replaced(lax.stop_gradient(dict(sides.data)))
 
-        def judge(critic: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            fake = sides.model.replaced(values)
-            return (
-                self._critic.apply(critic, data, args, kwargs),
-                self._critic.apply(critic, fake, args, kwargs),
-            )
+        def judge(critic: Any, seen: dict[str, Any]) -> dict[str, jax.Array]:
+            values = {"data": data, "model": sides.model}
+            values |= {side: values[side].replaced(own) for side, own in seen.items()}
+            return {
+                side: self._critic.apply(critic, own, args, kwargs) for side, own in values.items()
+            }
 
-        (data_logits, model_logits), pull_back = jax.vjp(judge, frozen["critic"], frozen["model"])
-        logits = Logits(data_logits, model_logits, sides.data_weights, sides.model_weights)
+        both, pull_back = jax.vjp(judge, frozen["critic"], frozen["seen"])
+        logits = Logits(both["data"], both["model"], sides.data_weights, sides.model_weights)
         logits = lax.stop_gradient(logits)
-        pull_data, pull_model, push = self._slopes(logits)
+        pulls, pushes = self._slopes(logits)
         value = self._value(logits)
         if self.unroll:
-            critic_grads, _ = pull_back((pull_data, pull_model))
+            critic_grads, _ = pull_back(pulls)
             ahead_key = random.fold_in(penalty_key, 3)
             model_grads, is_finite = self._look_ahead(ahead_key, frozen, data, sides, args, kwargs)
+            seen_grads = {"model": model_grads}
             # The value is that of the critic as it is: without this it would look right.
             value = jnp.where(is_finite, value, jnp.nan)
         elif self._is_one_pass(frozen["critic"], sides.model, args, kwargs):
             # The critic's own backward pass runs on to its input, where it is rescaled.
-            pull_model = _away_from_zero(pull_model)
-            critic_grads, at_input = pull_back((pull_data, pull_model))
-            # One after the other: their product may overflow where the result does not.
-            for factor in (jnp.where(push == 0, 0.0, 1 / pull_model), push):
-                at_input = {
-                    name: grad * factor.reshape(*factor.shape, *[1] * (grad.ndim - factor.ndim))
-                    for name, grad in at_input.items()
-                }
-            model_grads = at_input
+            pulls |= {side: _away_from_zero(pulls[side]) for side in seen}
+            critic_grads, at_input = pull_back(pulls)
+            seen_grads = {
+                side: _rescaled(at_input[side], pulls[side], pushes[side]) for side in seen
+            }
         else:
-            critic_grads, _ = pull_back((pull_data, pull_model))
-            _, model_grads = pull_back((jnp.zeros_like(pull_data), push))
+            critic_grads, _ = pull_back(pulls)
+            _, seen_grads = pull_back(pushes)
         critic_grads = self._add_penalty(
             penalty_key, critic_grads, frozen, data, sides, args, kwargs
         )
-        grads = {"critic": critic_grads, "model": model_grads}
+        grads = {"critic": critic_grads, "seen": seen_grads}
         loss = with_gradients(value, learned, grads)
         return self._watch(loss, random.fold_in(penalty_key, 2), logits), sides.mutable
 
@@ -214,7 +222,7 @@ class CriticLoss(CriticLossShared, Loss):
     ) -> Any:
         if self.regularizer is None:
             return grads
-        fake = sides.model.replaced(frozen["model"])
+        fake = sides.model.replaced(frozen["seen"]["model"])
         weights = lax.stop_gradient((sides.data_weights, sides.model_weights))
 
         warn_of_coupling(self._critic, frozen["critic"], data, args, kwargs)
@@ -240,15 +248,20 @@ class CriticLoss(CriticLossShared, Loss):
             raise ValueError(players.coupled_critic())
         return self.update == "one_pass"
 
-    def _slopes(self, logits: Logits) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""
+    def _slopes(self, logits: Logits) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """
+        Slopes at the logits of data and model: of the critic's loss, and of what the samples lower.
+
+        That of the data is moved by learned noise only, of whose gradient the sign is turned later.
+        """
         weights = logits[2:]
 
-        def critic(data: jax.Array, model: jax.Array) -> jax.Array:
-            return self._critic_loss(Logits(data, model, *weights))
+        def critic(both: dict[str, jax.Array]) -> jax.Array:
+            return self._critic_loss(Logits(both["data"], both["model"], *weights))
 
-        pull_data, pull_model = jax.grad(critic, (0, 1))(logits.p, logits.q)
-        return pull_data, pull_model, self._pushes(logits)[1]
+        pulls = jax.grad(critic)({"data": logits.p, "model": logits.q})
+        pushes = (self._pushes_ahead if learned_of(self.noise) else self._pushes)(logits)
+        return pulls, dict(zip(("data", "model"), pushes, strict=True))
 
     def _pushes(self, logits: Logits) -> tuple[jax.Array, jax.Array]:
         """Slopes of what the generator minimises, at both sides' logits."""
@@ -261,7 +274,10 @@ class CriticLoss(CriticLossShared, Loss):
         return at_data, at_model
 
     def _pushes_ahead(self, logits: Logits) -> tuple[jax.Array, jax.Array]:
-        """The same where the critic moves with the generator, and with it the data's logits."""
+        """
+        Slopes of the divergence that the best critic knows: learned noise moves the data's logits
+        too, and so does a critic that looks ahead, which follows the generator.
+        """
         return self._pushes(logits)
 
     def _look_ahead(
@@ -303,10 +319,21 @@ class CriticLoss(CriticLossShared, Loss):
             critic, _ = lax.scan(step, frozen["critic"], random.split(rng_key, self.unroll))
             return judge(critic, data), judge(critic, draws)
 
-        both, pull_back = jax.vjp(ahead, frozen["model"])
+        both, pull_back = jax.vjp(ahead, frozen["seen"]["model"])
         logits = Logits(*lax.stop_gradient(both), *weights)
         (grads,) = pull_back(self._pushes_ahead(logits))
         return grads, jnp.isfinite(logits.p).all() & jnp.isfinite(logits.q).all()
+
+
+def _rescaled(grads: dict[str, jax.Array], pull: jax.Array, push: jax.Array) -> Any:
+    """Gradients in the values of sites, made from the critic's, sample by sample."""
+    # One after the other: their product may overflow where the result does not.
+    for factor in (jnp.where(push == 0, 0.0, 1 / pull), push):
+        grads = {
+            name: grad * factor.reshape(*factor.shape, *[1] * (grad.ndim - factor.ndim))
+            for name, grad in grads.items()
+        }
+    return grads
 
 
 def _away_from_zero(pull: jax.Array) -> jax.Array:

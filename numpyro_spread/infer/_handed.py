@@ -47,6 +47,8 @@ class Handed:
         self.shapes = {key: jnp.shape(get_argument(key, args, kwargs)) for key in y}
         #: The y by site or pattern.
         self.values = {site: y[key] for site, key in located.items()}
+        #: The x by site or pattern.
+        self.clean = {site: get_argument(key, args, kwargs) for site, key in located.items()}
         self.args, self.kwargs = replace_arguments(y, args, kwargs)
 
 

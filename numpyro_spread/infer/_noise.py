@@ -10,8 +10,11 @@ from typing import Any
 import jax
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_spread.infer._registration import declare_params
 from numpyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.messages import general, spreading
+from spread_core.noise.base import learned_of
+from spread_core.noise.learned import name_of
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
@@ -28,12 +31,30 @@ def kernels_with_params(
 
     :raises ValueError: if a callable ``noise`` has params that SVI does not know.
     """
+    learned = learned_of(noise)
     with trace() as sites, seed(rng_seed=0), substitute(data=params):
         kernels = kernels_of(noise, args, kwargs)
     unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
+    unknown += [_params_of(key) for key in learned if _params_of(key) not in params]
     if unknown:
         raise ValueError(spreading.unregistered_params(unknown))
+    for key, own in learned.items():
+        kernels[key] = own._played(params[_params_of(key)])
     return kernels
+
+
+def declare_noise(noise: Noise) -> None:
+    """
+    Declare the params of learned noise, in a run of the guide.
+
+    :param noise: of a loss, as it keeps it.
+    """
+    for key, learned in learned_of(noise).items():
+        declare_params(_params_of(key), learned.init)
+
+
+def _params_of(key: str) -> str:
+    return f"{name_of(key)}$params"
 
 
 def draw_at(rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any) -> jax.Array:

@@ -17,7 +17,8 @@ from numpyro.handlers import block, seed, substitute
 from numpyro_spread._inputs import WANTED
 from numpyro_spread.handlers import is_delta, site_of, spread
 from numpyro_spread.infer._handed import Handed, Watch, draw_noise, draw_rows
-from numpyro_spread.infer._noise import kernels_of, kernels_with_params
+from numpyro_spread.infer._noise import declare_noise, kernels_of, kernels_with_params
+from numpyro_spread.infer._noise_entropy import check_arguments, with_entropy
 from numpyro_spread.infer._observation import sites_of_other_values
 from numpyro_spread.infer._rows import PlatesAt, draw_indices, is_drawn_by_rows, on_rows
 from numpyro_spread.infer._scan import Inside
@@ -46,6 +47,7 @@ class Spreading(SpreadingShared):
 
         :raises ValueError: naming site and argument.
         """
+        declare_noise(self.noise)
         # Predictive runs guides without data: then there is nothing to check.
         if not self.noise or all(argument is None for argument in (*args, *kwargs.values())):
             return
@@ -211,13 +213,13 @@ class SpreadStep:
         found: dict[Key, tuple[str, int]] = {}
         for site, key in self._located.items():
             x, dim = get_argument(key, self._args, self._kwargs), self.use.rows.get(key)
-            if dim is None:
+            kernel, shape = self.noise[str(key_of(self.noise, site))], self.use.layouts.get(key)
+            if dim is None or kernel._is_played:  # whose clean values are needed too
                 return {}
             length = jnp.shape(x)[dim]
             name = next((n for n, (size, _) in self.use.plates.items() if size == length), None)
             if name is None:
                 return {}
-            kernel, shape = self.noise[str(key_of(self.noise, site))], self.use.layouts.get(key)
             if not is_drawn_by_rows(kernel, x, dim, self.use.plates[name][1], shape):
                 return {}
             found[key] = name, dim
@@ -267,6 +269,7 @@ class _LossSpread(SpreadSitesInLoss, spread):
         super().__init__(fn, handed.noise)
         self._handed, self._names = handed, names
         self._suspects = suspects
+        self._indices: dict[str, tuple[int, jax.Array]] = {}
 
     def process_message(self, msg: Any) -> None:
         super().process_message(msg)
@@ -285,6 +288,27 @@ class _LossSpread(SpreadSitesInLoss, spread):
             placed = 0 if kernel._moves_with_data() else kernel._placed_dims(msg["fn"].event_dim)
             width = math.prod(shape[max(0, len(shape) - placed) :]) if placed else 1
             self._suspects[site] = width
+        if kernel._is_played:
+            clean = self._handed.clean[str(key_of(self._names, site))]
+            own = self._taken(msg, handed), self._taken(msg, jnp.asarray(clean))
+            check_arguments(site, msg["value"], handed, (self._handed.args, self._handed.kwargs))
+            msg["fn"] = with_entropy(site, msg, kernel, *own)
+
+    def postprocess_message(self, msg: Any) -> None:
+        super().postprocess_message(msg)
+        if msg["type"] == "plate" and msg["value"] is not None:
+            self._indices[msg["name"]] = msg["args"][0], msg["value"]
+
+    def _taken(self, msg: Any, handed: jax.Array) -> jax.Array:
+        """What the plates around a site take of the value that the model was given."""
+        for frame in msg["cond_indep_stack"]:
+            size, indices = self._indices.get(frame.name, (0, None))
+            dim = frame.dim - msg["fn"].event_dim
+            if indices is None or jnp.ndim(handed) < -dim or size == frame.size:
+                continue
+            if handed.shape[dim] == size and jnp.shape(msg["value"])[dim] == frame.size:
+                handed = jnp.take(handed, indices, axis=dim)
+        return handed
 
 
 def _is_same(value: Any, handed: jax.Array) -> bool:

@@ -111,7 +111,9 @@ def draw_sides(
     noise = resolved(noise, observed)
     check_noise_sites(sites, observed, noise)
     noise = {
-        name: refuse_gradient(kernel, ValueError(players.learned_noise(name)))
+        name: kernel
+        if kernel._is_played
+        else refuse_gradient(kernel, ValueError(players.learned_noise(name)))
         for name, kernel in noise.items()
     }
     left = {

@@ -5,14 +5,17 @@
 from numpyro_spread.noise import stationary
 from numpyro_spread.noise.base import SpreadNoise
 from numpyro_spread.noise.channel import ChannelNoise
+from numpyro_spread.noise.learned_noise import LearnedNoise, learned
 from numpyro_spread.noise.low_rank import LowRankGaussianNoise
 from numpyro_spread.noise.stationary import *
 from numpyro_spread.noise.transformed import TransformedNoise
 
 __all__ = [
     "ChannelNoise",
+    "LearnedNoise",
     "LowRankGaussianNoise",
     "SpreadNoise",
     "TransformedNoise",
+    "learned",
 ]
 __all__ += stationary.__all__

@@ -26,9 +26,10 @@ from pyro_spread.ratio.critics import ConvCritic, MLPCritic, QuadraticCritic
 from pyro_spread.ratio.regularizers import Regularizer, Weights, constant
 from spread_core.arguments import accepts
 from spread_core.caller_warning import warn_user
-from spread_core.messages import players
+from spread_core.messages import learned, players
 from spread_core.messages import ranks as rank_messages
 from spread_core.messages.notes import noting
+from spread_core.noise.learned import is_noise
 from spread_core.typing import Args, Kwargs
 
 # Critics of which it was said that a gradient penalty does not suit them.
@@ -58,9 +59,9 @@ def is_lazy(module: nn.Module) -> bool:
 
 def register_critic(name: str, discriminator: nn.Module) -> None:
     """
-    Put the discriminator's params into the store, where SVI looks for them.
+    Put the params of a discriminator or of learned noise into the store, where SVI looks for them.
 
-    :param name: of the discriminator in the store.
+    :param name: of the discriminator or noise in the store.
     :raises ValueError: if the store holds the params of another one under this name.
     """
     if in_module():  # which hands its params out itself
@@ -72,7 +73,8 @@ def register_critic(name: str, discriminator: nn.Module) -> None:
         if stored is None or stored is param:
             continue
         if stored in critic_params or stored.shape != param.shape:
-            raise ValueError(players.stale_critic(name))
+            stale = learned.stale if is_noise(name) else players.stale_critic
+            raise ValueError(stale(name))
         # Loaded from a file, so no other critic's: the module takes its value. The module's
         # own tensor stays, since pyro.module would leave the two side by side.
         with torch.no_grad():

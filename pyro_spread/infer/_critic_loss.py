@@ -19,7 +19,7 @@ from pyro_spread.infer._critic import (
     penalise,
     register_critic,
 )
-from pyro_spread.infer._noise import as_noise, kernels_of
+from pyro_spread.infer._noise import as_noise, kernels_of, register_noise
 from pyro_spread.infer._ranks import LossModule, ranks, share
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._shared_pass import Rescale, away_from_zero, learns_others
@@ -31,6 +31,7 @@ from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import critics, players
 from spread_core.messages import ranks as rank_messages
+from spread_core.noise.base import learned_of
 from spread_core.nonfinite import NonFiniteError
 from spread_core.typing import Guide, Model
 
@@ -68,6 +69,8 @@ class CriticLoss(CriticLossShared, Loss):
         """
         module = super().__call__(model, guide)
         module.discriminator = self.discriminator
+        if learned := learned_of(self.noise):
+            module.noise = nn.ModuleList(learned.values())
         return module
 
     def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
@@ -133,6 +136,7 @@ class CriticLoss(CriticLossShared, Loss):
         return torch.stack(values).mean()
 
     def _sides(self, model: Any, guide: Any, args: Any, kwargs: Any) -> TwoSides:
+        register_noise(self.noise)
         sides = draw_sides(model, guide, kernels_of(self.noise, args, kwargs), args, kwargs)
         if is_lazy(self.discriminator):
             with torch.no_grad(), unchanged_buffers(self.discriminator):
@@ -179,43 +183,47 @@ class CriticLoss(CriticLossShared, Loss):
         return total / self.num_particles
 
     def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> torch.Tensor:
-        """The reported value, whose surrogate gives both players' gradients."""
-        factors: list[Any] = []
-        generator_learns = any(v.requires_grad for v in sides.model.values())
-        inputs = {n: Rescale.apply(v, factors) for n, v in sides.model.items()}
-        model_values = sides.model.replaced(inputs)
-        logits = self._logits(sides, model_values, args, kwargs)
-        own = share(logits.weights_p, logits.p, logits.p.numel())
-        pull_data, pull_model, push = self._slopes(logits, own)
-        surrogate = (logits.p * pull_data).sum()
-        if not generator_learns:
-            factors.append(None)
-        elif self.unroll:
-            factors.append(None)
-            for name, grad in self._look_ahead(sides, args, kwargs).items():
-                surrogate = surrogate + (grad * sides.model[name]).sum()
-        elif self._is_one_pass(logits.q, model_values, kwargs):
-            # The critic's own backward pass runs on into the generator, rescaled on the way.
-            pull_model = away_from_zero(pull_model)
-            factors += [torch.where(push == 0, push, 1 / pull_model), push]
-        else:
-            learned = {n: v for n, v in inputs.items() if v.requires_grad}
-            # A critic may ignore some of the sites.
-            grads = torch.autograd.grad(
-                logits.q,
-                list(learned.values()),
-                push,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            factors.append(None)
-            for name, grad in zip(learned, grads, strict=True):
-                surrogate = surrogate + (grad * sides.model[name]).sum()
-        surrogate = surrogate + (logits.q * pull_model).sum()
-        judged = Judge(self.discriminator, args, kwargs)
+        """The reported value, whose surrogate gives all players' gradients."""
         both = sides.data, sides.model
-        surrogate = penalise(surrogate, self.regularizer, judged, *both, logits[2:], own)
+        factors: list[list[Any]] = [[], []]
+        inputs = [
+            values.replaced({n: Rescale.apply(v, own) for n, v in values.items()})
+            for values, own in zip(both, factors, strict=True)
+        ]
+        judged = [self._judge(values, args, kwargs) for values in inputs]
+        logits = Logits(judged[0], judged[1], sides.data_weights, sides.model_weights)
+        own = share(logits.weights_p, logits.p, logits.p.numel())
+        pulls, pushes = self._slopes(logits, own)
+        surrogate = torch.zeros((), dtype=logits.p.dtype, device=logits.p.device)
+        for side in range(2):
+            learned = {n: v for n, v in inputs[side].items() if both[side][n].requires_grad}
+            pull, push = pulls[side], pushes[side]
+            if not learned:
+                factors[side].append(None)
+            elif self.unroll and side == 1:
+                factors[side].append(None)
+                for name, grad in self._look_ahead(sides, args, kwargs).items():
+                    surrogate = surrogate + (grad * both[side][name]).sum()
+            elif self._is_one_pass(judged[side], inputs[side], kwargs):
+                # The critic's own backward pass runs on into its input, rescaled on the way.
+                pull = away_from_zero(pull)
+                factors[side] += [torch.where(push == 0, push, 1 / pull), push]
+            else:
+                # A critic may ignore some of the sites.
+                grads = torch.autograd.grad(
+                    judged[side],
+                    list(learned.values()),
+                    push,
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                factors[side].append(None)
+                for name, grad in zip(learned, grads, strict=True):
+                    surrogate = surrogate + (grad * both[side][name]).sum()
+            surrogate = surrogate + (judged[side] * pull).sum()
+        critic = Judge(self.discriminator, args, kwargs)
+        surrogate = penalise(surrogate, self.regularizer, critic, *both, logits[2:], own)
         with torch.no_grad():
             detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)
@@ -224,17 +232,21 @@ class CriticLoss(CriticLossShared, Loss):
 
     def _slopes(
         self, logits: Logits, own: torch.Tensor | float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Slopes of the critic's loss at both sides' logits, and of the generator's at its own."""
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Slopes at the logits of data and model: of the critic's loss, and of what the samples lower.
+
+        That of the data is moved by learned noise only, of whose gradient the sign is turned later.
+        """
         data = logits.p.detach().requires_grad_()
         model = logits.q.detach().requires_grad_()
         with torch.enable_grad():
             critic = self._critic_loss(Logits(data, model, *logits[2:]))
-        pull_data, pull_model = torch.autograd.grad(critic, (data, model))
-        _, push = self._pushes(logits)
-        if ranks() is not None:  # both players minimise means, side by side
-            pull_data, pull_model, push = (own * slope for slope in (pull_data, pull_model, push))
-        return pull_data, pull_model, push
+        pulls = torch.autograd.grad(critic, (data, model))
+        pushes = (self._pushes_ahead if learned_of(self.noise) else self._pushes)(logits)
+        # All players minimise means, side by side.
+        scale = 1.0 if ranks() is None else own
+        return [scale * slope for slope in pulls], [scale * slope for slope in pushes]
 
     def _pushes(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
         """Slopes of what the generator minimises, at both sides' logits."""
@@ -245,7 +257,10 @@ class CriticLoss(CriticLossShared, Loss):
         return at_data, at_model
 
     def _pushes_ahead(self, logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same where the critic moves with the generator, and with it the data's logits."""
+        """
+        Slopes of the divergence that the best critic knows: learned noise moves the data's logits
+        too, and so does a critic that looks ahead, which follows the generator.
+        """
         return self._pushes(logits)
 
     def _look_ahead(self, sides: TwoSides, args: Any, kwargs: Any) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from pyro_spread._snapshot import StepSnapshot
 from pyro_spread._transaction import arm, is_running, transaction
 from spread_core.arguments import positional_names
 from spread_core.messages import guard as guard_messages
+from spread_core.noise.learned import is_noise
 from spread_core.nonfinite import (
     NonFiniteError,
     find_nonfinite,
@@ -30,7 +31,8 @@ from spread_core.nonfinite import (
 )
 from spread_core.typing import Guide, Model
 
-#: Params that some loss has put into the store, other than by loading it from a file.
+#: Params that some loss has put into the store, other than by loading it from a file: those of
+#: critics and of learned noise, with the name of the whole.
 critic_params = WeakTensorKeyDictionary()
 #: Names of discriminators that no site of the guide asks for, by their loss: they have no params.
 idle_critics: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -129,7 +131,10 @@ def what_is_wrong(x: torch.Tensor) -> str:
 
 def player(param: torch.Tensor) -> str:
     """The player that a param belongs to."""
-    return "discriminator" if param in critic_params else "generator"
+    name = critic_params.get(param)
+    if name is None:
+        return "generator"
+    return "noise" if is_noise(name) else "discriminator"
 
 
 def check_params(params: Iterable[torch.Tensor]) -> None:

@@ -52,6 +52,8 @@ class Handed:
                 y[key] = self._draw(site, key, noise[str(key_of(noise, site))], x)
         #: The y by site or pattern.
         self.values = {site: y[key] for site, key in located.items()}
+        #: The x by site or pattern.
+        self.clean = {site: get_argument(key, args, kwargs) for site, key in located.items()}
         self.args, self.kwargs = replace_arguments(y, args, kwargs)
 
     def _draw(self, site: str, key: Key, kernel: SpreadNoise, x: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,27 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from pyro_spread.infer._critic import register_critic
 from pyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.messages import general
+from spread_core.noise.base import learned_of
+from spread_core.noise.learned import name_of
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
 
 as_noise = BACKEND.as_noise
 kernels_of = BACKEND.kernels_of
+
+
+def register_noise(noise: Noise) -> None:
+    """
+    Put the params of learned noise into the store, where SVI looks for them.
+
+    :param noise: of a loss, as it keeps it.
+    """
+    for key, learned in learned_of(noise).items():
+        register_critic(name_of(key), learned)
 
 
 def draw_at(site: str, kernel: SpreadNoise, value: torch.Tensor) -> torch.Tensor:

@@ -20,16 +20,19 @@ from pyro_spread.handlers import SpreadMessenger, is_delta
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._handed import Handed, Watch
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._noise import Noise, kernels_of
+from pyro_spread.infer._noise import Noise, kernels_of, register_noise
+from pyro_spread.infer._noise_entropy import check_arguments, with_entropy
 from pyro_spread.infer._observation import Places
 from pyro_spread.infer._plate_arguments import is_index
 from pyro_spread.infer._rows import NoisyRows
 from pyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.arguments import Key, argument_name, get_argument
 from spread_core.messages import inputs, spreading
+from spread_core.noise.base import learned_of
 from spread_core.noise.handler import SpreadingShared, SpreadSitesInLoss
 from spread_core.nonfinite import NonFiniteError
 from spread_core.paths import Where
+from spread_core.patterns import key_of
 from spread_core.use_of_data import Learned, UseOfData, use_of
 
 _R = TypeVar("_R")
@@ -40,14 +43,19 @@ class Spreading(SpreadingShared):
 
     _backend = BACKEND
 
-    def __init__(self, noise: Noise | None, data: Mapping[str, Where] | None) -> None:
-        super().__init__(noise, data)
+    def __init__(
+        self, noise: Noise | None, data: Mapping[str, Where] | None, is_played: bool = False
+    ) -> None:
+        super().__init__(noise, data, is_played)
         self._places = Places()
 
     def modules(self) -> torch.nn.ModuleList:
         """What is learnable in the kernels."""
         kernels = {} if callable(self.noise) else self.noise
-        return torch.nn.ModuleList(_parameters(kernel) for kernel in kernels.values())
+        return torch.nn.ModuleList(
+            kernel if isinstance(kernel, torch.nn.Module) else _parameters(kernel)
+            for kernel in kernels.values()
+        )
 
     def locate(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -131,8 +139,22 @@ class Spreading(SpreadingShared):
         if not handed.noise:
             return model, args, kwargs
         names = {site: argument_name(key, model) for site, key in located.items()}
-        spread_model = _LossSpread(handed, names, self._places)(Watch(handed)(model))
+        watched = Watch(handed)(self._with_params(model))
+        spread_model = _LossSpread(handed, names, self._places)(watched)
         return spread_model, handed.args, handed.kwargs
+
+    def _with_params(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """The model, which has the params of learned noise too: of traces without any, stock ELBOs
+        compute no gradients.
+        """
+        if not learned_of(self.noise):
+            return model
+
+        def with_params(*args: Any, **kwargs: Any) -> Any:
+            register_noise(self.noise)
+            return model(*args, **kwargs)
+
+        return with_params
 
     def noisy(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -190,6 +212,12 @@ class _LossSpread(SpreadSitesInLoss, SpreadMessenger):
                 raise ValueError(spreading.unspread_delta(site, self.noise))
         elif not self._observes_handed(msg, kernel):
             raise ValueError(spreading.observed_other_value(site))
+        elif kernel._is_played and torch.is_grad_enabled():
+            label, given = str(key_of(self._names, site)), torch.as_tensor(msg["value"])
+            handed, clean = (of[label] for of in (self._handed.values, self._handed.clean))
+            own = self._taken(msg, handed), self._taken(msg, clean)
+            check_arguments(site, given, handed, (self._handed.args, self._handed.kwargs))
+            msg["fn"] = with_entropy(msg, kernel, *own)
 
     def _observes_handed(self, msg: Any, kernel: SpreadNoise) -> bool:
         site, value = msg["name"], torch.as_tensor(msg["value"])

@@ -152,7 +152,7 @@ def check_noise_sites(
             raise ValueError(spreading.no_such_site(name, observed))
         if name not in observed:
             raise ValueError(spreading.site_not_observed(name, observed))
-        if is_learned(kernel):
+        if is_learned(kernel) and not kernel._is_played:
             raise ValueError(players.learned_noise(name))
 
 

@@ -12,13 +12,15 @@ import torch
 from pyro import infer, poutine
 from pyro.infer.elbo import ELBO
 
-from pyro_spread.infer._ranks import LossModule, check_separable, check_traces
+from pyro_spread.infer._noise import register_noise
+from pyro_spread.infer._ranks import LossModule, check_separable, check_traces, ranks
 from pyro_spread.infer._registration import Loss
 from pyro_spread.infer._spreading import Spreading, started
 from spread_core.arguments import Key
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.spread_elbo import SpreadELBOShared
-from spread_core.messages import spreading
+from spread_core.messages import learned, spreading
+from spread_core.noise.base import learned_of
 from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
 
@@ -82,8 +84,8 @@ class SpreadELBO(SpreadELBOShared, Loss):
     what they stand for, since the bound is a sum over them: ``plate("data", N, subsample=x)`` on
     shards of equal size, or ``poutine.scale`` by the number of ranks around a plate of the shard's
     own size. Otherwise the gradient is that of the sum divided by that number.
-    ``TraceTailAdaptive_ELBO`` and latents enumerated outside all plates couple the data and are
-    refused.
+    ``TraceTailAdaptive_ELBO``, latents enumerated outside all plates and learned noise couple the
+    data and are refused.
     """
 
     _stock = _STOCK
@@ -138,6 +140,11 @@ class SpreadELBO(SpreadELBOShared, Loss):
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
             raise NotImplementedError(spreading.messenger_guide())
         check_separable(self.elbo)
+        register_noise(self.noise)
+        if learned_of(self.noise) and isinstance(self.elbo, _JIT):
+            raise NotImplementedError(learned.mixture_under_jit(type(self.elbo).__name__))
+        if learned_of(self.noise) and ranks() is not None:
+            raise NotImplementedError(learned.mixture_of_shard())
         if isinstance(self.elbo, _JIT):
             # A compiled graph runs no checks: make them before it.
             located = self._spreading.locate(model, args, kwargs)

@@ -5,14 +5,17 @@
 from pyro_spread.noise import stationary
 from pyro_spread.noise.base import SpreadNoise
 from pyro_spread.noise.channel import ChannelNoise
+from pyro_spread.noise.learned_noise import LearnedNoise, learned
 from pyro_spread.noise.low_rank import LowRankGaussianNoise
 from pyro_spread.noise.stationary import *
 from pyro_spread.noise.transformed import TransformedNoise
 
 __all__ = [
     "ChannelNoise",
+    "LearnedNoise",
     "LowRankGaussianNoise",
     "SpreadNoise",
     "TransformedNoise",
+    "learned",
 ]
 __all__ += stationary.__all__

@@ -20,13 +20,14 @@ from spread_core.math.ratio import (
     prior_log_odds,
     weighted_mean,
 )
-from spread_core.messages import players
+from spread_core.messages import learned, players
 from spread_core.monitors import (
     SATURATED_LOGIT,
     ClampMonitor,
     LogitRangeMonitor,
     SupportMismatchMonitor,
 )
+from spread_core.noise.base import learned_of
 
 _GENERATORS = ("divergence", "non_saturating")
 
@@ -82,8 +83,8 @@ class AdversarialDivergenceShared(CriticLossShared):
         datum. ``concat_sites(net, "x")`` makes one from a plain net.
     :param divergence: what the model minimises; ``JSPi(0.5)`` by default. Its ``pi`` is the class
         prior of the discriminator.
-    :param noise: dict from observed site to noise kernel; or a callable that returns it, called
-        with the model's arguments at every step. None: no noise.
+    :param noise: dict from observed site to noise kernel, or to noise of ``learned``; or a callable
+        that returns kernels, called with the model's arguments at every step. None: no noise.
     :param generator: ``"divergence"`` for the gradient of the divergence; ``"non_saturating"`` for
         :math:`-E_Q \log D`, which moves faster from a bad start but follows
         :math:`\nabla \mathrm{KL}[Q \| P] - \nabla \mathrm{JS}_\pi / (1 - \pi)` instead.
@@ -105,6 +106,7 @@ class AdversarialDivergenceShared(CriticLossShared):
 
     #: From a number of logits to an array of them.
     _zeros: ClassVar[Any]
+    _plays_noise = True
 
     def __init__(
         self,
@@ -132,6 +134,11 @@ class AdversarialDivergenceShared(CriticLossShared):
             raise ValueError(players.bad_range("label_smoothing", label_smoothing, "in [0, 1)"))
         if generator == "divergence":
             divergence.generator_loss(self._zeros(1))  # refuses here what has no gradient
+        if learned_of(self.noise):
+            if generator != "divergence":
+                raise ValueError(learned.foreign_generator(generator))
+            if unroll:
+                raise NotImplementedError(learned.unrolled(unroll))
         self.divergence = divergence
         self.generator = generator
         self.label_smoothing = label_smoothing

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from spread_core.logits import Logits
 from spread_core.math.ratio import weighted_mean
@@ -33,6 +33,9 @@ class CriticLossShared(SharedDocs, ABC):
     :param unroll_step_size: of each of these.
     """
 
+    #: Whether it knows the gradient of learned noise, which moves data and draws.
+    _plays_noise: ClassVar[bool] = False
+
     def __init__(
         self,
         discriminator: Any,
@@ -58,7 +61,7 @@ class CriticLossShared(SharedDocs, ABC):
             raise ValueError(critics.unrolled_in_one_pass())
         self._check_regularizer(regularizer)
         self.discriminator = discriminator
-        self.noise = self._as_noise(noise)
+        self.noise = self._as_noise(noise, self._plays_noise)
         self.regularizer = regularizer
         self.update = update
         self.name = name
@@ -74,7 +77,7 @@ class CriticLossShared(SharedDocs, ABC):
         raise NotImplementedError
 
     @staticmethod
-    def _as_noise(noise: Any) -> Any:
+    def _as_noise(noise: Any, is_played: bool, /) -> Any:
         """The backend's check of the argument ``noise``."""
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from spread_core.messages import general, spreading
+from spread_core.messages import general, learned, spreading
 from spread_core.messages import noise as noise_messages
 from spread_core.shared_docs import SharedDocs
 from spread_core.typing import Args, Kwargs
@@ -80,33 +80,43 @@ class Backend:
         """Whether a value is a kernel of this backend."""
         return isinstance(value, Kernel) and value._backend is self
 
-    def check_noise(self, noise: Any) -> dict[str, Any]:
+    def check_noise(self, noise: Any, is_played: bool = False) -> dict[str, Any]:
         """
         A copy of ``noise`` if it is a dict from site names to kernels.
 
         :param noise: the argument of a handler or loss.
+        :param is_played: whether the loss knows what learned noise has to do.
         :raises TypeError: if it is not.
+        :raises NotImplementedError: if there is learned noise for which nobody knows it.
         """
         if not isinstance(noise, Mapping) or not noise:
             raise TypeError(spreading.bad_noise_argument(noise))
+        seen: dict[int, str] = {}
         for site, kernel in noise.items():
             if not isinstance(site, str):
                 raise TypeError(spreading.bad_noise_argument(noise))
-            if not self.is_kernel(kernel):
+            if isinstance(kernel, Learnable):
+                if not is_played:
+                    raise NotImplementedError(general.at_site(site, learned.learned_elsewhere()))
+                if seen.setdefault(id(kernel), site) != site:
+                    raise ValueError(learned.one_object_twice(seen[id(kernel)], site))
+            elif not self.is_kernel(kernel):
                 raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
         return dict(noise)
 
-    def as_noise(self, noise: Any) -> Any:
+    def as_noise(self, noise: Any, is_played: bool = False) -> Any:
         """
         ``noise`` as a loss keeps it: a checked dict, empty for None, or the callable.
 
         :param noise: the argument of a loss.
+        :param is_played: whether the loss knows what learned noise has to do.
         :raises TypeError: if it is none of these.
         """
         if noise is None:
             return {}
-        by_call = callable(noise) and not self.is_kernel(noise)  # kernels are callable too
-        return noise if by_call else self.check_noise(noise)
+        # Kernels are callable too, and so are modules.
+        by_call = callable(noise) and not (self.is_kernel(noise) or isinstance(noise, Learnable))
+        return noise if by_call else self.check_noise(noise, is_played)
 
     def kernels_of(self, noise: Any, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """
@@ -116,7 +126,28 @@ class Backend:
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        return self.check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
+        if callable(noise):
+            return self.check_noise(noise(*args, **kwargs))
+        return {n: k._played() if isinstance(k, Learnable) else k for n, k in noise.items()}
+
+
+class Learnable:
+    """Base class of noise with params, which is no kernel but makes one at every step."""
+
+    def _played(self) -> Any:
+        """The kernel of a step."""
+        raise NotImplementedError
+
+
+def learned_of(noise: Any) -> dict[str, Any]:
+    """
+    The learned noise by site or pattern, empty for a callable.
+
+    :param noise: what :meth:`Backend.as_noise` returned.
+    """
+    if callable(noise):
+        return {}
+    return {name: kernel for name, kernel in noise.items() if isinstance(kernel, Learnable)}
 
 
 def broadcast(*shapes: Sequence[int]) -> Shape | None:
@@ -159,6 +190,9 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
 
     #: Number of rightmost dimensions of x that the kernel couples; 0 if it acts element by element.
     coupled_dims: int = 0
+
+    #: Whether its params are learned noise, whose gradient the loss knows to use.
+    _is_played: bool = False
 
     _backend: ClassVar[Backend]
 

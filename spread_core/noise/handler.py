@@ -14,7 +14,7 @@ from spread_core.arguments import (
     get_argument,
     locate_data,
 )
-from spread_core.messages import general, spreading
+from spread_core.messages import general, learned, spreading
 from spread_core.noise.base import Backend
 from spread_core.paths import Where
 from spread_core.patterns import key_of, resolved
@@ -92,9 +92,13 @@ class SpreadSitesInLoss(SpreadSites):
 
     def _check_complete(self) -> None:
         super()._check_complete()
-        for site in resolved(self.noise, self._observed):
+        kernels = resolved(self.noise, self._observed)
+        for site, kernel in kernels.items():
             if site not in self._observed:
                 raise ValueError(spreading.site_not_observed(site, self._observed))
+            if kernel._is_played and len(self._observed) > 1:
+                others = self._observed - {site}
+                raise NotImplementedError(learned.mixture_of_one_site(site, others))
 
     def _handed_to(self, site: str, shape: Sequence[int], names: Any, values: Any) -> Any:
         """
@@ -120,14 +124,17 @@ class SpreadingShared:
 
     :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
     :param data: dict from site to the model argument that carries its data, or to a way into one.
+    :param is_played: whether the loss knows what learned noise has to do.
     :raises TypeError: if noise is not such a dict.
     :raises ValueError: if data names sites that have no kernel.
     """
 
     _backend: ClassVar[Backend]
 
-    def __init__(self, noise: Any, data: Mapping[str, Where] | None) -> None:
-        self.noise = self._backend.as_noise(noise)
+    def __init__(
+        self, noise: Any, data: Mapping[str, Where] | None, is_played: bool = False
+    ) -> None:
+        self.noise = self._backend.as_noise(noise, is_played)
         self.data = dict(data or {})
         if isinstance(self.noise, Mapping):
             check_data_sites(self.data, self.noise)

@@ -25,7 +25,7 @@ class LowRankGaussian(Kernel[Any, Any, Any]):
     is flattened to its D elements.
 
     The exact spread KL never gains from a factor that is learned without a constraint: its optimum
-    is F = 0. Learning it needs a constraint (trace, determinant or Lipschitz) and the entropy term.
+    is F = 0. ``learned`` keeps a constraint, and has the entropy term.
 
     :param scale: isotropic standard deviation s: a number, or an array of shape () or (D,).
     :param factor: array of shape (D, R), in units of x.

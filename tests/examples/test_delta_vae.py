@@ -105,6 +105,17 @@ def test_compiled(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_learned_noise(tmp_path, backend):
+    pytest.importorskip("matplotlib")
+    script, options = ROOT / "examples" / backend / "delta_vae.py", [*SMALL[:-1], "1"]
+    process = run(script, "--output", tmp_path, *options, "--noise", "learned")
+    assert process.returncode == 0, process.stderr
+    assert "Spread noise 0.3, learned." in " ".join(process.stdout.split())
+    assert all(map(math.isfinite, load_results(tmp_path)["models"]["spread"]["spread_loss"]))
+
+
+@pytest.mark.slow
 def test_demo_stops_at_a_failing_example(tmp_path):
     process = run(
         ROOT / "examples" / "demo.py", "--output", tmp_path, "--dataset", "mnist",
