@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_spread.noise import MultiLevelNoise
 from numpyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.messages import general, spreading
 
@@ -38,7 +41,32 @@ def kernels_with_params(
 
 def draw_at(rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any) -> jax.Array:
     """A noisy version of the value at ``site``, which errors name."""
-    try:
+    with _naming(site):
         return kernel.draw(rng_key, value)
+
+
+def draw_told(
+    rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """
+    A noisy version of the value at ``site``, and the number of the level of every datum.
+
+    :return: None for the number if the kernel has no levels.
+    """
+    if not isinstance(kernel, MultiLevelNoise):
+        return draw_at(rng_key, site, kernel, value), None
+    with _naming(site):
+        return kernel.draw_told(rng_key, value)
+
+
+def levels_at(kernel: MultiLevelNoise, index: jax.Array, like: jax.Array) -> jax.Array:
+    """The levels of these numbers."""
+    return jnp.asarray(kernel.levels, like.dtype)[index]
+
+
+@contextmanager
+def _naming(site: str) -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError) as error:
         raise type(error)(general.at_site(site, error)) from error

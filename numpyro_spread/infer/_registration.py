@@ -71,8 +71,9 @@ class Loss(Described, ELBO):
         :return: guide, positional arguments, keyword arguments.
         """
         if self._spreading is not None and self._spreading.noise:
-            handed, _ = self._spreading.looked(params, model, args, kwargs).hand(rng_key)
-            args, kwargs = handed.args, handed.kwargs
+            step = self._spreading.looked(params, model, args, kwargs, guide)
+            handed, _ = step.hand(rng_key)
+            guide, args, kwargs = step.tell(guide, handed), handed.args, handed.kwargs
         return guide, args, kwargs
 
 

@@ -138,7 +138,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
         def run(step: SpreadStep) -> Any:
             return self._on_step(step, method, rng_key, Inside(guide))
 
-        return self._spreading.settled(params, model, args, kwargs, run)
+        return self._spreading.settled(params, model, args, kwargs, run, guide)
 
     def _on_step(self, step: SpreadStep, method: str, rng_key: jax.Array, guide: Any) -> Any:
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
@@ -150,8 +150,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
             if elbo.num_particles == 1 and not self.multi_sample_guide:
                 return step.run(rng_key, guide, evaluate)
             # Particles that share one y may each subsample it.
-            model, args, kwargs, rng_key = step.draw(rng_key)
-            return evaluate(model, guide, args, kwargs, rng_key)
+            return evaluate(*step.draw(rng_key, guide))
 
         if self.num_particles == 1 or isinstance(self.elbo, _SHARING) or self.multi_sample_guide:
             result = on_fresh_noise(self.elbo, rng_key)

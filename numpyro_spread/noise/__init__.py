@@ -5,6 +5,7 @@
 from numpyro_spread.noise import stationary
 from numpyro_spread.noise.base import SpreadNoise
 from numpyro_spread.noise.channel import ChannelNoise
+from numpyro_spread.noise.levels import MultiLevelNoise
 from numpyro_spread.noise.low_rank import LowRankGaussianNoise
 from numpyro_spread.noise.stationary import *
 from numpyro_spread.noise.transformed import TransformedNoise
@@ -12,6 +13,7 @@ from numpyro_spread.noise.transformed import TransformedNoise
 __all__ = [
     "ChannelNoise",
     "LowRankGaussianNoise",
+    "MultiLevelNoise",
     "SpreadNoise",
     "TransformedNoise",
 ]

@@ -99,7 +99,7 @@ class Loss(Described, Stateful, ELBO):
         :return: guide, positional arguments, keyword arguments.
         """
         if self._spreading is not None and self._spreading.noise:
-            args, kwargs = self._spreading.noisy(model, args, kwargs)
+            return self._spreading.noisy(model, guide, args, kwargs)
         return guide, args, kwargs
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:

@@ -152,8 +152,8 @@ class SpreadELBO(SpreadELBOShared, Loss):
         located = self._spreading.locate(model, args, kwargs)
 
         def pairs(use: UseOfData) -> Iterator[Any]:
-            spread = self._spreading.draw(use, located, model, args, kwargs)
-            return started(self._particles._get_traces(spread[0], guide, *spread[1:]))
+            sides = self._spreading.draw(use, located, model, guide, args, kwargs)
+            return started(self._particles._get_traces(*sides))
 
         for _ in range(self._num_draws):
             for traces in self._spreading.settled(located, model, args, kwargs, pairs):

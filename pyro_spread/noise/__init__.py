@@ -5,6 +5,7 @@
 from pyro_spread.noise import stationary
 from pyro_spread.noise.base import SpreadNoise
 from pyro_spread.noise.channel import ChannelNoise
+from pyro_spread.noise.levels import MultiLevelNoise
 from pyro_spread.noise.low_rank import LowRankGaussianNoise
 from pyro_spread.noise.stationary import *
 from pyro_spread.noise.transformed import TransformedNoise
@@ -12,6 +13,7 @@ from pyro_spread.noise.transformed import TransformedNoise
 __all__ = [
     "ChannelNoise",
     "LowRankGaussianNoise",
+    "MultiLevelNoise",
     "SpreadNoise",
     "TransformedNoise",
 ]

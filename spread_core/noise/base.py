@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -273,6 +274,33 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
         """The kernel for the components of a mixture, with a dimension left of the event dims."""
         return self
 
+    def _is_elementwise(self) -> bool:
+        """Whether elements of y are independent given x."""
+        return self.coupled_dims == 0
+
+    def _is_stationary(self) -> bool:
+        """Whether y - x does not depend on x and has a scale."""
+        return False
+
+    def _changed(self, **fields: Any) -> Any:
+        """A copy with other values, which are known to be right."""
+        changed = copy.copy(self)
+        for name, value in fields.items():
+            object.__setattr__(changed, name, value)
+        return changed
+
+    def _scaled(self, factor: Any) -> Any:
+        """
+        The kernel with its scale multiplied by a positive number.
+
+        :raises TypeError: if it has none.
+        """
+        raise TypeError(noise_messages.no_scale(type(self).__name__))
+
+    def _at_events(self, event_dim: int) -> Any:
+        """The kernel for draws at a site with that many event dims."""
+        return self
+
     def _spread_exactly(self, fn: Any, extra: int) -> Any:
         """The spread of ``fn.to_event(extra)`` where this kernel has a closed form, else None."""
         return None
@@ -293,7 +321,7 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
             return self._spread(fn.base_dist, extra + fn.reinterpreted_batch_ndims)
         if isinstance(fn, backend.delta):
             return self._spread_delta(fn, extra)
-        separable = extra == 0 or self.coupled_dims == 0
+        separable = extra == 0 or self._is_elementwise()
         if isinstance(fn, backend.masked):
             mask = backend.mask_of(fn)
             if isinstance(mask, bool):
