@@ -16,7 +16,7 @@ from numpyro.handlers import block
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import with_gradients
-from numpyro_spread.infer._noise import as_noise, kernels_of
+from numpyro_spread.infer._noise import as_noise, declare_moves, kernels_now, kernels_of
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise.base import is_concrete
@@ -68,6 +68,7 @@ class CriticLoss(CriticLossShared, Loss):
 
         def declare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             declare_params(site, lambda: self._init(model, guide, args, kwargs))
+            declare_moves(self.noise)
 
         return Registered(guide or no_guide, after=declare)
 
@@ -136,7 +137,7 @@ class CriticLoss(CriticLossShared, Loss):
         """
         if f"{self.name}$params" not in param_map:
             raise ValueError(players.not_registered(self.name))
-        kernels = kernels_of(self.noise, args, kwargs)
+        kernels = kernels_now(self.noise, param_map, args, kwargs)
         sides = draw_sides(rng_key, param_map, model, guide, kernels, args, kwargs)
         critic = param_map[f"{self.name}$params"]
         data, draws = (
@@ -156,7 +157,7 @@ class CriticLoss(CriticLossShared, Loss):
     ) -> tuple[jax.Array, dict[str, Any]]:
         """The reported value, which carries both players' gradients, and new mutable state."""
         draw_key, penalty_key = random.split(rng_key)
-        kernels = kernels_of(self.noise, args, kwargs)
+        kernels = kernels_now(self.noise, params, args, kwargs)
         sides = draw_sides(draw_key, params, model, guide, kernels, args, kwargs)
         learned = {"critic": params[f"{self.name}$params"], "model": dict(sides.model)}
         # Both players see the other, and the data, as constants.

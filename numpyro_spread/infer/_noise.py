@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed, substitute, trace
+from numpyro.primitives import Messenger
 
 from numpyro_spread.noise import MultiLevelNoise
 from numpyro_spread.noise.base import BACKEND, SpreadNoise
-from spread_core.messages import general, spreading
+from spread_core.messages import general, moving, spreading
+from spread_core.noise.moving import moving_kernels
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
@@ -33,10 +36,65 @@ def kernels_with_params(
     """
     with trace() as sites, seed(rng_seed=0), substitute(data=params):
         kernels = kernels_of(noise, args, kwargs)
-    unknown = [n for n, s in sites.items() if s["type"] == "param" and n not in params]
-    if unknown:
-        raise ValueError(spreading.unregistered_params(unknown))
+    unknown = {n: s["type"] for n, s in sites.items() if n not in params}
+    if untrained := [name for name, kind in unknown.items() if kind == "param"]:
+        raise ValueError(spreading.unregistered_params(untrained))
+    if untold := [name for name, kind in unknown.items() if kind == "mutable"]:
+        raise ValueError(moving.state_not_given(untold))
     return kernels
+
+
+def kernels_now(
+    noise: Noise, params: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The kernels of this step, where no noise is learned."""
+    if callable(noise):
+        return kernels_of(noise, args, kwargs)
+    return kernels_with_params(noise, params, args, kwargs)
+
+
+def declare_moves(noise: Noise) -> None:
+    """Have SVI carry the states of the kernels that move from step to step."""
+    for kernel in moving_kernels(noise).values():
+        kernel._now()
+
+
+class RefuseMutable(Messenger):
+    """
+    No model or guide may have mutable state in here.
+
+    :param own: names of the states of the noise.
+    """
+
+    def __init__(self, own: Collection[str]) -> None:
+        self._own = own
+        super().__init__()
+
+    def process_message(self, msg: Any) -> None:
+        """Refuse a mutable site."""
+        if msg["type"] == "mutable" and msg["name"] not in self._own:
+            raise NotImplementedError(general.at_site(msg["name"], moving.moving_mutable()))
+
+
+def moved_on(method: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    The method ``loss_with_mutable_state`` of a loss, whose noise may move from step to step.
+
+    :param method: its result may tell the ``accuracy`` of a critic.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: Any, rng_key: Any, param_map: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, rng_key, param_map, *args, **kwargs)
+        state = dict(result["mutable_state"] or {})
+        kernels: dict[str, Any] = moving_kernels(getattr(self, "noise", None))
+        for kernel in kernels.values():
+            site = kernel._state_site
+            if site in param_map:
+                state[site] = kernel._advanced(param_map[site], result.get("accuracy"))
+        return {"loss": result["loss"], "mutable_state": state or None}
+
+    return wrapped
 
 
 def draw_at(rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any) -> jax.Array:

@@ -18,6 +18,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._invalid import tells_of_failures
+from numpyro_spread.infer._noise import moved_on
 from spread_core.loss_words import Described
 from spread_core.monitors import Monitor
 from spread_core.typing import Args, Guide, Kwargs, Model
@@ -40,7 +41,7 @@ class Loss(Described, ELBO):
             if name in vars(cls):
                 setattr(cls, name, takes_arrays(vars(cls)[name]))
         if "loss_with_mutable_state" in vars(cls):
-            told = tells_of_failures(vars(cls)["loss_with_mutable_state"])
+            told = tells_of_failures(moved_on(vars(cls)["loss_with_mutable_state"]))
             cls.loss_with_mutable_state = told
 
     def look(

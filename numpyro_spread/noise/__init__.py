@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spread-noise kernels k(y|x)."""
 
-from numpyro_spread.noise import stationary
+from numpyro_spread.noise import moving, stationary
 from numpyro_spread.noise.base import SpreadNoise
 from numpyro_spread.noise.channel import ChannelNoise
 from numpyro_spread.noise.levels import MultiLevelNoise
 from numpyro_spread.noise.low_rank import LowRankGaussianNoise
+from numpyro_spread.noise.moving import *
 from numpyro_spread.noise.stationary import *
 from numpyro_spread.noise.transformed import TransformedNoise
 
@@ -18,3 +19,4 @@ __all__ = [
     "TransformedNoise",
 ]
 __all__ += stationary.__all__
+__all__ += moving.__all__

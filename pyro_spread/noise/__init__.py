@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spread-noise kernels k(y|x)."""
 
-from pyro_spread.noise import stationary
+from pyro_spread.noise import moving, stationary
 from pyro_spread.noise.base import SpreadNoise
 from pyro_spread.noise.channel import ChannelNoise
 from pyro_spread.noise.levels import MultiLevelNoise
 from pyro_spread.noise.low_rank import LowRankGaussianNoise
+from pyro_spread.noise.moving import *
 from pyro_spread.noise.stationary import *
 from pyro_spread.noise.transformed import TransformedNoise
 
@@ -18,3 +19,4 @@ __all__ = [
     "TransformedNoise",
 ]
 __all__ += stationary.__all__
+__all__ += moving.__all__

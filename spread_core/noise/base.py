@@ -107,7 +107,9 @@ class Backend:
         if noise is None:
             return {}
         by_call = callable(noise) and not self.is_kernel(noise)  # kernels are callable too
-        return noise if by_call else self.check_noise(noise)
+        if by_call:
+            return noise
+        return {site: kernel._owned(site) for site, kernel in self.check_noise(noise).items()}
 
     def kernels_of(self, noise: Any, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """
@@ -117,7 +119,8 @@ class Backend:
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        return self.check_noise(noise(*args, **kwargs)) if callable(noise) else dict(noise)
+        kernels = self.check_noise(noise(*args, **kwargs)) if callable(noise) else noise
+        return {site: kernel._now() for site, kernel in kernels.items()}
 
 
 def broadcast(*shapes: Sequence[int]) -> Shape | None:
@@ -272,6 +275,14 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
 
     def _for_components(self, event_dim: int) -> Any:
         """The kernel for the components of a mixture, with a dimension left of the event dims."""
+        return self
+
+    def _owned(self, site: str) -> Any:
+        """The kernel that a loss keeps for a site."""
+        return self
+
+    def _now(self) -> Any:
+        """The kernel at the step that is being computed."""
         return self
 
     def _is_elementwise(self) -> bool:
