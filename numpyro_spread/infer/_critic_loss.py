@@ -28,6 +28,7 @@ from numpyro_spread.ratio.regularizers import check_regularizer
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import players, spreading
+from spread_core.noise.moving import moving_kernels
 from spread_core.typing import Guide, Model
 
 # Weight below which a sample's gradient in the critic is lost in float32 next to that of the
@@ -111,13 +112,19 @@ class CriticLoss(CriticLossShared, Loss):
             raise ValueError(players.not_registered(self.name))
         losses = []
         mutable: dict[str, Any] = {}
+        seen = []
         for key in random.split(rng_key, self.num_particles):
-            loss, mutable = self._play_once(key, param_map, model, guide, args, kwargs)
+            loss, mutable, logits = self._play_once(key, param_map, model, guide, args, kwargs)
             losses.append(loss)
+            seen.append(logits)
         if mutable and self.num_particles > 1:
             raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         loss = losses[0] if len(losses) == 1 else jnp.mean(jnp.stack(losses))
-        return {"loss": loss, "mutable_state": mutable or None}
+        result = {"loss": loss, "mutable_state": mutable or None}
+        if any(kernel._needs_critic for kernel in moving_kernels(self.noise).values()):
+            rights = [self._accuracy(logits) for logits in seen]
+            result["accuracy"] = sum(rights) / len(rights)
+        return result
 
     def logits(
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
@@ -154,8 +161,8 @@ class CriticLoss(CriticLossShared, Loss):
 
     def _play_once(
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """The reported value, which carries both players' gradients, and new mutable state."""
+    ) -> tuple[jax.Array, dict[str, Any], Logits]:
+        """The reported value with both players' gradients, new mutable state, and the logits."""
         draw_key, penalty_key = random.split(rng_key)
         kernels = kernels_now(self.noise, params, args, kwargs)
         sides = draw_sides(draw_key, params, model, guide, kernels, args, kwargs)
@@ -194,7 +201,8 @@ class CriticLoss(CriticLossShared, Loss):
         )
         grads = {"critic": critic_grads, "model": model_grads}
         loss = with_gradients(self._value(logits), learned, grads)
-        return self._watch(loss, random.fold_in(penalty_key, 2), logits), sides.mutable
+        loss = self._watch(loss, random.fold_in(penalty_key, 2), logits)
+        return loss, sides.mutable, logits
 
     def _add_penalty(
         self,

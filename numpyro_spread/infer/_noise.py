@@ -122,6 +122,27 @@ def levels_at(kernel: MultiLevelNoise, index: jax.Array, like: jax.Array) -> jax
     return jnp.asarray(kernel.levels, like.dtype)[index]
 
 
+def level_told(
+    kernel: SpreadNoise, index: jax.Array | None, y: jax.Array, event_dim: int
+) -> jax.Array | None:
+    """
+    What the scale of every datum was multiplied by; None if it is always the same.
+
+    :param kernel: the kernel of this step.
+    :param index: the numbers of its levels, if it has several.
+    :param y: noisy values of shape batch + event.
+    :param event_dim: number of event dims.
+    """
+    level: Any = None
+    if isinstance(kernel, MultiLevelNoise) and index is not None:
+        level = levels_at(kernel, index, y)
+    if kernel._moved_by is not None:
+        shape = y.shape[: y.ndim - event_dim]
+        factor = jnp.asarray(kernel._moved_by, y.dtype)
+        level = jnp.broadcast_to(factor, shape) if level is None else factor * level
+    return level
+
+
 @contextmanager
 def _naming(site: str) -> Iterator[None]:
     try:

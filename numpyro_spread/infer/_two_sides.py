@@ -21,7 +21,7 @@ from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from numpyro_spread.infer._invalid import Invalid, note
-from numpyro_spread.infer._noise import draw_told, levels_at
+from numpyro_spread.infer._noise import draw_told, level_told
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Inside, Unconditioned, is_scanned
@@ -216,8 +216,8 @@ class Side:
                     value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
                 kernel = noise[name]._at_events(event_dim)
                 value, index = draw_told(key, name, kernel, value)
-                if index is not None:
-                    level = levels_at(kernel, index, value)
+                level = level_told(kernel, index, value, event_dim)
+                if level is not None:
                     self.levels[level_name(name)] = data_first(level, 0, dim)
                 mask = mask_at(name, site, jnp.shape(value))
             if mask is not None:

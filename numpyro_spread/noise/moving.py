@@ -16,7 +16,7 @@ from spread_core.messages import general
 from spread_core.messages import moving as messages
 from spread_core.noise import moving
 
-__all__ = ["annealed"]
+__all__ = ["adaptive", "annealed"]
 
 
 class _MovingNoise(SpreadNoise, moving.Moving):
@@ -43,6 +43,16 @@ class AnnealedNoise(moving.Annealed, _MovingNoise):
     schedule: Callable[[Any], Any]
 
 
+@dataclass(frozen=True, eq=False)
+class AdaptiveNoise(moving.Adaptive, _MovingNoise):
+    """Noise whose scale keeps the critic's accuracy at a set point."""
+
+    kernel: SpreadNoise
+    accuracy: float
+    speed: float
+    limits: tuple[float, float]
+
+
 def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[[Any], Any]) -> Any:
     r"""
     Noise whose scale follows a schedule, counted in steps of SVI.
@@ -51,7 +61,7 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
         >>> from numpyro.infer import SVI
         >>> from numpyro_spread import GaussianNoise, SpreadELBO, annealed
         >>> def model(x):
-        ...     w = numpyro.param("w", 0.5)
+        ...     w = numpyro.param("w", 0.0)
         ...     with numpyro.plate("data", len(x)):
         ...         numpyro.sample("x", dist.Delta(w * jnp.ones(len(x))), obs=x)
         >>> def guide(x):
@@ -77,3 +87,60 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
     :raises TypeError: if noise is neither or has no scale, or schedule cannot be called.
     """
     return moving.annealed_by(AnnealedNoise, noise, schedule)
+
+
+def adaptive(
+    noise: SpreadNoise | Mapping[str, SpreadNoise],
+    accuracy: float = 0.75,
+    *,
+    speed: float = 0.01,
+    limits: tuple[float, float] = (1e-4, 1e4),
+) -> Any:
+    r"""
+    Noise whose scale keeps the critic's accuracy at a set point.
+
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
+        >>> from flax import linen
+        >>> from numpyro.infer import SVI
+        >>> from numpyro_spread import AdversarialDivergence, GaussianNoise, adaptive
+        >>> from numpyro_spread import concat_sites
+        >>> def model(x):
+        ...     w = numpyro.param("w", 0.5)
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("x", dist.Delta(w * jnp.ones(len(x))), obs=x)
+        >>> critic = concat_sites(linen.Dense(1), "x")
+        >>> loss = AdversarialDivergence(critic, noise={"x": adaptive(GaussianNoise(1.0))})
+        >>> guide = loss.register(model, lambda x: None)
+        >>> svi = SVI(model, guide, optax.adam(1e-3), loss)
+        >>> result = svi.run(jax.random.key(0), 5, jnp.zeros(100), progress_bar=False)
+        >>> list(result.state.mutable_state)
+        ['x$adaptive']
+
+    After every step of training the logarithm of the scale rises by up to ``speed`` if the critic
+    was right more often than ``accuracy``, and falls if it was less often, in proportion to the
+    difference. Then data and draws are never so far apart that the critic is perfect and its slope
+    vanishes, nor so blurred that it sees nothing; the scale falls as the model gets better. The
+    idea is that of adaptive augmentation [1]. The accuracy is that of the sign of the log-ratio,
+    both sides counting alike, whatever ``pi`` is; at an exact critic it is (1 + TV) / 2 of the
+    total variation of the noisy distributions. Since the scale is no longer that of a fixed
+    divergence, compare models by another measure.
+
+    A critic may ask for the present multiplier, as in ``concat_sites(net, "x", "x_level")``.
+    Evaluations use the present scale and do not change it; it is in checkpoints. It is for
+    :class:`AdversarialDivergence`; other losses refuse it.
+
+    **References**
+
+    [1] `Training Generative Adversarial Networks with Limited Data`, Tero Karras et al.,
+    https://arxiv.org/abs/2006.06676
+
+    :param noise: a kernel with a scale, or a dict from site to kernel; the scale that training
+        begins with.
+    :param accuracy: the set point, between 0.5 and 1.
+    :param speed: the largest change of the logarithm of the scale in a step.
+    :param limits: the least and the largest multiplier of the scale.
+    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss.
+    :raises TypeError: if noise is neither or has no scale.
+    :raises ValueError: if another argument is out of its range.
+    """
+    return moving.moved_by("adaptive", lambda k: AdaptiveNoise(k, accuracy, speed, limits), noise)

@@ -30,7 +30,8 @@ from pyro_spread.ratio.losses import weighted_mean
 from pyro_spread.ratio.regularizers import check_regularizer
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
-from spread_core.messages import players
+from spread_core.messages import moving, players
+from spread_core.noise.moving import moving_kernels
 from spread_core.typing import Guide, Model
 
 
@@ -57,6 +58,10 @@ class CriticLoss(CriticLossShared, Loss):
 
     def _watch(self, logits: Logits) -> None:
         """Monitor the logits and warn of problems; called at every training step."""
+
+    def _adapt(self, logits: Logits) -> None:
+        """Tell the noise how often the critic was right."""
+        self._moves.advance(float(self._accuracy(logits)))
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -213,6 +218,10 @@ class CriticLoss(CriticLossShared, Loss):
             detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)
             when_known(self._watch, detached)
+            if any(kernel._needs_critic for kernel in moving_kernels(self.noise).values()):
+                if ranks() is not None:
+                    raise NotImplementedError(moving.adaptive_ranks())
+                when_known(self._adapt, detached)
         return _Report.apply(value, surrogate)
 
     def _slopes(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -43,6 +44,27 @@ def draw_told(
 def levels_at(kernel: MultiLevelNoise, index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The levels of these numbers."""
     return torch.as_tensor(kernel.levels, dtype=like.dtype, device=like.device)[index]
+
+
+def level_told(
+    kernel: SpreadNoise, index: torch.Tensor | None, y: torch.Tensor, event_dim: int
+) -> torch.Tensor | None:
+    """
+    What the scale of every datum was multiplied by; None if it is always the same.
+
+    :param kernel: the kernel of this step.
+    :param index: the numbers of its levels, if it has several.
+    :param y: noisy values of shape batch + event.
+    :param event_dim: number of event dims.
+    """
+    level: Any = None
+    if isinstance(kernel, MultiLevelNoise) and index is not None:
+        level = levels_at(kernel, index, y)
+    if kernel._moved_by is not None:
+        shape = y.shape[: y.ndim - event_dim]
+        factor = torch.as_tensor(kernel._moved_by, dtype=y.dtype, device=y.device)
+        level = factor.expand(shape) if level is None else factor * level
+    return level
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pyro_spread._inputs import observed_tensor
 from pyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._noise import draw_told, levels_at
+from pyro_spread.infer._noise import draw_told, level_told
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._shared_latents import warn_of_shared_latents
@@ -190,8 +190,8 @@ class Side:
             if name in noise:
                 kernel = noise[name]._at_events(event_dim)
                 value, index = draw_told(name, kernel, value)
-                if index is not None:
-                    level = levels_at(kernel, index, value)
+                level = level_told(kernel, index, value, event_dim)
+                if level is not None:
                     self.levels[level_name(name)] = data_first(level, 0, dim)
             mask = mask_at(name, site, value)
             if mask is not None:

@@ -16,7 +16,7 @@ from spread_core.messages import general
 from spread_core.messages import moving as messages
 from spread_core.noise import moving
 
-__all__ = ["annealed"]
+__all__ = ["adaptive", "annealed"]
 
 
 class _MovingNoise(SpreadNoise, moving.Moving):
@@ -49,6 +49,16 @@ class AnnealedNoise(moving.Annealed, _MovingNoise):
     schedule: Callable[[int], Any]
 
 
+@dataclass(frozen=True, eq=False)
+class AdaptiveNoise(moving.Adaptive, _MovingNoise):
+    """Noise whose scale keeps the critic's accuracy at a set point."""
+
+    kernel: SpreadNoise
+    accuracy: float
+    speed: float
+    limits: tuple[float, float]
+
+
 def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[[int], Any]) -> Any:
     r"""
     Noise whose scale follows a schedule, counted in steps of SVI.
@@ -57,13 +67,14 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
         >>> from pyro.infer import SVI
         >>> from pyro_spread import GaussianNoise, SpreadELBO, annealed
         >>> def model(x):
-        ...     w = pyro.param("w", torch.tensor(0.5))
+        ...     w = pyro.param("w", torch.tensor(0.0))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Delta(w.expand(len(x))), obs=x)
-        >>> noise = annealed(GaussianNoise(1.0), lambda step: max(0.1, 0.99**step))
+        >>> noise = annealed(GaussianNoise(1.0), lambda step: max(0.1, 0.9**step))
         >>> loss = SpreadELBO({"x": noise})
         >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), loss)
-        >>> svi.step(torch.randn(100)) > svi.step(torch.randn(100) / 100)
+        >>> losses = [svi.step(torch.zeros(100)) for _ in range(20)]
+        >>> losses[0] > losses[-1]
         True
 
     The kernel of a step is ``noise`` with its scale multiplied by ``schedule(step)``, where
@@ -79,3 +90,59 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
     :raises TypeError: if noise is neither or has no scale, or schedule cannot be called.
     """
     return moving.annealed_by(AnnealedNoise, noise, schedule)
+
+
+def adaptive(
+    noise: SpreadNoise | Mapping[str, SpreadNoise],
+    accuracy: float = 0.75,
+    *,
+    speed: float = 0.01,
+    limits: tuple[float, float] = (1e-4, 1e4),
+) -> Any:
+    r"""
+    Noise whose scale keeps the critic's accuracy at a set point.
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro_spread import AdversarialDivergence, GaussianNoise, adaptive
+        >>> from pyro_spread import concat_sites, two_player
+        >>> def model(x):
+        ...     w = pyro.param("w", torch.tensor(0.5))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Delta(w.expand(len(x))), obs=x)
+        >>> pyro.clear_param_store()
+        >>> critic = concat_sites(torch.nn.Linear(1, 1), "x")
+        >>> loss = AdversarialDivergence(critic, noise={"x": adaptive(GaussianNoise(1.0))})
+        >>> optim = two_player(pyro.optim.Adam({"lr": 1e-3}), pyro.optim.Adam({"lr": 2e-3}))
+        >>> svi = SVI(model, lambda x: None, optim, loss)
+        >>> 0 <= svi.step(torch.zeros(100)) <= 0.7
+        True
+
+    After every step of training the logarithm of the scale rises by up to ``speed`` if the critic
+    was right more often than ``accuracy``, and falls if it was less often, in proportion to the
+    difference. Then data and draws are never so far apart that the critic is perfect and its slope
+    vanishes, nor so blurred that it sees nothing; the scale falls as the model gets better. The
+    idea is that of adaptive augmentation [1]. The accuracy is that of the sign of the log-ratio,
+    both sides counting alike, whatever ``pi`` is; at an exact critic it is (1 + TV) / 2 of the
+    total variation of the noisy distributions. Since the scale is no longer that of a fixed
+    divergence, compare models by another measure.
+
+    A critic may ask for the present multiplier, as in ``concat_sites(net, "x", "x_level")``.
+    Evaluations use the present scale and do not change it; it is in checkpoints. It is for
+    :class:`AdversarialDivergence`; other losses refuse it.
+
+    **References**
+
+    [1] `Training Generative Adversarial Networks with Limited Data`, Tero Karras et al.,
+    https://arxiv.org/abs/2006.06676
+
+    :param noise: a kernel with a scale, or a dict from site to kernel; the scale that training
+        begins with.
+    :param accuracy: the set point, between 0.5 and 1.
+    :param speed: the largest change of the logarithm of the scale in a step.
+    :param limits: the least and the largest multiplier of the scale.
+    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss.
+    :raises TypeError: if noise is neither or has no scale.
+    :raises ValueError: if another argument is out of its range.
+    """
+    return moving.moved_by("adaptive", lambda k: AdaptiveNoise(k, accuracy, speed, limits), noise)

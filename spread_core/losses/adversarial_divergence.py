@@ -88,6 +88,7 @@ class AdversarialDivergenceShared(CriticLossShared):
     :raises NotImplementedError: if ``divergence`` has no gradient, as ``TotalVariation``.
     """
 
+    _adapts = True
     #: From a number of logits to an array of them.
     _zeros: ClassVar[Any]
 
@@ -157,6 +158,11 @@ class AdversarialDivergenceShared(CriticLossShared):
     def _refuse_bounded_logits(discriminator: Any, /) -> None:
         """Refuse a critic whose last layer bounds its logits."""
         raise NotImplementedError
+
+    def _accuracy(self, logits: Logits) -> Any:
+        """How often the sign of the log-ratio is right, both sides counting alike."""
+        pi = self.divergence.pi
+        return Logits(log_ratio(logits.p, pi), log_ratio(logits.q, pi), *logits[2:]).accuracy()
 
     def _shares(self, logits: Logits) -> tuple[Any, Any]:
         """The shares of logits on the right side of zero, and of logits that are saturated."""

@@ -29,6 +29,9 @@ class CriticLossShared(SharedDocs, ABC):
     :param name: of the discriminator among the params.
     """
 
+    #: Whether its critic's accuracy says how far data and draws are apart.
+    _adapts = False
+
     def __init__(
         self,
         discriminator: Any,
@@ -46,7 +49,7 @@ class CriticLossShared(SharedDocs, ABC):
             raise ValueError(players.bad_choice("update", update, _UPDATES))
         self._check_regularizer(regularizer)
         self.discriminator = discriminator
-        self.noise = self._as_noise(noise)
+        self.noise = self._as_noise(noise, self._adapts)
         self.regularizer = regularizer
         self.update = update
         self.name = name
@@ -60,7 +63,7 @@ class CriticLossShared(SharedDocs, ABC):
         raise NotImplementedError
 
     @staticmethod
-    def _as_noise(noise: Any) -> Any:
+    def _as_noise(noise: Any, adapts: bool, /) -> Any:
         """The backend's check of the argument ``noise``."""
         raise NotImplementedError
 

@@ -61,3 +61,34 @@ def moving_mutable() -> str:
         "guide that has mutable state (such as batch normalisation): the ELBO hands on no state. "
         "Use Trace_ELBO with num_particles=1."
     )
+
+
+def no_critic() -> str:
+    return (
+        "noise of adaptive(...) follows the accuracy of a critic that tells noisy data from noisy "
+        "draws: use it in AdversarialDivergence. Under other losses use annealed(noise, schedule)."
+    )
+
+
+def bad_accuracy(accuracy: object) -> str:
+    return (
+        f"adaptive: accuracy must lie between 0.5, which is chance, and 1, got {shown(accuracy)}."
+    )
+
+
+def bad_speed(speed: object) -> str:
+    return f"adaptive: speed must be a positive number, got {shown(speed)}."
+
+
+def bad_limits(limits: object) -> str:
+    return (
+        "adaptive: limits must be the least and the largest multiplier, with 1 between them, got "
+        f"{shown(limits)}."
+    )
+
+
+def adaptive_ranks() -> str:
+    return (
+        "noise of adaptive(...) follows the accuracy on one process, and the ranks of a "
+        "distributed run would get different scales. Use annealed(noise, schedule) there."
+    )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from spread_core.messages import general, spreading
+from spread_core.messages import general, moving, spreading
 from spread_core.messages import noise as noise_messages
 from spread_core.shared_docs import SharedDocs
 from spread_core.typing import Args, Kwargs
@@ -97,19 +97,24 @@ class Backend:
                 raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
         return dict(noise)
 
-    def as_noise(self, noise: Any) -> Any:
+    def as_noise(self, noise: Any, adapts: bool = False) -> Any:
         """
         ``noise`` as a loss keeps it: a checked dict, empty for None, or the callable.
 
         :param noise: the argument of a loss.
-        :raises TypeError: if it is none of these.
+        :param adapts: whether it tells the accuracy of a critic to noise that asks for it.
+        :raises TypeError: if it is none of these, or asks in vain.
         """
         if noise is None:
             return {}
         by_call = callable(noise) and not self.is_kernel(noise)  # kernels are callable too
         if by_call:
             return noise
-        return {site: kernel._owned(site) for site, kernel in self.check_noise(noise).items()}
+        kernels = self.check_noise(noise)
+        for site, kernel in kernels.items():
+            if kernel._needs_critic and not adapts:
+                raise TypeError(general.at_site(site, moving.no_critic()))
+        return {site: kernel._owned(site) for site, kernel in kernels.items()}
 
     def kernels_of(self, noise: Any, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """
@@ -276,6 +281,11 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
     def _for_components(self, event_dim: int) -> Any:
         """The kernel for the components of a mixture, with a dimension left of the event dims."""
         return self
+
+    #: Whether a loss has to tell how often its critic is right.
+    _needs_critic: ClassVar[bool] = False
+    #: What the scale was multiplied by at this step; None if it does not change.
+    _moved_by: ClassVar[Any] = None
 
     def _owned(self, site: str) -> Any:
         """The kernel that a loss keeps for a site."""

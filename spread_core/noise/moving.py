@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
+
+from array_api_compat import array_namespace
 
 from spread_core.messages import moving as messages
 from spread_core.noise.base import Kernel
@@ -28,8 +31,6 @@ class Moving(Kernel[Any, Any, Any]):
     _name: ClassVar[str]
     #: What the first step finds: a number.
     _initial: ClassVar[Any]
-    #: Whether it needs a loss with a critic.
-    _needs_critic: ClassVar[bool] = False
 
     def _factor(self, state: Any) -> Any:
         """The multiplier of the scale."""
@@ -51,7 +52,8 @@ class Moving(Kernel[Any, Any, Any]):
     def _now(self) -> Any:
         if self._site is None:
             raise TypeError(messages.no_step(self._name))
-        return self.kernel._scaled(self._factor_now())
+        factor = self._factor_now()
+        return self.kernel._scaled(factor)._changed(_moved_by=factor)
 
     def _owned(self, site: str) -> Any:
         owned = copy.copy(self)
@@ -99,6 +101,45 @@ class Annealed(Moving):
         return state + 1
 
 
+class Adaptive(Moving):
+    """
+    Noise whose scale keeps the critic's accuracy at a set point.
+
+    Its state is the logarithm of the multiplier.
+    """
+
+    accuracy: float
+    speed: float
+    limits: tuple[float, float]
+
+    _name, _initial, _needs_critic = "adaptive", 0.0, True
+
+    def __post_init__(self) -> None:
+        low, high = map(float, self.limits)
+        if not 0.5 < self.accuracy < 1:
+            raise ValueError(messages.bad_accuracy(self.accuracy))
+        if not 0 < self.speed < math.inf:
+            raise ValueError(messages.bad_speed(self.speed))
+        if not 0 < low <= 1 <= high < math.inf:
+            raise ValueError(messages.bad_limits(self.limits))
+
+    def _factor(self, state: Any) -> Any:
+        xp = array_namespace(state) if hasattr(state, "shape") else math
+        return xp.exp(state)
+
+    def _advanced(self, state: Any, accuracy: Any) -> Any:
+        # From -1, where a coin would be as good, to 1, where the critic is perfect.
+        above = (accuracy - self.accuracy) / (1 - self.accuracy)
+        below = (accuracy - self.accuracy) / (self.accuracy - 0.5)
+        low, high = map(math.log, self.limits)
+        if hasattr(state, "shape"):
+            xp = array_namespace(state)
+            moved = state + self.speed * xp.clip(xp.where(above > 0, above, below), -1.0, 1.0)
+            return xp.clip(moved, low, high)
+        moved = state + self.speed * max(-1.0, min(1.0, above if above > 0 else below))
+        return max(low, min(high, moved))
+
+
 def annealed_by(make: Callable[[Any, Any], Any], noise: Any, schedule: Any) -> Any:
     """
     Kernels whose scales follow a schedule.
@@ -107,25 +148,25 @@ def annealed_by(make: Callable[[Any, Any], Any], noise: Any, schedule: Any) -> A
     :param noise: a kernel, or a dict from site to kernel.
     :param schedule: the schedule.
     :raises TypeError: if noise is neither or has no scale, or the schedule cannot be called.
-    :raises ValueError: if its first value is not positive.
     """
     if not callable(schedule):
         raise TypeError(messages.bad_schedule(schedule))
-    return moved_by(lambda kernel: make(kernel, schedule), noise)
+    return moved_by("annealed", lambda kernel: make(kernel, schedule), noise)
 
 
-def moved_by(make: Callable[[Any], Moving], noise: Any) -> Any:
+def moved_by(name: str, make: Callable[[Any], Moving], noise: Any) -> Any:
     """
     One kernel, or a dict of them, made to move.
 
+    :param name: of the function that users call.
     :param make: from a kernel to the one that moves.
     :param noise: a kernel, or a dict from site to kernel.
     :raises TypeError: if noise is neither, or has no scale.
     """
     if isinstance(noise, Mapping):
-        return {site: moved_by(make, kernel) for site, kernel in noise.items()}
+        return {site: moved_by(name, make, kernel) for site, kernel in noise.items()}
     if not isinstance(noise, Kernel) or isinstance(noise, Moving):
-        raise TypeError(messages.nothing_to_move(make.__name__, noise))
+        raise TypeError(messages.nothing_to_move(name, noise))
     noise._scaled(1.0)  # refuses what has no scale
     return make(noise)
 
@@ -171,4 +212,6 @@ class Moves(Stateful):
         :param accuracy: how often the critic was right, if there is one.
         """
         for kernel in self._kernels.values():
+            if kernel._needs_critic is (accuracy is None):
+                continue
             kernel._cell[0] = kernel._advanced(kernel._cell[0], accuracy)
