@@ -16,7 +16,13 @@ from numpyro.handlers import block
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import with_gradients
-from numpyro_spread.infer._noise import as_noise, declare_moves, kernels_now, kernels_of
+from numpyro_spread.infer._noise import (
+    as_noise,
+    declare_moves,
+    kernels_now,
+    kernels_of,
+    state_sites,
+)
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise.base import is_concrete
@@ -117,7 +123,7 @@ class CriticLoss(CriticLossShared, Loss):
             loss, mutable, logits = self._play_once(key, param_map, model, guide, args, kwargs)
             losses.append(loss)
             seen.append(logits)
-        if mutable and self.num_particles > 1:
+        if mutable.keys() - state_sites(self.noise) and self.num_particles > 1:
             raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         loss = losses[0] if len(losses) == 1 else jnp.mean(jnp.stack(losses))
         result = {"loss": loss, "mutable_state": mutable or None}

@@ -59,6 +59,11 @@ def declare_moves(noise: Noise) -> None:
         kernel._now()
 
 
+def state_sites(noise: Noise) -> set[str]:
+    """Names of the states of the kernels that move from step to step."""
+    return {kernel._state_site for kernel in moving_kernels(noise).values()}
+
+
 class RefuseMutable(Messenger):
     """
     No model or guide may have mutable state in here.

@@ -54,6 +54,12 @@ class TwoSides(NamedTuple):
     mutable: dict[str, Any]
 
 
+def _without_gradient(name: str, kernel: SpreadNoise) -> Any:
+    refused: Any = refuse_gradient(kernel, ValueError(players.learned_noise(name)))
+    # It is no field, which is all that comes through.
+    return refused._changed(_moved_by=kernel._moved_by)
+
+
 class Guarded(Inside):
     """Draws without a gradient are an error as soon as somebody asks for their gradient."""
 
@@ -112,10 +118,7 @@ def draw_sides(
     noise = resolved(noise, observed)
     refuse_asking(noise, kwargs, model, guide)
     check_noise_sites(sites, observed, noise)
-    noise = {
-        name: refuse_gradient(kernel, ValueError(players.learned_noise(name)))
-        for name, kernel in noise.items()
-    }
+    noise = {name: _without_gradient(name, kernel) for name, kernel in noise.items()}
     left = {
         name: kernel
         for name, kernel in noise.items()

@@ -22,7 +22,7 @@ from numpyro.primitives import mutable as numpyro_mutable
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._contrast import ContrastRun, init_params
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
-from numpyro_spread.infer._noise import Noise
+from numpyro_spread.infer._noise import Noise, state_sites
 from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Loss, Registered, declare_params
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
@@ -216,7 +216,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             keys = random.split(rng_key, self.num_particles)
             loss, mutable, seen = self.vectorize_particles_fn(particle, keys)
             loss = loss.mean(0)
-            if mutable.keys() - {self._steps_site}:
+            if mutable.keys() - {self._steps_site} - state_sites(self.noise):
                 raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         step.check_observed()
         if seen:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from numpyro_spread._typing import RngKey
-from numpyro_spread.infer._noise import as_noise, declare_moves, kernels_now
+from numpyro_spread.infer._noise import as_noise, declare_moves, kernels_now, state_sites
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
@@ -95,7 +95,7 @@ class _Discrepancy(DiscrepancyShared, Loss):
         for key in random.split(rng_key, self.num_particles):
             loss, mutable = self._once(key, param_map, model, guide, args, kwargs)
             losses.append(loss)
-        if mutable and self.num_particles > 1:
+        if mutable.keys() - state_sites(self.noise) and self.num_particles > 1:
             raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         return {"loss": jnp.mean(jnp.stack(losses)), "mutable_state": mutable or None}
 

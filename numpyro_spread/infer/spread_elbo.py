@@ -16,14 +16,13 @@ from numpyro import infer
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._typing import RngKey
-from numpyro_spread.infer._noise import RefuseMutable
+from numpyro_spread.infer._noise import RefuseMutable, state_sites
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.spread_elbo import SpreadELBOShared
 from spread_core.messages import spreading
-from spread_core.noise.moving import moving_kernels
 from spread_core.typing import Args, Guide, Kwargs, Model
 
 _AVERAGING = (
@@ -122,8 +121,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
-        kernels: dict[str, Any] = moving_kernels(self.noise)
-        own = {kernel._state_site for kernel in kernels.values()}
+        own = state_sites(self.noise)
         stateless = type(self.elbo).loss_with_mutable_state is ELBO.loss_with_mutable_state
         if own and (stateless or self.num_particles > 1):
             with RefuseMutable(own):

@@ -59,9 +59,9 @@ class CriticLoss(CriticLossShared, Loss):
     def _watch(self, logits: Logits) -> None:
         """Monitor the logits and warn of problems; called at every training step."""
 
-    def _adapt(self, logits: Logits) -> None:
-        """Tell the noise how often the critic was right."""
-        self._moves.advance(float(self._accuracy(logits)))
+    def _adapt(self, *seen: Logits) -> None:
+        """Tell the noise how often the critic was right, in the particles of a step."""
+        self._moves.advance(sum(float(self._accuracy(logits)) for logits in seen) / len(seen))
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -172,16 +172,22 @@ class CriticLoss(CriticLossShared, Loss):
         self, sides: TwoSides, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> torch.Tensor:
         total: torch.Tensor | None = None
+        seen = []
         for particle in range(self.num_particles):
             if particle:
                 sides = self._sides(model, guide, args, kwargs)
-            loss = self._play_once(sides, args, kwargs)
+            loss, logits = self._play_once(sides, args, kwargs)
+            seen.append(logits)
             total = loss if total is None else total + loss
         assert total is not None
+        if any(kernel._needs_critic for kernel in moving_kernels(self.noise).values()):
+            if ranks() is not None:
+                raise NotImplementedError(moving.adaptive_ranks())
+            when_known(self._adapt, *seen)
         return total / self.num_particles
 
-    def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> torch.Tensor:
-        """The reported value, whose surrogate gives both players' gradients."""
+    def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> tuple[torch.Tensor, Logits]:
+        """The reported value, whose surrogate gives both players' gradients, and the logits."""
         factors: list[Any] = []
         generator_learns = any(v.requires_grad for v in sides.model.values())
         inputs = {n: Rescale.apply(v, factors) for n, v in sides.model.items()}
@@ -218,11 +224,7 @@ class CriticLoss(CriticLossShared, Loss):
             detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)
             when_known(self._watch, detached)
-            if any(kernel._needs_critic for kernel in moving_kernels(self.noise).values()):
-                if ranks() is not None:
-                    raise NotImplementedError(moving.adaptive_ranks())
-                when_known(self._adapt, detached)
-        return _Report.apply(value, surrogate)
+        return _Report.apply(value, surrogate), detached
 
     def _slopes(
         self, logits: Logits, own: torch.Tensor | float

@@ -66,11 +66,12 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI
         >>> from pyro_spread import GaussianNoise, SpreadELBO, annealed
+        >>> pyro.clear_param_store()
         >>> def model(x):
         ...     w = pyro.param("w", torch.tensor(0.0))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Delta(w.expand(len(x))), obs=x)
-        >>> noise = annealed(GaussianNoise(1.0), lambda step: max(0.1, 0.9**step))
+        >>> noise = annealed(GaussianNoise(1.0), lambda step: 0.9**step)
         >>> loss = SpreadELBO({"x": noise})
         >>> svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 1e-2}), loss)
         >>> losses = [svi.step(torch.zeros(100)) for _ in range(20)]
