@@ -36,7 +36,7 @@ class _MovingNoise(SpreadNoise, moving.Moving):
 
 
 @dataclass(frozen=True, eq=False)
-class AnnealedNoise(moving.Annealed, _MovingNoise):
+class _AnnealedNoise(moving.Annealed, _MovingNoise):
     """Noise whose scale follows a schedule."""
 
     kernel: SpreadNoise
@@ -44,7 +44,7 @@ class AnnealedNoise(moving.Annealed, _MovingNoise):
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptiveNoise(moving.Adaptive, _MovingNoise):
+class _AdaptiveNoise(moving.Adaptive, _MovingNoise):
     """Noise whose scale keeps the critic's accuracy at a set point."""
 
     kernel: SpreadNoise
@@ -86,7 +86,7 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
     :return: a kernel, or a dict of them, for the argument ``noise`` of a loss.
     :raises TypeError: if noise is neither or has no scale, or schedule cannot be called.
     """
-    return moving.annealed_by(AnnealedNoise, noise, schedule)
+    return moving.annealed_by(_AnnealedNoise, noise, schedule)
 
 
 def adaptive(
@@ -143,4 +143,4 @@ def adaptive(
     :raises TypeError: if noise is neither or has no scale.
     :raises ValueError: if another argument is out of its range.
     """
-    return moving.moved_by("adaptive", lambda k: AdaptiveNoise(k, accuracy, speed, limits), noise)
+    return moving.moved_by("adaptive", lambda k: _AdaptiveNoise(k, accuracy, speed, limits), noise)

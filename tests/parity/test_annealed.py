@@ -108,6 +108,7 @@ def test_the_scale_is_that_of_the_step_and_evaluation_does_not_count(b):
             assert scale_of(run.evaluate()) == pytest.approx(0.5**step, rel=NEAR)
 
 
+@pytest.mark.slow
 @in_both
 def test_every_elbo_and_several_particles_count_one_step(b):
     for elbo in (
@@ -161,6 +162,7 @@ def test_levels_move_with_their_kernel():
     assert [scale_of(run.step()) for _ in range(2)] == pytest.approx([2, 1], rel=NEAR)
 
 
+@pytest.mark.slow
 @in_both
 @pytest.mark.parametrize("kind", ["energy", "adversarial", "joint", "contrast"])
 def test_every_loss_counts(b, kind):
