@@ -18,6 +18,7 @@ from numpyro_spread.checkpoint import load_checkpoint, save_checkpoint
 from numpyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from numpyro_spread.evaluation import (
     ais_log_likelihood,
+    denoise,
     importance_weighted_bound,
     simulation_based_calibration,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "averaged_params",
     "concat_sites",
     "critic_report",
+    "denoise",
     "diagnose",
     "finite_guard",
     "guard_status",

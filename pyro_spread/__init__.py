@@ -19,6 +19,7 @@ from pyro_spread.compile import compiled
 from pyro_spread.distributions import DeterministicGenerator, ImplicitDistribution, Simulator
 from pyro_spread.evaluation import (
     ais_log_likelihood,
+    denoise,
     importance_weighted_bound,
     simulation_based_calibration,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "compiled",
     "concat_sites",
     "critic_report",
+    "denoise",
     "diagnose",
     "finite_guard",
     "guard_status",

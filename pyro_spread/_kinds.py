@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pyro_spread import _parents
+from spread_core.stateful import Stateful
 
 PLAIN = bool | int | float | str | None
 _KEYS = bool | int | float | complex | str | bytes | None | torch.dtype | torch.device | Enum
@@ -158,7 +159,7 @@ def settings_of(loss: Any) -> tuple[Any, list[str], list[str]]:
     :return: numbers and names, and which object each other one is; their names; and the names of
         what is private, which is the loss's own to replace.
     """
-    counted = getattr(loss, "_remembers", ())
+    counted = loss._remembered() if isinstance(loss, Stateful) else ()
     found = {n: v for n, v in getattr(loss, "__dict__", {}).items() if n not in counted}
     plain = {n: v for n, v in found.items() if isinstance(v, PLAIN)}
     private = [n for n in found if n.startswith("_") and n not in plain]

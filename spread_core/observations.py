@@ -33,8 +33,13 @@ def check_observation(handed: Any, site: str, fn: Any, observed: Any) -> None:
     event = tuple(fn.event_shape)
     batch_dim = np.ndim(observed) - len(event) - getattr(kernel, "_added_dims", 0)
     value = (*np.shape(observed)[: max(0, batch_dim)], *event)  # in the coordinates of x
+    by_event = kernel._at_events(len(event)) is not kernel
+    if by_event and key not in handed.use.events:
+        handed.use.see_events(key, len(event))
     drawn = handed.use.layouts.get(key, handed.shapes[key])
     is_drawn_alike = kernel._drawn_alike(drawn, value, len(event))
+    if by_event and handed.use.events[key] != len(event):  # a site that shares the argument
+        is_drawn_alike = False
     if not is_drawn_alike and key not in handed.use.layouts:
         wanted = layout(handed.shapes[key], value, event)
         if wanted is not None and wanted != drawn:

@@ -12,9 +12,13 @@ class Stateful:
 
     _remembers: ClassVar[tuple[str, ...]] = ()
 
+    def _remembered(self) -> tuple[str, ...]:
+        """The names of the attributes of this very object."""
+        return self._remembers
+
     def get_state(self) -> dict[str, Any]:
         """The state for :meth:`set_state`, made of numbers, strings, lists and dicts."""
-        state = {name: getattr(self, name) for name in self._remembers}
+        state = {name: getattr(self, name) for name in self._remembered()}
         return {
             name: value.get_state() if isinstance(value, Stateful) else value
             for name, value in state.items()
@@ -42,7 +46,7 @@ def check_state(owner: Stateful, state: Any) -> None:
 
     :raises ValueError: naming the class.
     """
-    name, remembered = type(owner).__name__, owner._remembers
+    name, remembered = type(owner).__name__, owner._remembered()
     if not isinstance(state, dict) or state.keys() != set(remembered):
         raise ValueError(f"{name} has another state: {sorted(remembered)}")
     for attribute, value in state.items():

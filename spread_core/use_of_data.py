@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from spread_core.arguments import Key
 from spread_core.remembered import Remembered
@@ -22,12 +23,14 @@ class UseOfData:
     How a model uses its data, as found in runs with arguments of the same shapes.
 
     ``layouts`` has the shapes in which noise has to be drawn, since sites observe their data
-    reshaped and a kernel treats elements differently; ``rows`` the dims along which plates
+    reshaped and a kernel treats elements differently; ``events`` the event dims of sites whose
+    kernel draws something for a whole event; ``rows`` the dims along which plates
     subsample, and ``plates`` their sizes and how many elements they take. ``complete`` tells that a
     run has shown nothing new.
     """
 
     layouts: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+    events: dict[Key, int] = field(default_factory=dict)
     rows: dict[Key, int] = field(default_factory=dict)
     plates: dict[str, tuple[int, int]] = field(default_factory=dict)
     complete: bool = False
@@ -47,6 +50,19 @@ class UseOfData:
             self.rows.update(found)
             self.plates[name] = (size, taken)
             raise Learned
+
+    def kernel_at(self, key: Key, kernel: Any) -> Any:
+        """The kernel that draws noise for an argument, as far as its events are known."""
+        return kernel._at_events(self.events[key]) if key in self.events else kernel
+
+    def see_events(self, key: Key, event_dim: int) -> None:
+        """
+        The argument at ``key`` is observed in events of that many dims.
+
+        :raises Learned: always; it was not known.
+        """
+        self.events[key] = event_dim
+        raise Learned
 
     def see_layout(self, key: Key, layout: tuple[int, ...]) -> None:
         """

@@ -17,7 +17,8 @@ from numpyro.handlers import block
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._critic import penalty_in_turn, warn_of_coupling
 from numpyro_spread.infer._gradients import with_gradients
-from numpyro_spread.infer._noise import as_noise, declare_noise, kernels_of, kernels_with_params
+from numpyro_spread.infer._moving import declare_moves, state_sites
+from numpyro_spread.infer._noise import as_noise, declare_noise, kernels_now, kernels_of
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise.base import is_concrete
@@ -28,7 +29,8 @@ from numpyro_spread.ratio.regularizers import check_regularizer
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
 from spread_core.messages import players, spreading
-from spread_core.noise.base import learned_of
+from spread_core.noise.learnable import learned_of
+from spread_core.noise.moving import moving_kernels
 from spread_core.typing import Guide, Model
 
 # Weight below which a sample's gradient in the critic is lost in float32 next to that of the
@@ -70,6 +72,7 @@ class CriticLoss(CriticLossShared, Loss):
         def declare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             declare_noise(self.noise)
             declare_params(site, lambda: self._init(model, guide, args, kwargs))
+            declare_moves(self.noise)
 
         return Registered(guide or no_guide, after=declare)
 
@@ -84,11 +87,6 @@ class CriticLoss(CriticLossShared, Loss):
 
         with block():
             return self._critic.init(init_key, example_of(draw, draw_key), args, kwargs)
-
-    def _kernels(self, params: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        if learned_of(self.noise):
-            return kernels_with_params(self.noise, params, args, kwargs)
-        return kernels_of(self.noise, args, kwargs)
 
     def loss(
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
@@ -117,13 +115,19 @@ class CriticLoss(CriticLossShared, Loss):
             raise ValueError(players.not_registered(self.name))
         losses = []
         mutable: dict[str, Any] = {}
+        seen = []
         for key in random.split(rng_key, self.num_particles):
-            loss, mutable = self._play_once(key, param_map, model, guide, args, kwargs)
+            loss, mutable, logits = self._play_once(key, param_map, model, guide, args, kwargs)
             losses.append(loss)
-        if mutable and self.num_particles > 1:
+            seen.append(logits)
+        if mutable.keys() - state_sites(self.noise) and self.num_particles > 1:
             raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         loss = losses[0] if len(losses) == 1 else jnp.mean(jnp.stack(losses))
-        return {"loss": loss, "mutable_state": mutable or None}
+        result = {"loss": loss, "mutable_state": mutable or None}
+        if any(kernel._needs_critic for kernel in moving_kernels(self.noise).values()):
+            rights = [self._accuracy(logits) for logits in seen]
+            result["accuracy"] = sum(rights) / len(rights)
+        return result
 
     def logits(
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
@@ -143,7 +147,7 @@ class CriticLoss(CriticLossShared, Loss):
         """
         if f"{self.name}$params" not in param_map:
             raise ValueError(players.not_registered(self.name))
-        kernels = self._kernels(param_map, args, kwargs)
+        kernels = kernels_now(self.noise, param_map, args, kwargs)
         sides = draw_sides(rng_key, param_map, model, guide, kernels, args, kwargs)
         critic = param_map[f"{self.name}$params"]
         data, draws = (
@@ -160,10 +164,10 @@ class CriticLoss(CriticLossShared, Loss):
 
     def _play_once(
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """The reported value, which carries both players' gradients, and new mutable state."""
+    ) -> tuple[jax.Array, dict[str, Any], Logits]:
+        """The reported value with both players' gradients, new mutable state, and the logits."""
         draw_key, penalty_key = random.split(rng_key)
-        kernels = self._kernels(params, args, kwargs)
+        kernels = kernels_now(self.noise, params, args, kwargs)
         sides = draw_sides(draw_key, params, model, guide, kernels, args, kwargs)
         # Of the noise alone depends what happens to the data.
         seen = {"model": dict(sides.model)}
@@ -208,7 +212,8 @@ class CriticLoss(CriticLossShared, Loss):
         )
         grads = {"critic": critic_grads, "seen": seen_grads}
         loss = with_gradients(value, learned, grads)
-        return self._watch(loss, random.fold_in(penalty_key, 2), logits), sides.mutable
+        loss = self._watch(loss, random.fold_in(penalty_key, 2), logits)
+        return loss, sides.mutable, logits
 
     def _add_penalty(
         self,

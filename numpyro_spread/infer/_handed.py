@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import random
 from numpyro.primitives import Messenger
 
-from numpyro_spread.infer._noise import draw_at
+from numpyro_spread.infer._noise import draw_at, draw_told, levels_at
 from numpyro_spread.noise import SpreadNoise
 from spread_core.arguments import Key, get_argument, replace_arguments
 from spread_core.observations import check_observation
@@ -31,6 +31,7 @@ class Handed:
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
     :param undrawn: places where there is no noise yet, since the shape of the site must be known.
+    :param levels: dict from site to level, as far as asked for.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Handed:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         undrawn: Mapping[Key, ValueError],
+        levels: Mapping[str, jax.Array] | None = None,
     ) -> None:
+        self.levels = dict(levels or {})
         self.noise, self.use, self.located, self.undrawn = noise, use, located, undrawn
         self.shapes = {key: jnp.shape(get_argument(key, args, kwargs)) for key in y}
         #: The y by site or pattern.
@@ -59,6 +62,7 @@ def draw_noise(
     located: Mapping[str, Key],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    asked: Collection[str] = (),
 ) -> Handed:
     """
     Fresh y, to replace x.
@@ -69,22 +73,33 @@ def draw_noise(
     :param located: dict from site or pattern to the place of its data.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
+    :param asked: sites whose levels somebody wants to know.
     """
+    noise, levels = dict(noise), {}
     y: dict[Key, jax.Array] = {}
     undrawn: dict[Key, ValueError] = {}
     keys = random.split(rng_key, max(1, len(located)))
     for (site, key), site_key in zip(located.items(), keys, strict=False):
         if key in y:
             continue
-        x, kernel = get_argument(key, args, kwargs), noise[str(key_of(noise, site))]
+        x = get_argument(key, args, kwargs)
+        kernel = use.kernel_at(key, noise[str(key_of(noise, site))])
         shape = use.layouts.get(key)
+        if site in asked:
+            laid = jnp.reshape(x, jnp.shape(x) if shape is None else shape)
+            noisy, index = draw_told(site_key, site, kernel, laid)
+            assert index is not None
+            y[key] = noisy.reshape(jnp.shape(x))
+            levels[site] = levels_at(kernel, index, noisy)
+            noise[site] = kernel._told(jax.nn.one_hot(index, len(kernel.levels), dtype=noisy.dtype))
+            continue
         try:
             y[key] = draw_in(shape, site_key, site, kernel, x)
         except ValueError as error:
             if shape is not None or kernel._moves_with_data():
                 raise
             undrawn[key], y[key] = error, jnp.asarray(x)
-    return Handed(y, noise, use, located, args, kwargs, undrawn)
+    return Handed(y, noise, use, located, args, kwargs, undrawn, levels)
 
 
 def draw_rows(
@@ -115,7 +130,8 @@ def draw_rows(
             shape = use.layouts.get(key)
             shape = None if shape is None else (len(index), *shape[1:])
             clean = jnp.take(x, index, axis=use.rows[key])
-            rows[key] = draw_in(shape, site_key, site, noise[str(key_of(noise, site))], clean)
+            kernel = use.kernel_at(key, noise[str(key_of(noise, site))])
+            rows[key] = draw_in(shape, site_key, site, kernel, clean)
     return rows
 
 

@@ -85,15 +85,8 @@ class ImplicitGroup:
             )
             called = stop_gradient_tree((self._run.args, self._run.kwargs))
             warn_of_coupling(self._critic, self._params, shown, *called)
-        loss = loss + penalty_in_turn(
-            self._penalty_key,
-            options.regularizer,
-            self._judge,
-            self._params,
-            data,
-            model,
-            (weights, weights),
-        )
+        asked = self._penalty_key, options.regularizer, self._judge, self._params
+        loss = loss + penalty_in_turn(*asked, data, model, (weights, weights))
         if options.head is not None:
             loss = loss + self._head_loss(weights)
         if weights is not None:  # nobody learns from a batch of which nothing counts

@@ -38,6 +38,7 @@ from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
 from spread_core.messages import contrasts, players
+from spread_core.noise.levels import refuse_asking
 from spread_core.patterns import resolved
 
 
@@ -104,6 +105,7 @@ def draw_joint(
             raise ValueError(players.factor_site(name))
     refuse_own_draws(params, model, observed, args, kwargs)
     noise = resolved(noise, observed)
+    refuse_asking(noise, kwargs, model, guide)
     check_noise_sites(sites, observed, noise)
     local = {
         name: sites[name]

@@ -148,6 +148,8 @@ def _data_of_guide(
             whole = held is not None and jnp.shape(held) == jnp.shape(value)
             value = invalid.replaced(value, axes[site], held if whole else 0.0)
         kernel = kernels.get(site)
+        if kernel is not None:
+            kernel = kernel._at_events(run_of.observed[site]["fn"].event_dim)
         noisy = value if kernel is None else draw_at(key, site, kernel, value)
         values[site] = lax.stop_gradient(noisy)
     return values

@@ -18,6 +18,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro_spread._inputs import takes_arrays
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._invalid import tells_of_failures
+from numpyro_spread.infer._moving import moved_on
 from spread_core.loss_words import Described
 from spread_core.monitors import Monitor
 from spread_core.typing import Args, Guide, Kwargs, Model
@@ -40,7 +41,7 @@ class Loss(Described, ELBO):
             if name in vars(cls):
                 setattr(cls, name, takes_arrays(vars(cls)[name]))
         if "loss_with_mutable_state" in vars(cls):
-            told = tells_of_failures(vars(cls)["loss_with_mutable_state"])
+            told = tells_of_failures(moved_on(vars(cls)["loss_with_mutable_state"]))
             cls.loss_with_mutable_state = told
 
     def look(
@@ -71,8 +72,9 @@ class Loss(Described, ELBO):
         :return: guide, positional arguments, keyword arguments.
         """
         if self._spreading is not None and self._spreading.noise:
-            handed, _ = self._spreading.looked(params, model, args, kwargs).hand(rng_key)
-            args, kwargs = handed.args, handed.kwargs
+            step = self._spreading.looked(params, model, args, kwargs, guide)
+            handed, _ = step.hand(rng_key)
+            guide, args, kwargs = step.tell(guide, handed), handed.args, handed.kwargs
         return guide, args, kwargs
 
 

@@ -27,6 +27,7 @@ from spread_core.arguments import Key, argument_name, get_argument
 from spread_core.inputs import is_misplaced
 from spread_core.messages import inputs, spreading
 from spread_core.noise.handler import SpreadingShared, SpreadSitesInLoss
+from spread_core.noise.levels import levels_asked_for, telling
 from spread_core.nonfinite import NonFiniteError
 from spread_core.patterns import key_of
 from spread_core.use_of_data import Learned, use_of
@@ -70,15 +71,17 @@ class Spreading(SpreadingShared):
         model: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        guide: Callable[..., Any] | None = None,
     ) -> SpreadStep:
         """
         The noise of one step, to be drawn from once per particle.
 
+        :param guide: asks for levels, as the model may, if it is known.
         :raises ValueError: if data cannot be spread, or noise has params that SVI does not know.
         """
         noise = kernels_with_params(self.noise, params, args, kwargs)
         located = self._located(model, noise, args, kwargs) if noise else {}
-        return SpreadStep(noise, located, params, model, args, kwargs)
+        return SpreadStep(noise, located, params, model, guide, args, kwargs)
 
     def settled(
         self,
@@ -87,6 +90,7 @@ class Spreading(SpreadingShared):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         run: Callable[[SpreadStep], _R],
+        guide: Callable[..., Any] | None = None,
     ) -> _R:
         """
         The result of ``run``, which draws noise and then runs the model.
@@ -95,11 +99,12 @@ class Spreading(SpreadingShared):
         off and made again, as if it had been known from the start.
 
         :param run: called with the step to draw from.
+        :param guide: asks for levels, as the model may, if it is known.
         """
         while True:
             # Containers are copied, since a model may write to those of mutable sites.
             own = jax.tree.map(lambda leaf: leaf, dict(params))
-            step = self.step(own, model, args, kwargs)
+            step = self.step(own, model, args, kwargs, guide)
             try:
                 result = run(step)
             except Learned:
@@ -113,6 +118,7 @@ class Spreading(SpreadingShared):
         model: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        guide: Callable[..., Any] | None = None,
     ) -> SpreadStep:
         """
         The noise of a step that may run the guide alone: the model is looked at before.
@@ -123,7 +129,8 @@ class Spreading(SpreadingShared):
         def look(step: SpreadStep) -> SpreadStep:
             def run(key: jax.Array) -> None:
                 handed, key = step.hand(key)
-                seen = substitute(Watch(model, handed), data=step.params)
+                told = telling(model, handed.levels)
+                seen = substitute(Watch(told, handed), data=step.params)
                 with block():
                     seed(seen, key)(*handed.args, **handed.kwargs)
 
@@ -131,7 +138,7 @@ class Spreading(SpreadingShared):
                 jax.eval_shape(run, random.key(0))
             return step
 
-        return self.settled(params, model, args, kwargs, look)
+        return self.settled(params, model, args, kwargs, look, guide)
 
 
 class SpreadStep:
@@ -143,11 +150,14 @@ class SpreadStep:
         located: Mapping[str, Key],
         params: Mapping[str, Any],
         model: Callable[..., Any],
+        guide: Callable[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         self.noise, self._located, self.params = dict(noise), located, params
-        self._model, self._args, self._kwargs = model, args, kwargs
+        self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
+        asks = (guide, model) if guide is not None else ()
+        self._asked = levels_asked_for(self.noise, kwargs, *asks)
         self._shapes: dict[str, jax.ShapeDtypeStruct] = {}
         self._suspects: dict[str, int] = {}
         shapes = {key: jnp.shape(get_argument(key, args, kwargs)) for key in located.values()}
@@ -155,17 +165,30 @@ class SpreadStep:
         self._told = self.noise, self.use, located, args, kwargs
 
     def draw(
-        self, rng_key: jax.Array
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], jax.Array]:
+        self, rng_key: jax.Array, guide: Callable[..., Any]
+    ) -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], dict[str, Any], jax.Array]:
         """
-        The spread model, arguments in which fresh y stand instead of x, and the key to go on with.
+        The spread model, the guide, arguments in which fresh y stand instead of x, and the key to
+        go on with.
 
         :param rng_key: random key; it is passed on as it is where there is no noise.
+        :param guide: the guide, maybe inside handlers.
         """
         if not self.noise:
-            return self._model, self._args, self._kwargs, rng_key
+            return self._model, guide, self._args, self._kwargs, rng_key
         handed, rng_key = self.hand(rng_key)
-        return self._spread(handed), handed.args, handed.kwargs, rng_key
+        told = self.tell(guide, handed)
+        return self._spread(handed), told, handed.args, handed.kwargs, rng_key
+
+    def tell(self, guide: Callable[..., Any], handed: Handed) -> Callable[..., Any]:
+        """
+        The guide, which is told the levels that it asks for.
+
+        :param guide: the guide, maybe inside handlers.
+        :param handed: what it is given.
+        """
+        asks = guide if self._guide is None else self._guide
+        return telling(guide, handed.levels, asks)
 
     def hand(self, rng_key: jax.Array) -> tuple[Handed, jax.Array]:
         """
@@ -174,9 +197,9 @@ class SpreadStep:
         :param rng_key: random key; it is passed on as it is where there is no noise.
         """
         if not self.noise:
-            return draw_noise(rng_key, *self._told), rng_key
+            return draw_noise(rng_key, *self._told, self._asked), rng_key
         noise_key, rng_key = random.split(rng_key)
-        return draw_noise(noise_key, *self._told), rng_key
+        return draw_noise(noise_key, *self._told, self._asked), rng_key
 
     def run(
         self,
@@ -205,15 +228,17 @@ class SpreadStep:
             if on_rows_only is not None:
                 at = {key: indices[name] for key, (name, _) in taken_by.items()}
                 return on_rows_only(draw_rows(noise_key, *self._told, at))
-        model, args, kwargs, rng_key = self.draw(rng_key)
-        return evaluate(model, guide, args, kwargs, rng_key)
+        return evaluate(*self.draw(rng_key, guide))
 
     def _taken_by(self) -> dict[Key, tuple[str, int]]:
         """Plate and dim by which rows of data are taken; empty unless that holds of all data."""
         found: dict[Key, tuple[str, int]] = {}
+        if self._asked:  # the levels of rows that nobody knows yet cannot be told
+            return found
         for site, key in self._located.items():
             x, dim = get_argument(key, self._args, self._kwargs), self.use.rows.get(key)
-            kernel, shape = self.noise[str(key_of(self.noise, site))], self.use.layouts.get(key)
+            kernel = self.use.kernel_at(key, self.noise[str(key_of(self.noise, site))])
+            shape = self.use.layouts.get(key)
             if dim is None or kernel._is_played:  # whose clean values are needed too
                 return {}
             length = jnp.shape(x)[dim]
@@ -229,7 +254,8 @@ class SpreadStep:
         values = handed.values.items()
         self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in values})
         names = {site: argument_name(key, self._model) for site, key in self._located.items()}
-        spread_model = _LossSpread(Watch(self._model, handed), handed, names, self._suspects)
+        model = telling(self._model, handed.levels)
+        spread_model = _LossSpread(Watch(model, handed), handed, names, self._suspects)
         return Inside(spread_model)
 
     def check_observed(self) -> None:

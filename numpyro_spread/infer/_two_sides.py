@@ -21,7 +21,7 @@ from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from numpyro_spread.infer._invalid import Invalid, note
-from numpyro_spread.infer._noise import draw_at
+from numpyro_spread.infer._noise import draw_told, level_told
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Inside, Unconditioned, is_scanned
@@ -33,6 +33,7 @@ from numpyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
 from spread_core.datum import data_first, in_batch
 from spread_core.messages import control_flow, general, players, spreading
+from spread_core.noise.levels import level_name, refuse_asking
 from spread_core.nonfinite import NonFiniteError
 from spread_core.patterns import resolved
 
@@ -51,6 +52,12 @@ class TwoSides(NamedTuple):
     model_weights: jax.Array | None
     noise_left: dict[str, SpreadNoise]
     mutable: dict[str, Any]
+
+
+def _without_gradient(name: str, kernel: SpreadNoise) -> Any:
+    refused: Any = refuse_gradient(kernel, ValueError(players.learned_noise(name)))
+    # It is no field, which is all that comes through.
+    return refused._changed(_moved_by=kernel._moved_by)
 
 
 class Guarded(Inside):
@@ -109,11 +116,10 @@ def draw_sides(
     refuse_own_draws(params, model, observed, args, kwargs)
     warn_of_shared_latents(model, sites, observed, dims, guide_trace.keys())
     noise = resolved(noise, observed)
+    refuse_asking(noise, kwargs, model, guide)
     check_noise_sites(sites, observed, noise)
     noise = {
-        name: kernel
-        if kernel._is_played
-        else refuse_gradient(kernel, ValueError(players.learned_noise(name)))
+        name: kernel if kernel._is_played else _without_gradient(name, kernel)
         for name, kernel in noise.items()
     }
     left = {
@@ -132,8 +138,8 @@ def draw_sides(
     named = dict(zip(positional_names(model), args, strict=False)) | kwargs
     arguments = by_datum(named, observed, dims, sites, data.batch_shape)
     return TwoSides(
-        SiteValues(data.values, data.batch_shape, arguments),
-        SiteValues(model_side.values, model_side.batch_shape, arguments),
+        SiteValues(data.values, data.batch_shape, arguments | data.levels),
+        SiteValues(model_side.values, model_side.batch_shape, arguments | model_side.levels),
         data.weights,
         model_side.weights,
         left,
@@ -194,6 +200,8 @@ class Side:
         take: Callable[[Any], Any],
     ) -> None:
         self.values: dict[str, jax.Array] = {}
+        #: The level of every datum, by the name under which critics ask for it.
+        self.levels: dict[str, jax.Array] = {}
         self.batch_shape: tuple[int, ...] = ()
         self.weights: jax.Array | None = None
         kept: jax.Array | None = None
@@ -212,7 +220,11 @@ class Side:
             if name in noise:
                 if mask is not None:  # what may be NaN there need not be a valid mean
                     value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
-                value = draw_at(key, name, noise[name], value)
+                kernel = noise[name]._at_events(event_dim)
+                value, index = draw_told(key, name, kernel, value)
+                level = level_told(kernel, index, value, event_dim)
+                if level is not None:
+                    self.levels[level_name(name)] = data_first(level, 0, dim)
                 mask = mask_at(name, site, jnp.shape(value))
             if mask is not None:
                 value = jnp.where(mask, value, jnp.zeros((), dtype))

@@ -22,6 +22,7 @@ from numpyro.primitives import mutable as numpyro_mutable
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._contrast import ContrastRun, init_params
 from numpyro_spread.infer._held_out import compare_estimates, fit_critic
+from numpyro_spread.infer._moving import state_sites
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Loss, Registered, declare_params
@@ -190,7 +191,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         def run(step: SpreadStep) -> Any:
             return self._on_step(step, rng_key, model, guide, args, kwargs)
 
-        return self._spreading.settled(param_map, model, args, kwargs, run)
+        return self._spreading.settled(param_map, model, args, kwargs, run, guide)
 
     def _on_step(
         self, step: SpreadStep, rng_key: jax.Array, model: Any, guide: Any, args: Any, kwargs: Any
@@ -216,7 +217,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             keys = random.split(rng_key, self.num_particles)
             loss, mutable, seen = self.vectorize_particles_fn(particle, keys)
             loss = loss.mean(0)
-            if mutable.keys() - {self._steps_site}:
+            if mutable.keys() - {self._steps_site} - state_sites(self.noise):
                 raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         step.check_observed()
         if seen:
@@ -249,7 +250,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             logits have shape (draws +) batch. A dict from site to such tuples if there is a
             critic per site.
         """
-        step = self._spreading.looked(param_map, model, args, kwargs)
+        step = self._spreading.looked(param_map, model, args, kwargs, guide)
         run = self._run_guide(rng_key, self._options, step, param_map, model, guide)
         logits = run.logits()
         return logits if self._options.is_by_site or not logits else logits[None]
@@ -265,7 +266,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         beta: Any,
     ) -> tuple[Any, ContrastRun]:
         """The stock ELBO of the scored guide for one particle, and the run it saw."""
-        spread_model, args, kwargs, rng_key = step.draw(rng_key)
+        spread_model, guide, args, kwargs, rng_key = step.draw(rng_key, guide)
         own_key = random.fold_in(rng_key, _OWN)
         run = ContrastRun(options, own_key, params, model, args, kwargs)
         sides = run.in_model(spread_model, beta), run.in_guide(guide)
@@ -282,7 +283,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         guide: Any,
     ) -> ContrastRun:
         """A run of the guide alone."""
-        _, args, kwargs, key = step.draw(rng_key)
+        _, guide, args, kwargs, key = step.draw(rng_key, guide)
         guide_key, own_key = random.split(key)
         run = ContrastRun(options, own_key, params, model, args, kwargs)
         # Containers are copied, since a guide may write to those of mutable sites.
@@ -326,7 +327,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             self._options, adaptive=True, head=None, regularizer=None, num_particles=1
         )
         frozen = {site: value for site, value in params.items() if site != self._steps_site}
-        step = self._spreading.looked(frozen, model, args, kwargs)
+        step = self._spreading.looked(frozen, model, args, kwargs, guide)
         beta = self._likelihood_weight(frozen, args, kwargs)
         init_key, fit_key, draw_key = random.split(rng_key, 3)
         started = substitute(guide, data=frozen)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax, random
 
 from numpyro_spread._typing import RngKey
-from numpyro_spread.infer._noise import as_noise, kernels_of
-from numpyro_spread.infer._registration import Loss
+from numpyro_spread.infer._moving import declare_moves, state_sites
+from numpyro_spread.infer._noise import as_noise, kernels_now
+from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._two_sample import energy_distance, mmd2_unbiased, sliced_wasserstein
 from numpyro_spread.infer._two_sides import TwoSides, draw_sides, no_guide
 from numpyro_spread.noise import GaussianNoise
@@ -28,6 +29,7 @@ from spread_core.losses.discrepancy import (
     SlicedWassersteinShared,
 )
 from spread_core.messages import spreading
+from spread_core.noise.moving import moving_kernels
 from spread_core.typing import Guide, Model
 
 __all__ = ["MMD", "EnergyDistance", "SlicedWasserstein"]
@@ -57,12 +59,16 @@ class _Discrepancy(DiscrepancyShared, Loss):
         self, model: Callable[..., Any], guide: Callable[..., Any] | None
     ) -> Callable[..., Any]:
         """
-        The guide to pass to SVI: the guide itself, since there is no critic.
+        The guide to pass to SVI: the guide itself, since there is no critic; if the noise moves, a
+        guide that carries its state.
 
         :param model: the model.
         :param guide: the guide.
         """
-        return guide or no_guide
+        guide = guide or no_guide
+        if not moving_kernels(self.noise):
+            return guide
+        return Registered(guide, after=lambda args, kwargs: declare_moves(self.noise))
 
     def loss(
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
@@ -90,7 +96,7 @@ class _Discrepancy(DiscrepancyShared, Loss):
         for key in random.split(rng_key, self.num_particles):
             loss, mutable = self._once(key, param_map, model, guide, args, kwargs)
             losses.append(loss)
-        if mutable and self.num_particles > 1:
+        if mutable.keys() - state_sites(self.noise) and self.num_particles > 1:
             raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         return {"loss": jnp.mean(jnp.stack(losses)), "mutable_state": mutable or None}
 
@@ -98,7 +104,7 @@ class _Discrepancy(DiscrepancyShared, Loss):
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[Both, dict[str, Any]]:
         """Samples and weights of both sides, after the noise, and new mutable state."""
-        kernels = kernels_of(self.noise, args, kwargs)
+        kernels = kernels_now(self.noise, params, args, kwargs)
         sides = draw_sides(rng_key, params, model, guide, kernels, args, kwargs)
         return self._both(sides), sides.mutable
 
@@ -142,7 +148,7 @@ class MMD(MMDShared, _Discrepancy):
     def _once(
         self, rng_key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
-        kernels = kernels_of(self.noise, args, kwargs)
+        kernels = kernels_now(self.noise, params, args, kwargs)
         sides = draw_sides(
             rng_key, params, model, guide, kernels, args, kwargs, self._has_closed_form
         )

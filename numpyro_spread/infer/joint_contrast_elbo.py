@@ -26,6 +26,7 @@ from numpyro_spread.infer._joint_sides import (
     JointSides,
     draw_joint,
 )
+from numpyro_spread.infer._moving import state_sites
 from numpyro_spread.infer._noise import kernels_of, kernels_with_params
 from numpyro_spread.infer._posterior_estimation import minus_log_q
 from numpyro_spread.infer._random_delta import refuse_random_deltas
@@ -193,7 +194,7 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
         else:
             found, counts = self.vectorize_particles_fn(particle, each)
             loss, mutable, seen, is_left = found
-            if mutable:
+            if mutable.keys() - state_sites(self.noise):
                 raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         # A particle may have come to nothing; if all have, so has the step.
         loss = jnp.where(is_left, loss, 0).sum() / is_left.sum()

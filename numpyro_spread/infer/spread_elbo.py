@@ -16,6 +16,7 @@ from numpyro import infer
 from numpyro.infer.elbo import ELBO
 
 from numpyro_spread._typing import RngKey
+from numpyro_spread.infer._moving import RefuseMutable, state_sites
 from numpyro_spread.infer._registration import Loss, Registered
 from numpyro_spread.infer._scan import Inside
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
@@ -120,6 +121,12 @@ class SpreadELBO(SpreadELBOShared, Loss):
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
     ) -> Any:
         """Like :meth:`loss`, in a dict with the new mutable state."""
+        own = state_sites(self.noise)
+        stateless = type(self.elbo).loss_with_mutable_state is ELBO.loss_with_mutable_state
+        if own and (stateless or self.num_particles > 1):
+            with RefuseMutable(own):
+                value = self.loss(rng_key, param_map, model, guide, *args, **kwargs)
+            return {"loss": value, "mutable_state": None}
         if self.num_particles > 1:
             raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         method = "loss_with_mutable_state"
@@ -138,7 +145,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
         def run(step: SpreadStep) -> Any:
             return self._on_step(step, method, rng_key, Inside(guide))
 
-        return self._spreading.settled(params, model, args, kwargs, run)
+        return self._spreading.settled(params, model, args, kwargs, run, guide)
 
     def _on_step(self, step: SpreadStep, method: str, rng_key: jax.Array, guide: Any) -> Any:
         def on_fresh_noise(elbo: ELBO, rng_key: jax.Array) -> Any:
@@ -150,8 +157,7 @@ class SpreadELBO(SpreadELBOShared, Loss):
             if elbo.num_particles == 1 and not self.multi_sample_guide:
                 return step.run(rng_key, guide, evaluate)
             # Particles that share one y may each subsample it.
-            model, args, kwargs, rng_key = step.draw(rng_key)
-            return evaluate(model, guide, args, kwargs, rng_key)
+            return evaluate(*step.draw(rng_key, guide))
 
         if self.num_particles == 1 or isinstance(self.elbo, _SHARING) or self.multi_sample_guide:
             result = on_fresh_noise(self.elbo, rng_key)

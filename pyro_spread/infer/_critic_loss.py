@@ -29,9 +29,10 @@ from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.regularizers import check_regularizer, constant
 from spread_core.logits import Logits
 from spread_core.losses.critic_loss import CriticLossShared
-from spread_core.messages import critics, players
+from spread_core.messages import critics, moving, players
 from spread_core.messages import ranks as rank_messages
-from spread_core.noise.base import learned_of
+from spread_core.noise.learnable import learned_of
+from spread_core.noise.moving import moving_kernels
 from spread_core.nonfinite import NonFiniteError
 from spread_core.typing import Guide, Model
 
@@ -59,6 +60,10 @@ class CriticLoss(CriticLossShared, Loss):
 
     def _watch(self, logits: Logits) -> None:
         """Monitor the logits and warn of problems; called at every training step."""
+
+    def _adapt(self, *seen: Logits) -> None:
+        """Tell the noise how often the critic was right, in the particles of a step."""
+        self._moves.advance(sum(float(self._accuracy(logits)) for logits in seen) / len(seen))
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> LossModule:
         """
@@ -174,16 +179,22 @@ class CriticLoss(CriticLossShared, Loss):
         if self.unroll and ranks() is not None:
             raise NotImplementedError(rank_messages.unrolled())
         total: torch.Tensor | None = None
+        seen = []
         for particle in range(self.num_particles):
             if particle:
                 sides = self._sides(model, guide, args, kwargs)
-            loss = self._play_once(sides, args, kwargs)
+            loss, logits = self._play_once(sides, args, kwargs)
+            seen.append(logits)
             total = loss if total is None else total + loss
         assert total is not None
+        if any(kernel._needs_critic for kernel in moving_kernels(self.noise).values()):
+            if ranks() is not None:
+                raise NotImplementedError(moving.adaptive_ranks())
+            when_known(self._adapt, *seen)
         return total / self.num_particles
 
-    def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> torch.Tensor:
-        """The reported value, whose surrogate gives all players' gradients."""
+    def _play_once(self, sides: TwoSides, args: Any, kwargs: Any) -> tuple[torch.Tensor, Logits]:
+        """The reported value, whose surrogate gives all players' gradients, and the logits."""
         both = sides.data, sides.model
         factors: list[list[Any]] = [[], []]
         inputs = [
@@ -228,7 +239,7 @@ class CriticLoss(CriticLossShared, Loss):
             detached = Logits(logits.p.detach(), logits.q.detach(), *logits[2:])
             value = self._value(detached)
             when_known(self._watch, detached)
-        return _Report.apply(value, surrogate)
+        return _Report.apply(value, surrogate), detached
 
     def _slopes(
         self, logits: Logits, own: torch.Tensor | float

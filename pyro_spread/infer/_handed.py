@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread._recording import values_known
-from pyro_spread.infer._noise import draw_at
+from pyro_spread.infer._noise import draw_at, draw_told, levels_at
 from pyro_spread.infer._rows import NoisyRows
-from pyro_spread.noise import SpreadNoise
+from pyro_spread.noise import MultiLevelNoise, SpreadNoise
 from spread_core.arguments import Key, get_argument, replace_arguments
 from spread_core.observations import check_observation
 from spread_core.patterns import key_of
@@ -30,6 +30,7 @@ class Handed:
     :param located: dict from site or pattern to the place of its data.
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
+    :param asked: sites whose levels somebody wants to know.
     """
 
     def __init__(
@@ -39,8 +40,11 @@ class Handed:
         located: Mapping[str, Key],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        asked: Collection[str] = (),
     ) -> None:
-        self.noise, self.use, self.located = noise, use, located
+        self.noise, self.use, self.located = dict(noise), use, located
+        #: The levels by site, as far as asked for.
+        self.levels: dict[str, torch.Tensor] = {}
         self.shapes: dict[Key, tuple[int, ...]] = {}
         #: Arguments on which noise can be drawn only when the shape of the site is known.
         self.undrawn: dict[Key, ValueError] = {}
@@ -49,7 +53,11 @@ class Handed:
             if key not in y:
                 x = get_argument(key, args, kwargs)
                 self.shapes[key] = tuple(x.shape)
-                y[key] = self._draw(site, key, noise[str(key_of(noise, site))], x)
+                kernel = use.kernel_at(key, noise[str(key_of(noise, site))])
+                if site in asked:
+                    y[key] = self._draw_told(site, key, kernel, x)
+                else:
+                    y[key] = self._draw(site, key, kernel, x)
         #: The y by site or pattern.
         self.values = {site: y[key] for site, key in located.items()}
         #: The x by site or pattern.
@@ -77,6 +85,16 @@ class Handed:
                 raise
             self.undrawn[key] = error
             return x
+
+    def _draw_told(
+        self, site: str, key: Key, kernel: MultiLevelNoise, x: torch.Tensor
+    ) -> torch.Tensor:
+        y, index = draw_told(site, kernel, x.reshape(self.use.layouts.get(key, x.shape)))
+        assert index is not None
+        one_hot = torch.nn.functional.one_hot(index, len(kernel.levels)).to(y.dtype)
+        self.noise[site] = kernel._told(one_hot)
+        self.levels[site] = levels_at(kernel, index, y)
+        return y.reshape(x.shape)
 
 
 def _is_drawn_by_rows(

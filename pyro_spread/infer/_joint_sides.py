@@ -40,6 +40,7 @@ from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
 from spread_core.messages import contrasts, players
+from spread_core.noise.levels import refuse_asking
 from spread_core.nonfinite import NonFiniteError
 from spread_core.patterns import resolved
 from spread_core.remembered import Remembered
@@ -102,6 +103,7 @@ def draw_joint(
         raise ValueError(players.nothing_observed())
     refuse_own_draws(model, observed, args, kwargs)
     noise = resolved(noise, observed)
+    refuse_asking(noise, kwargs, model, guide)
     check_noise_sites(trace.nodes, observed, noise)
     _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))

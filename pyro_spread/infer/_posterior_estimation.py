@@ -231,7 +231,10 @@ class Estimation:
                 value = torch.where(mask | torch.isfinite(value), value, torch.zeros_like(value))
             if site in axes:
                 value = invalid.replaced(value, axes[site])
-            values[site] = draw_at(site, noise[site], value) if site in noise else value
+            if site in noise:
+                kernel = noise[site]._at_events(run.observed[site]["fn"].event_dim)
+                value = draw_at(site, kernel, value)
+            values[site] = value
         known = known_data_sites(self.guide, self.args, self.kwargs)
         if known is not None:
             return given(self.guide, values, run.masks), self.args, self.kwargs

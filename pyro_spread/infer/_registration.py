@@ -12,9 +12,11 @@ from torch import nn
 
 from pyro_spread._inputs import takes_arrays
 from pyro_spread.infer._guards import as_one
+from pyro_spread.infer._moving import counted
 from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
 from spread_core.loss_words import Described
+from spread_core.noise.moving import Moves, moving_kernels
 from spread_core.stateful import Stateful
 from spread_core.typing import Args, Guide, Kwargs, Model
 
@@ -38,7 +40,7 @@ class Loss(Described, Stateful, ELBO):
         super().__init_subclass__(**kwargs)
         for name in _METHODS:
             if name in vars(cls):
-                setattr(cls, name, takes_arrays(as_one(nets_in_half(vars(cls)[name]))))
+                setattr(cls, name, takes_arrays(as_one(counted(nets_in_half(vars(cls)[name])))))
         for name in _CHECKS:
             if name in vars(cls):
                 setattr(cls, name, takes_arrays(vars(cls)[name]))
@@ -61,8 +63,18 @@ class Loss(Described, Stateful, ELBO):
         """
         return guide
 
+    @property
+    def _moves(self) -> Moves:
+        """The states of noise that moves from step to step."""
+        return Moves(moving_kernels(getattr(self, "noise", None)))
+
+    def _remembered(self) -> tuple[str, ...]:
+        moves = ("_moves",) if moving_kernels(getattr(self, "noise", None)) else ()
+        return (*self._remembers, *moves)
+
     @takes_arrays
     @as_one
+    @counted
     @nets_in_half
     def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
@@ -99,7 +111,7 @@ class Loss(Described, Stateful, ELBO):
         :return: guide, positional arguments, keyword arguments.
         """
         if self._spreading is not None and self._spreading.noise:
-            args, kwargs = self._spreading.noisy(model, args, kwargs)
+            return self._spreading.noisy(model, guide, args, kwargs)
         return guide, args, kwargs
 
     def _register(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:

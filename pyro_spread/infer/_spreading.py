@@ -28,8 +28,9 @@ from pyro_spread.infer._rows import NoisyRows
 from pyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.arguments import Key, argument_name, get_argument
 from spread_core.messages import inputs, spreading
-from spread_core.noise.base import learned_of
 from spread_core.noise.handler import SpreadingShared, SpreadSitesInLoss
+from spread_core.noise.learnable import learned_of
+from spread_core.noise.levels import levels_asked_for, telling
 from spread_core.nonfinite import NonFiniteError
 from spread_core.paths import Where
 from spread_core.patterns import key_of
@@ -121,30 +122,39 @@ class Spreading(SpreadingShared):
         located: Mapping[str, Key],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *functions: Callable[..., Any],
     ) -> Handed:
-        """Fresh y, to replace x."""
+        """
+        Fresh y, to replace x.
+
+        :param functions: who may ask for levels.
+        """
         # Kernels of a callable are made afresh for every particle: each has its own backward.
-        return Handed(kernels_of(self.noise, args, kwargs), use, located, args, kwargs)
+        noise = kernels_of(self.noise, args, kwargs)
+        asked = levels_asked_for(noise, kwargs, *functions)
+        return Handed(noise, use, located, args, kwargs, asked)
 
     def draw(
         self,
         use: UseOfData,
         located: Mapping[str, Key],
         model: Callable[..., Any],
+        guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """The spread model, and the arguments with fresh y instead of x."""
-        handed = self.hand(use, located, args, kwargs)
+    ) -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The spread model, the guide, and the arguments with fresh y instead of x."""
+        handed = self.hand(use, located, args, kwargs, model, guide)
         if not handed.noise:
-            return model, args, kwargs
+            return model, guide, args, kwargs
         names = {site: argument_name(key, model) for site, key in located.items()}
-        watched = Watch(handed)(self._with_params(model))
-        spread_model = _LossSpread(handed, names, self._places)(watched)
-        return spread_model, handed.args, handed.kwargs
+        told = self._with_params(telling(model, handed.levels))
+        spread_model = _LossSpread(handed, names, self._places)(Watch(handed)(told))
+        return spread_model, telling(guide, handed.levels), handed.args, handed.kwargs
 
     def _with_params(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        """The model, which has the params of learned noise too: of traces without any, stock ELBOs
+        """
+        The model, which has the params of learned noise too: of traces without any, stock ELBOs
         compute no gradients.
         """
         if not learned_of(self.noise):
@@ -157,24 +167,28 @@ class Spreading(SpreadingShared):
         return with_params
 
     def noisy(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """
-        The arguments with fresh y instead of x, for running the guide alone.
+        The guide and the arguments with fresh y instead of x, for running the guide alone.
 
         :param model: the model, which is run where it matters how it observes its data.
         """
         located = self.locate(model, args, kwargs)
 
         def run(use: UseOfData) -> Handed:
-            handed = self.hand(use, located, args, kwargs)
+            handed = self.hand(use, located, args, kwargs, model, guide)
             if not all(k._moves_with_data() for k in handed.noise.values()):
                 with looking(), poutine.block(), torch.no_grad():
-                    Watch(handed)(model)(*handed.args, **handed.kwargs)
+                    Watch(handed)(telling(model, handed.levels))(*handed.args, **handed.kwargs)
             return handed
 
         handed = self.settled(located, model, args, kwargs, run)
-        return handed.args, handed.kwargs
+        return telling(guide, handed.levels), handed.args, handed.kwargs
 
 
 def started(traces: Iterator[Any]) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from pyro_spread._inputs import observed_tensor
 from pyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._noise import draw_at
+from pyro_spread.infer._noise import draw_told, level_told
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._shared_latents import warn_of_shared_latents
@@ -28,6 +28,7 @@ from pyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
 from spread_core.datum import data_first, in_batch
 from spread_core.messages import general, players, spreading
+from spread_core.noise.levels import level_name, refuse_asking
 from spread_core.nonfinite import NonFiniteError
 from spread_core.patterns import resolved
 
@@ -75,6 +76,7 @@ def draw_sides(
         raise ValueError(players.nothing_observed())
     _check_sites(trace, guide_trace, observed)
     noise = resolved(noise, observed)
+    refuse_asking(noise, kwargs, model, guide)
     dims = data_dims(observed)
     refuse_own_draws(model, observed, args, kwargs)
     warn_of_shared_latents(model, trace.nodes, observed, dims, guide_trace.nodes.keys())
@@ -97,8 +99,8 @@ def draw_sides(
     named = dict(zip(positional_names(model), args, strict=False)) | kwargs
     arguments = by_datum(named, observed, dims, indices, data.batch_shape)
     return TwoSides(
-        SiteValues(data.values, data.batch_shape, arguments),
-        SiteValues(model_side.values, model_side.batch_shape, arguments),
+        SiteValues(data.values, data.batch_shape, arguments | data.levels),
+        SiteValues(model_side.values, model_side.batch_shape, arguments | model_side.levels),
         data.weights,
         model_side.weights,
         left,
@@ -169,6 +171,8 @@ class Side:
         take: Callable[[Any], torch.Tensor],
     ) -> None:
         self.values: dict[str, torch.Tensor] = {}
+        #: The level of every datum, by the name under which critics ask for it.
+        self.levels: dict[str, torch.Tensor] = {}
         self.batch_shape = torch.Size()
         self.weights: torch.Tensor | None = None
         kept: torch.Tensor | None = None
@@ -184,7 +188,11 @@ class Side:
                 )
             value, event_dim = value.to(site["value"].dtype), site["fn"].event_dim
             if name in noise:
-                value = draw_at(name, noise[name], value)
+                kernel = noise[name]._at_events(event_dim)
+                value, index = draw_told(name, kernel, value)
+                level = level_told(kernel, index, value, event_dim)
+                if level is not None:
+                    self.levels[level_name(name)] = data_first(level, 0, dim)
             mask = mask_at(name, site, value)
             if mask is not None:
                 value = torch.where(mask, value, torch.zeros_like(value))

@@ -315,11 +315,13 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         names = positional_names(model)
 
         def pairs(use: UseOfData) -> tuple[ContrastRun, Iterator[Any]]:
-            seen, own, own_kwargs = self._spreading.draw(use, located, model, args, kwargs)
+            seen, told, own, own_kwargs = self._spreading.draw(
+                use, located, model, guide, args, kwargs
+            )
             run = ContrastRun(self._options, seen, names, own, own_kwargs)
             if isinstance(beta, torch.Tensor) or beta != 1:
                 seen = _Annealed(beta)(seen)
-            sides = run.in_model(seen), run.in_guide(guide)
+            sides = run.in_model(seen), run.in_guide(told)
             return run, started(self._one._get_traces(*sides, own, own_kwargs))
 
         for _ in range(self._options.num_particles // self._options.num_at_once):

@@ -20,7 +20,7 @@ from spread_core.arguments import Key
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.spread_elbo import SpreadELBOShared
 from spread_core.messages import learned, spreading
-from spread_core.noise.base import learned_of
+from spread_core.noise.learnable import learned_of
 from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
 
@@ -159,8 +159,8 @@ class SpreadELBO(SpreadELBOShared, Loss):
         located = self._spreading.locate(model, args, kwargs)
 
         def pairs(use: UseOfData) -> Iterator[Any]:
-            spread = self._spreading.draw(use, located, model, args, kwargs)
-            return started(self._particles._get_traces(spread[0], guide, *spread[1:]))
+            sides = self._spreading.draw(use, located, model, guide, args, kwargs)
+            return started(self._particles._get_traces(*sides))
 
         for _ in range(self._num_draws):
             for traces in self._spreading.settled(located, model, args, kwargs, pairs):

@@ -35,8 +35,8 @@ def widened(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def like(value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A parameter in x's type and on x's device, a Python float at x's full precision."""
+def like(value: float | tuple[float, ...] | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A parameter in x's type and on x's device, Python floats at x's full precision."""
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
 

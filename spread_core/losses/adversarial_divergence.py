@@ -27,7 +27,7 @@ from spread_core.monitors import (
     LogitRangeMonitor,
     SupportMismatchMonitor,
 )
-from spread_core.noise.base import learned_of
+from spread_core.noise.learnable import learned_of
 
 _GENERATORS = ("divergence", "non_saturating")
 
@@ -195,6 +195,11 @@ class AdversarialDivergenceShared(CriticLossShared):
     def _refuse_bounded_logits(discriminator: Any, /) -> None:
         """Refuse a critic whose last layer bounds its logits."""
         raise NotImplementedError
+
+    def _accuracy(self, logits: Logits) -> Any:
+        """How often the sign of the log-ratio is right, both sides counting alike."""
+        pi = self.divergence.pi
+        return Logits(log_ratio(logits.p, pi), log_ratio(logits.q, pi), *logits[2:]).accuracy()
 
     def _shares(self, logits: Logits) -> tuple[Any, Any]:
         """The shares of logits on the right side of zero, and of logits that are saturated."""

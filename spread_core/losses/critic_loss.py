@@ -33,7 +33,8 @@ class CriticLossShared(SharedDocs, ABC):
     :param unroll_step_size: of each of these.
     """
 
-    #: Whether it knows the gradient of learned noise, which moves data and draws.
+    #: Whether it knows the gradient of learned noise, which moves data and draws, and whether its
+    #: critic's accuracy says how far these are apart.
     _plays_noise: ClassVar[bool] = False
 
     def __init__(
@@ -61,7 +62,7 @@ class CriticLossShared(SharedDocs, ABC):
             raise ValueError(critics.unrolled_in_one_pass())
         self._check_regularizer(regularizer)
         self.discriminator = discriminator
-        self.noise = self._as_noise(noise, self._plays_noise)
+        self.noise = self._as_noise(noise, self._plays_noise, self._plays_noise)
         self.regularizer = regularizer
         self.update = update
         self.name = name
@@ -77,7 +78,7 @@ class CriticLossShared(SharedDocs, ABC):
         raise NotImplementedError
 
     @staticmethod
-    def _as_noise(noise: Any, is_played: bool, /) -> Any:
+    def _as_noise(noise: Any, is_played: bool, adapts: bool, /) -> Any:
         """The backend's check of the argument ``noise``."""
         raise NotImplementedError
 

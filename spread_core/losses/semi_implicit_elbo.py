@@ -9,9 +9,10 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 from spread_core.losses.over_stock_elbo import OverStockELBO
-from spread_core.messages import general, semi_implicit
+from spread_core.messages import general, moving, semi_implicit
 from spread_core.noise.base import Backend
 from spread_core.noise.channel import Channel
+from spread_core.noise.moving import Moving
 from spread_core.noise.transformed import Transformed
 
 
@@ -102,6 +103,8 @@ class SemiImplicitELBOShared(OverStockELBO):
 def refuse_discrete(kernels: Mapping[str, Any]) -> None:
     """Refuse kernels for class labels, also inside a transform: z must be continuous."""
     for site, kernel in kernels.items():
+        if isinstance(kernel, Moving):
+            raise TypeError(moving.moving_guide_noise(kernel._name, site))
         while isinstance(kernel, Transformed):
             kernel = kernel.noise
         if isinstance(kernel, Channel):

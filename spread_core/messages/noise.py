@@ -208,3 +208,55 @@ def delta_with_density(kernel: str) -> str:
         f"{kernel} cannot spread a Delta with a nonzero log_density: it is not a probability "
         "distribution. Put the factor on a site of its own."
     )
+
+
+def levels_of_other_kernel(kernel: str) -> str:
+    return (
+        f"MultiLevelNoise: {kernel} is not a stationary kernel with a scale that levels multiply. "
+        "Take GaussianNoise, LaplaceNoise, StudentTNoise, LogisticNoise or LowRankGaussianNoise, "
+        "as in MultiLevelNoise(GaussianNoise(1.0), [0.1, 0.3, 1.0]); levels in the coordinates of "
+        "a transform are TransformedNoise(transform, MultiLevelNoise(...))."
+    )
+
+
+def bad_levels(name: str, values: object) -> str:
+    return (
+        f"MultiLevelNoise: {name} must be one or more positive, finite numbers, got "
+        f"{shown(values)}."
+    )
+
+
+def levels_and_weights(levels: int, weights: int) -> str:
+    return f"MultiLevelNoise: {levels} level(s) need as many weights, got {weights}."
+
+
+def told_misfit(levels: Sequence[int], batch: Sequence[int]) -> str:
+    return (
+        f"MultiLevelNoise: levels of shape {tuple(levels)} were told, which does not fit the "
+        f"batch {tuple(batch)} of the site. A plate must not take part of the data inside the "
+        "model then: pass the model the rows it takes, or let nobody ask for the level."
+    )
+
+
+def no_scale(kernel: str) -> str:
+    return (
+        f"{kernel} has no scale that a factor could multiply. Take GaussianNoise, LaplaceNoise, "
+        "StudentTNoise, LogisticNoise or LowRankGaussianNoise, or MultiLevelNoise or "
+        "TransformedNoise around one of them."
+    )
+
+
+def level_given(name: str) -> str:
+    return (
+        f"the loss tells '{name}', the level that it draws, so the call must not give one. Leave "
+        "it out."
+    )
+
+
+def levels_untold(name: str) -> str:
+    return (
+        f"model or guide ask for '{name}', but under this loss only a critic is told the level of "
+        f"the noise. Rename the argument, or let the critic ask, as in concat_sites(net, ..., "
+        f"'{name}') under AdversarialDivergence; SpreadELBO and PriorContrastELBO tell model and "
+        "guide."
+    )

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from spread_core.messages import general, learned, spreading
+from spread_core.messages import general, learned, moving, spreading
 from spread_core.messages import noise as noise_messages
+from spread_core.noise.learnable import Learnable
 from spread_core.shared_docs import SharedDocs
 from spread_core.typing import Args, Kwargs
 
@@ -104,19 +106,28 @@ class Backend:
                 raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
         return dict(noise)
 
-    def as_noise(self, noise: Any, is_played: bool = False) -> Any:
+    def as_noise(self, noise: Any, is_played: bool = False, adapts: bool = False) -> Any:
         """
         ``noise`` as a loss keeps it: a checked dict, empty for None, or the callable.
 
         :param noise: the argument of a loss.
         :param is_played: whether the loss knows what learned noise has to do.
-        :raises TypeError: if it is none of these.
+        :param adapts: whether it tells the accuracy of a critic to noise that asks for it.
+        :raises TypeError: if it is none of these, or asks in vain.
         """
         if noise is None:
             return {}
         # Kernels are callable too, and so are modules.
-        by_call = callable(noise) and not (self.is_kernel(noise) or isinstance(noise, Learnable))
-        return noise if by_call else self.check_noise(noise, is_played)
+        if callable(noise) and not (self.is_kernel(noise) or isinstance(noise, Learnable)):
+            return noise
+        kernels = self.check_noise(noise, is_played)
+        for site, kernel in kernels.items():
+            if isinstance(kernel, Learnable):
+                continue
+            if kernel._needs_critic and not adapts:
+                raise TypeError(general.at_site(site, moving.no_critic()))
+            kernels[site] = kernel._owned(site)
+        return kernels
 
     def kernels_of(self, noise: Any, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """
@@ -126,28 +137,11 @@ class Backend:
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        if callable(noise):
-            return self.check_noise(noise(*args, **kwargs))
-        return {n: k._played() if isinstance(k, Learnable) else k for n, k in noise.items()}
-
-
-class Learnable:
-    """Base class of noise with params, which is no kernel but makes one at every step."""
-
-    def _played(self) -> Any:
-        """The kernel of a step."""
-        raise NotImplementedError
-
-
-def learned_of(noise: Any) -> dict[str, Any]:
-    """
-    The learned noise by site or pattern, empty for a callable.
-
-    :param noise: what :meth:`Backend.as_noise` returned.
-    """
-    if callable(noise):
-        return {}
-    return {name: kernel for name, kernel in noise.items() if isinstance(kernel, Learnable)}
+        kernels = self.check_noise(noise(*args, **kwargs)) if callable(noise) else noise
+        return {
+            site: kernel._played() if isinstance(kernel, Learnable) else kernel._now()
+            for site, kernel in kernels.items()
+        }
 
 
 def broadcast(*shapes: Sequence[int]) -> Shape | None:
@@ -307,6 +301,46 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
         """The kernel for the components of a mixture, with a dimension left of the event dims."""
         return self
 
+    #: Whether a loss has to tell how often its critic is right.
+    _needs_critic: ClassVar[bool] = False
+    #: What the scale was multiplied by at this step; None if it does not change.
+    _moved_by: ClassVar[Any] = None
+
+    def _owned(self, site: str) -> Any:
+        """The kernel that a loss keeps for a site."""
+        return self
+
+    def _now(self) -> Any:
+        """The kernel at the step that is being computed."""
+        return self
+
+    def _is_elementwise(self) -> bool:
+        """Whether elements of y are independent given x."""
+        return self.coupled_dims == 0
+
+    def _is_stationary(self) -> bool:
+        """Whether y - x does not depend on x and has a scale."""
+        return False
+
+    def _changed(self, **fields: Any) -> Any:
+        """A copy with other values, which are known to be right."""
+        changed = copy.copy(self)
+        for name, value in fields.items():
+            object.__setattr__(changed, name, value)
+        return changed
+
+    def _scaled(self, factor: Any) -> Any:
+        """
+        The kernel with its scale multiplied by a positive number.
+
+        :raises TypeError: if it has none.
+        """
+        raise TypeError(noise_messages.no_scale(type(self).__name__))
+
+    def _at_events(self, event_dim: int) -> Any:
+        """The kernel for draws at a site with that many event dims."""
+        return self
+
     def _spread_exactly(self, fn: Any, extra: int) -> Any:
         """The spread of ``fn.to_event(extra)`` where this kernel has a closed form, else None."""
         return None
@@ -327,7 +361,7 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
             return self._spread(fn.base_dist, extra + fn.reinterpreted_batch_ndims)
         if isinstance(fn, backend.delta):
             return self._spread_delta(fn, extra)
-        separable = extra == 0 or self.coupled_dims == 0
+        separable = extra == 0 or self._is_elementwise()
         if isinstance(fn, backend.masked):
             mask = backend.mask_of(fn)
             if isinstance(mask, bool):

@@ -15,7 +15,8 @@ from array_api_compat import array_namespace
 from spread_core.math._arrays import cast
 from spread_core.messages import learned as messages
 from spread_core.messages import noise as noise_messages
-from spread_core.noise.base import Backend, Kernel, Learnable
+from spread_core.noise.base import Backend, Kernel
+from spread_core.noise.learnable import Learnable
 from spread_core.noise.low_rank import LowRankGaussian
 from spread_core.noise.stationary import Gaussian, Laplace, Logistic
 from spread_core.shared_docs import SharedDocs

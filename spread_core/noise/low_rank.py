@@ -64,6 +64,12 @@ class LowRankGaussian(Kernel[Any, Any, Any]):
         correlated = ((omega @ cast(self.factor, omega)) ** 2).sum(-1)
         return array_namespace(omega).exp(-0.5 * (isotropic + correlated))
 
+    def _is_stationary(self) -> bool:
+        return True
+
+    def _scaled(self, factor: Any) -> Any:
+        return self._changed(scale=self.scale * factor, factor=self.factor * factor)
+
     def _coupled_dims_of(self, x: Any) -> int:
         for event_dim in range(1, x.ndim + 1):
             if math.prod(x.shape[-event_dim:]) == self.factor.shape[0]:

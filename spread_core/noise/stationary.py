@@ -50,6 +50,12 @@ class Elementwise(Kernel[Any, Any, Any]):
         rank = self._rank
         return rank == 0 or tuple(drawn[-rank:]) == tuple(scored[-rank:])
 
+    def _is_stationary(self) -> bool:
+        return True
+
+    def _scaled(self, factor: Any) -> Any:
+        return self._changed(scale=self.scale * factor)  # type: ignore[attr-defined]
+
     def _check_event(self, shape: Sequence[int], event_dim: int) -> None:
         """A scale may broadcast like any parameter, but never widen the event of x."""
         full = self._broadcast(shape)

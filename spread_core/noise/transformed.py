@@ -152,7 +152,7 @@ class Transformed(Kernel[Any, Any, Any]):
             self.noise._check_site(mapped, event_dim + self._added_dims)
 
     def _moves_with_data(self) -> bool:
-        alike = self.coupled_dims == 0 and not self._own_dims
+        alike = self._is_elementwise() and not self._own_dims
         return alike and self.noise._moves_with_data()
 
     def _placed_dims(self, event_dim: int) -> int:
@@ -169,6 +169,17 @@ class Transformed(Kernel[Any, Any, Any]):
         # event-shaped ones keep their meaning, and any other clashes with the shapes below.
         inner = self.noise._for_components(event_dim + self._added_dims)
         return dataclasses.replace(self, noise=inner)  # type: ignore[type-var]
+
+    def _is_elementwise(self) -> bool:
+        return self.coupled_dims == 0 and self.noise._is_elementwise()
+
+    def _scaled(self, factor: Any) -> Any:
+        return dataclasses.replace(self, noise=self.noise._scaled(factor))  # type: ignore[type-var]
+
+    def _at_events(self, event_dim: int) -> Any:
+        inner = self.noise._at_events(event_dim + self._added_dims)
+        # The transform remembers its last value and may be learned: it stays the same object.
+        return self if inner is self.noise else dataclasses.replace(self, noise=inner)  # type: ignore[type-var]
 
     def _map(self, x: Any) -> Any:
         """f(x), if x lies in the domain of f."""

@@ -88,6 +88,15 @@ def _plain(name: str) -> Callable[..., Any]:
 
 _gaussian, _laplace = _plain("GaussianNoise"), _plain("LaplaceNoise")
 _student, _logistic = _plain("StudentTNoise"), _plain("LogisticNoise")
+
+
+def _levels(base: Callable[..., Any], levels: Any = (0.5, 1.0, 3.0)) -> Callable[..., Any]:
+    """Makes a kernel at several levels."""
+    return lambda p, d, levels=levels, weights=(1.0, 2.0, 1.0), **params: p.MultiLevelNoise(
+        base(p, d, **params), levels, weights
+    )
+
+
 _low_rank, _channel = _plain("LowRankGaussianNoise"), _plain("ChannelNoise")
 
 
@@ -131,6 +140,11 @@ KERNELS = {
         {"scale": np.array([0.1, 0.2, 0.4]), "factor": _factor(3, 2)},
         event_shape=(3,),
         variant=True,
+    ),
+    "levels": Kernel(_levels(_gaussian), {"scale": 0.4, "levels": np.array([0.5, 1.0, 3.0])}),
+    "levels-laplace": Kernel(_levels(_laplace), {"scale": 0.4}, variant=True),
+    "levels-low-rank": Kernel(
+        _levels(_low_rank), {"scale": 0.4, "factor": _factor(4, 2)}, (4,), variant=True
     ),
     "transformed-exp": Kernel(_around(lambda t: t.ExpTransform()), stationary=False),
     "transformed-power": Kernel(

@@ -98,7 +98,7 @@ def test_to_event(case):
     moved = fn.to_event(1)
     assert moved.batch_shape == (4,)
     torch.testing.assert_close(moved.log_prob(y), fn.log_prob(y).sum(-1))
-    if noise.coupled_dims == 0:
+    if noise._is_elementwise():
         torch.testing.assert_close(noise(x, case.event_dim + 1).log_prob(y), moved.log_prob(y))
         assert noise(x, case.event_dim + 1).expand((3, 4)).batch_shape == (3, 4)
 

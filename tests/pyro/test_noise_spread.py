@@ -190,7 +190,7 @@ def test_expanded_distribution(kernel):
     expected = noise(v, event_dim=1).log_prob(y)
     outside = ExpandedDistribution(dist.Delta(v, event_dim=1), torch.Size([4]))
     torch.testing.assert_close(noise.spread(outside).log_prob(y), expected)
-    if noise.coupled_dims == 0:
+    if noise._is_elementwise():
         inside = ExpandedDistribution(dist.Delta(v), torch.Size([4, 3])).to_event(1)
         torch.testing.assert_close(noise.spread(inside).log_prob(y), expected)
         masked = ExpandedDistribution(dist.Delta(v, event_dim=1).mask(False), torch.Size([4]))

@@ -1,0 +1,99 @@
+# Copyright Contributors to the pyro-spread project.
+# SPDX-License-Identifier: Apache-2.0
+"""The mean of clean data given noisy ones: what is the same in both backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spread_core.math._arrays import cast
+from spread_core.messages import denoising as messages
+from spread_core.noise.levels import MultiLevel
+from spread_core.noise.low_rank import LowRankGaussian
+from spread_core.noise.moving import Moving
+from spread_core.noise.stationary import Gaussian
+from spread_core.validation import check_count
+
+
+def kernel_and_site(noise: Any, backend: Any) -> tuple[Any, str | None]:
+    """
+    The kernel, and its site if ``noise`` tells it.
+
+    :param noise: a kernel, or a dict with one.
+    :param backend: the backend's.
+    :raises TypeError: if it is neither, or its scale moves.
+    """
+    site, kernel = None, noise
+    if isinstance(noise, Mapping) and len(noise) == 1:
+        ((site, kernel),) = noise.items()
+    if not backend.is_kernel(kernel):
+        raise TypeError(messages.bad_noise(noise))
+    if isinstance(kernel, Moving):
+        raise TypeError(messages.moving_noise(kernel._name))
+    return kernel, site
+
+
+def check_sources(model: Any, guide: Any, log_density: Any, num_samples: int) -> None:
+    """
+    Refuse anything but one way to denoise.
+
+    :raises TypeError: if there are none or two.
+    """
+    by_guide = model is not None and guide is not None
+    if by_guide is (log_density is not None) or (model is None) is not (guide is None):
+        raise TypeError(messages.one_source())
+    check_count("num_samples", num_samples)
+
+
+def plain_gaussian(kernel: Any, level: Any) -> Any:
+    """
+    The Gaussian kernel behind ``kernel``, without its levels.
+
+    :param level: its level for every datum, if it has several.
+    :raises NotImplementedError: if it is none: Tweedie's formula is of Gaussian noise.
+    """
+    if isinstance(kernel, MultiLevel):
+        if level is None:
+            raise NotImplementedError(messages.level_unknown())
+        kernel = kernel.kernel
+    if not isinstance(kernel, Gaussian | LowRankGaussian):
+        raise NotImplementedError(messages.not_gaussian(type(kernel).__name__))
+    return kernel
+
+
+def observed_site(site: str | None, observed: Sequence[str]) -> str:
+    """
+    The site that y belongs to.
+
+    :param site: as far as it is told.
+    :param observed: names of the sites that the model observes.
+    :raises ValueError: if it is not among them, or there are several.
+    """
+    if site is None and len(observed) == 1:
+        return observed[0]
+    if site is None or site not in observed:
+        raise ValueError(messages.which_site(observed))
+    return site
+
+
+def covariance_times(kernel: Any, slope: Any, level: Any) -> Any:
+    r"""
+    The covariance of the noise times the slope at every datum.
+
+    :param kernel: what :func:`plain_gaussian` returned.
+    :param slope: array of shape batch + event.
+    :param level: None, or the level of every datum, of shape batch.
+    """
+    if isinstance(kernel, LowRankGaussian):
+        event_dim = kernel._coupled_dims_of(slope)
+        cut = slope.ndim - event_dim
+        flat = slope.reshape((*slope.shape[:cut], -1))
+        scale, factor = kernel.scale, cast(kernel.factor, flat)
+        product = (flat * scale**2 + (flat @ factor) @ factor.T).reshape(slope.shape)
+    else:
+        product = slope * kernel.scale**2
+    if level is None:
+        return product
+    level = cast(level, product)
+    return product * level.reshape((*level.shape, *[1] * (slope.ndim - level.ndim))) ** 2
