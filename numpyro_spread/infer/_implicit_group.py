@@ -365,18 +365,20 @@ class ImplicitGroup:
             got = f"one pair for the sites {sorted(self._run.implicit)}"
             raise ValueError(contrasts.head_output(name, got, shape))
         try:
-            loc, scale = map(jnp.asarray, output)
-            event_dim = self._run.implicit[name][0].event_dim
-            contrast = GaussianContrast.around(jnp.broadcast_to(loc, shape), scale, event_dim)
+            fn, (loc, scale) = self._run.implicit[name][0], map(jnp.asarray, output)
+            contrast = GaussianContrast.around(jnp.broadcast_to(loc, shape), scale, fn.event_dim)
         except (TypeError, ValueError) as error:
             got = jax.tree.map(jnp.shape, output)
             raise ValueError(contrasts.head_output(name, got, shape)) from error
-        if self._mask is None:
-            return contrast
-        kept, kept_steps = self._on_event(name), self._kept_steps(name)
-        if contrast.tril is not None and kept_steps is not None:
-            raise NotImplementedError(contrasts.masked_factors(name))
-        return contrast.where(kept, kept_steps)
+        if self._mask is not None:
+            kept_steps = self._kept_steps(name)
+            if contrast.tril is not None and kept_steps is not None:
+                raise NotImplementedError(contrasts.masked_factors(name))
+            contrast = contrast.where(self._on_event(name), kept_steps)
+        # Under jit the logarithm of what is not positive is NaN.
+        if is_concrete(contrast.scale) and not bool((contrast.scale > 0).all()):
+            raise ValueError(contrasts.head_scale(name))
+        return contrast
 
     def _head_loss(self, weights: jax.Array | None) -> jax.Array:
         """Negative log likelihood of the guide's draws under the head."""

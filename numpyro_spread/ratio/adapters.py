@@ -76,7 +76,11 @@ def site_features(
     # As JAX will hold it: a NumPy array of doubles may stay outside.
     dtypes = map(jnp.result_type, values.values())
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
-    value = jnp.asarray(value).astype(floating[0] if floating else float)
+    value = jnp.asarray(value)
+    if floating:
+        value = value.astype(floating[0])
+    elif not jnp.issubdtype(value.dtype, jnp.floating):  # a head looks up what it needs
+        value = value.astype(float)
     batch = getattr(values, "batch_shape", value.shape[:1])
     if value.shape[: len(batch)] != batch:
         raise ValueError(players.feature_shape(name, value.shape, batch))

@@ -287,7 +287,7 @@ class CriticLoss(CriticLossShared, Loss):
         }
         moved = [name for name, param in params.items() if param.requires_grad]
         try:
-            for _ in range(self.unroll):
+            for _ in range(self.unroll if moved else 0):  # a frozen critic does not follow
                 critic = Judge(self.discriminator, args, kwargs, params=params)
                 loss = self._critic_loss(Logits(critic(data), critic(draws), *weights))
                 if self.regularizer is not None:
@@ -303,7 +303,8 @@ class CriticLoss(CriticLossShared, Loss):
             message = critics.diverged_ahead(self.unroll, self.unroll_step_size)
             raise NonFiniteError(message) from error
         pushes = self._pushes_ahead(logits)
-        grads = torch.autograd.grad(
-            logits[:2], list(learned.values()), pushes, materialize_grads=True
-        )
+        # A frozen critic's logits at the data follow nothing.
+        seen = [pair for pair in zip(logits[:2], pushes, strict=True) if pair[0].requires_grad]
+        outputs, slopes = zip(*seen, strict=True)
+        grads = torch.autograd.grad(outputs, list(learned.values()), slopes, materialize_grads=True)
         return dict(zip(learned, grads, strict=True))

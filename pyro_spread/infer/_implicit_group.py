@@ -194,10 +194,17 @@ class ImplicitGroup:
             output = output.get(site.name)
         try:
             loc, scale = output
-            return GaussianContrast.around(loc.expand(shape), scale, site.fn.event_dim)
+            contrast = GaussianContrast.around(loc.expand(shape), scale, site.fn.event_dim)
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             message = contrasts.head_output(site.name, _describe(output), shape)
             raise ValueError(message) from error
+        positive = contrast.scale > 0
+        if site.weights is not None:  # what is masked may be anything
+            ignored = site.weights <= 0
+            positive = positive | ignored.reshape([*ignored.shape, *[1] * site.fn.event_dim])
+        if values_known() and not bool(positive.all()):
+            raise ValueError(contrasts.head_scale(site.name))
+        return contrast
 
     def _head_loss(self, name: str, guide_side: SiteValues) -> torch.Tensor:
         """Negative log likelihood of the guide's draws under the head."""

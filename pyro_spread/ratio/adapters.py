@@ -63,8 +63,11 @@ def site_features(
     if value is None:
         raise ValueError(players.no_such_value(name, values, arguments))
     like = next((v for v in values.values() if v.is_floating_point()), None)
-    dtype = torch.get_default_dtype() if like is None else like.dtype
     value = torch.as_tensor(value, device=None if like is None else like.device)
+    if like is not None:
+        dtype = like.dtype
+    else:  # a head looks up what it needs, and no values are compared
+        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
     batch = getattr(values, "batch_shape", value.shape[:1])
     if value.shape[: len(batch)] != batch:
         raise ValueError(players.feature_shape(name, value.shape, batch))

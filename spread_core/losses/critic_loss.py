@@ -62,7 +62,8 @@ class CriticLossShared(SharedDocs, ABC):
             raise ValueError(critics.unrolled_in_one_pass())
         self._check_regularizer(regularizer)
         self.discriminator = discriminator
-        self.noise = self._as_noise(noise, self._plays_noise, self._plays_noise)
+        knows = self._plays_noise
+        self.noise = self._as_noise(noise, is_played=knows, adapts=knows)
         self.regularizer = regularizer
         self.update = update
         self.name = name
@@ -78,7 +79,7 @@ class CriticLossShared(SharedDocs, ABC):
         raise NotImplementedError
 
     @staticmethod
-    def _as_noise(noise: Any, is_played: bool, adapts: bool, /) -> Any:
+    def _as_noise(noise: Any, is_played: bool, adapts: bool) -> Any:
         """The backend's check of the argument ``noise``."""
         raise NotImplementedError
 
@@ -86,9 +87,9 @@ class CriticLossShared(SharedDocs, ABC):
     def _critic_loss(self, logits: Logits) -> Any:
         """The loss of the critic, a scalar."""
 
-    @abstractmethod
     def _generator_loss(self, logits: Any) -> Any:
         """The loss of the generator, for every sample of the model."""
+        raise NotImplementedError
 
     def _generator_mean(self, logits: Logits) -> Any:
         """What the generator minimises, a scalar."""

@@ -18,7 +18,8 @@ class LeastSquaresCriticShared(CriticLossShared):
     r"""
     The least-squares loss of GANs (LSGAN), in the usual labels an f-divergence.
 
-    The critic c fits the label a at draws and b at data; the model makes its draws look like c:
+    The critic c fits the label a at draws and b at data; the model moves its draws to where the
+    critic is at its target:
 
     .. math::
         \min_c \; \tfrac12 E_P (c - b)^2 + \tfrac12 E_Q (c - a)^2, \qquad
@@ -35,10 +36,10 @@ class LeastSquaresCriticShared(CriticLossShared):
       p = q from both sides. The theorem of [1], Pearson's :math:`\chi^2` of P + Q from 2 Q, is
       about a critic that follows the model at every change; it is :math:`\Delta` too.
 
-    The reported value estimates :math:`\Delta`, between 0 and 2, from the critic's loss :math:`L`:
-    it is :math:`2 - 8 L/(b-a)^2`, never above :math:`\Delta` on average for a critic that did
-    not see the samples, and 0 for one that has learned the mean label only. It has no unit. The
-    critic's numbers are no logits.
+    The reported value estimates :math:`\Delta`, which lies between 0 and 2, from the critic's loss
+    :math:`L`: it is :math:`2 - 8 L/(b-a)^2`, never above :math:`\Delta` on average for a critic
+    that did not see the samples, 0 for one that has learned the mean label only, and below 0 for a
+    worse one. It has no unit. The critic's numbers are no logits.
 
     **References**
 

@@ -31,11 +31,12 @@ class RelativisticCriticShared(CriticLossShared):
 
     The best critic without penalties is :math:`\log p/q` plus any constant. Its loss is
     :math:`\log 2` less the Jensen-Shannon divergence between the pairs (x, y) and (y, x), of
-    :math:`P \otimes Q` from :math:`Q \otimes P`. This is the reported value, in nats: an estimate
-    between 0 and :math:`\log 2`, 0 only if P = Q. **It is not what the model minimises**: as with
-    the non-saturating loss, the model's gradient at that critic is that of
-    :math:`\mathrm{KL}[Q \| P]` less this divergence. The critic's numbers are no logits: the
-    constant is unknown.
+    :math:`P \otimes Q` from :math:`Q \otimes P`, which lies between 0 and :math:`\log 2` and is 0
+    only if P = Q. The reported value estimates it, in nats: on average never above it for a critic
+    that did not see the samples, and below 0 for one that is worse than a constant. **It is not
+    what the model minimises**: as with the non-saturating loss, the model's gradient at that critic
+    is that of :math:`\mathrm{KL}[Q \| P]` less this divergence. The critic's numbers are no
+    logits: the constant is unknown.
 
     **References**
 
@@ -89,9 +90,6 @@ class RelativisticCriticShared(CriticLossShared):
 
     def _critic_loss(self, logits: Logits) -> Any:
         return pairing_loss(*self._pairs(logits))
-
-    def _generator_loss(self, logits: Any) -> Any:
-        raise NotImplementedError  # of pairs, not of draws alone
 
     def _generator_mean(self, logits: Logits) -> Any:
         data, model, weights = self._pairs(logits)

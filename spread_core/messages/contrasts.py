@@ -93,6 +93,20 @@ def head_output(site: str, got: object, wanted: Sequence[int]) -> str:
     )
 
 
+def head_scale(site: str) -> str:
+    return (
+        f"guide site '{site}': head must return a positive scale, or Cholesky factors with a "
+        "positive diagonal. Let a net return softplus of its output there."
+    )
+
+
+def nameless_head() -> str:
+    return (
+        "head=concat_sites(net) has nothing to look up. Name what it needs, of the model's "
+        "arguments and of what the guide computes: concat_sites(net, 'x')."
+    )
+
+
 def masked_factors(site: str) -> str:
     return (
         f"guide site '{site}': some steps of its series are masked, and the Cholesky factors of "

@@ -212,9 +212,13 @@ class BadHead(linen.Module):
     @linen.compact
     def __call__(self, x):
         self.param("loc", linen.initializers.zeros, ())
-        return {"shape": (x, jnp.ones(5)), "one": x, "key": {"y": (x, x)}, "pair": (x, x)}[
-            self.kind
-        ]
+        return {
+            "shape": (x, jnp.ones(5)),
+            "one": x,
+            "key": {"y": (x, x)},
+            "pair": (x, x),
+            "negative": (x, -jnp.ones(6)),
+        }[self.kind]
 
 
 @pytest.mark.parametrize("kind", ["shape", "one", "key"])
@@ -224,6 +228,12 @@ def test_a_head_gives_location_and_scale(kind):
         ValueError, match=r"guide site 'z': head must return \(loc, scale\).*\(6,\)"
     ):
         run(PriorContrastELBO(ZERO, head=BadHead(kind)), params=params)
+
+
+def test_a_scale_is_positive():
+    params = {**ALL, "discriminator$head": {"loc": jnp.zeros(())}}
+    with pytest.raises(ValueError, match=r"guide site 'z': head must return a positive scale"):
+        run(PriorContrastELBO(ZERO, head=BadHead("negative")), params=params)
 
 
 def test_a_head_tells_sites_apart():

@@ -8,10 +8,12 @@ import pytest
 import torch
 from flax import linen
 from torch import nn
-from twins import CRITIC, FlaxNet, compare, numbers, torch_net, weights
+from twins import CRITIC, FlaxNet, NumPyro, Pyro, compare, numbers, torch_net, weights
 
 from numpyro_spread.infer._gaussian_contrast import GaussianContrast as JaxContrast
+from numpyro_spread.ratio import adapters as jax_adapters
 from pyro_spread.infer._gaussian_contrast import GaussianContrast as TorchContrast
+from pyro_spread.ratio import adapters as torch_adapters
 
 N, D, MOMENTS, DRAWS = 4, 2, 6, 3
 DATA, MASK, SCALE = numbers("x", N, D), numbers("mask", N) > -0.5, np.exp(numbers("scale", N))
@@ -185,3 +187,22 @@ def test_value_and_gradients(name, monkeypatch):
         assert np.abs(layers["Dense_0"]["kernel"]).max() > 1e-3
     if case.get("head"):
         assert np.abs(grads["discriminator$head"]["weight"]).min() > 1e-3
+
+
+def test_a_head_that_looks_nothing_up():
+    def mistake(b):
+        critic, head = b.pick(torch_net(WEIGHTS["z"]), FlaxNet()), b.pick(TorchHead(), FlaxHead())
+        critic = b.package.concat_sites(critic, "z", "x", "w")
+        b.package.PriorContrastELBO(critic, head=b.package.concat_sites(head))
+
+    for b in (Pyro, NumPyro):
+        with pytest.raises(ValueError, match=r"has nothing to look up.*concat_sites\(net, 'x'\)"):
+            mistake(b)
+
+
+def test_what_a_head_looks_up_keeps_its_precision():
+    for b in (Pyro, NumPyro):
+        x, adapters = b.array(np.ones((2, 3), np.float32)), b.pick(torch_adapters, jax_adapters)
+        values = adapters.SiteValues({}, (2,), {"x": x, "labels": b.array([0, 1])})
+        assert adapters.site_features(values, "x").dtype == x.dtype
+        assert "float64" in str(adapters.site_features(values, "labels").dtype)

@@ -215,6 +215,13 @@ PROGRAMS = {
         ValueError,
         r"guide site 'z': head must return \(loc, scale\).*shape \(6,\).*got \[\(5,\), \(\)\]",
     ),
+    "head of a negative scale": (
+        model,
+        guide,
+        of_head(ONE, -ONE),
+        ValueError,
+        "guide site 'z': head must return a positive scale",
+    ),
     "head of one": (model, guide, of_head(ONE), ValueError, "'z': head must return .*got Tensor"),
     "head of another site": (
         model,

@@ -52,6 +52,15 @@ def step(critic, x, z, **options):
     return value, pyro.param("w").grad, [param.grad for param in critic.parameters()]
 
 
+def test_a_frozen_critic_does_not_follow():
+    x, z = data()
+    critic = concat_sites(nn.Linear(2, 1).double().requires_grad_(False), "x")
+    ahead, alone = (
+        step(critic, x, z, update="two_pass", generator="non_saturating", unroll=k) for k in (2, 0)
+    )
+    torch.testing.assert_close(ahead, alone)
+
+
 def test_a_critic_with_batch_normalisation_is_followed_and_left_as_it_was():
     """Against SGD of a copy: the slope of its loss in w, by central differences."""
     x, z = data()
@@ -84,16 +93,16 @@ def test_a_critic_with_batch_normalisation_is_followed_and_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "net",
-    [MLPCritic([8], spectral_norm=True), nn.LazyLinear(1)],
+    "make",
+    [lambda: MLPCritic([8], spectral_norm=True), lambda: nn.LazyLinear(1)],
     ids=["spectral norm", "lazy"],
 )
-def test_whole_steps(net):
+def test_whole_steps(make):
     """With noise, a lazy penalty and several particles, in an unmodified SVI."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     loss = AdversarialDivergence(
-        concat_sites(net, "x"),
+        concat_sites(make(), "x"),
         JSPi(0.5),
         {"x": GaussianNoise(0.3)},
         regularizer=R1(0.1, every=4),
