@@ -70,6 +70,13 @@ def no_critic() -> str:
     )
 
 
+def under_jit(name: str, elbo: str) -> str:
+    return (
+        f"noise of {name}(...) does not move under {elbo}, which would keep the scale of the first "
+        "step. Use the stock ELBO without Jit, in compiled(loss)."
+    )
+
+
 def bad_accuracy(accuracy: object) -> str:
     return (
         f"adaptive: accuracy must lie between 0.5, which is chance, and 1, got {shown(accuracy)}."

@@ -138,6 +138,22 @@ def test_compiled_steps_follow_the_schedule():
     assert scale_of(run.evaluate()) == pytest.approx(0.125, rel=NEAR)
 
 
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        pyro.infer.JitTrace_ELBO,
+        pyro.infer.JitTraceEnum_ELBO,
+        pyro.infer.JitTraceGraph_ELBO,
+        pyro.infer.JitTraceMeanField_ELBO,
+    ],
+)
+def test_a_jit_elbo_would_keep_the_first_scale(elbo):
+    run = InPyro(halving(Pyro, elbo=elbo()), constant(Pyro))
+    words = rf"site 'x': noise of annealed\(...\) does not move under {elbo.__name__}.*compiled"
+    with pytest.raises(NotImplementedError, match=words):
+        run.step()
+
+
 def test_a_step_that_failed_does_not_count():
     run = InPyro(halving(Pyro), constant(Pyro))
     run.step()
