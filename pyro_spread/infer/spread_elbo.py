@@ -142,11 +142,10 @@ class SpreadELBO(SpreadELBOShared, Loss):
             raise NotImplementedError(spreading.messenger_guide())
         check_separable(self.elbo)
         register_noise(self.noise)
-        if isinstance(self.elbo, _JIT):
-            self._check_compilable(type(self.elbo).__name__)
         if learned_of(self.noise) and ranks() is not None:
             raise NotImplementedError(learned.mixture_of_shard())
         if isinstance(self.elbo, _JIT):
+            self._check_compilable(type(self.elbo).__name__)
             # A compiled graph runs no checks: make them before it.
             located = self._spreading.locate(model, args, kwargs)
             _check_positional(located, type(self.elbo).__name__)

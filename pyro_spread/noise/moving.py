@@ -80,8 +80,8 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
 
     The kernel of a step is ``noise`` with its scale multiplied by ``schedule(step)``, where
     ``step`` counts the steps done before, from 0. Evaluations use the present scale and do not
-    count. Steps in ``compiled(loss)`` and checkpoints know the count; Jit ELBOs are refused. Values of a loss at different scales are
-    different divergences: compare at one.
+    count. Steps in ``compiled(loss)`` and checkpoints know the count; Jit ELBOs are refused. Values
+    of a loss at different scales are different divergences: compare at one.
 
     :param noise: a kernel with a scale, or a dict from site to kernel; for the argument ``noise``
         of a loss.

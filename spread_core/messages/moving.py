@@ -77,6 +77,14 @@ def under_jit(name: str, elbo: str) -> str:
     )
 
 
+def amortized(name: str) -> str:
+    return (
+        f"amortize: noise of {name}(...) changes its scale from step to step, and the losses held "
+        "out after every epoch, which tell when to stop, are compared at one scale. Pass "
+        "JointContrastELBO the kernel inside it, at the scale you want."
+    )
+
+
 def bad_accuracy(accuracy: object) -> str:
     return (
         f"adaptive: accuracy must lie between 0.5, which is chance, and 1, got {shown(accuracy)}."

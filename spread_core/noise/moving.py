@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
+from spread_core.messages import general
 from spread_core.messages import moving as messages
 from spread_core.noise.base import Kernel
 from spread_core.stateful import Stateful
@@ -180,6 +181,17 @@ def moving_kernels(noise: Any) -> dict[str, Any]:
     if not isinstance(noise, Mapping):
         return {}
     return {site: kernel for site, kernel in noise.items() if isinstance(kernel, Moving)}
+
+
+def check_scale_is_fixed(noise: Any) -> None:
+    """
+    Refuse noise that moves, in the loss of ``amortize``.
+
+    :param noise: what ``as_noise`` returned.
+    :raises ValueError: naming the site.
+    """
+    for site, kernel in moving_kernels(noise).items():
+        raise ValueError(general.at_site(site, messages.amortized(kernel._name)))
 
 
 class Moves(Stateful):
