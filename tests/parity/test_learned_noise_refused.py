@@ -202,14 +202,17 @@ def test_two_player_moves_noise_under_a_bound(b):
 # --- under a bound
 
 
-def under_a_bound(b, program, guide, *data):
+def under_a_bound(b, program, guide, *data, others=()):
     loss = b.package.SpreadELBO({"x": learned(b)})
     noise = b.pick(None, loss.noise["x"])
     params = {} if noise is None else {"noise$x$params": noise.init()}
     if noise is None:
+        if others:
+            pyro.clear_param_store()
+            return loss.loss_and_grads(program, guide, *map(torch.tensor, data), *others)
         return b.loss_and_grads(loss, program, guide, *data, params={})
     arrays = map(b.array, data)
-    return loss.loss(*b.key, params, program, guide, *arrays)
+    return loss.loss(*b.key, params, program, guide, *arrays, *others)
 
 
 def two_sites(b):
@@ -275,6 +278,30 @@ def test_data_whose_entropy_is_not_known(name):
     assert_refused_alike(
         lambda b: under_a_bound(b, program(b), guide_of(b), *data), words, lengthened=True
     )
+
+
+@pytest.mark.parametrize(
+    "covariates",
+    [
+        lambda b: b.array(np.zeros((1, 6))),
+        lambda b: [0.0] * 6,
+        lambda b: tuple(range(6)),
+        lambda b: range(6),
+        lambda b: {"labels": [b.array(np.zeros(())) for _ in range(6)]},
+    ],
+)
+def test_covariates_in_any_form(covariates):
+    assert_refused_alike(
+        lambda b: under_a_bound(b, model(b), guide(b), X, others=[covariates(b)]),
+        r"argument of shape \(.*6.*\) goes with",
+        lengthened=True,
+    )
+
+
+@in_both
+def test_what_does_not_go_with_the_data(b):
+    others = [[1.0] * 5, b.array(np.zeros((2, 3))), "sixsix", {"n": 6}, None, (6, 6)]
+    under_a_bound(b, model(b), guide(b), X, others=others)
 
 
 def test_data_in_another_order():
