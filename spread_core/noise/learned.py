@@ -194,9 +194,8 @@ def name_of(key: str) -> str:
 
 def is_noise(name: str) -> bool:
     """
-    Whether a name is that of learned noise. The params of a net called noise are at noise$params in
-    NumPyro, and no name here.
+    Whether a name is that of learned noise.
 
     :param name: made by :func:`name_of`, or of something else.
     """
-    return name.startswith("noise$") and name not in ("noise$params", "noise$state")
+    return name.startswith("noise$")

@@ -207,9 +207,7 @@ class Moves(Stateful):
     def _remembered(self) -> tuple[str, ...]:
         return tuple(self._kernels)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_kernels":
-            raise AttributeError(name)
+    def _recall(self, name: str) -> Any:
         return self._kernels[name]._cell[0]
 
     def set_state(self, state: dict[str, Any]) -> None:

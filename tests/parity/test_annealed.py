@@ -130,6 +130,23 @@ def test_a_checkpoint_has_the_step(b, tmp_path):
     assert scale_of(other.step()) == pytest.approx(0.5, rel=NEAR)
 
 
+@pytest.mark.parametrize("site", ["advance", "get_state", "set_state", "_kernels", "_recall"])
+def test_a_site_may_have_any_name(site, tmp_path):
+    def model(x):
+        loc = pyro.param("w", torch.zeros(NUMBER))
+        with pyro.plate("data", NUMBER):
+            pyro.sample(site, pyro.distributions.Delta(loc), obs=x)
+
+    noise = {site: Pyro.package.annealed(Pyro.package.GaussianNoise(2.0), lambda step: 1.0)}
+    first, other = (Pyro.package.SpreadELBO(noise) for _ in range(2))
+    run = InPyro(first, model)
+    run.step()
+    assert first.get_state() == {"_moves": {site: 1}}
+    run.save(tmp_path)
+    InPyro(other, model).load(tmp_path)
+    assert other.get_state() == {"_moves": {site: 1}}
+
+
 def test_compiled_steps_follow_the_schedule():
     loss = compiled(halving(Pyro), backend="eager")
     run = InPyro(loss, constant(Pyro))

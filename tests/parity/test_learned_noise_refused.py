@@ -156,9 +156,10 @@ def guide(b):
     return program
 
 
-def first_step(b, loss, optim, guide=no_guide):
+def first_step(b, loss, optim, guide=no_guide, program=None):
     pyro.clear_param_store()
-    svi = b.infer.SVI(model(b), loss.register(model(b), guide), optim, loss)
+    program = model(b) if program is None else program
+    svi = b.infer.SVI(program, loss.register(program, guide), optim, loss)
     b.pick(lambda: svi.step(torch.as_tensor(X)), lambda: svi.init(*b.key, b.array(X)))()
 
 
@@ -174,6 +175,22 @@ def test_two_player_without_noise_to_move(b):
     loss = b.package.AdversarialDivergence(critic(b))
     with pytest.raises(ValueError, match=r"noise=... has nothing to move; the params are"):
         first_step(b, loss, b.package.two_player(adam(b), adam(b), noise=adam(b)))
+
+
+@in_both
+@pytest.mark.parametrize("site", ["params", "state"])
+def test_two_player_moves_noise_at_a_site_of_any_name(b, site):
+    def program(x):
+        with b.plate("data", 6):
+            z = b.sample("z", b.dist.Normal(b.param("loc", np.zeros(2)), 1.0).to_event(1))
+            b.sample(site, b.dist.Delta(z, event_dim=1), obs=x)
+
+    net = b.pick(nn.Linear(2, 1), linen.Dense(1))
+    loss = b.package.AdversarialDivergence(
+        b.package.concat_sites(net, site), noise={site: learned(b)}
+    )
+    optim = b.package.two_player(adam(b), adam(b), noise=adam(b))
+    first_step(b, loss, optim, program=program)
 
 
 def test_two_player_without_an_optimiser_for_the_critic():
