@@ -83,6 +83,9 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
     count. Steps in ``compiled(loss)`` and checkpoints know the count; Jit ELBOs are refused. Values
     of a loss at different scales are different divergences: compare at one.
 
+    The loss counts: make a new loss for a new run, and one for each ``SVI``. In your own loop every
+    forward pass of ``loss(model, guide)`` with gradients counts.
+
     :param noise: a kernel with a scale, or a dict from site to kernel; for the argument ``noise``
         of a loss.
     :param schedule: from the number of steps done to a positive number; schedules of optax are
@@ -130,7 +133,9 @@ def adaptive(
 
     A critic may ask for the present multiplier, as in ``concat_sites(net, "x", "x_level")``.
     Evaluations use the present scale and do not change it; it is in checkpoints. It is for
-    :class:`AdversarialDivergence`; other losses refuse it.
+    :class:`AdversarialDivergence`; other losses refuse it. The loss keeps the scale: make a new
+    loss for a new run, and one for each ``SVI``. In your own loop every forward pass of
+    ``loss(model, guide)`` with gradients moves it.
 
     **References**
 

@@ -9,11 +9,15 @@ from collections.abc import Iterable
 from spread_core.messages.general import shown
 
 
-def no_step(name: str) -> str:
+def no_step(name: str, needs_critic: bool) -> str:
+    noise = f"{{'x': {name}(GaussianNoise(1.0), ...)}}"
+    loss = (
+        f"AdversarialDivergence(critic, noise={noise})" if needs_critic else f"SpreadELBO({noise})"
+    )
     return (
         f"the noise of {name}(...) has a scale only at a step of a loss. Give it to a loss as it "
-        f"is, as in SpreadELBO({{'x': {name}(GaussianNoise(1.0), ...)}}): outermost, and not from "
-        "a callable, which makes kernels anew at every step. Elsewhere use the kernel inside it."
+        f"is, as in {loss}: outermost, and not from a callable, which makes kernels anew at every "
+        "step. Elsewhere use the kernel inside it."
     )
 
 

@@ -52,7 +52,7 @@ class Moving(Kernel[Any, Any, Any]):
 
     def _now(self) -> Any:
         if self._site is None:
-            raise TypeError(messages.no_step(self._name))
+            raise TypeError(messages.no_step(self._name, self._needs_critic))
         factor = self._factor_now()
         return self.kernel._scaled(factor)._changed(_moved_by=factor)
 
@@ -78,7 +78,7 @@ class Moving(Kernel[Any, Any, Any]):
         return bool(self.kernel._moves_with_data())
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(messages.no_step(self._name))
+        raise TypeError(messages.no_step(self._name, self._needs_critic))
 
     __call__ = spread = draw = characteristic_function = _conditional = _spread = _refuse
 

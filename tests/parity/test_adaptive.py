@@ -206,6 +206,9 @@ def test_refusals():
             critic(b), noise={"x": adaptive(b)}
         ),
         "follows the accuracy": lambda b: b.package.EnergyDistance(noise={"x": adaptive(b)}),
+        r"as it is, as in AdversarialDivergence\(critic, noise={'x': adaptive": lambda b: adaptive(
+            b
+        )(b.np.zeros(3)),
         "accuracy must lie between 0.5": lambda b: adaptive(b, 0.5),
         "speed must be a positive number": lambda b: adaptive(b, speed=0.0),
         "limits must be the least": lambda b: adaptive(b, limits=(2.0, 3.0)),

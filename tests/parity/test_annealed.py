@@ -267,6 +267,7 @@ def test_refusals():
             b, b.package.ChannelNoise.symmetric(3, 0.2), lambda step: 1.0
         ),
         r"annealed\(...\) has a scale only at a step": outside,
+        r"as in SpreadELBO\({'x': annealed": outside,
         "outermost": inside,
         "not from a callable": in_callable,
         "site 'z' has noise of annealed": of_guide,

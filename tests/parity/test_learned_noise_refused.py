@@ -36,9 +36,17 @@ MADE = {
         lambda b: b.package.learned(kernel(b, [0.3]), "determinant"),
         "the single scale of this GaussianNoise is fixed by constraint='determinant'",
     ),
-    "no covariance": (
+    "another kernel": (
         lambda b: b.package.learned(b.package.StudentTNoise(1.0, 0.3), "trace"),
-        "StudentTNoise has no covariance to keep constant",
+        "learned() does not take StudentTNoise: use GaussianNoise",
+    ),
+    "several levels": (
+        lambda b: b.package.learned(b.package.MultiLevelNoise(kernel(b), [1.0, 2.0]), "trace"),
+        "learned() does not take MultiLevelNoise: use GaussianNoise",
+    ),
+    "annealed": (
+        lambda b: b.package.learned(b.package.annealed(kernel(b), lambda step: 1.0), "trace"),
+        "learned() does not take annealed(...): use GaussianNoise",
     ),
     "zero factor": (
         lambda b: b.package.learned(
@@ -93,6 +101,12 @@ def test_made_by_a_callable(b):
     loss = b.package.AdversarialDivergence(critic(b), noise=lambda x: {"x": learned(b)})
     with pytest.raises(NotImplementedError, match="is played by"):
         first_step(b, loss, adam(b))
+
+
+@in_both
+def test_denoising_takes_the_kernel_that_it_is(b):
+    with pytest.raises(TypeError, match=r"Of noise of learned.* pass what its method kernel"):
+        b.package.denoise(b.array(X), learned(b), log_density=lambda y: y.sum(-1))
 
 
 @in_both
