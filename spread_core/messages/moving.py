@@ -21,6 +21,13 @@ def no_step(name: str, needs_critic: bool) -> str:
     )
 
 
+def kept_by_a_loss(name: str) -> str:
+    return (
+        f"this noise of {name}(...) does not move: a loss moves a copy of its own. Ask that of the "
+        "loss, as in loss.noise['x'].kernel()."
+    )
+
+
 def bad_schedule(schedule: object) -> str:
     return (
         "annealed: schedule must be a function from the number of steps done to a positive number, "

@@ -24,7 +24,8 @@ class Moving(Kernel[Any, Any, Any]):
     A loss keeps a copy of its own and takes the kernel of the present step from it.
     """
 
-    kernel: Any
+    #: The kernel, at the multiplier 1.
+    inner: Any
 
     #: The site in the loss that keeps it.
     _site: ClassVar[str | None] = None
@@ -54,7 +55,11 @@ class Moving(Kernel[Any, Any, Any]):
         if self._site is None:
             raise TypeError(messages.no_step(self._name, self._needs_critic))
         factor = self._factor_now()
-        return self.kernel._scaled(factor)._changed(_moved_by=factor)
+        return self.inner._scaled(factor)._changed(_moved_by=factor)
+
+    def _refused(self, state: Any, factor: Any) -> ValueError:
+        text = messages.bad_factor(self._name, state, factor)
+        return ValueError(text if self._site is None else general.at_site(self._site, text))
 
     def _owned(self, site: str) -> Any:
         owned = copy.copy(self)
@@ -64,7 +69,7 @@ class Moving(Kernel[Any, Any, Any]):
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
         """Event dims of x that the kernel needs."""
-        return int(self.kernel.coupled_dims)
+        return int(self.inner.coupled_dims)
 
     def check_value(self, x: Any) -> None:
         """
@@ -72,10 +77,10 @@ class Moving(Kernel[Any, Any, Any]):
 
         :raises TypeError: if x is not of a floating type.
         """
-        self.kernel.check_value(x)
+        self.inner.check_value(x)
 
     def _moves_with_data(self) -> bool:
-        return bool(self.kernel._moves_with_data())
+        return bool(self.inner._moves_with_data())
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(messages.no_step(self._name, self._needs_critic))
@@ -153,6 +158,23 @@ def annealed_by(make: Callable[[Any, Any], Any], noise: Any, schedule: Any) -> A
     if not callable(schedule):
         raise TypeError(messages.bad_schedule(schedule))
     return moved_by("annealed", lambda kernel: make(kernel, schedule), noise)
+
+
+def adaptive_by(
+    make: Callable[..., Any], noise: Any, accuracy: float, speed: float, limits: tuple[float, float]
+) -> Any:
+    """
+    Kernels whose scales keep the critic's accuracy at a set point.
+
+    :param make: the backend's :class:`Adaptive`.
+    :param noise: a kernel, or a dict from site to kernel.
+    :param accuracy: the set point.
+    :param speed: the largest change of the logarithm of the scale in a step.
+    :param limits: the least and the largest multiplier of the scale.
+    :raises TypeError: if noise is neither or has no scale.
+    :raises ValueError: if another argument is out of its range.
+    """
+    return moved_by("adaptive", lambda kernel: make(kernel, accuracy, speed, limits), noise)
 
 
 def moved_by(name: str, make: Callable[[Any], Moving], noise: Any) -> Any:

@@ -188,6 +188,25 @@ def test_two_losses_with_one_kernel_count_by_themselves():
     assert scale_of(other.step()) == pytest.approx(2, rel=NEAR)
 
 
+@in_both
+def test_the_kernel_of_the_next_step_can_be_read(b):
+    noise = b.package.annealed(b.package.GaussianNoise(2.0), lambda step: 1.0 - 0.5 * step)
+    loss = b.package.SpreadELBO({"x": noise})
+    run = RUNS[b](loss, constant(b))
+
+    def kernel():
+        if b is Pyro:
+            return loss.noise["x"].kernel()
+        return noise.kernel(run.state.mutable_state["x$annealed"])
+
+    assert float(kernel().scale) == 2
+    run.step()
+    assert float(kernel().scale) == 1
+    run.step()
+    with pytest.raises(ValueError, match=r"annealed: at .* multiplied by"):
+        kernel()
+
+
 def test_levels_move_with_their_kernel():
     levels = Pyro.package.MultiLevelNoise(Pyro.package.GaussianNoise(2.0), [1.0])
     loss = Pyro.package.SpreadELBO({"x": Pyro.package.annealed(levels, lambda step: 0.5**step)})
