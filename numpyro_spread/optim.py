@@ -110,7 +110,8 @@ def two_player(
             )
 
     def role_of(site: str) -> str:
-        if is_noise(site):
+        # A net that is called noise has these two of its own.
+        if is_noise(site) and site not in ("noise$params", "noise$state"):
             return "noise"
         return "discriminator" if site.split("$")[0] == name else "generator"
 

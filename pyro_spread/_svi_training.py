@@ -22,6 +22,7 @@ from pyro_spread.infer.joint_contrast_elbo import JointContrastELBO
 from spread_analysis.simulations import Simulations
 from spread_core.amortized.training import Best, Settings
 from spread_core.messages import amortized as messages
+from spread_core.noise.moving import check_scale_is_fixed
 
 
 def check_loss(loss: Any) -> JointContrastELBO:
@@ -30,7 +31,7 @@ def check_loss(loss: Any) -> JointContrastELBO:
 
     :param loss: the user's; None for that of neural posterior estimation.
     :raises TypeError: if it is another one.
-    :raises ValueError: if it trains a critic, which a table cannot.
+    :raises ValueError: if it trains a critic, which a table cannot, or its noise moves.
     """
     if loss is None:
         return JointContrastELBO(divergence=KL(), vectorize_particles=True)
@@ -38,6 +39,7 @@ def check_loss(loss: Any) -> JointContrastELBO:
         raise TypeError(messages.other_loss(loss))
     if loss.discriminator is not None:
         raise ValueError(messages.loss_with_critic())
+    check_scale_is_fixed(loss.noise)
     return loss
 
 

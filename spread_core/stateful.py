@@ -16,9 +16,13 @@ class Stateful:
         """The names of the attributes of this very object."""
         return self._remembers
 
+    def _recall(self, name: str) -> Any:
+        """The value, or the object, that goes by a name."""
+        return getattr(self, name)
+
     def get_state(self) -> dict[str, Any]:
         """The state for :meth:`set_state`, made of numbers, strings, lists and dicts."""
-        state = {name: getattr(self, name) for name in self._remembered()}
+        state = {name: self._recall(name) for name in self._remembered()}
         return {
             name: value.get_state() if isinstance(value, Stateful) else value
             for name, value in state.items()
@@ -33,7 +37,7 @@ class Stateful:
         """
         check_state(self, state)
         for name, value in state.items():
-            mine = getattr(self, name)
+            mine = self._recall(name)
             if isinstance(mine, Stateful):
                 mine.set_state(value)
             else:
@@ -50,7 +54,7 @@ def check_state(owner: Stateful, state: Any) -> None:
     if not isinstance(state, dict) or state.keys() != set(remembered):
         raise ValueError(f"{name} has another state: {sorted(remembered)}")
     for attribute, value in state.items():
-        mine = getattr(owner, attribute)
+        mine = owner._recall(attribute)
         if isinstance(mine, Stateful):
             check_state(mine, value)
         elif type(value) is not type(mine):

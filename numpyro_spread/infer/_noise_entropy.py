@@ -93,5 +93,4 @@ def check_arguments(
     :param arguments: positional and keyword arguments of the model.
     :raises NotImplementedError: naming the shape.
     """
-    size = jnp.shape(value)[0] if jnp.ndim(value) else 0
-    mixture.check_leaves(site, size, handed, jax.tree.leaves(arguments))
+    mixture.check_leaves(site, jnp.shape(value), handed, arguments, jax.tree.leaves)

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from numpyro.primitives import mutable
 
 from numpyro_spread.noise.base import SpreadNoise, is_concrete, is_positive, positive_parameter
-from spread_core.messages import general
-from spread_core.messages import moving as messages
 from spread_core.noise import moving
 
 __all__ = ["adaptive", "annealed"]
@@ -27,19 +25,29 @@ class _MovingNoise(SpreadNoise, moving.Moving):
         return f"{self._site}${self._name}"
 
     def _factor_now(self) -> Any:
-        state: Any = mutable(self._state_site, jnp.asarray(self._initial))
+        return self._factor_at(mutable(self._state_site, jnp.asarray(self._initial)))
+
+    def _factor_at(self, state: Any) -> Any:
         factor = self._factor(state)
         if jnp.ndim(factor) or (is_concrete(factor) and not is_positive(factor)):
-            text = messages.bad_factor(self._name, state, factor)
-            raise ValueError(general.at_site(str(self._site), text))
+            raise self._refused(state, factor)
         return positive_parameter(factor)
+
+    def kernel(self, state: Any) -> SpreadNoise:
+        """
+        The kernel of the next step.
+
+        :param state: that of this noise, such as ``svi_state.mutable_state["x$adaptive"]``.
+        """
+        made: SpreadNoise = self.inner._scaled(self._factor_at(state))
+        return made
 
 
 @dataclass(frozen=True, eq=False)
 class _AnnealedNoise(moving.Annealed, _MovingNoise):
     """Noise whose scale follows a schedule."""
 
-    kernel: SpreadNoise
+    inner: SpreadNoise
     schedule: Callable[[Any], Any]
 
 
@@ -47,7 +55,7 @@ class _AnnealedNoise(moving.Annealed, _MovingNoise):
 class _AdaptiveNoise(moving.Adaptive, _MovingNoise):
     """Noise whose scale keeps the critic's accuracy at a set point."""
 
-    kernel: SpreadNoise
+    inner: SpreadNoise
     accuracy: float
     speed: float
     limits: tuple[float, float]
@@ -83,7 +91,8 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
         of a loss whose guide goes through ``register``.
     :param schedule: from the number of steps done to a positive number; schedules of optax are
         such functions. In NumPyro the number is traced: compute with ``jax.numpy``.
-    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss.
+    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss. The kernel that it
+        has become is ``noise.kernel(state.mutable_state["x$annealed"])`` at a state of SVI.
     :raises TypeError: if noise is neither or has no scale, or schedule cannot be called.
     """
     return moving.annealed_by(_AnnealedNoise, noise, schedule)
@@ -139,8 +148,9 @@ def adaptive(
     :param accuracy: the set point, between 0.5 and 1.
     :param speed: the largest change of the logarithm of the scale in a step.
     :param limits: the least and the largest multiplier of the scale.
-    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss.
+    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss. The kernel that it
+        has become is ``noise.kernel(state.mutable_state["x$adaptive"])`` at a state of SVI.
     :raises TypeError: if noise is neither or has no scale.
     :raises ValueError: if another argument is out of its range.
     """
-    return moving.moved_by("adaptive", lambda k: _AdaptiveNoise(k, accuracy, speed, limits), noise)
+    return moving.adaptive_by(_AdaptiveNoise, noise, accuracy, speed, limits)

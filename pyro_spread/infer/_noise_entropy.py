@@ -101,7 +101,4 @@ def check_arguments(
     :param arguments: positional and keyword arguments of the model.
     :raises NotImplementedError: naming the shape.
     """
-    leaves: list[Any] = []
-    _parents.tree_map(leaves.append, arguments)
-    size = value.shape[0] if value.dim() else 0
-    mixture.check_leaves(site, size, handed, leaves)
+    mixture.check_leaves(site, value.shape, handed, arguments, _parents.tree_leaves)

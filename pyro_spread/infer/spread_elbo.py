@@ -19,8 +19,9 @@ from pyro_spread.infer._spreading import Spreading, started
 from spread_core.arguments import Key
 from spread_core.losses.over_stock_elbo import StockELBOs
 from spread_core.losses.spread_elbo import SpreadELBOShared
-from spread_core.messages import learned, spreading
+from spread_core.messages import general, learned, moving, spreading
 from spread_core.noise.learnable import learned_of
+from spread_core.noise.moving import moving_kernels
 from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
 
@@ -141,15 +142,20 @@ class SpreadELBO(SpreadELBOShared, Loss):
             raise NotImplementedError(spreading.messenger_guide())
         check_separable(self.elbo)
         register_noise(self.noise)
-        if learned_of(self.noise) and isinstance(self.elbo, _JIT):
-            raise NotImplementedError(learned.mixture_under_jit(type(self.elbo).__name__))
         if learned_of(self.noise) and ranks() is not None:
             raise NotImplementedError(learned.mixture_of_shard())
         if isinstance(self.elbo, _JIT):
+            self._check_compilable(type(self.elbo).__name__)
             # A compiled graph runs no checks: make them before it.
             located = self._spreading.locate(model, args, kwargs)
             _check_positional(located, type(self.elbo).__name__)
         return getattr(self._runner, method)(model, guide, *args, **kwargs)
+
+    def _check_compilable(self, elbo: str) -> None:
+        if learned_of(self.noise):
+            raise NotImplementedError(learned.mixture_under_jit(elbo))
+        for site, kernel in moving_kernels(self.noise).items():
+            raise NotImplementedError(general.at_site(site, moving.under_jit(kernel._name, elbo)))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return self.elbo._get_trace(model, guide, args, kwargs)

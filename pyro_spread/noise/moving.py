@@ -12,7 +12,6 @@ import numpy as np
 
 from pyro_spread._recording import number
 from pyro_spread.noise.base import SpreadNoise, is_positive
-from spread_core.messages import general
 from spread_core.messages import moving as messages
 from spread_core.noise import moving
 
@@ -29,6 +28,17 @@ class _MovingNoise(SpreadNoise, moving.Moving):
         object.__setattr__(owned, "_cell", list(getattr(self, "_cell", [self._initial])))
         return owned
 
+    def kernel(self) -> SpreadNoise:
+        """
+        The kernel of the next step, of noise that a loss keeps: ``loss.noise["x"].kernel()``.
+
+        :raises TypeError: of the noise that was given to the loss, which counts in a copy.
+        """
+        if self._site is None:
+            raise TypeError(messages.kept_by_a_loss(self._name))
+        made: SpreadNoise = self.inner._scaled(self._known_factor())
+        return made
+
     def _factor_now(self) -> Any:
         return number(self._known_factor)  # a compiled step asks for it before it runs
 
@@ -36,8 +46,7 @@ class _MovingNoise(SpreadNoise, moving.Moving):
         state = self._cell[0]
         factor = self._factor(state)
         if not is_positive(factor) or np.ndim(factor) > 0:
-            text = messages.bad_factor(self._name, state, factor)
-            raise ValueError(general.at_site(str(self._site), text))
+            raise self._refused(state, factor)
         return float(factor)
 
 
@@ -45,7 +54,7 @@ class _MovingNoise(SpreadNoise, moving.Moving):
 class _AnnealedNoise(moving.Annealed, _MovingNoise):
     """Noise whose scale follows a schedule."""
 
-    kernel: SpreadNoise
+    inner: SpreadNoise
     schedule: Callable[[int], Any]
 
 
@@ -53,7 +62,7 @@ class _AnnealedNoise(moving.Annealed, _MovingNoise):
 class _AdaptiveNoise(moving.Adaptive, _MovingNoise):
     """Noise whose scale keeps the critic's accuracy at a set point."""
 
-    kernel: SpreadNoise
+    inner: SpreadNoise
     accuracy: float
     speed: float
     limits: tuple[float, float]
@@ -80,14 +89,18 @@ def annealed(noise: SpreadNoise | Mapping[str, SpreadNoise], schedule: Callable[
 
     The kernel of a step is ``noise`` with its scale multiplied by ``schedule(step)``, where
     ``step`` counts the steps done before, from 0. Evaluations use the present scale and do not
-    count. Compiled steps and checkpoints know the count. Values of a loss at different scales are
-    different divergences: compare at one.
+    count. Steps in ``compiled(loss)`` and checkpoints know the count; Jit ELBOs are refused. Values
+    of a loss at different scales are different divergences: compare at one.
+
+    The loss counts: make a new loss for a new run, and one for each ``SVI``. In your own loop every
+    forward pass of ``loss(model, guide)`` with gradients counts.
 
     :param noise: a kernel with a scale, or a dict from site to kernel; for the argument ``noise``
         of a loss.
     :param schedule: from the number of steps done to a positive number; schedules of optax are
         such functions. In NumPyro the number is traced: compute with ``jax.numpy``.
-    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss.
+    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss. The kernel that it
+        has become is ``loss.noise["x"].kernel()``.
     :raises TypeError: if noise is neither or has no scale, or schedule cannot be called.
     """
     return moving.annealed_by(_AnnealedNoise, noise, schedule)
@@ -130,7 +143,9 @@ def adaptive(
 
     A critic may ask for the present multiplier, as in ``concat_sites(net, "x", "x_level")``.
     Evaluations use the present scale and do not change it; it is in checkpoints. It is for
-    :class:`AdversarialDivergence`; other losses refuse it.
+    :class:`AdversarialDivergence`; other losses refuse it. The loss keeps the scale: make a new
+    loss for a new run, and one for each ``SVI``. In your own loop every forward pass of
+    ``loss(model, guide)`` with gradients moves it.
 
     **References**
 
@@ -142,8 +157,9 @@ def adaptive(
     :param accuracy: the set point, between 0.5 and 1.
     :param speed: the largest change of the logarithm of the scale in a step.
     :param limits: the least and the largest multiplier of the scale.
-    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss.
+    :return: a kernel, or a dict of them, for the argument ``noise`` of a loss. The kernel that it
+        has become is ``loss.noise["x"].kernel()``.
     :raises TypeError: if noise is neither or has no scale.
     :raises ValueError: if another argument is out of its range.
     """
-    return moving.moved_by("adaptive", lambda k: _AdaptiveNoise(k, accuracy, speed, limits), noise)
+    return moving.adaptive_by(_AdaptiveNoise, noise, accuracy, speed, limits)

@@ -12,7 +12,8 @@ from spread_core.messages.general import shown
 def bad_noise(noise: object) -> str:
     return (
         "denoise: noise must be a kernel such as GaussianNoise(0.3), or a dict from one site to "
-        f"its kernel, got {shown(noise)}."
+        f"its kernel, got {shown(noise)}. Of noise of learned(...) pass what its method kernel "
+        "returns."
     )
 
 

@@ -21,10 +21,10 @@ def bad_constraint(value: object, known: Sequence[str]) -> str:
     return f"learned: constraint must be one of {sorted(known)}, got {shown(value)}."
 
 
-def no_covariance(kernel: str) -> str:
+def other_kernel(kernel: str) -> str:
     return (
-        f"learned: {kernel} has no covariance to keep constant. Use GaussianNoise, LaplaceNoise or "
-        "LogisticNoise with a scale for each element, or LowRankGaussianNoise."
+        f"learned() does not take {kernel}: use GaussianNoise, LaplaceNoise or LogisticNoise with "
+        "a scale for each element, or LowRankGaussianNoise."
     )
 
 

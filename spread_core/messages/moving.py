@@ -9,11 +9,22 @@ from collections.abc import Iterable
 from spread_core.messages.general import shown
 
 
-def no_step(name: str) -> str:
+def no_step(name: str, needs_critic: bool) -> str:
+    noise = f"{{'x': {name}(GaussianNoise(1.0), ...)}}"
+    loss = (
+        f"AdversarialDivergence(critic, noise={noise})" if needs_critic else f"SpreadELBO({noise})"
+    )
     return (
         f"the noise of {name}(...) has a scale only at a step of a loss. Give it to a loss as it "
-        f"is, as in SpreadELBO({{'x': {name}(GaussianNoise(1.0), ...)}}): outermost, and not from "
-        "a callable, which makes kernels anew at every step. Elsewhere use the kernel inside it."
+        f"is, as in {loss}: outermost, and not from a callable, which makes kernels anew at every "
+        "step. Elsewhere use the kernel inside it."
+    )
+
+
+def kept_by_a_loss(name: str) -> str:
+    return (
+        f"this noise of {name}(...) does not move: a loss moves a copy of its own. Ask that of the "
+        "loss, as in loss.noise['x'].kernel()."
     )
 
 
@@ -67,6 +78,21 @@ def no_critic() -> str:
     return (
         "noise of adaptive(...) follows the accuracy of a critic that tells noisy data from noisy "
         "draws: use it in AdversarialDivergence. Under other losses use annealed(noise, schedule)."
+    )
+
+
+def under_jit(name: str, elbo: str) -> str:
+    return (
+        f"noise of {name}(...) does not move under {elbo}, which would keep the scale of the first "
+        "step. Use the stock ELBO without Jit, in compiled(loss)."
+    )
+
+
+def amortized(name: str) -> str:
+    return (
+        f"amortize: noise of {name}(...) changes its scale from step to step, and the losses held "
+        "out after every epoch, which tell when to stop, are compared at one scale. Pass "
+        "JointContrastELBO the kernel inside it, at the scale you want."
     )
 
 

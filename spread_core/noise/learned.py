@@ -18,6 +18,7 @@ from spread_core.messages import noise as noise_messages
 from spread_core.noise.base import Backend, Kernel
 from spread_core.noise.learnable import Learnable
 from spread_core.noise.low_rank import LowRankGaussian
+from spread_core.noise.moving import Moving
 from spread_core.noise.stationary import Gaussian, Laplace, Logistic
 from spread_core.shared_docs import SharedDocs
 
@@ -95,7 +96,8 @@ class LearnedShared(SharedDocs, Learnable):
         if least is not None and (constraint != "trace" or not 0 < least < 1):
             raise ValueError(messages.bad_least(least, constraint))
         if not isinstance(noise, _KINDS):
-            raise NotImplementedError(messages.no_covariance(type(noise).__name__))
+            moving = f"{noise._name}(...)" if isinstance(noise, Moving) else None
+            raise NotImplementedError(messages.other_kernel(moving or type(noise).__name__))
         scale, factor = (self._numbers(getattr(noise, n, None)) for n in ("scale", "factor"))
         if scale.size == 1 and factor is None:
             raise ValueError(messages.nothing_to_learn(type(noise).__name__, constraint))
@@ -194,9 +196,8 @@ def name_of(key: str) -> str:
 
 def is_noise(name: str) -> bool:
     """
-    Whether a name is that of learned noise. The params of a net called noise are at noise$params in
-    NumPyro, and no name here.
+    Whether a name is that of learned noise.
 
     :param name: made by :func:`name_of`, or of something else.
     """
-    return name.startswith("noise$") and name not in ("noise$params", "noise$state")
+    return name.startswith("noise$")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,20 +43,43 @@ def check_batch(
     return dim
 
 
-def check_leaves(site: str, size: int, handed: Any, leaves: Iterable[Any]) -> None:
+def check_leaves(
+    site: str,
+    value: Sequence[int],
+    handed: Any,
+    arguments: Any,
+    leaves_of: Callable[..., Iterable[Any]],
+) -> None:
     """
-    Refuse arguments that go with the data one by one, and are not the data.
+    Refuse arguments that may go with the data one by one, and are not the data: arrays with a dim
+    of their number, and lists of that length.
 
     :param site: its name.
-    :param size: number of data.
+    :param value: shape of what it observes.
     :param handed: the noisy data, as the model was given them.
-    :param leaves: everything that the model was given.
+    :param arguments: positional and keyword arguments of the model.
+    :param leaves_of: of a tree, with the argument ``is_leaf`` that the backends' functions have.
     :raises NotImplementedError: naming the shape.
     """
-    for leaf in leaves:
+    size, in_all = (next((n for n in shape if n != 1), 0) for shape in (value, handed.shape))
+    sizes = {size, in_all}
+    args, kwargs = arguments
+    given = [*args, *kwargs.values()]
+    lists: list[Any] = []
+
+    def look(value: Any) -> bool:
+        if value is not given and isinstance(value, Sequence) and not isinstance(value, str):
+            lists.append(value)
+        return False
+
+    for leaf in leaves_of(given, is_leaf=look):
         shape = tuple(getattr(leaf, "shape", ()))
-        if leaf is not handed and shape and shape[0] in (size, handed.shape[0]):
+        if leaf is not handed and not sizes.isdisjoint(shape):
             raise NotImplementedError(learned.mixture_of_argument(site, shape, size))
+    for values in lists:
+        holds = any(leaf is handed for leaf in leaves_of(values))
+        if not holds and len(values) in sizes:
+            raise NotImplementedError(learned.mixture_of_argument(site, (len(values),), size))
 
 
 def log_mixture(kernel: Any, y: Array, x: Array, event_dim: int, dim: int) -> Array:

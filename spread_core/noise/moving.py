@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from array_api_compat import array_namespace
 
+from spread_core.messages import general
 from spread_core.messages import moving as messages
 from spread_core.noise.base import Kernel
 from spread_core.stateful import Stateful
@@ -23,7 +24,8 @@ class Moving(Kernel[Any, Any, Any]):
     A loss keeps a copy of its own and takes the kernel of the present step from it.
     """
 
-    kernel: Any
+    #: The kernel, at the multiplier 1.
+    inner: Any
 
     #: The site in the loss that keeps it.
     _site: ClassVar[str | None] = None
@@ -51,9 +53,13 @@ class Moving(Kernel[Any, Any, Any]):
 
     def _now(self) -> Any:
         if self._site is None:
-            raise TypeError(messages.no_step(self._name))
+            raise TypeError(messages.no_step(self._name, self._needs_critic))
         factor = self._factor_now()
-        return self.kernel._scaled(factor)._changed(_moved_by=factor)
+        return self.inner._scaled(factor)._changed(_moved_by=factor)
+
+    def _refused(self, state: Any, factor: Any) -> ValueError:
+        text = messages.bad_factor(self._name, state, factor)
+        return ValueError(text if self._site is None else general.at_site(self._site, text))
 
     def _owned(self, site: str) -> Any:
         owned = copy.copy(self)
@@ -63,7 +69,7 @@ class Moving(Kernel[Any, Any, Any]):
     @property
     def coupled_dims(self) -> int:  # type: ignore[override]
         """Event dims of x that the kernel needs."""
-        return int(self.kernel.coupled_dims)
+        return int(self.inner.coupled_dims)
 
     def check_value(self, x: Any) -> None:
         """
@@ -71,13 +77,13 @@ class Moving(Kernel[Any, Any, Any]):
 
         :raises TypeError: if x is not of a floating type.
         """
-        self.kernel.check_value(x)
+        self.inner.check_value(x)
 
     def _moves_with_data(self) -> bool:
-        return bool(self.kernel._moves_with_data())
+        return bool(self.inner._moves_with_data())
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(messages.no_step(self._name))
+        raise TypeError(messages.no_step(self._name, self._needs_critic))
 
     __call__ = spread = draw = characteristic_function = _conditional = _spread = _refuse
 
@@ -154,6 +160,23 @@ def annealed_by(make: Callable[[Any, Any], Any], noise: Any, schedule: Any) -> A
     return moved_by("annealed", lambda kernel: make(kernel, schedule), noise)
 
 
+def adaptive_by(
+    make: Callable[..., Any], noise: Any, accuracy: float, speed: float, limits: tuple[float, float]
+) -> Any:
+    """
+    Kernels whose scales keep the critic's accuracy at a set point.
+
+    :param make: the backend's :class:`Adaptive`.
+    :param noise: a kernel, or a dict from site to kernel.
+    :param accuracy: the set point.
+    :param speed: the largest change of the logarithm of the scale in a step.
+    :param limits: the least and the largest multiplier of the scale.
+    :raises TypeError: if noise is neither or has no scale.
+    :raises ValueError: if another argument is out of its range.
+    """
+    return moved_by("adaptive", lambda kernel: make(kernel, accuracy, speed, limits), noise)
+
+
 def moved_by(name: str, make: Callable[[Any], Moving], noise: Any) -> Any:
     """
     One kernel, or a dict of them, made to move.
@@ -182,6 +205,17 @@ def moving_kernels(noise: Any) -> dict[str, Any]:
     return {site: kernel for site, kernel in noise.items() if isinstance(kernel, Moving)}
 
 
+def check_scale_is_fixed(noise: Any) -> None:
+    """
+    Refuse noise that moves, in the loss of ``amortize``.
+
+    :param noise: what ``as_noise`` returned.
+    :raises ValueError: naming the site.
+    """
+    for site, kernel in moving_kernels(noise).items():
+        raise ValueError(general.at_site(site, messages.amortized(kernel._name)))
+
+
 class Moves(Stateful):
     """
     The states of the kernels that move in a loss, where they are kept on the host.
@@ -195,9 +229,7 @@ class Moves(Stateful):
     def _remembered(self) -> tuple[str, ...]:
         return tuple(self._kernels)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_kernels":
-            raise AttributeError(name)
+    def _recall(self, name: str) -> Any:
         return self._kernels[name]._cell[0]
 
     def set_state(self, state: dict[str, Any]) -> None:

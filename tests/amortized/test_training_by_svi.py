@@ -215,6 +215,12 @@ def test_refused(backend, model, table):
     loss = spread.JointContrastELBO(critic)
     with pytest.raises(ValueError, match="a discriminator needs fresh runs of the model"):
         spread.amortize(model, loss=loss, **options)
+    noise = {"x": spread.annealed(spread.GaussianNoise(1.0), lambda step: 0.9**step)}
+    loss = spread.JointContrastELBO(divergence=spread.KL(), noise=noise)
+    with pytest.raises(
+        ValueError, match=r"site 'x': amortize: noise of annealed.*the kernel inside"
+    ):
+        spread.amortize(model, loss=loss, **options)
     with pytest.raises(TypeError, match=r"guide must be an AutoAmortized, which reads its data"):
         spread.amortize(model, guide=lambda x=None: None, **options)
     guide = spread.AutoAmortized(model, observed="x")

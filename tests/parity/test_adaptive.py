@@ -184,6 +184,22 @@ def test_compiled_steps_adapt():
     assert [run.step() for _ in range(3)] == pytest.approx([0.1, 0.2, 0.3])
 
 
+@in_both
+def test_the_kernel_that_it_has_become_can_be_read(b):
+    noise = adaptive(b)
+    loss = loss_of(b, 1.0, noise)
+    run = RUNS[b](loss)
+    run.step(), run.step()
+    if b is Pyro:
+        kernel = loss.noise["x"].kernel()
+        with pytest.raises(TypeError, match=r"does not move: a loss moves a copy.*kernel\(\)"):
+            noise.kernel()
+    else:
+        kernel = noise.kernel(run.svi_state.mutable_state["x$adaptive"])
+    assert type(kernel) is b.package.GaussianNoise
+    assert float(kernel.scale) == pytest.approx(0.1 * math.exp(2 * SPEED), rel=1e-6)
+
+
 def test_ranks_are_refused(monkeypatch):
     from pyro_spread.infer import _critic_loss
 
@@ -206,6 +222,9 @@ def test_refusals():
             critic(b), noise={"x": adaptive(b)}
         ),
         "follows the accuracy": lambda b: b.package.EnergyDistance(noise={"x": adaptive(b)}),
+        r"as it is, as in AdversarialDivergence\(critic, noise={'x': adaptive": lambda b: adaptive(
+            b
+        )(b.np.zeros(3)),
         "accuracy must lie between 0.5": lambda b: adaptive(b, 0.5),
         "speed must be a positive number": lambda b: adaptive(b, speed=0.0),
         "limits must be the least": lambda b: adaptive(b, limits=(2.0, 3.0)),

@@ -130,12 +130,45 @@ def test_a_checkpoint_has_the_step(b, tmp_path):
     assert scale_of(other.step()) == pytest.approx(0.5, rel=NEAR)
 
 
+@pytest.mark.parametrize("site", ["advance", "get_state", "set_state", "_kernels", "_recall"])
+def test_a_site_may_have_any_name(site, tmp_path):
+    def model(x):
+        loc = pyro.param("w", torch.zeros(NUMBER))
+        with pyro.plate("data", NUMBER):
+            pyro.sample(site, pyro.distributions.Delta(loc), obs=x)
+
+    noise = {site: Pyro.package.annealed(Pyro.package.GaussianNoise(2.0), lambda step: 1.0)}
+    first, other = (Pyro.package.SpreadELBO(noise) for _ in range(2))
+    run = InPyro(first, model)
+    run.step()
+    assert first.get_state() == {"_moves": {site: 1}}
+    run.save(tmp_path)
+    InPyro(other, model).load(tmp_path)
+    assert other.get_state() == {"_moves": {site: 1}}
+
+
 def test_compiled_steps_follow_the_schedule():
     loss = compiled(halving(Pyro), backend="eager")
     run = InPyro(loss, constant(Pyro))
     for step in range(4):
         assert scale_of(run.step()) == pytest.approx(2 * 0.5**step, rel=NEAR)
     assert scale_of(run.evaluate()) == pytest.approx(0.125, rel=NEAR)
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        pyro.infer.JitTrace_ELBO,
+        pyro.infer.JitTraceEnum_ELBO,
+        pyro.infer.JitTraceGraph_ELBO,
+        pyro.infer.JitTraceMeanField_ELBO,
+    ],
+)
+def test_a_jit_elbo_would_keep_the_first_scale(elbo):
+    run = InPyro(halving(Pyro, elbo=elbo()), constant(Pyro))
+    words = rf"site 'x': noise of annealed\(...\) does not move under {elbo.__name__}.*compiled"
+    with pytest.raises(NotImplementedError, match=words):
+        run.step()
 
 
 def test_a_step_that_failed_does_not_count():
@@ -153,6 +186,25 @@ def test_two_losses_with_one_kernel_count_by_themselves():
     run.step(), run.step()
     other = InPyro(second, constant(Pyro))
     assert scale_of(other.step()) == pytest.approx(2, rel=NEAR)
+
+
+@in_both
+def test_the_kernel_of_the_next_step_can_be_read(b):
+    noise = b.package.annealed(b.package.GaussianNoise(2.0), lambda step: 1.0 - 0.5 * step)
+    loss = b.package.SpreadELBO({"x": noise})
+    run = RUNS[b](loss, constant(b))
+
+    def kernel():
+        if b is Pyro:
+            return loss.noise["x"].kernel()
+        return noise.kernel(run.state.mutable_state["x$annealed"])
+
+    assert float(kernel().scale) == 2
+    run.step()
+    assert float(kernel().scale) == 1
+    run.step()
+    with pytest.raises(ValueError, match=r"annealed: at .* multiplied by"):
+        kernel()
 
 
 def test_levels_move_with_their_kernel():
@@ -234,6 +286,7 @@ def test_refusals():
             b, b.package.ChannelNoise.symmetric(3, 0.2), lambda step: 1.0
         ),
         r"annealed\(...\) has a scale only at a step": outside,
+        r"as in SpreadELBO\({'x': annealed": outside,
         "outermost": inside,
         "not from a callable": in_callable,
         "site 'z' has noise of annealed": of_guide,

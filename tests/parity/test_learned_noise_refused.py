@@ -36,9 +36,17 @@ MADE = {
         lambda b: b.package.learned(kernel(b, [0.3]), "determinant"),
         "the single scale of this GaussianNoise is fixed by constraint='determinant'",
     ),
-    "no covariance": (
+    "another kernel": (
         lambda b: b.package.learned(b.package.StudentTNoise(1.0, 0.3), "trace"),
-        "StudentTNoise has no covariance to keep constant",
+        "learned() does not take StudentTNoise: use GaussianNoise",
+    ),
+    "several levels": (
+        lambda b: b.package.learned(b.package.MultiLevelNoise(kernel(b), [1.0, 2.0]), "trace"),
+        "learned() does not take MultiLevelNoise: use GaussianNoise",
+    ),
+    "annealed": (
+        lambda b: b.package.learned(b.package.annealed(kernel(b), lambda step: 1.0), "trace"),
+        "learned() does not take annealed(...): use GaussianNoise",
     ),
     "zero factor": (
         lambda b: b.package.learned(
@@ -93,6 +101,12 @@ def test_made_by_a_callable(b):
     loss = b.package.AdversarialDivergence(critic(b), noise=lambda x: {"x": learned(b)})
     with pytest.raises(NotImplementedError, match="is played by"):
         first_step(b, loss, adam(b))
+
+
+@in_both
+def test_denoising_takes_the_kernel_that_it_is(b):
+    with pytest.raises(TypeError, match=r"Of noise of learned.* pass what its method kernel"):
+        b.package.denoise(b.array(X), learned(b), log_density=lambda y: y.sum(-1))
 
 
 @in_both
@@ -156,9 +170,10 @@ def guide(b):
     return program
 
 
-def first_step(b, loss, optim, guide=no_guide):
+def first_step(b, loss, optim, guide=no_guide, program=None):
     pyro.clear_param_store()
-    svi = b.infer.SVI(model(b), loss.register(model(b), guide), optim, loss)
+    program = model(b) if program is None else program
+    svi = b.infer.SVI(program, loss.register(program, guide), optim, loss)
     b.pick(lambda: svi.step(torch.as_tensor(X)), lambda: svi.init(*b.key, b.array(X)))()
 
 
@@ -174,6 +189,22 @@ def test_two_player_without_noise_to_move(b):
     loss = b.package.AdversarialDivergence(critic(b))
     with pytest.raises(ValueError, match=r"noise=... has nothing to move; the params are"):
         first_step(b, loss, b.package.two_player(adam(b), adam(b), noise=adam(b)))
+
+
+@in_both
+@pytest.mark.parametrize("site", ["params", "state"])
+def test_two_player_moves_noise_at_a_site_of_any_name(b, site):
+    def program(x):
+        with b.plate("data", 6):
+            z = b.sample("z", b.dist.Normal(b.param("loc", np.zeros(2)), 1.0).to_event(1))
+            b.sample(site, b.dist.Delta(z, event_dim=1), obs=x)
+
+    net = b.pick(nn.Linear(2, 1), linen.Dense(1))
+    loss = b.package.AdversarialDivergence(
+        b.package.concat_sites(net, site), noise={site: learned(b)}
+    )
+    optim = b.package.two_player(adam(b), adam(b), noise=adam(b))
+    first_step(b, loss, optim, program=program)
 
 
 def test_two_player_without_an_optimiser_for_the_critic():
@@ -202,14 +233,17 @@ def test_two_player_moves_noise_under_a_bound(b):
 # --- under a bound
 
 
-def under_a_bound(b, program, guide, *data):
+def under_a_bound(b, program, guide, *data, others=()):
     loss = b.package.SpreadELBO({"x": learned(b)})
     noise = b.pick(None, loss.noise["x"])
     params = {} if noise is None else {"noise$x$params": noise.init()}
     if noise is None:
+        if others:
+            pyro.clear_param_store()
+            return loss.loss_and_grads(program, guide, *map(torch.tensor, data), *others)
         return b.loss_and_grads(loss, program, guide, *data, params={})
     arrays = map(b.array, data)
-    return loss.loss(*b.key, params, program, guide, *arrays)
+    return loss.loss(*b.key, params, program, guide, *arrays, *others)
 
 
 def two_sites(b):
@@ -275,6 +309,30 @@ def test_data_whose_entropy_is_not_known(name):
     assert_refused_alike(
         lambda b: under_a_bound(b, program(b), guide_of(b), *data), words, lengthened=True
     )
+
+
+@pytest.mark.parametrize(
+    "covariates",
+    [
+        lambda b: b.array(np.zeros((1, 6))),
+        lambda b: [0.0] * 6,
+        lambda b: tuple(range(6)),
+        lambda b: range(6),
+        lambda b: {"labels": [b.array(np.zeros(())) for _ in range(6)]},
+    ],
+)
+def test_covariates_in_any_form(covariates):
+    assert_refused_alike(
+        lambda b: under_a_bound(b, model(b), guide(b), X, others=[covariates(b)]),
+        r"argument of shape \(.*6.*\) goes with",
+        lengthened=True,
+    )
+
+
+@in_both
+def test_what_does_not_go_with_the_data(b):
+    others = [[1.0] * 5, b.array(np.zeros((2, 3))), "sixsix", {"n": 6}, None, (6, 6)]
+    under_a_bound(b, model(b), guide(b), X, others=others)
 
 
 def test_data_in_another_order():
