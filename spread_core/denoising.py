@@ -70,9 +70,10 @@ def check_level(
         raise ValueError(messages.level_of_other_kernel(type(kernel).__name__))
     if level is not None and by_guide and site is None:
         raise ValueError(messages.level_of_which_site())
-    if level is None and site is not None and level_name(site) not in kwargs:
-        if levels_asked_for({site: kernel}, args, kwargs, *functions):
-            raise ValueError(messages.level_not_given(level_name(site)))
+    if level is not None or site is None or level_name(site) in kwargs:
+        return
+    if levels_asked_for({site: kernel}, args, kwargs, *functions):
+        raise ValueError(messages.level_not_given(level_name(site)))
 
 
 def plain_gaussian(kernel: Any, level: Any) -> Any:

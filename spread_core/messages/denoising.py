@@ -46,8 +46,8 @@ def level_unknown() -> str:
 
 def level_of_other_kernel(kernel: str) -> str:
     return (
-        f"denoise: level= is that of MultiLevelNoise, and {kernel} has no levels. Leave it out, and "
-        "give the kernel with the scale that y was drawn at."
+        f"denoise: level= is that of MultiLevelNoise, and {kernel} has no levels. Leave it "
+        "out, and give the kernel with the scale that y was drawn at."
     )
 
 
