@@ -9,7 +9,7 @@ from typing import Any
 
 from spread_core.math._arrays import cast
 from spread_core.messages import denoising as messages
-from spread_core.noise.levels import MultiLevel
+from spread_core.noise.levels import MultiLevel, level_name, levels_asked_for
 from spread_core.noise.low_rank import LowRankGaussian
 from spread_core.noise.moving import Moving
 from spread_core.noise.stationary import Gaussian
@@ -44,6 +44,36 @@ def check_sources(model: Any, guide: Any, log_density: Any, num_samples: int) ->
     if by_guide is (log_density is not None) or (model is None) is not (guide is None):
         raise TypeError(messages.one_source())
     check_count("num_samples", num_samples)
+
+
+def check_level(
+    kernel: Any,
+    site: str | None,
+    level: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *functions: Any,
+) -> None:
+    """
+    Refuse a level that nobody would use, and one that is missing.
+
+    :param kernel: the kernel.
+    :param site: its site, as far as it is told.
+    :param level: None, or the level of every datum.
+    :param args: positional arguments of the functions.
+    :param kwargs: keyword arguments of the functions.
+    :param functions: model and guide, or None.
+    :raises ValueError: if so.
+    """
+    by_guide = any(function is not None for function in functions)
+    if level is not None and not isinstance(kernel, MultiLevel):
+        raise ValueError(messages.level_of_other_kernel(type(kernel).__name__))
+    if level is not None and by_guide and site is None:
+        raise ValueError(messages.level_of_which_site())
+    if level is not None or site is None or level_name(site) in kwargs:
+        return
+    if levels_asked_for({site: kernel}, args, kwargs, *functions):
+        raise ValueError(messages.level_not_given(level_name(site)))
 
 
 def plain_gaussian(kernel: Any, level: Any) -> Any:

@@ -19,6 +19,7 @@ from numpyro_spread._typing import Args, Kwargs, Params, RngKey
 from numpyro_spread.evaluation._sites import sample_sites, trace_of
 from numpyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.denoising import (
+    check_level,
     check_sources,
     covariance_times,
     kernel_and_site,
@@ -86,12 +87,13 @@ def denoise(
     :param kwargs: keyword arguments of model and guide.
     :return: the mean, of the shape of y.
     :raises TypeError: if there are no or two sources, or noise is not one kernel of a known scale.
-    :raises ValueError: if the site is not told and there are several, or log_density has another
-        shape.
+    :raises ValueError: if the site is not told and there are several or a level, if the level does
+        not go with the kernel, or log_density has another shape.
     :raises NotImplementedError: if the kernel is not Gaussian where it has to be.
     """
     kernel, site = kernel_and_site(noise, BACKEND)
     check_sources(model, guide, log_density, num_samples)
+    check_level(kernel, site, level, (y, *args), kwargs, model, guide)
     y, level = jnp.asarray(y), None if level is None else jnp.asarray(level)
     if log_density is not None:
         gaussian = plain_gaussian(kernel, level)
@@ -99,7 +101,7 @@ def denoise(
         return y + covariance_times(gaussian, _slope(log_density, y), level)
     if rng_key is None or params is None:
         raise TypeError(messages.no_key())
-    levels = {} if level is None or site is None else {site: level}
+    levels = {} if level is None else {str(site): level}
     mean = _reconstruct(
         rng_key, params, model, guide, kernel, site, levels, num_samples, (y, *args), kwargs
     )

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import random
 from numpyro.primitives import Messenger
 
-from numpyro_spread.infer._noise import draw_at, draw_told, levels_at
-from numpyro_spread.noise import SpreadNoise
+from numpyro_spread.infer._noise import draw_at, draw_told
+from numpyro_spread.noise import MultiLevelNoise, SpreadNoise
 from spread_core.arguments import Key, get_argument, replace_arguments
-from spread_core.observations import check_observation
+from spread_core.observations import check_observation, check_told
 from spread_core.patterns import key_of
 from spread_core.use_of_data import UseOfData
 
@@ -63,6 +63,7 @@ def draw_noise(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     asked: Collection[str] = (),
+    guess: Mapping[Key, int] | None = None,
 ) -> Handed:
     """
     Fresh y, to replace x.
@@ -74,6 +75,7 @@ def draw_noise(
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
     :param asked: sites whose levels somebody wants to know.
+    :param guess: dict from place to event dims, for sites of which they are not known yet.
     """
     noise, levels = dict(noise), {}
     y: dict[Key, jax.Array] = {}
@@ -87,11 +89,14 @@ def draw_noise(
         shape = use.layouts.get(key)
         if site in asked:
             laid = jnp.reshape(x, jnp.shape(x) if shape is None else shape)
-            noisy, index = draw_told(site_key, site, kernel, laid)
-            assert index is not None
-            y[key] = noisy.reshape(jnp.shape(x))
-            levels[site] = levels_at(kernel, index, noisy)
-            noise[site] = kernel._told(jax.nn.one_hot(index, len(kernel.levels), dtype=noisy.dtype))
+            event_dim = use.events[key] if key in use.events else (guess or {}).get(key, 0)
+            kernel = kernel._at_events(event_dim)
+            noisy, level, index = draw_told(site_key, site, kernel, laid, event_dim)
+            assert level is not None
+            y[key], levels[site] = noisy.reshape(jnp.shape(x)), level
+            if index is not None and isinstance(kernel, MultiLevelNoise):
+                one_hot = jax.nn.one_hot(index, len(kernel.levels), dtype=noisy.dtype)
+                noise[site] = kernel._told(one_hot)
             continue
         try:
             y[key] = draw_in(shape, site_key, site, kernel, x)
@@ -99,6 +104,7 @@ def draw_noise(
             if shape is not None or kernel._moves_with_data():
                 raise
             undrawn[key], y[key] = error, jnp.asarray(x)
+    check_told(asked, levels, located)
     return Handed(y, noise, use, located, args, kwargs, undrawn, levels)
 
 

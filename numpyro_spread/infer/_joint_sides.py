@@ -105,7 +105,7 @@ def draw_joint(
             raise ValueError(players.factor_site(name))
     refuse_own_draws(params, model, observed, args, kwargs)
     noise = resolved(noise, observed)
-    refuse_asking(noise, kwargs, model, guide)
+    refuse_asking(noise, args, kwargs, model, guide)
     check_noise_sites(sites, observed, noise)
     local = {
         name: sites[name]

@@ -18,6 +18,7 @@ from numpyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.messages import general, moving, spreading
 from spread_core.noise.learnable import learned_of
 from spread_core.noise.learned import name_of
+from spread_core.noise.levels import level_told
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
@@ -79,43 +80,23 @@ def draw_at(rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any) -> j
 
 
 def draw_told(
-    rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any
-) -> tuple[jax.Array, jax.Array | None]:
+    rng_key: jax.Array, site: str, kernel: SpreadNoise, value: Any, event_dim: int
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """
-    A noisy version of the value at ``site``, and the number of the level of every datum.
-
-    :return: None for the number if the kernel has no levels.
+    A noisy version of the value at ``site``, with what the scale of every datum was multiplied by,
+    None if there is no such number, and the number of its level, None if the kernel has none.
     """
-    if not isinstance(kernel, MultiLevelNoise):
-        return draw_at(rng_key, site, kernel, value), None
-    with _naming(site):
-        return kernel.draw_told(rng_key, value)
+    index = None
+    if isinstance(kernel, MultiLevelNoise):
+        with _naming(site):
+            y, index = kernel.draw_told(rng_key, value)
+    else:
+        y = draw_at(rng_key, site, kernel, value)
+    return y, level_told(kernel, index, y, event_dim, _as_like), index
 
 
-def levels_at(kernel: MultiLevelNoise, index: jax.Array, like: jax.Array) -> jax.Array:
-    """The levels of these numbers."""
-    return jnp.asarray(kernel.levels, like.dtype)[index]
-
-
-def level_told(
-    kernel: SpreadNoise, index: jax.Array | None, y: jax.Array, event_dim: int
-) -> jax.Array | None:
-    """
-    What the scale of every datum was multiplied by; None if it is always the same.
-
-    :param kernel: the kernel of this step.
-    :param index: the numbers of its levels, if it has several.
-    :param y: noisy values of shape batch + event.
-    :param event_dim: number of event dims.
-    """
-    level: Any = None
-    if isinstance(kernel, MultiLevelNoise) and index is not None:
-        level = levels_at(kernel, index, y)
-    if kernel._moved_by is not None:
-        shape = y.shape[: y.ndim - event_dim]
-        factor = jnp.asarray(kernel._moved_by, y.dtype)
-        level = jnp.broadcast_to(factor, shape) if level is None else factor * level
-    return level
+def _as_like(numbers: Any, y: jax.Array) -> jax.Array:
+    return jnp.asarray(numbers, y.dtype)
 
 
 @contextmanager

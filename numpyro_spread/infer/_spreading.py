@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -27,7 +27,7 @@ from spread_core.arguments import Key, argument_name, get_argument
 from spread_core.inputs import is_misplaced
 from spread_core.messages import inputs, spreading
 from spread_core.noise.handler import SpreadingShared, SpreadSitesInLoss
-from spread_core.noise.levels import levels_asked_for, telling
+from spread_core.noise.levels import telling
 from spread_core.nonfinite import NonFiniteError
 from spread_core.patterns import key_of
 from spread_core.use_of_data import Learned, use_of
@@ -41,10 +41,14 @@ class Spreading(SpreadingShared):
     _backend = BACKEND
 
     def check(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        guide: Callable[..., Any] | None = None,
     ) -> None:
         """
-        Refuse wrong data; a callable ``noise`` declares its params.
+        Refuse wrong data, and levels that are not told; a callable ``noise`` declares its params.
 
         :raises ValueError: naming site and argument.
         """
@@ -52,7 +56,9 @@ class Spreading(SpreadingShared):
         # Predictive runs guides without data: then there is nothing to check.
         if not self.noise or all(argument is None for argument in (*args, *kwargs.values())):
             return
-        self._located(model, kernels_of(self.noise, args, kwargs), args, kwargs)
+        noise = kernels_of(self.noise, args, kwargs)
+        self._located(model, noise, args, kwargs)
+        self._asked(noise, args, kwargs, model, guide)
 
     @staticmethod
     def _check_array(site: str, argument: str, x: Any) -> None:
@@ -81,7 +87,24 @@ class Spreading(SpreadingShared):
         """
         noise = kernels_with_params(self.noise, params, args, kwargs)
         located = self._located(model, noise, args, kwargs) if noise else {}
-        return SpreadStep(noise, located, params, model, guide, args, kwargs)
+        asked = self._asked(noise, args, kwargs, model, guide) if guide is not None else set()
+        return SpreadStep(noise, located, params, model, guide, args, kwargs, asked)
+
+    def _look_for_events(self, step: SpreadStep) -> None:
+        """
+        A level has the batch of its site: the model shows its events before the guide runs.
+
+        :raises Learned: if noise should have been drawn otherwise.
+        """
+        asked = step.use, step.located, step.asked, step.args, step.kwargs, step.model
+        for guess in self._event_guesses(*asked):
+            step.guess = step.guess or guess
+            try:
+                step.look(guess)
+            except Learned:
+                raise
+            except Exception:  # what is wrong, the real run will tell
+                continue
 
     def settled(
         self,
@@ -106,6 +129,7 @@ class Spreading(SpreadingShared):
             own = jax.tree.map(lambda leaf: leaf, dict(params))
             step = self.step(own, model, args, kwargs, guide)
             try:
+                self._look_for_events(step)
                 result = run(step)
             except Learned:
                 continue
@@ -127,15 +151,8 @@ class Spreading(SpreadingShared):
         """
 
         def look(step: SpreadStep) -> SpreadStep:
-            def run(key: jax.Array) -> None:
-                handed, key = step.hand(key)
-                told = telling(model, handed.levels)
-                seen = substitute(Watch(told, handed), data=step.params)
-                with block():
-                    seed(seen, key)(*handed.args, **handed.kwargs)
-
             if not all(kernel._moves_with_data() for kernel in step.noise.values()):
-                jax.eval_shape(run, random.key(0))
+                step.look()
             return step
 
         return self.settled(params, model, args, kwargs, look, guide)
@@ -153,11 +170,13 @@ class SpreadStep:
         guide: Callable[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        asked: Collection[str] = (),
     ) -> None:
-        self.noise, self._located, self.params = dict(noise), located, params
-        self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
-        asks = (guide, model) if guide is not None else ()
-        self._asked = levels_asked_for(self.noise, kwargs, *asks)
+        self.noise, self.located, self.params = dict(noise), located, params
+        self.model, self._guide, self.args, self.kwargs = model, guide, args, kwargs
+        self.asked = asked
+        #: Event dims of the sites whose levels are told, as long as they are not known.
+        self.guess: dict[Key, int] = {}
         self._shapes: dict[str, jax.ShapeDtypeStruct] = {}
         self._suspects: dict[str, int] = {}
         shapes = {key: jnp.shape(get_argument(key, args, kwargs)) for key in located.values()}
@@ -175,7 +194,7 @@ class SpreadStep:
         :param guide: the guide, maybe inside handlers.
         """
         if not self.noise:
-            return self._model, guide, self._args, self._kwargs, rng_key
+            return self.model, guide, self.args, self.kwargs, rng_key
         handed, rng_key = self.hand(rng_key)
         told = self.tell(guide, handed)
         return self._spread(handed), told, handed.args, handed.kwargs, rng_key
@@ -190,16 +209,36 @@ class SpreadStep:
         asks = guide if self._guide is None else self._guide
         return telling(guide, handed.levels, asks)
 
-    def hand(self, rng_key: jax.Array) -> tuple[Handed, jax.Array]:
+    def hand(
+        self, rng_key: jax.Array, guess: Mapping[Key, int] | None = None
+    ) -> tuple[Handed, jax.Array]:
         """
         Fresh y, to be put where x stands, and the key to go on with.
 
         :param rng_key: random key; it is passed on as it is where there is no noise.
+        :param guess: event dims of the sites whose levels are told.
         """
         if not self.noise:
-            return draw_noise(rng_key, *self._told, self._asked), rng_key
+            return draw_noise(rng_key, *self._told), rng_key
         noise_key, rng_key = random.split(rng_key)
-        return draw_noise(noise_key, *self._told, self._asked), rng_key
+        return draw_noise(noise_key, *self._told, self.asked, guess or self.guess), rng_key
+
+    def look(self, guess: Mapping[Key, int] | None = None) -> None:
+        """
+        Trace the model, to see how it observes what it was given.
+
+        :param guess: event dims of the sites whose levels are told.
+        :raises Learned: if noise should have been drawn otherwise.
+        """
+
+        def run(key: jax.Array) -> None:
+            handed, key = self.hand(key, guess)
+            told = telling(self.model, handed.levels)
+            seen = substitute(Watch(told, handed), data=self.params)
+            with block():
+                seed(seen, key)(*handed.args, **handed.kwargs)
+
+        jax.eval_shape(run, random.key(0))
 
     def run(
         self,
@@ -223,7 +262,7 @@ class SpreadStep:
                 sides = PlatesAt(self._spread(handed), at), PlatesAt(guide, at)
                 return evaluate(*sides, handed.args, handed.kwargs, key)
 
-            data = {key: get_argument(key, self._args, self._kwargs) for key in taken_by}
+            data = {key: get_argument(key, self.args, self.kwargs) for key in taken_by}
             on_rows_only = on_rows(of_values, data, indices, taken_by)
             if on_rows_only is not None:
                 at = {key: indices[name] for key, (name, _) in taken_by.items()}
@@ -233,10 +272,10 @@ class SpreadStep:
     def _taken_by(self) -> dict[Key, tuple[str, int]]:
         """Plate and dim by which rows of data are taken; empty unless that holds of all data."""
         found: dict[Key, tuple[str, int]] = {}
-        if self._asked:  # the levels of rows that nobody knows yet cannot be told
+        if self.asked:  # the levels of rows that nobody knows yet cannot be told
             return found
-        for site, key in self._located.items():
-            x, dim = get_argument(key, self._args, self._kwargs), self.use.rows.get(key)
+        for site, key in self.located.items():
+            x, dim = get_argument(key, self.args, self.kwargs), self.use.rows.get(key)
             kernel = self.use.kernel_at(key, self.noise[str(key_of(self.noise, site))])
             shape = self.use.layouts.get(key)
             if dim is None or kernel._is_played:  # whose clean values are needed too
@@ -253,8 +292,8 @@ class SpreadStep:
     def _spread(self, handed: Handed) -> Callable[..., Any]:
         values = handed.values.items()
         self._shapes.update({s: jax.ShapeDtypeStruct(y.shape, y.dtype) for s, y in values})
-        names = {site: argument_name(key, self._model) for site, key in self._located.items()}
-        model = telling(self._model, handed.levels)
+        names = {site: argument_name(key, self.model) for site, key in self.located.items()}
+        model = telling(self.model, handed.levels)
         spread_model = _LossSpread(Watch(model, handed), handed, names, self._suspects)
         return Inside(spread_model)
 
@@ -266,15 +305,15 @@ class SpreadStep:
         """
         if not self._suspects:
             return
-        sources = {site: str(key_of(self._located, site)) for site in self._suspects}
+        sources = {site: str(key_of(self.located, site)) for site in self._suspects}
         others = sites_of_other_values(
-            self._model,
+            self.model,
             {site: self._shapes[label] for site, label in sources.items()},
-            {site: self._located[label] for site, label in sources.items()},
+            {site: self.located[label] for site, label in sources.items()},
             self._suspects,
             self.params,
-            self._args,
-            self._kwargs,
+            self.args,
+            self.kwargs,
         )
         if others:
             raise ValueError(spreading.observed_other_value(others[0]))

@@ -21,7 +21,7 @@ from numpyro_spread._inputs import observed_array
 from numpyro_spread._pytree import widened
 from numpyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from numpyro_spread.infer._invalid import Invalid, note
-from numpyro_spread.infer._noise import draw_told, level_told
+from numpyro_spread.infer._noise import draw_told
 from numpyro_spread.infer._own_draws import refuse_own_draws
 from numpyro_spread.infer._plate_arguments import by_datum
 from numpyro_spread.infer._scan import Inside, Unconditioned, is_scanned
@@ -116,7 +116,7 @@ def draw_sides(
     refuse_own_draws(params, model, observed, args, kwargs)
     warn_of_shared_latents(model, sites, observed, dims, guide_trace.keys())
     noise = resolved(noise, observed)
-    refuse_asking(noise, kwargs, model, guide)
+    refuse_asking(noise, args, kwargs, model, guide)
     check_noise_sites(sites, observed, noise)
     noise = {
         name: kernel if kernel._is_played else _without_gradient(name, kernel)
@@ -221,8 +221,7 @@ class Side:
                 if mask is not None:  # what may be NaN there need not be a valid mean
                     value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
                 kernel = noise[name]._at_events(event_dim)
-                value, index = draw_told(key, name, kernel, value)
-                level = level_told(kernel, index, value, event_dim)
+                value, level, _ = draw_told(key, name, kernel, value, event_dim)
                 if level is not None:
                     self.levels[level_name(name)] = data_first(level, 0, dim)
                 mask = mask_at(name, site, jnp.shape(value))

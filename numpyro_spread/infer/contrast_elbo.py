@@ -158,7 +158,8 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
             if self.annealing is not None and not callable(self.annealing):
                 numpyro_mutable(self._steps_site, jnp.zeros((), int))
 
-        return Registered(guide, functools.partial(self._spreading.check, model), declare)
+        check = functools.partial(self._spreading.check, model, guide=guide)
+        return Registered(guide, check, declare)
 
     @property
     def _steps_site(self) -> str:

@@ -100,7 +100,9 @@ class SpreadELBO(SpreadELBOShared, Loss):
         :param guide: the guide.
         :return: a guide of the same signature.
         """
-        return Registered(guide, before=functools.partial(self._spreading.check, model))
+        return Registered(
+            guide, before=functools.partial(self._spreading.check, model, guide=guide)
+        )
 
     def loss(
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any

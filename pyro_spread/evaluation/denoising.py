@@ -15,6 +15,7 @@ from pyro_spread._inputs import takes_arrays
 from pyro_spread.evaluation._sites import sample_sites
 from pyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.denoising import (
+    check_level,
     check_sources,
     covariance_times,
     kernel_and_site,
@@ -77,16 +78,17 @@ def denoise(
     :param kwargs: keyword arguments of model and guide.
     :return: the mean, of the shape of y.
     :raises TypeError: if there are no or two sources, or noise is not one kernel of a known scale.
-    :raises ValueError: if the site is not told and there are several, or log_density has another
-        shape.
+    :raises ValueError: if the site is not told and there are several or a level, if the level does
+        not go with the kernel, or log_density has another shape.
     :raises NotImplementedError: if the kernel is not Gaussian where it has to be.
     """
     kernel, site = kernel_and_site(noise, BACKEND)
     check_sources(model, guide, log_density, num_samples)
+    check_level(kernel, site, level, (y, *args), kwargs, model, guide)
     level = None if level is None else torch.as_tensor(level)
     if log_density is not None:
         return _tweedie(y, kernel, log_density, level)
-    levels = {} if level is None or site is None else {site: level}
+    levels = {} if level is None else {str(site): level}
     mean = _reconstruct(model, guide, kernel, site, levels, num_samples, (y, *args), kwargs)
     return mean.reshape(y.shape) if mean.numel() == y.numel() else mean
 

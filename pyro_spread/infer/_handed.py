@@ -12,11 +12,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread._recording import values_known
-from pyro_spread.infer._noise import draw_at, draw_told, levels_at
+from pyro_spread.infer._noise import draw_at, draw_told
 from pyro_spread.infer._rows import NoisyRows
 from pyro_spread.noise import MultiLevelNoise, SpreadNoise
 from spread_core.arguments import Key, get_argument, replace_arguments
-from spread_core.observations import check_observation
+from spread_core.observations import check_observation, check_told
 from spread_core.patterns import key_of
 from spread_core.use_of_data import UseOfData
 
@@ -31,6 +31,7 @@ class Handed:
     :param args: positional arguments of the model.
     :param kwargs: keyword arguments of the model.
     :param asked: sites whose levels somebody wants to know.
+    :param guess: dict from place to event dims, for sites of which they are not known yet.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Handed:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         asked: Collection[str] = (),
+        guess: Mapping[Key, int] | None = None,
     ) -> None:
         self.noise, self.use, self.located = dict(noise), use, located
         #: The levels by site, as far as asked for.
@@ -55,9 +57,11 @@ class Handed:
                 self.shapes[key] = tuple(x.shape)
                 kernel = use.kernel_at(key, noise[str(key_of(noise, site))])
                 if site in asked:
-                    y[key] = self._draw_told(site, key, kernel, x)
+                    event_dim = use.events[key] if key in use.events else (guess or {}).get(key, 0)
+                    y[key] = self._draw_told(site, key, kernel._at_events(event_dim), x, event_dim)
                 else:
                     y[key] = self._draw(site, key, kernel, x)
+        check_told(asked, self.levels, located)
         #: The y by site or pattern.
         self.values = {site: y[key] for site, key in located.items()}
         #: The x by site or pattern.
@@ -87,13 +91,16 @@ class Handed:
             return x
 
     def _draw_told(
-        self, site: str, key: Key, kernel: MultiLevelNoise, x: torch.Tensor
+        self, site: str, key: Key, kernel: SpreadNoise, x: torch.Tensor, event_dim: int
     ) -> torch.Tensor:
-        y, index = draw_told(site, kernel, x.reshape(self.use.layouts.get(key, x.shape)))
-        assert index is not None
-        one_hot = torch.nn.functional.one_hot(index, len(kernel.levels)).to(y.dtype)
-        self.noise[site] = kernel._told(one_hot)
-        self.levels[site] = levels_at(kernel, index, y)
+        laid = x.reshape(self.use.layouts.get(key, x.shape))
+        y, level, index = draw_told(site, kernel, laid, event_dim)
+        assert level is not None
+        self.levels[site] = level
+        if index is not None and isinstance(kernel, MultiLevelNoise):
+            # ``one_hot`` of PyTorch reads the values, which breaks a compiled graph.
+            numbers = torch.arange(len(kernel.levels), device=index.device)
+            self.noise[site] = kernel._told((index[..., None] == numbers).to(y.dtype))
         return y.reshape(x.shape)
 
 

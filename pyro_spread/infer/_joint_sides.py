@@ -103,7 +103,7 @@ def draw_joint(
         raise ValueError(players.nothing_observed())
     refuse_own_draws(model, observed, args, kwargs)
     noise = resolved(noise, observed)
-    refuse_asking(noise, kwargs, model, guide)
+    refuse_asking(noise, args, kwargs, model, guide)
     check_noise_sites(trace.nodes, observed, noise)
     _check_learned(guide_trace, set(shared))
     _check_learned(trace, set(shared))

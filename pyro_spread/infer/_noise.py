@@ -16,6 +16,7 @@ from pyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.messages import general
 from spread_core.noise.learnable import learned_of
 from spread_core.noise.learned import name_of
+from spread_core.noise.levels import level_told
 
 Noise = Mapping[str, SpreadNoise] | Callable[..., Mapping[str, SpreadNoise]]
 
@@ -41,43 +42,23 @@ def draw_at(site: str, kernel: SpreadNoise, value: torch.Tensor) -> torch.Tensor
 
 
 def draw_told(
-    site: str, kernel: SpreadNoise, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    site: str, kernel: SpreadNoise, value: torch.Tensor, event_dim: int
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """
-    A noisy version of the value at ``site``, and the number of the level of every datum.
-
-    :return: None for the number if the kernel has no levels.
+    A noisy version of the value at ``site``, with what the scale of every datum was multiplied by,
+    None if there is no such number, and the number of its level, None if the kernel has none.
     """
-    if not isinstance(kernel, MultiLevelNoise):
-        return draw_at(site, kernel, value), None
-    with _naming(site):
-        return kernel.draw_told(value)
+    index = None
+    if isinstance(kernel, MultiLevelNoise):
+        with _naming(site):
+            y, index = kernel.draw_told(value)
+    else:
+        y = draw_at(site, kernel, value)
+    return y, level_told(kernel, index, y, event_dim, _as_like), index
 
 
-def levels_at(kernel: MultiLevelNoise, index: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The levels of these numbers."""
-    return torch.as_tensor(kernel.levels, dtype=like.dtype, device=like.device)[index]
-
-
-def level_told(
-    kernel: SpreadNoise, index: torch.Tensor | None, y: torch.Tensor, event_dim: int
-) -> torch.Tensor | None:
-    """
-    What the scale of every datum was multiplied by; None if it is always the same.
-
-    :param kernel: the kernel of this step.
-    :param index: the numbers of its levels, if it has several.
-    :param y: noisy values of shape batch + event.
-    :param event_dim: number of event dims.
-    """
-    level: Any = None
-    if isinstance(kernel, MultiLevelNoise) and index is not None:
-        level = levels_at(kernel, index, y)
-    if kernel._moved_by is not None:
-        shape = y.shape[: y.ndim - event_dim]
-        factor = torch.as_tensor(kernel._moved_by, dtype=y.dtype, device=y.device)
-        level = factor.expand(shape) if level is None else factor * level
-    return level
+def _as_like(numbers: Any, y: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(numbers, dtype=y.dtype, device=y.device)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from spread_core.arguments import Key, argument_name, get_argument
 from spread_core.messages import inputs, spreading
 from spread_core.noise.handler import SpreadingShared, SpreadSitesInLoss
 from spread_core.noise.learnable import learned_of
-from spread_core.noise.levels import levels_asked_for, telling
+from spread_core.noise.levels import telling
 from spread_core.nonfinite import NonFiniteError
 from spread_core.paths import Where
 from spread_core.patterns import key_of
@@ -45,9 +45,13 @@ class Spreading(SpreadingShared):
     _backend = BACKEND
 
     def __init__(
-        self, noise: Noise | None, data: Mapping[str, Where] | None, is_played: bool = False
+        self,
+        noise: Noise | None,
+        data: Mapping[str, Where] | None,
+        is_played: bool = False,
+        is_telling: bool = False,
     ) -> None:
-        super().__init__(noise, data, is_played)
+        super().__init__(noise, data, is_played, is_telling)
         self._places = Places()
 
     def modules(self) -> torch.nn.ModuleList:
@@ -122,17 +126,45 @@ class Spreading(SpreadingShared):
         located: Mapping[str, Key],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *functions: Callable[..., Any],
+        model: Callable[..., Any] | None = None,
+        guide: Callable[..., Any] | None = None,
     ) -> Handed:
         """
         Fresh y, to replace x.
 
-        :param functions: who may ask for levels.
+        :param model: may ask for levels.
+        :param guide: may ask for levels.
         """
         # Kernels of a callable are made afresh for every particle: each has its own backward.
         noise = kernels_of(self.noise, args, kwargs)
-        asked = levels_asked_for(noise, kwargs, *functions)
-        return Handed(noise, use, located, args, kwargs, asked)
+        asked = self._asked(noise, args, kwargs, model, guide)
+        # A level has the batch of its site: the model shows its events before the guide runs.
+        guesses = self._event_guesses(use, located, asked, args, kwargs, model)
+        for guess in guesses:
+            try:
+                self._look(Handed(noise, use, located, args, kwargs, asked, guess), model)
+            except Learned:
+                raise
+            except Exception:  # what is wrong, the real run will tell
+                continue
+        return Handed(noise, use, located, args, kwargs, asked, *guesses[:1])
+
+    def check_asking(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """
+        Refuse a model or guide that asks for a level that it does not get.
+
+        :raises ValueError: or NotImplementedError, naming the site.
+        """
+        self._asked(kernels_of(self.noise, args, kwargs), args, kwargs, model, guide)
+
+    def _look(self, handed: Handed, model: Any) -> None:
+        """
+        Run the model without side effects, to see how it observes what it was given.
+
+        :raises Learned: if noise should have been drawn otherwise.
+        """
+        with looking(), poutine.block(), torch.no_grad():
+            Watch(handed)(telling(model, handed.levels))(*handed.args, **handed.kwargs)
 
     def draw(
         self,
@@ -183,8 +215,7 @@ class Spreading(SpreadingShared):
         def run(use: UseOfData) -> Handed:
             handed = self.hand(use, located, args, kwargs, model, guide)
             if not all(k._moves_with_data() for k in handed.noise.values()):
-                with looking(), poutine.block(), torch.no_grad():
-                    Watch(handed)(telling(model, handed.levels))(*handed.args, **handed.kwargs)
+                self._look(handed, model)
             return handed
 
         handed = self.settled(located, model, args, kwargs, run)

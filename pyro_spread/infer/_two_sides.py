@@ -18,7 +18,7 @@ from pyro_spread._inputs import observed_tensor
 from pyro_spread.infer._datum import data_dims, data_plate, weight_of_data
 from pyro_spread.infer._guards import is_finite
 from pyro_spread.infer._invalid import Invalid
-from pyro_spread.infer._noise import draw_told, level_told
+from pyro_spread.infer._noise import draw_told
 from pyro_spread.infer._own_draws import refuse_own_draws
 from pyro_spread.infer._plate_arguments import by_datum
 from pyro_spread.infer._shared_latents import warn_of_shared_latents
@@ -76,7 +76,7 @@ def draw_sides(
         raise ValueError(players.nothing_observed())
     _check_sites(trace, guide_trace, observed)
     noise = resolved(noise, observed)
-    refuse_asking(noise, kwargs, model, guide)
+    refuse_asking(noise, args, kwargs, model, guide)
     dims = data_dims(observed)
     refuse_own_draws(model, observed, args, kwargs)
     warn_of_shared_latents(model, trace.nodes, observed, dims, guide_trace.nodes.keys())
@@ -189,8 +189,7 @@ class Side:
             value, event_dim = value.to(site["value"].dtype), site["fn"].event_dim
             if name in noise:
                 kernel = noise[name]._at_events(event_dim)
-                value, index = draw_told(name, kernel, value)
-                level = level_told(kernel, index, value, event_dim)
+                value, level, _ = draw_told(name, kernel, value, event_dim)
                 if level is not None:
                     self.levels[level_name(name)] = data_first(level, 0, dim)
             mask = mask_at(name, site, value)

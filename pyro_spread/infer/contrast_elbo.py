@@ -293,6 +293,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         self, model: Any, guide: Any, args: Any, kwargs: Any, beta: Any
     ) -> tuple[Any, list[ContrastRun]]:
         """The stock loss of the scored guide, and the runs it is made of."""
+        self._spreading.check_asking(model, guide, args, kwargs)
         # A guide that its first call sets up is looked at after that.
         is_checked = refuse_random_deltas(guide, args, kwargs, settled=True)
         if callable(self.annealing):

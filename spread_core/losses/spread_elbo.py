@@ -42,8 +42,8 @@ class SpreadELBOShared(OverStockELBO):
     :param noise: dict from observed site to noise kernel, or to noise of ``learned``, in which
         ``"x_*"`` stands for all observed sites of such a name; or a callable that returns kernels,
         called with the model's (clean) arguments at every draw, in which params may be used (in
-        NumPyro if the guide goes through :meth:`register`). An annealed scale that is an argument
-        of the model reaches the kernel that way.
+        NumPyro if the guide goes through :meth:`register`). A scale that is an argument of the
+        model reaches the kernel that way; ``annealed`` needs no argument.
     :param elbo: the stock ELBO to evaluate; ``Trace_ELBO()`` by default.
     :param data: dict from site to the name of the model argument that carries its data, or to a
         way into one: ``"batch.image"`` or ``("batch", "image")``. Left out: the argument of the
@@ -54,7 +54,7 @@ class SpreadELBOShared(OverStockELBO):
 
     _value = "minus the ELBO of the spread data"
     _unknown = "how its particles share noise"
-    #: From ``noise``, ``data`` and whether noise is learned to what draws it.
+    #: From ``noise``, ``data``, whether noise is learned and levels are told to what draws it.
     _make_spreading: ClassVar[Any]
 
     def __init__(
@@ -64,7 +64,7 @@ class SpreadELBOShared(OverStockELBO):
         super().__init__(**self._options())
         if noise is None:
             raise TypeError(spreading.bad_noise_argument(noise))
-        self._spreading = self._make_spreading(noise, data, True)
+        self._spreading = self._make_spreading(noise, data, True, True)
         self.noise, self.data = self._spreading.noise, self._spreading.data
         self._prepare()
 

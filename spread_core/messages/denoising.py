@@ -45,6 +45,27 @@ def level_unknown() -> str:
     )
 
 
+def level_of_other_kernel(kernel: str) -> str:
+    return (
+        f"denoise: level= is that of MultiLevelNoise, and {kernel} has no levels. Leave it "
+        "out, and give the kernel with the scale that y was drawn at."
+    )
+
+
+def level_of_which_site() -> str:
+    return (
+        "denoise: level= belongs to a site, whose name tells what guide or model ask for. Give it, "
+        "as in denoise(y, {'x': kernel}, model, guide, level=level)."
+    )
+
+
+def level_not_given(name: str) -> str:
+    return (
+        f"denoise: model or guide ask for '{name}'. Give level=, the multipliers at which y was "
+        "drawn."
+    )
+
+
 def levels_of_density(site: str) -> str:
     return (
         f"denoise: site '{site}' has a likelihood with a density, which under MultiLevelNoise is "

@@ -248,15 +248,35 @@ def no_scale(kernel: str) -> str:
 
 def level_given(name: str) -> str:
     return (
-        f"the loss tells '{name}', the level that it draws, so the call must not give one. Leave "
-        "it out."
+        f"'{name}' is the level of the noise, which the loss draws, so the call must not give one. "
+        "Leave it out, or rename the argument."
     )
 
 
 def levels_untold(name: str) -> str:
     return (
-        f"model or guide ask for '{name}', but under this loss only a critic is told the level of "
-        f"the noise. Rename the argument, or let the critic ask, as in concat_sites(net, ..., "
-        f"'{name}') under AdversarialDivergence; SpreadELBO and PriorContrastELBO tell model and "
-        "guide."
+        f"model or guide ask for '{name}', but this loss does not tell model or guide the level of "
+        "the noise. Rename the argument, or use SpreadELBO."
+    )
+
+
+def no_level(name: str, kernel: str) -> str:
+    return (
+        f"model or guide ask for '{name}', but {kernel} has no level that could be told. Rename "
+        "the argument, or take MultiLevelNoise or annealed(...), with no transform around levels."
+    )
+
+
+def level_of_pattern(name: str, pattern: str) -> str:
+    return (
+        f"model or guide ask for '{name}', but the site gets its noise by the pattern "
+        f"'{pattern}', under which no level is told. Give the site a key of its own in noise, or "
+        "rename the argument."
+    )
+
+
+def level_shared(name: str, site: str) -> str:
+    return (
+        f"model or guide ask for '{name}', but its data are those of site '{site}', whose noise "
+        f"they get. Ask for '{site}_level'."
     )

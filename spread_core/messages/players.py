@@ -57,9 +57,11 @@ def no_divergence(value: object) -> str:
 
 
 def no_such_value(name: str, sites: Iterable[str], arguments: Iterable[str]) -> str:
+    is_level = name.endswith("_level")
+    why = " This noise has no levels, or this loss tells none." if is_level else ""
     return (
         f"'{name}' is neither a site that is compared (they are "
-        f"{sorted(sites)}) nor an argument of the model ({sorted(arguments)})."
+        f"{sorted(sites)}) nor an argument of the model ({sorted(arguments)}).{why}"
     )
 
 

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
+
+import numpy as np
 
 from spread_core.arguments import (
     Key,
@@ -16,8 +19,10 @@ from spread_core.arguments import (
 )
 from spread_core.messages import general, learned, spreading
 from spread_core.noise.base import Backend
+from spread_core.noise.levels import levels_asked_for, refuse_asking, telling
 from spread_core.paths import Where
 from spread_core.patterns import key_of, resolved
+from spread_core.use_of_data import UseOfData
 
 
 class SpreadSites:
@@ -125,6 +130,7 @@ class SpreadingShared:
     :param noise: dict from site to kernel, a callable that returns one, or None for no noise.
     :param data: dict from site to the model argument that carries its data, or to a way into one.
     :param is_played: whether the loss knows what learned noise has to do.
+    :param is_telling: whether it tells model and guide the levels that they ask for.
     :raises TypeError: if noise is not such a dict.
     :raises ValueError: if data names sites that have no kernel.
     """
@@ -132,9 +138,13 @@ class SpreadingShared:
     _backend: ClassVar[Backend]
 
     def __init__(
-        self, noise: Any, data: Mapping[str, Where] | None, is_played: bool = False
+        self,
+        noise: Any,
+        data: Mapping[str, Where] | None,
+        is_played: bool = False,
+        is_telling: bool = False,
     ) -> None:
-        self.noise = self._backend.as_noise(noise, is_played)
+        self.noise, self._is_telling = self._backend.as_noise(noise, is_played), is_telling
         self.data = dict(data or {})
         if isinstance(self.noise, Mapping):
             check_data_sites(self.data, self.noise)
@@ -154,6 +164,48 @@ class SpreadingShared:
                 raise type(error)(general.at_site(site, error)) from error
             self._check_finite(site, argument, x)
         return located
+
+    def _asked(
+        self,
+        noise: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *functions: Callable[..., Any] | None,
+    ) -> set[str]:
+        """
+        The sites whose levels model or guide ask for.
+
+        :raises NotImplementedError: if this loss does not tell them.
+        """
+        if not self._is_telling:
+            refuse_asking(noise, args, kwargs, *functions)
+            return set()
+        return levels_asked_for(noise, args, kwargs, *functions)
+
+    @staticmethod
+    def _event_guesses(
+        use: UseOfData,
+        located: Mapping[str, Key],
+        asked: Collection[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: Callable[..., Any] | None,
+    ) -> list[dict[Key, int]]:
+        """
+        Event dims to try in a look at the model, the likeliest first; none if all are known.
+
+        A model that asks for levels cannot run with those of another shape.
+        """
+        places = dict.fromkeys(key for site, key in located.items() if site in asked)
+        keys = [key for key in places if key not in use.events]
+        if not keys or model is None:
+            return []
+        ndims = [len(np.shape(get_argument(key, args, kwargs))) for key in keys]
+        # One dim of plates is likelier than several, or none.
+        dims = [[*range(max(0, ndim - 1), -1, -1), ndim][: ndim + 1] for ndim in ndims]
+        tries = [dict(zip(keys, each, strict=True)) for each in itertools.product(*dims)]
+        is_asking = telling(model, dict.fromkeys(asked)) is not model
+        return tries if is_asking else tries[:1]
 
     @staticmethod
     def _check_array(site: str, argument: str, x: Any) -> None:

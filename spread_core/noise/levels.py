@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from spread_core.arguments import positional_names
 from spread_core.messages import general
 from spread_core.messages import noise as messages
 from spread_core.noise.base import Kernel, broadcast
+from spread_core.patterns import key_of
 from spread_core.remembered import Remembered
 
 _SUFFIX = "_level"
@@ -32,14 +35,14 @@ class MultiLevel(Kernel[Any, Any, Any]):
     that are far apart [2]. ``spread`` is exact wherever it is for ``kernel``.
 
     A guide, model or critic may ask for the level of each datum, by the name of the site and
-    ``_level``. A guide or model under ``SpreadELBO`` or ``PriorContrastELBO`` asks by an argument
-    of that name, as in ``def guide(x, x_level=None)``; outside of these losses nobody fills it in.
-    It gets the multiplier of every datum, of the site's batch shape. Then the likelihood is that at
-    the known level, and the divergence is :math:`\sum_l w_l D[\tilde p_l \| \tilde q_l]`, of (y,
-    level) jointly, instead of the divergence of the mixtures. The critic of
-    ``AdversarialDivergence`` or ``WassersteinCritic`` asks as in ``concat_sites(net, "x",
-    "x_level")``, with the same meaning. A level that is told must fit the batch of the site, so a
-    plate must not subsample inside the model then.
+    ``_level``. A guide or model under ``SpreadELBO`` asks by an argument of that name, as in ``def
+    guide(x, x_level=None)``; outside of this loss nobody fills it in. It gets the multiplier of
+    every datum, of the site's batch shape: the level, times the multiplier of ``annealed`` or
+    ``adaptive`` around this kernel. Then the likelihood is that at the known level, and the
+    divergence is :math:`\sum_l w_l D[\tilde p_l \| \tilde q_l]`, of (y, level) jointly, instead of
+    the divergence of the mixtures. The critic of ``AdversarialDivergence`` or ``WassersteinCritic``
+    asks as in ``concat_sites(net, "x", "x_level")``, with the same meaning. A level that is told
+    must fit the batch of the site, so a plate must not subsample inside the model then.
 
     Without a site, ``draw`` does not know which dims are a datum's: it draws one level for each
     element, or for as many as ``kernel`` couples.
@@ -135,14 +138,6 @@ class MultiLevel(Kernel[Any, Any, Any]):
         """Event dims of x that the kernel needs."""
         return int(self.kernel.coupled_dims)
 
-    def check_value(self, x: Any) -> None:
-        """
-        Refuse values of a type that the kernel cannot take.
-
-        :raises TypeError: if x is not of a floating type.
-        """
-        self.kernel.check_value(x)
-
     def _check_drawn(self, shape: Sequence[int]) -> None:
         self.kernel._check_drawn(shape)
 
@@ -169,37 +164,99 @@ class MultiLevel(Kernel[Any, Any, Any]):
         return self._changed(kernel=self.kernel._for_components(event_dim))
 
 
+def has_level(kernel: Any) -> bool:
+    """
+    Whether there is a number that the scale of a datum was multiplied by, and that can be told.
+
+    :param kernel: the kernel of this step.
+    """
+    if isinstance(kernel, MultiLevel):
+        return True
+    if kernel._moved_by is None:
+        return False
+    while hasattr(kernel, "noise"):  # a transformed kernel does not say which level it drew
+        kernel = kernel.noise
+    return not isinstance(kernel, MultiLevel)
+
+
+def level_told(
+    kernel: Any, index: Any, y: Any, event_dim: int, as_like: Callable[[Any, Any], Any]
+) -> Any:
+    """
+    What the scale of every datum was multiplied by: its level times the multiplier of a scale that
+    moves. None if there is no such number.
+
+    :param kernel: the kernel of this step.
+    :param index: the numbers of its levels, if it has several.
+    :param y: noisy values of shape batch + event.
+    :param event_dim: number of event dims.
+    :param as_like: from numbers and y to an array of the numbers, of the type of y.
+    """
+    if not has_level(kernel):
+        return None
+    shape = tuple(y.shape[: y.ndim - event_dim])
+    level: Any = as_like(kernel.levels, y)[index] if isinstance(kernel, MultiLevel) else None
+    if kernel._moved_by is not None:
+        factor = as_like(kernel._moved_by, y)
+        level = factor if level is None else factor * level
+    return array_namespace(y).broadcast_to(level, shape)
+
+
 def levels_asked_for(
-    noise: Mapping[str, Any], kwargs: Mapping[str, Any], *functions: Callable[..., Any] | None
+    noise: Mapping[str, Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *functions: Callable[..., Any] | None,
 ) -> set[str]:
     """
     The sites whose levels a guide or model has an argument for.
 
-    :param noise: dict from site to kernel.
+    :param noise: dict from site to the kernel of this step.
+    :param args: positional arguments of this call.
     :param kwargs: keyword arguments of this call.
     :param functions: the guide and the model.
-    :raises ValueError: if the caller gives a level too.
+    :raises ValueError: if the caller gives a level too, or a site has none.
+    :raises NotImplementedError: if the site shares its kernel with others.
     """
-    sites = [site for site, kernel in noise.items() if isinstance(kernel, MultiLevel)]
-    if not sites:
-        return set()
-    names = frozenset[str]().union(*(_keywords(fn) for fn in functions if fn is not None))
-    asked = {site for site in sites if level_name(site) in names}
-    for site in sorted(asked):
-        if level_name(site) in kwargs:
-            raise ValueError(general.at_site(site, messages.level_given(level_name(site))))
+    wanted, given = set[str](), set(kwargs)
+    for fn in functions:
+        if fn is not None:
+            wanted |= _keywords(fn)
+            given |= set(positional_names(fn)[: len(args)])
+    asked = set()
+    for name in sorted(wanted | given):
+        site = name.removesuffix(_SUFFIX)
+        key = key_of(noise, site) if site != name else None
+        if key is None:
+            continue
+        kernel = noise[key]
+        if key == site and name in given and has_level(kernel):
+            raise ValueError(general.at_site(site, messages.level_given(name)))
+        if name in given:
+            continue
+        if key != site and not has_level(kernel):  # maybe there is no such site
+            continue
+        if key != site:
+            raise NotImplementedError(general.at_site(site, messages.level_of_pattern(name, key)))
+        if not has_level(kernel):
+            kind = type(kernel).__name__
+            raise ValueError(general.at_site(site, messages.no_level(name, kind)))
+        asked.add(site)
     return asked
 
 
 def refuse_asking(
-    noise: Mapping[str, Any], kwargs: Mapping[str, Any], *functions: Callable[..., Any] | None
+    noise: Mapping[str, Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *functions: Callable[..., Any] | None,
 ) -> None:
     """
     Refuse a guide or model that asks for levels where nobody tells them.
 
     :raises NotImplementedError: naming the site.
     """
-    for site in sorted(levels_asked_for(noise, kwargs, *functions)):
+    for site in sorted(levels_asked_for(noise, args, kwargs, *functions)):
         raise NotImplementedError(general.at_site(site, messages.levels_untold(level_name(site))))
 
 

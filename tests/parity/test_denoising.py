@@ -188,7 +188,25 @@ def test_refusals():
         first = b.pick({}, {"rng_key": b.key[0] if b.key else None, "params": {}})
         denoise(b, laplace, model, lambda x: None, num_samples=1, **first)
 
+    def levels_and_guide(b, noise, **options):
+        def asking(x, x_level=None):
+            return None
+
+        first = b.pick({}, {"rng_key": b.key[0] if b.key else None, "params": {}})
+        denoise(b, noise, lambda x: None, asking, num_samples=1, **options, **first)
+
+    def at_x(b):
+        return {"x": levels(b)}
+
     mistakes = {
+        "level= belongs to a site": lambda b: levels_and_guide(b, levels, level=abs(Y)),
+        "level= is that of MultiLevelNoise, and GaussianNoise": lambda b: levels_and_guide(
+            b, lambda b: {"x": gaussian(b)}, level=abs(Y)
+        ),
+        "level= is that of MultiLevelNoise": lambda b: denoise(
+            b, gaussian, log_density=square, level=abs(Y)
+        ),
+        "ask for 'x_level'. Give level=": lambda b: levels_and_guide(b, at_x),
         "needs either model and guide": lambda b: denoise(b, gaussian),
         "needs either": lambda b: denoise(b, gaussian, lambda x: None),
         "needs either model": lambda b: denoise(

@@ -236,7 +236,7 @@ def test_refusals():
         "weights must be one or more positive": lambda b: multi(b, gaussian(b), [1.0], [-1.0]),
         r"2 level\(s\) need as many weights, got 1": lambda b: multi(b, gaussian(b), [1, 2], [1]),
         "site 'x': model or guide ask for 'x_level'": critic_loss,
-        "site 'x': the loss tells 'x_level'": given,
+        "site 'x': 'x_level' is the level of the noise": given,
     }
     for match, mistake in mistakes.items():
         assert_refused_alike(mistake, match=match)
