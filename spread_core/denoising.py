@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spread_core.math._arrays import cast
 from spread_core.messages import denoising as messages
+from spread_core.messages import general
 from spread_core.noise.levels import MultiLevel, level_name, levels_asked_for
 from spread_core.noise.low_rank import LowRankGaussian
 from spread_core.noise.moving import Moving
@@ -127,3 +128,44 @@ def covariance_times(kernel: Any, slope: Any, level: Any) -> Any:
         return product
     level = cast(level, product)
     return product * level.reshape((*level.shape, *[1] * (slope.ndim - level.ndim))) ** 2
+
+
+def tweedie(y: Any, kernel: Any, slope: Callable[[Any], Any], level: Any) -> Any:
+    """
+    Tweedie's formula.
+
+    :param y: noisy data, of shape batch + event.
+    :param kernel: the kernel.
+    :param slope: of the log density of noisy data, a function of them.
+    :param level: None, or the level of every datum.
+    :raises NotImplementedError: if the kernel is not Gaussian.
+    """
+    gaussian = plain_gaussian(kernel, level)
+    gaussian.check_value(y)
+    return y + covariance_times(gaussian, slope(y), level)
+
+
+def clean_mean(
+    site: str, kernel: Any, fn: Any, y: Any, slope_of: Callable[[Any], Callable[[Any], Any]]
+) -> Any:
+    """
+    The mean of x given y and the latents; None for a ``Delta``, whose own mean it is.
+
+    :param site: that y belongs to.
+    :param kernel: the kernel.
+    :param fn: the distribution of x given the latents.
+    :param y: noisy data.
+    :param slope_of: from a log density to its slope.
+    """
+    inner = fn
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    if isinstance(inner, kernel._backend.delta):
+        return None
+    if isinstance(kernel, MultiLevel):
+        raise NotImplementedError(messages.levels_of_density(site))
+    try:
+        spread = plain_gaussian(kernel, None).spread(fn)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise type(error)(general.at_site(site, error)) from error
+    return tweedie(y, kernel, slope_of(spread.log_prob), None)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 from jax.typing import ArrayLike
-from numpyro.distributions import Delta
 from numpyro.handlers import replay
 
 from numpyro_spread._inputs import takes_arrays
@@ -21,14 +21,13 @@ from numpyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.denoising import (
     check_level,
     check_sources,
-    covariance_times,
+    clean_mean,
     kernel_and_site,
     observed_site,
-    plain_gaussian,
+    tweedie,
 )
 from spread_core.messages import denoising as messages
-from spread_core.messages import general
-from spread_core.noise.levels import MultiLevel, telling
+from spread_core.noise.levels import telling
 from spread_core.typing import Guide, Model
 
 
@@ -96,9 +95,7 @@ def denoise(
     check_level(kernel, site, level, (y, *args), kwargs, model, guide)
     y, level = jnp.asarray(y), None if level is None else jnp.asarray(level)
     if log_density is not None:
-        gaussian = plain_gaussian(kernel, level)
-        gaussian.check_value(y)
-        return y + covariance_times(gaussian, _slope(log_density, y), level)
+        return jnp.asarray(tweedie(y, kernel, functools.partial(_slope, log_density), level))
     if rng_key is None or params is None:
         raise TypeError(messages.no_key())
     levels = {} if level is None else {str(site): level}
@@ -145,16 +142,5 @@ def _reconstruct(
 def _clean_mean(name: str, kernel: Any, site: Any) -> jax.Array:
     """The mean of x given y and the latents."""
     fn, y = site["fn"], jnp.asarray(site["value"])
-    inner = fn
-    while hasattr(inner, "base_dist"):
-        inner = inner.base_dist
-    if isinstance(inner, Delta):
-        return jnp.broadcast_to(fn.mean, y.shape)
-    if isinstance(kernel, MultiLevel):
-        raise NotImplementedError(messages.levels_of_density(name))
-    try:
-        gaussian = plain_gaussian(kernel, None)
-        spread = gaussian.spread(fn)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise type(error)(general.at_site(name, error)) from error
-    return y + covariance_times(gaussian, _slope(spread.log_prob, y), None)
+    mean = clean_mean(name, kernel, fn, y, lambda density: functools.partial(_slope, density))
+    return jnp.asarray(jnp.broadcast_to(fn.mean, y.shape) if mean is None else mean)

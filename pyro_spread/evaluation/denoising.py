@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 
 from pyro_spread._inputs import takes_arrays
 from pyro_spread.evaluation._sites import sample_sites
@@ -17,14 +17,13 @@ from pyro_spread.noise.base import BACKEND, SpreadNoise
 from spread_core.denoising import (
     check_level,
     check_sources,
-    covariance_times,
+    clean_mean,
     kernel_and_site,
     observed_site,
-    plain_gaussian,
+    tweedie,
 )
 from spread_core.messages import denoising as messages
-from spread_core.messages import general
-from spread_core.noise.levels import MultiLevel, telling
+from spread_core.noise.levels import telling
 from spread_core.typing import Args, Guide, Kwargs, Model
 
 
@@ -87,16 +86,10 @@ def denoise(
     check_level(kernel, site, level, (y, *args), kwargs, model, guide)
     level = None if level is None else torch.as_tensor(level)
     if log_density is not None:
-        return _tweedie(y, kernel, log_density, level)
+        return torch.as_tensor(tweedie(y, kernel, functools.partial(_slope, log_density), level))
     levels = {} if level is None else {str(site): level}
     mean = _reconstruct(model, guide, kernel, site, levels, num_samples, (y, *args), kwargs)
     return mean.reshape(y.shape) if mean.numel() == y.numel() else mean
-
-
-def _tweedie(y: torch.Tensor, kernel: Any, log_density: Any, level: Any) -> torch.Tensor:
-    gaussian = plain_gaussian(kernel, level)
-    gaussian.check_value(y)
-    return y + covariance_times(gaussian, _slope(log_density, y), level)
 
 
 def _slope(log_density: Callable[[torch.Tensor], torch.Tensor], y: torch.Tensor) -> torch.Tensor:
@@ -134,16 +127,5 @@ def _reconstruct(
 def _clean_mean(name: str, kernel: Any, site: Any) -> torch.Tensor:
     """The mean of x given y and the latents."""
     fn, y = site["fn"], site["value"]
-    inner = fn
-    while hasattr(inner, "base_dist"):
-        inner = inner.base_dist
-    if isinstance(inner, Delta):
-        return fn.mean.expand(y.shape).detach()
-    if isinstance(kernel, MultiLevel):
-        raise NotImplementedError(messages.levels_of_density(name))
-    try:
-        gaussian = plain_gaussian(kernel, None)
-        spread = gaussian.spread(fn)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise type(error)(general.at_site(name, error)) from error
-    return y + covariance_times(gaussian, _slope(spread.log_prob, y), None)
+    mean = clean_mean(name, kernel, fn, y, lambda density: functools.partial(_slope, density))
+    return torch.as_tensor(fn.mean.expand(y.shape).detach() if mean is None else mean)

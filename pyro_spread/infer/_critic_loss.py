@@ -198,7 +198,9 @@ class CriticLoss(CriticLossShared, Loss):
         both = sides.data, sides.model
         factors: list[list[Any]] = [[], []]
         inputs = [
-            values.replaced({n: Rescale.apply(v, own) for n, v in values.items()})
+            values.replaced(
+                {n: Rescale.apply(v, own) if v.requires_grad else v for n, v in values.items()}
+            )
             for values, own in zip(both, factors, strict=True)
         ]
         judged = [self._judge(values, args, kwargs) for values in inputs]

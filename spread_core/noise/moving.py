@@ -92,7 +92,7 @@ class Annealed(Moving):
     """
     Noise whose scale follows a schedule.
 
-    :param kernel: the kernel.
+    :param inner: the kernel.
     :param schedule: from the number of steps done to the multiplier of its scale.
     """
 
