@@ -18,7 +18,7 @@ _STEPS = ("loss_and_grads", "differentiable_loss")
 _counting: ContextVar[bool] = ContextVar("pyro_spread_counting", default=False)
 
 
-def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+def moved_on(method: Callable[..., Any]) -> Callable[..., Any]:
     """
     A method ``(self, model, guide, *args, **kwargs)`` of a loss, after which noise moves on if it
     made a step.

@@ -12,7 +12,7 @@ from torch import nn
 
 from pyro_spread._inputs import takes_arrays
 from pyro_spread.infer._guards import as_one
-from pyro_spread.infer._moving import counted
+from pyro_spread.infer._moving import moved_on
 from pyro_spread.infer._precision import nets_in_half
 from pyro_spread.infer._ranks import LossModule
 from spread_core.loss_words import Described
@@ -40,7 +40,7 @@ class Loss(Described, Stateful, ELBO):
         super().__init_subclass__(**kwargs)
         for name in _METHODS:
             if name in vars(cls):
-                setattr(cls, name, takes_arrays(as_one(counted(nets_in_half(vars(cls)[name])))))
+                setattr(cls, name, takes_arrays(as_one(moved_on(nets_in_half(vars(cls)[name])))))
         for name in _CHECKS:
             if name in vars(cls):
                 setattr(cls, name, takes_arrays(vars(cls)[name]))
@@ -74,7 +74,7 @@ class Loss(Described, Stateful, ELBO):
 
     @takes_arrays
     @as_one
-    @counted
+    @moved_on
     @nets_in_half
     def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """
