@@ -35,7 +35,7 @@ from jax import lax, random
 from numpyro import handlers
 from numpyro.contrib.module import flax_module
 from numpyro.distributions import constraints
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from studies.avb_vae_study import (
     NUM_SHOWN,
     Fit,
@@ -89,16 +89,48 @@ class Encoder(nn.Module):
 
 
 class Bend(nn.Module):
-    """Map noise to codes: at first those of the Gaussian encoder, later of any shape."""
+    """
+    Map noise to codes, one half bent by the other: at first those of the Gaussian encoder, later of
+    any shape.
+
+    One to one, so that there is a density beside it, which only ``exact_guide`` reads.
+    """
 
     hidden_dim: int
-    latent_dim: int
 
     @nn.compact
     def __call__(self, loc, scale, features, eps):
-        hidden = nn.relu(Dense(self.hidden_dim)(features) + Dense(self.hidden_dim)(eps))
-        bend = nn.Dense(self.latent_dim, kernel_init=nn.initializers.zeros)(hidden)
-        return loc + scale * (eps[..., : self.latent_dim] + bend)
+        first, second = jnp.split(eps, [eps.shape[-1] // 2], -1)
+        second, wider = self._moved(second, first, features)
+        first, wide = self._moved(first, second, features)
+        log_det = jnp.log(scale).sum(-1) + wider + wide
+        return loc + scale * jnp.concatenate([first, second], -1), log_det
+
+    def _moved(self, half, other, features):
+        hidden = nn.relu(Dense(self.hidden_dim)(features) + Dense(self.hidden_dim)(other))
+        out = nn.Dense(2 * half.shape[-1], kernel_init=nn.initializers.zeros)(hidden)
+        shift, log_scale = jnp.split(out, 2, -1)
+        log_scale = jnp.tanh(log_scale)
+        return half * jnp.exp(log_scale) + shift, log_scale.sum(-1)
+
+
+class Head(nn.Module):
+    """Mean and Cholesky factor of the contrast, from the encoder's features."""
+
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, features):
+        out = nn.Dense(self.latent_dim * (self.latent_dim + 3) // 2)(features)
+        loc, log_scale, lower = jnp.split(out, [self.latent_dim, 2 * self.latent_dim], -1)
+        return loc, cholesky(jnp.exp(log_scale), lower)
+
+
+def cholesky(scale, lower):
+    """Lower triangular matrices with this diagonal, the rows in units of it."""
+    size = scale.shape[-1]
+    tril = jnp.broadcast_to(jnp.eye(size), (*scale.shape, size))
+    return scale[..., None] * tril.at[(..., *np.tril_indices(size, -1))].set(lower)
 
 
 class VAE:
@@ -109,10 +141,9 @@ class VAE:
         self.num_pixels, self.latent_dim, self.hidden_dim = num_pixels, latent_dim, hidden_dim
         self.decoder = MLP(hidden_dim, num_pixels)
         self.encoder = Encoder(hidden_dim, latent_dim)
-        self.bend = Bend(args.bend_dim, latent_dim)
+        self.bend = Bend(args.bend_dim)
         self.lower = nn.Dense(latent_dim * (latent_dim - 1) // 2, kernel_init=nn.initializers.zeros)
         self.prior = dist.Normal(jnp.zeros(latent_dim), 1.0).to_event(1)
-        self.noise = dist.Normal(jnp.zeros(args.noise_dim), 1.0).to_event(1)
 
     def model(self, x):
         decoder = flax_module("decoder", self.decoder, input_shape=(self.latent_dim,))
@@ -129,13 +160,28 @@ class VAE:
             return numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
     def implicit_guide(self, x):
-        loc, scale, features = self.encode(x)
-        eps = jnp.zeros(self.noise.event_shape)
-        bend = flax_module("bend", self.bend, loc[0], scale[0], features[0], eps)
         with numpyro.plate("data", len(x)):
-            draw = functools.partial(bend, loc, scale, features)
-            codes = ImplicitDistribution(draw, self.noise, event_shape=(self.latent_dim,))
+            draw = self.bent(x)
+            codes = ImplicitDistribution(
+                lambda eps: draw(eps)[0], self.prior, event_shape=(self.latent_dim,)
+            )
             return numpyro.sample("z", codes)
+
+    def exact_guide(self, x):
+        """The same codes, with their density: what a critic that made no errors would reach."""
+        with numpyro.plate("data", len(x)):
+            draw = self.bent(x)
+            eps = numpyro.sample("eps", self.prior, infer={"is_auxiliary": True})
+            z, log_det = draw(eps)
+            return numpyro.sample("z", dist.Delta(z, log_density=-log_det, event_dim=1))
+
+    def bent(self, x):
+        """From noise to codes of x."""
+        loc, scale, features = self.encode(x)
+        # Critic and contrast see x as the encoder does now.
+        features = numpyro.deterministic("features", features)
+        bend = flax_module("bend", self.bend, loc[0], scale[0], features[0], loc[0])
+        return functools.partial(bend, loc, scale, features)
 
     def kernel(self, x):
         """Noise on the implicit codes, as wide as a learned share of the Gaussian ones."""
@@ -150,9 +196,7 @@ class VAE:
         """
         loc, scale, features = self.encode(x)
         lower = flax_module("lower", self.lower, input_shape=(self.hidden_dim,))(features)
-        below = (..., *np.tril_indices(self.latent_dim, -1))
-        tril = jnp.broadcast_to(jnp.eye(self.latent_dim), (len(x), *2 * (self.latent_dim,)))
-        tril = scale[..., None] * tril.at[below].set(lower)
+        tril = cholesky(scale, lower)
         if df is None:
             codes = dist.MultivariateNormal(loc, scale_tril=tril)
         else:
@@ -207,19 +251,27 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
     guide, optim = vae.implicit_guide, adam(args.learning_rate, num_steps)
     if name == "vae":
         guide, loss = vae.gaussian_guide, Trace_ELBO()
+    elif name == "iwae":
+        guide, loss = vae.gaussian_guide, RenyiELBO(alpha=0.0, num_particles=5)
+    elif name == "exact":
+        guide, loss = vae.exact_guide, Trace_ELBO()
     elif name == "semi-implicit":
         loss = SemiImplicitELBO(vae.kernel, args.num_mixture)
     else:
-        critic = concat_sites(MLPCritic([args.hidden_dim] * 2), "x", "z")
+        critic = concat_sites(MLPCritic([args.hidden_dim] * 2), "features", "z")
         # The whole difference between the run that holds and the one that does not: the contrast.
-        loss = PriorContrastELBO(critic, adaptive=name == "avb")
+        adaptive = name == "avb"
+        head = concat_sites(Head(vae.latent_dim), "features") if adaptive else None
+        loss = PriorContrastELBO(
+            critic, adaptive=adaptive, head=head, num_critic_draws=args.critic_draws
+        )
         num_updates = args.critic_steps * num_steps
         optim = two_player(
             adam(args.learning_rate, num_steps, b1=0.5),
             adam(args.critic_learning_rate, num_updates, b1=0.5),
             args.critic_steps,
         )
-    registered = guide if name == "vae" else loss.register(vae.model, guide)
+    registered = loss.register(vae.model, guide) if hasattr(loss, "register") else guide
     svi = SVI(vae.model, registered, optim, loss)
 
     began = time.perf_counter()

@@ -29,7 +29,7 @@ import warnings
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.optim import LambdaLR
 from studies.avb_vae_study import (
     NUM_SHOWN,
@@ -81,20 +81,69 @@ class Encoder(nn.Module):
 
 
 class Bend(nn.Module):
-    """Map noise to codes: at first those of the Gaussian encoder, later of any shape."""
+    """
+    Map noise to codes, one half bent by the other: at first those of the Gaussian encoder, later of
+    any shape.
 
-    def __init__(self, noise_dim, num_features, hidden_dim, latent_dim):
+    One to one, so that there is a density beside it, which only ``exact_guide`` reads.
+    """
+
+    def __init__(self, num_features, hidden_dim, latent_dim):
         super().__init__()
-        self.latent_dim = latent_dim
-        self.features = nn.Linear(num_features, hidden_dim)
-        self.noise = nn.Linear(noise_dim, hidden_dim)
-        self.bend = nn.Linear(hidden_dim, latent_dim)
-        nn.init.zeros_(self.bend.weight)
-        nn.init.zeros_(self.bend.bias)
+        self.sizes = latent_dim // 2, latent_dim - latent_dim // 2
+        self.second = Move(num_features, hidden_dim, *self.sizes)
+        self.first = Move(num_features, hidden_dim, *reversed(self.sizes))
 
     def forward(self, loc, scale, features, eps):
-        hidden = torch.relu(self.features(features) + self.noise(eps))
-        return loc + scale * (eps[..., : self.latent_dim] + self.bend(hidden))
+        first, second = eps.split(self.sizes, -1)
+        second, wider = self.second(second, first, features)
+        first, wide = self.first(first, second, features)
+        log_det = scale.log().sum(-1) + wider + wide
+        return loc + scale * torch.cat([first, second], -1), log_det
+
+
+class Move(nn.Module):
+    """One half moved and widened as the other one says."""
+
+    def __init__(self, num_features, hidden_dim, num_others, num_moved):
+        super().__init__()
+        self.features = nn.Linear(num_features, hidden_dim)
+        self.others = nn.Linear(num_others, hidden_dim)
+        self.out = zeroed(nn.Linear(hidden_dim, 2 * num_moved))
+
+    def forward(self, half, other, features):
+        hidden = torch.relu(self.features(features) + self.others(other))
+        shift, log_scale = self.out(hidden).chunk(2, -1)
+        log_scale = log_scale.tanh()
+        return half * log_scale.exp() + shift, log_scale.sum(-1)
+
+
+class Head(nn.Module):
+    """Mean and Cholesky factor of the contrast, from the encoder's features."""
+
+    def __init__(self, num_features, latent_dim):
+        super().__init__()
+        self.sizes = latent_dim, latent_dim, latent_dim * (latent_dim - 1) // 2
+        self.out = nn.Linear(num_features, sum(self.sizes))
+
+    def forward(self, features):
+        loc, log_scale, lower = self.out(features).split(self.sizes, -1)
+        return loc, cholesky(log_scale.exp(), lower)
+
+
+def cholesky(scale, lower):
+    """Lower triangular matrices with this diagonal, the rows in units of it."""
+    size = scale.shape[-1]
+    rows, columns = torch.tril_indices(size, size, -1, device=scale.device)
+    tril = torch.eye(size, device=scale.device).repeat(*scale.shape[:-1], 1, 1)
+    tril[..., rows, columns] = lower
+    return scale.unsqueeze(-1) * tril
+
+
+def zeroed(layer):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class VAE(nn.Module):
@@ -106,16 +155,17 @@ class VAE(nn.Module):
         self.latent_dim = latent_dim
         self.decoder = mlp(latent_dim, hidden_dim, num_pixels)
         self.encoder = Encoder(num_pixels, hidden_dim, latent_dim)
-        self.bend = Bend(args.noise_dim, hidden_dim, args.bend_dim, latent_dim)
-        self.register_buffer("zeros", torch.zeros(max(args.noise_dim, latent_dim)))
+        self.bend = Bend(hidden_dim, args.bend_dim, latent_dim)
+        self.register_buffer("zeros", torch.zeros(latent_dim))
 
-    def normal(self, num):
-        return dist.Normal(self.zeros[:num], 1.0).to_event(1)
+    @property
+    def prior(self):
+        return dist.Normal(self.zeros, 1.0).to_event(1)
 
     def model(self, x):
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.normal(self.latent_dim))
+            z = pyro.sample("z", self.prior)
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
     def encode(self, x):
@@ -128,16 +178,32 @@ class VAE(nn.Module):
             return pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
     def implicit_guide(self, x):
-        pyro.module("bend", self.bend)
-        noise = self.normal(self.bend.noise.in_features)
         with pyro.plate("data", len(x)):
-            draw = functools.partial(self.bend, *self.encode(x))
-            codes = ImplicitDistribution(draw, noise, event_shape=(self.latent_dim,))
+            draw = self.bent(x)
+            codes = ImplicitDistribution(
+                lambda eps: draw(eps)[0], self.prior, event_shape=(self.latent_dim,)
+            )
             return pyro.sample("z", codes)
+
+    def exact_guide(self, x):
+        """The same codes, with their density: what a critic that made no errors would reach."""
+        with pyro.plate("data", len(x)):
+            draw = self.bent(x)
+            eps = pyro.sample("eps", self.prior, infer={"is_auxiliary": True})
+            z, log_det = draw(eps)
+            return pyro.sample("z", dist.Delta(z, log_density=-log_det, event_dim=1))
+
+    def bent(self, x):
+        """From noise to codes of x."""
+        pyro.module("bend", self.bend)
+        loc, scale, features = self.encode(x)
+        # Critic and contrast see x as the encoder does now.
+        features = pyro.deterministic("features", features, event_dim=1)
+        return functools.partial(self.bend, loc, scale, features)
 
     def kernel(self, x):
         """Noise on the implicit codes, as wide as a learned share of the Gaussian ones."""
-        half = torch.full_like(self.zeros[: self.latent_dim], 0.5)
+        half = torch.full_like(self.zeros, 0.5)
         share = pyro.param("share", half, constraint=constraints.positive)
         return {"z": GaussianNoise(share * self.encode(x)[1])}
 
@@ -151,17 +217,12 @@ class Proposal(nn.Module):
         super().__init__()
         self.encoder, self.latent_dim = copy.deepcopy(encoder), latent_dim
         hidden_dim = encoder.moments.in_features
-        self.lower = nn.Linear(hidden_dim, latent_dim * (latent_dim - 1) // 2)
-        nn.init.zeros_(self.lower.weight)
-        nn.init.zeros_(self.lower.bias)
+        self.lower = zeroed(nn.Linear(hidden_dim, latent_dim * (latent_dim - 1) // 2))
 
     def guide(self, x, df=None):
         pyro.module("proposal", self)
         loc, scale, features = self.encoder(x)
-        rows, columns = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=x.device)
-        tril = torch.eye(self.latent_dim, device=x.device).repeat(len(x), 1, 1)
-        tril[:, rows, columns] = self.lower(features)
-        tril = scale.unsqueeze(-1) * tril
+        tril = cholesky(scale, self.lower(features))
         if df is None:
             codes = dist.MultivariateNormal(loc, scale_tril=tril)
         else:
@@ -208,16 +269,28 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
     guide, optim = vae.implicit_guide, adam(args.learning_rate, num_steps)
     if name == "vae":
         guide, loss = vae.gaussian_guide, Trace_ELBO()
+    elif name == "iwae":
+        guide = vae.gaussian_guide
+        loss = RenyiELBO(alpha=0.0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    elif name == "exact":
+        guide, loss = vae.exact_guide, Trace_ELBO()
     elif name == "semi-implicit":
         loss = SemiImplicitELBO(vae.kernel, args.num_mixture)
     else:
-        net = MLPCritic([args.hidden_dim] * 2, input_dim=x.shape[-1] + args.latent_dim)
+        net = MLPCritic([args.hidden_dim] * 2, input_dim=args.hidden_dim + args.latent_dim)
         for layer in net.layers:  # at unit gain, as flax does: PyTorch's own start learns slower
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
             nn.init.zeros_(layer.bias)
-        critic = concat_sites(net.to(x.device), "x", "z")
+        critic = concat_sites(net.to(x.device), "features", "z")
         # The whole difference between the run that holds and the one that does not: the contrast.
-        loss = PriorContrastELBO(critic, adaptive=name == "avb")
+        adaptive = name == "avb"
+        head = Head(args.hidden_dim, args.latent_dim).to(x.device)
+        loss = PriorContrastELBO(
+            critic,
+            adaptive=adaptive,
+            head=concat_sites(head, "features") if adaptive else None,
+            num_critic_draws=args.critic_draws,
+        )
         num_updates = args.critic_steps * num_steps
         optim = two_player(
             adam(args.learning_rate, num_updates, b1=0.5),
@@ -245,7 +318,7 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
     posterior = loss.spread_guide(vae.model, guide) if name == "semi-implicit" else guide
     with torch.no_grad():
         reconstructions = vae.decoder(posterior(test[:NUM_SHOWN])).sigmoid()
-        samples = vae.decoder(vae.normal(vae.latent_dim).sample((NUM_SHOWN,))).sigmoid()
+        samples = vae.decoder(vae.prior.sample((NUM_SHOWN,))).sigmoid()
     evidence = log_evidence(args, vae, start, test)
     if wants_ais:
         ais = ais_log_likelihood(

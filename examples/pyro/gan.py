@@ -43,10 +43,13 @@ from pyro_spread import (
     EnergyDistance,
     GaussianKernel,
     GaussianNoise,
+    HingeCritic,
     JSPi,
+    RelativisticCritic,
     ReverseKL,
     SlicedWasserstein,
     WassersteinCritic,
+    adaptive,
     compiled,
     concat_sites,
     two_player,
@@ -54,11 +57,11 @@ from pyro_spread import (
 from pyro_spread.ratio import MLPCritic
 
 
-def adversarial(args, critic, divergence, generator="divergence", regularised=True):
+def adversarial(args, critic, divergence, generator="divergence", regularised=True, noise=None):
     return AdversarialDivergence(
         critic,
         divergence,
-        noise={"x": GaussianNoise(args.noise_scale)},
+        noise={"x": noise or GaussianNoise(args.noise_scale)},
         generator=generator,
         regularizer=R1(args.gamma, every=4) if regularised else None,
     )
@@ -72,11 +75,17 @@ LOSSES = {
     "js-ns-no-r1": lambda args, critic, _: adversarial(
         args, critic, JSPi(0.5), "non_saturating", regularised=False
     ),
+    # The scale that nobody picks: it keeps the critic right about three times in four.
+    "js-adaptive": lambda args, critic, _: adversarial(
+        args, critic, JSPi(0.5), noise=adaptive(GaussianNoise(1.0))
+    ),
     "js-0.1": lambda args, critic, _: adversarial(args, critic, JSPi(0.1)),
     "js-0.9": lambda args, critic, _: adversarial(args, critic, JSPi(0.9)),
     "kl": lambda args, critic, _: adversarial(args, critic, KL()),
     "reverse-kl": lambda args, critic, _: adversarial(args, critic, ReverseKL()),
     "wasserstein": lambda args, critic, _: WassersteinCritic(critic),
+    "hinge": lambda args, critic, _: HingeCritic(critic, regularizer=R1(args.gamma, every=4)),
+    "relativistic": lambda args, critic, _: RelativisticCritic(critic, args.gamma),
     "mmd": lambda args, _, dataset: MMD(GaussianKernel(bandwidths(dataset))),
     "energy": lambda args, *_: EnergyDistance(),
     "sliced": lambda args, *_: SlicedWasserstein(),

@@ -26,12 +26,14 @@ from studies.comparison import minibatches
 from studies.options import add_run_options, read_dataset
 
 #: Losses for training decoders after a common start, by their names on the command line.
-LOSSES = ("vae", "avb", "avb-plain", "semi-implicit")
+LOSSES = ("vae", "iwae", "exact", "avb", "avb-plain", "semi-implicit")
 #: Images in a row of the picture.
 NUM_SHOWN = 8
 
 _TITLES = {
     "vae": "VAE",
+    "iwae": "IWAE, 5 samples",
+    "exact": "AVB's guide, its density known",
     "avb": "AVB, adaptive contrast",
     "avb-plain": "AVB, plain contrast",
     "semi-implicit": "semi-implicit",
@@ -165,9 +167,9 @@ def parse_args(
                         "guide")  # fmt: skip
     parser.add_argument("--critic-learning-rate", type=float)
     parser.add_argument("--critic-steps", type=int, default=2, help="for each of the decoder")
+    parser.add_argument("--critic-draws", type=int, default=8, help="per image, in each step")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--latent-dim", type=int, default=8)
-    parser.add_argument("--noise-dim", type=int, default=16, help="of the implicit guides")
     parser.add_argument("--hidden-dim", type=int, help="of all nets")
     parser.add_argument("--bend-dim", type=int, default=128, help="hidden units of what bends")
     parser.add_argument("--num-mixture", type=int, default=10, help="of the semi-implicit ELBO")
@@ -357,7 +359,7 @@ def _figure(
     fits: Mapping[str, Fit],
     results: Mapping[str, Sequence[Result]],
 ) -> Any:
-    figure = Figure((13.5, 1.35 + 0.47 * (len(fits) + 1)), layout="constrained")
+    figure = Figure((13.5, 1.2 + 0.44 * (len(fits) + 1)), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.15))
     names = list(fits)
     codes = [fits[name].reconstructions for name in names]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from spread_analysis.datasets import Dataset
 from spread_analysis.evaluation import SampleJudge, format_table, mean_and_error
 from spread_analysis.metrics import median_heuristic
 from spread_analysis.plots import plot_sample_grid
+from studies.labels import NUM_STACKED, LabelJudge, LabelReport, StackedJudge, stack
 from studies.options import add_run_options, read_dataset
 
 #: Losses for training a generator, in the order of the table.
@@ -33,17 +33,20 @@ LOSSES = {
     "js-ns": "JS .5, non-saturating",
     "js-no-r1": "JS .5, no R1",
     "js-ns-no-r1": "JS .5, non-saturating, no R1",
+    "js-adaptive": "JS .5, adaptive noise",
     "js-0.1": "JS .1",
     "js-0.9": "JS .9",
     "kl": "KL[P|Q]",
     "reverse-kl": "KL[Q|P]",
     "wasserstein": "Wasserstein critic",
+    "hinge": "hinge critic",
+    "relativistic": "relativistic critic",
     "mmd": "MMD",
     "energy": "energy distance",
     "sliced": "sliced Wasserstein",
 }
-#: A run keeps all classes if each has this share of its samples,
-SMALLEST_SHARE = 0.03
+#: A run keeps all classes if each has this part of an equal share of its samples,
+SMALLEST_PART = 0.3
 #: and if the label classifier is this sure of them, in the mean.
 LEAST_CONFIDENCE = 0.8
 RESULTS_FILE = "results.json"
@@ -85,18 +88,6 @@ class Fit(NamedTuple):
     seconds: float
 
 
-class LabelReport(NamedTuple):
-    """
-    Report of a label classifier on images.
-
-    :param shares: share of every class, shape (number of classes,).
-    :param confidence: mean probability of the class that it takes them for.
-    """
-
-    shares: npt.NDArray[Any]
-    confidence: float
-
-
 # fit(loss, seed, dataset, num_samples) -> one trained generator
 FitModel = Callable[[str, int, Dataset, int], Fit]
 
@@ -115,6 +106,8 @@ def parse_args(
     parser = argparse.ArgumentParser(description=description)
     if program == "gan":
         parser.add_argument("--losses", nargs="+", choices=tuple(LOSSES), default=list(LOSSES))
+        parser.add_argument("--stacked", action="store_true", help="an image in each of three "
+                            "colours: a thousand classes")  # fmt: skip
     parser.add_argument("--gamma", type=float, default=2.0, help="weight of R1")
     parser.add_argument("--noise-scale", type=float, default=0.3, help="of both sides' noise")
     parser.add_argument("--dataset", default="digits", choices=_DATASETS)
@@ -139,46 +132,6 @@ def parse_args(
         if getattr(args, option) < 1:
             parser.error(f"--{option.replace('_', '-')} must be at least 1")
     return args
-
-
-class LabelJudge:
-    """
-    A label classifier, which sees what generated images show and how clearly.
-
-    :param dataset: labelled images; it learns from the training part.
-    :param seed: of its initial weights and mini-batches.
-    :raises ImportError: if scikit-learn is missing.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
-        from sklearn import exceptions, neural_network  # takes seconds, and not every run judges
-
-        steps = 40 if dataset.image_size > 64 else 150
-        self._classifier = neural_network.MLPClassifier((256,), max_iter=steps, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
-            self._classifier.fit(_flat(dataset.train_images), dataset.train_labels)
-        self.num_classes = len(self._classifier.classes_)
-        #: Share of held-out images whose label it finds.
-        self.accuracy = float((self.labels(dataset.test_images) == dataset.test_labels).mean())
-
-    def labels(self, images: npt.ArrayLike) -> npt.NDArray[Any]:
-        """
-        The class of each image, shape (N,).
-
-        :param images: shape (N,) + image shape, or flat.
-        """
-        return np.asarray(self._classifier.predict(_flat(images)))
-
-    def __call__(self, images: npt.ArrayLike) -> LabelReport:
-        """
-        The classes among images.
-
-        :param images: shape (N,) + image shape, or flat.
-        """
-        probabilities = self._classifier.predict_proba(_flat(images))
-        shares = np.bincount(probabilities.argmax(1), minlength=self.num_classes)
-        return LabelReport(shares / len(probabilities), float(probabilities.max(1).mean()))
 
 
 def batches(
@@ -242,14 +195,21 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
     :raises SystemExit: if the data cannot be read, saying which file is missing or corrupt.
     """
     dataset, output = prepare(args)
-    judge, label_judge = SampleJudge(dataset), LabelJudge(dataset)
+    grey_judge = LabelJudge(dataset)
+    label_judge = StackedJudge(dataset, grey_judge) if args.stacked else grey_judge
+    num_labelled = 0
+    if args.stacked:
+        num_labelled = args.limit if args.smoke_test else NUM_STACKED
+        dataset = stack(dataset, num_labelled)
+    judge = SampleJudge(dataset)
+    num_samples = max(judge.num_samples, num_labelled)
     real = label_judge(dataset.test_images)
     results: dict[str, Any] = {
         "backend": backend,
         "options": vars(args),
         "num_train": len(dataset.train_images),
         "num_held_out": len(dataset.test_images),
-        "num_samples": judge.num_samples,
+        "num_samples": num_samples,
         "features": judge.features.description,
         "accuracy": label_judge.accuracy,
         "real": {**_report(real), "frechet": judge.real().frechet},
@@ -260,7 +220,7 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
         runs: list[dict[str, Any]] = []
         results["losses"][name] = runs
         for seed in range(args.seed, args.seed + args.num_seeds):
-            samples, seconds = fit(name, seed, dataset, judge.num_samples)
+            samples, seconds = fit(name, seed, dataset, num_samples)
             if not runs:
                 shown.append(samples[:SHOWN].reshape(-1, *dataset.image_shape))
             quality = _judge(samples, judge, label_judge)
@@ -274,16 +234,22 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
 
 
 def _judge(
-    samples: npt.NDArray[Any], judge: SampleJudge, label_judge: LabelJudge
+    samples: npt.NDArray[Any], judge: SampleJudge, label_judge: LabelJudge | StackedJudge
 ) -> dict[str, Any]:
     if not np.isfinite(samples).all():
-        return {"shares": None, "smallest": np.nan, "confidence": np.nan, "frechet": np.nan}
+        names = ("found", "smallest", "confidence", "frechet")
+        return {"shares": None, **dict.fromkeys(names, np.nan)}
     return {**_report(label_judge(samples)), "frechet": judge(samples).frechet}
 
 
 def _report(report: LabelReport) -> dict[str, Any]:
     shares = [float(share) for share in report.shares]
-    return {"shares": shares, "smallest": min(shares), "confidence": report.confidence}
+    return {
+        "shares": shares,
+        "found": sum(share > 0 for share in shares),
+        "smallest": min(shares),
+        "confidence": report.confidence,
+    }
 
 
 def describe(results: dict[str, Any]) -> str:
@@ -293,15 +259,16 @@ def describe(results: dict[str, Any]) -> str:
     :param results: from :func:`compare`.
     """
     options = results["options"]
+    stacked = ", in each colour of a stack" if options["stacked"] else ""
     text = f"""
         {options["dataset"]}: {results["num_train"]} training images; {options["num_steps"]} steps
         of {options["batch_size"]} images, nets of two hidden layers of {options["hidden_dim"]}.
         Pixels from -1 to 1. Adversarial divergences: noise {options["noise_scale"]}, R1 with gamma
         {options["gamma"]:g} at one step in four. {results["num_samples"]} samples per run against
         {results["num_held_out"]} held-out images: Fréchet distance in {results["features"]};
-        smallest class and confidence by a label classifier that is right on
-        {100 * results["accuracy"]:.1f} % of held-out images. "All classes": runs with at least
-        {100 * SMALLEST_SHARE:g} % of each class and a mean confidence of at least
+        classes found, the smallest and confidence by a label classifier that is right on
+        {100 * results["accuracy"]:.1f} % of held-out images{stacked}. "All classes": runs with at
+        least {100 * _least(results):g} % of each class and a mean confidence of at least
         {LEAST_CONFIDENCE:g}. Mean ± standard error of {options["num_seeds"]} seed(s).
     """
     return textwrap.fill(" ".join(text.split()), 100)
@@ -317,19 +284,31 @@ def gan_table(all_results: Sequence[dict[str, Any]]) -> str:
     for results in all_results:
         for name, runs in results["losses"].items():
             kept = sum(
-                run["smallest"] >= SMALLEST_SHARE and run["confidence"] >= LEAST_CONFIDENCE
+                run["smallest"] >= _least(results) and run["confidence"] >= LEAST_CONFIDENCE
                 for run in runs
             )
             seconds = f"{mean_and_error(run['seconds'] for run in runs).mean:.0f}"
             label = f"{results['backend']} {LOSSES[name]}"
             rows.append([label, *_cells(runs), f"{kept} of {len(runs)}", seconds])
     rows.append(["real images", *_cells([all_results[0]["real"]]), "", ""])
-    header = ("loss", "Fréchet", "smallest class, %", "confidence", "all classes", "seconds")
+    header = (
+        "loss",
+        "Fréchet",
+        "classes found",
+        "smallest, %",
+        "confidence",
+        "all classes",
+        "seconds",
+    )
     return format_table(header, rows)
 
 
+def _least(results: dict[str, Any]) -> float:
+    return SMALLEST_PART / len(results["real"]["shares"])
+
+
 def _cells(runs: Sequence[dict[str, Any]]) -> list[str]:
-    columns = (("frechet", 1, 2), ("smallest", 100, 1), ("confidence", 1, 2))
+    columns = (("frechet", 1, 2), ("found", 1, 0), ("smallest", 100, 1), ("confidence", 1, 2))
     return [
         mean_and_error(scale * run[key] for run in runs).format(digits)
         for key, scale, digits in columns

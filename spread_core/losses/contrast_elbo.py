@@ -94,7 +94,7 @@ class PriorContrastShared(SharedDocs):
         if annealing is not None and not callable(annealing):
             check_count("annealing", annealing)
             annealing = int(annealing)
-        if type(head).__name__ == "ConcatSites" and not head.names:
+        if getattr(head, "names", None) == ():  # of concat_sites
             raise ValueError(contrasts.nameless_head())
         super().__init__(**{"num_particles": options.num_particles, **of_elbo})
         self.discriminator = discriminator

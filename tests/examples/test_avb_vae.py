@@ -24,10 +24,11 @@ def run(backend, output, *options):
 @pytest.mark.parametrize(
     ("backend", "losses", "num_ais"),
     [
-        ("pyro", ["vae", "avb", "avb-plain", "semi-implicit"], 2),
+        ("pyro", ["vae", "iwae", "exact", "avb", "avb-plain", "semi-implicit"], 2),
         ("pyro --compile", ["avb"], 0),
         # Compiled programs by the dozen: no more than each loss needs.
-        ("numpyro", ["vae", "avb"], 0),
+        ("numpyro", ["vae", "exact", "avb"], 0),
+        pytest.param("numpyro", ["iwae"], 0, marks=pytest.mark.slow),
         pytest.param("numpyro", ["semi-implicit"], 2, marks=pytest.mark.slow),
     ],
 )

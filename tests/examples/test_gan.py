@@ -16,7 +16,6 @@ from studies.gan_study import (
     LOSSES,
     PRESETS,
     Fit,
-    LabelJudge,
     as_images,
     as_signed,
     bandwidths,
@@ -25,6 +24,7 @@ from studies.gan_study import (
     gan_table,
     parse_args,
 )
+from studies.labels import LabelJudge, StackedJudge, stack
 
 from spread_analysis.datasets import load_dataset
 
@@ -117,6 +117,19 @@ def test_label_judge(digits, judge):
     # Averages of images of all classes look like none of them.
     blurred = np.mean(np.split(digits.test_images[:350], 7), axis=0)
     assert judge(blurred).confidence < real.confidence - 0.1
+
+
+def test_stacked_classes_are_counted(digits, judge):
+    stacked = stack(digits, 300)
+    counted = StackedJudge(digits, judge)(stacked.test_images)
+    assert counted.shares.shape == (1000,)
+    # Draws of a thousand classes: 1000 (1 - exp(-.3)) = 259 of them are there.
+    assert 230 < (counted.shares > 0).sum() < 290
+    assert counted.confidence == pytest.approx(judge(digits.test_images).confidence, abs=0.02)
+    # Three colours, in their order.
+    one = [digits.test_images[digits.test_labels == label] for label in (3, 0, 7)]
+    images = np.stack([images[:25] for images in one], -1)
+    assert StackedJudge(digits, judge)(images).shares[307] > 0.8
 
 
 def test_comparison_tells_real_images_from_collapse(digits, tmp_path):
