@@ -111,8 +111,9 @@ def learned(
         determinant of the covariance; with ``mean``, None for a constant covariance.
     :param least: the variance that every element keeps under a trace, as a share of the mean
         variance; a millionth by default.
-    :param mean: an ``nn.Sequential`` of ``nn.Linear`` layers and activations, from the elements of an event to as many numbers, which is added to x; its dense layers are scaled
-        down where they would make it steeper than ``lipschitz``.
+    :param mean: an ``nn.Sequential`` of ``nn.Linear`` layers and activations, from the elements
+        of an event to as many numbers, which are added to x; its dense layers are scaled down
+        where it would be steeper than ``lipschitz``.
     :param lipschitz: the largest Lipschitz constant of ``mean``, below one; 0.9 by default.
     :return: what to put in place of a kernel in the ``noise`` of ``AdversarialDivergence`` or
         ``SpreadELBO``. Its method ``kernel`` is the kernel that it is now.

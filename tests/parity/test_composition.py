@@ -74,9 +74,9 @@ def with_mean(b):
     return b.package.learned(gaussian(b), mean=residual(b))
 
 
-def bounded(noise, **options):
+def bounded(kernel, **options):
     def make(b, critic):
-        return b.package.SpreadELBO({"x": noise(b)})
+        return b.package.SpreadELBO({"x": kernel(b)})
 
     return Piece(make, guided=True, **options)
 
@@ -354,5 +354,5 @@ def test_a_compiled_step_of_pyro_is_the_step(name):
 def test_critics_by_name_do_not_play_noise(b, name, noise):
     made = {"learned": with_mean, "adaptive": lambda b: b.package.adaptive(gaussian(b))}[noise](b)
     error = {"learned": NotImplementedError, "adaptive": TypeError}[noise]
-    with pytest.raises(error, match="site 'x': noise .*AdversarialDivergence"):
+    with pytest.raises(error, match=r"site 'x': noise .*AdversarialDivergence"):
         getattr(b.package, name)(critic(b, "x"), noise={"x": made})

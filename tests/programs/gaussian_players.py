@@ -1,6 +1,6 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Centred Gaussians in two dimensions: their best critic, their divergences, and the truth tests."""
+"""Gaussians of mean zero in two dimensions: critic, divergences, and a test of means."""
 
 import numpy as np
 import torch
