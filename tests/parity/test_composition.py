@@ -155,6 +155,7 @@ def guide_of(b, told, rows=None):
             x = x if rows is None else x[index]
             loc = b.param("v", 0.3) * x
             if level is not None:
+                level = level if rows is None else level[index]
                 loc = loc + b.param("u", 0.1) * level[:, None]
             b.sample("z", b.dist.Normal(loc, 0.5).to_event(1))
 
@@ -288,8 +289,10 @@ def test_masked_data_move_nobody(b, name):
 @cases([], JUDGED)
 def test_a_datum_may_have_plates_inside(b, name):
     """Its critic sees the whole datum, whether its dims are of a plate or of the event."""
-    runs = [RUNS[b](name, parts=parts) for parts in (False, True)]
-    values = [[run.step() for _ in range(3)] for run in runs]
+    values = []
+    for parts in (False, True):
+        run = RUNS[b](name, parts=parts)
+        values.append([run.step() for _ in range(3)])
     assert np.isfinite(values).all()
     if PIECES[name].each:
         np.testing.assert_allclose(*values, rtol=1e-9)
