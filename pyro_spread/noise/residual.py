@@ -79,8 +79,9 @@ def layers_of(net: nn.Sequential) -> tuple[list[tuple[Any, float]], int]:
                 activation.inplace = False  # type: ignore[assignment]
             layers.append((activation, _SLOPES[type(layer)](layer)))
         else:
-            known = [kind.__name__ for kind in (nn.Linear, *_SLOPES)]
-            raise ValueError(messages.unknown_layer(number, layer, known))
+            known: list[type] = [nn.Linear, *_SLOPES]
+            names = [kind.__name__ for kind in known]
+            raise ValueError(messages.unknown_layer(number, layer, names))
     if width != size:
         raise ValueError(messages.mean_widths(len(layers), size, width))
     return layers, size

@@ -20,6 +20,7 @@ from flax import linen
 from twins import NumPyro, Pyro, in_both, no_guide
 
 from pyro_spread import compiled
+from spread_core.use_of_data import Learned
 
 NUMBER = 12
 X = np.random.default_rng(5).normal(size=(NUMBER, 2)) * [1.5, 0.5]
@@ -286,7 +287,8 @@ def test_masked_data_move_nobody(b, name):
     assert_same(*found)
 
 
-@cases([], JUDGED)
+# Each of the plate's elements gets a level of its own, so that a critic is told two more numbers.
+@cases([], [name for name in JUDGED if name != "levels told"])
 def test_a_datum_may_have_plates_inside(b, name):
     """Its critic sees the whole datum, whether its dims are of a plate or of the event."""
     values = []
@@ -307,6 +309,18 @@ def test_a_plate_may_subsample_inside_the_model(b, name):
         return
     run = RUNS[b](name, rows=5)
     assert np.isfinite([run.step() for _ in range(3)]).all()
+
+
+@in_both
+def test_a_step_that_is_broken_off_and_repeated_counts_once(b, monkeypatch):
+    """A plate that subsamples shows in the first run of the model that noise is for rows."""
+    repeated = []
+    monkeypatch.setattr(Learned, "__init__", lambda self, *args: repeated.append(args))
+    run = RUNS[b]("annealed, bound", rows=5)
+    run.step(), run.step()
+    assert repeated
+    state = run.moving()["state"] if b is Pyro else run.moving()[1]
+    assert list(state.values()) == [2]
 
 
 @cases(["adaptive", "learned mean, bound"])

@@ -72,6 +72,28 @@ def test_an_event_of_several_dims_is_flattened_and_a_layer_may_be_there_twice(b)
     assert set(pair[1].init()) == set(flax_params(pair[0])) == {"Dense_0"}
 
 
+def test_a_net_may_begin_at_zero():
+    """f is the identity then, and the slope of the largest singular value at zero does no harm."""
+
+    def at_zero(b, x, y):
+        net, twin = nets((2, 4, 2))
+        nn.init.zeros_(net[-1].weight), nn.init.zeros_(net[-1].bias)
+        kernel = kernel_of(b, with_mean((net, twin)))
+        chain, (weights,) = kernel.net.func, kernel.net.args
+        made = chain.bounded([weights[0], (x, None)])
+        return -((chain(made, y) - y) ** 2).sum()
+
+    _, (slope, _) = Pyro.value_and_gradients(
+        lambda *arrays: at_zero(Pyro, *arrays), np.zeros((4, 2)), numbers("y", 6, 2)
+    )
+    _, (other, _) = NumPyro.value_and_gradients(
+        lambda *arrays: at_zero(NumPyro, *arrays), np.zeros((4, 2)), numbers("y", 6, 2)
+    )
+    assert np.isfinite(slope).all()
+    assert slope.any()
+    np.testing.assert_allclose(slope, other, rtol=1e-10)
+
+
 @in_both
 def test_spread_is_known_of_deltas_and_their_mixtures(b):
     kernel = kernel_of(b, with_mean(nets((2, 5, 2))))
