@@ -72,6 +72,27 @@ def test_an_event_of_several_dims_is_flattened_and_a_layer_may_be_there_twice(b)
     assert set(pair[1].init()) == set(flax_params(pair[0])) == {"Dense_0"}
 
 
+KERNELS = {
+    "gaussian": lambda b: b.package.GaussianNoise(b.array(np.full((2, 2), 0.3))),
+    "laplace": lambda b: b.package.LaplaceNoise(0.3),
+    "logistic": lambda b: b.package.LogisticNoise(b.array(np.array(0.3))),
+    "low rank": lambda b: b.package.LowRankGaussianNoise(0.3, b.array(numbers("factor", 4, 1))),
+}
+
+
+@in_both
+@pytest.mark.parametrize("name", KERNELS)
+def test_it_is_the_kernel_round_f(b, name):
+    noise, (net, twin) = KERNELS[name](b), nets((4, 4))
+    own = b.package.learned(noise, mean=b.pick(net, twin))
+    kernel = b.pick(lambda: own.kernel(), lambda: own.kernel(flax_params(net)))()
+    x, y = (b.array(numbers(side, 5, 2, 2)) for side in "xy")
+    of_f = noise(x + kernel.net(x.reshape(5, 4)).reshape(x.shape), 2)
+    ours, theirs = (np.asarray(fn.log_prob(y)) for fn in (kernel(x, 2), of_f))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    assert kernel.draw(*b.key, x).shape == (5, 2, 2)
+
+
 def test_a_net_may_begin_at_zero():
     """f is the identity then, and the slope of the largest singular value at zero does no harm."""
 
