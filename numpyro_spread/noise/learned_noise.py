@@ -14,7 +14,7 @@ from jax import lax, random
 from jax.tree_util import Partial
 
 from numpyro_spread.noise.base import BACKEND, SpreadNoise, is_concrete
-from numpyro_spread.noise.residual import ResidualNoise, chain_of, is_dense, layers_of
+from numpyro_spread.noise.residual import chain_of, is_dense, layers_of, round_mean
 from spread_core.messages import learned as messages
 from spread_core.noise.learned import Layer, LearnedShared, Params
 from spread_core.noise.residual import Weights
@@ -27,7 +27,7 @@ class LearnedNoise(LearnedShared):
     Its params are those of SVI at ``noise$``, the name of the site, ``$params``.
     """
 
-    _backend, _around, _partial = BACKEND, ResidualNoise, Partial
+    _backend, _around, _partial = BACKEND, staticmethod(round_mean), Partial
 
     def __init__(
         self,

@@ -32,18 +32,25 @@ _SLOPES = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ResidualNoise(Residual, SpreadNoise):
+class _ResidualNoise(Residual, SpreadNoise):
     r"""
     Noise round f(x) = x + g(x), with g of a Lipschitz constant below one, so that f is injective.
 
     ``learned(..., mean=net)`` makes it.
-
-    :param net: g, with its weights.
-    :param noise: the kernel round f(x).
     """
 
     net: Any
     noise: SpreadNoise
+
+
+def round_mean(net: Any, noise: SpreadNoise) -> SpreadNoise:
+    """
+    A kernel round x + g(x).
+
+    :param net: g, with its weights.
+    :param noise: the kernel.
+    """
+    return _ResidualNoise(net, noise)
 
 
 def chain_of(net: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyro_spread.noise.base import BACKEND, SpreadNoise
-from pyro_spread.noise.residual import ResidualNoise, chain_of, layers_of
+from pyro_spread.noise.residual import chain_of, layers_of, round_mean
 from spread_core.noise.learned import Layer, LearnedShared, Params
 from spread_core.noise.residual import Weights
 
@@ -24,7 +24,7 @@ class LearnedNoise(LearnedShared, nn.Module):
     site.
     """
 
-    _backend, _around, _partial = BACKEND, ResidualNoise, functools.partial
+    _backend, _around, _partial = BACKEND, staticmethod(round_mean), functools.partial
 
     def __init__(
         self,

@@ -125,7 +125,7 @@ def test_spread_is_known_of_deltas_and_their_mixtures(b):
     )
     found = float(kernel.spread(mixture).log_prob(y))
     assert found == pytest.approx(np.log(np.exp(each).mean()))
-    with pytest.raises(NotImplementedError, match="ResidualNoise"):
+    with pytest.raises(NotImplementedError, match="_ResidualNoise"):
         kernel.spread(b.dist.Normal(b.array(x), 1.0).to_event(1))
 
 
@@ -279,5 +279,5 @@ def test_masks_within_an_event(noise):
 @in_both
 def test_denoising_does_not_know_it(b):
     kernel = kernel_of(b, with_mean(nets((2, 2))))
-    with pytest.raises(NotImplementedError, match="not of ResidualNoise"):
+    with pytest.raises(NotImplementedError, match="not of _ResidualNoise"):
         b.package.denoise(b.array(numbers("y", 3, 2)), kernel, log_density=lambda y: y.sum(-1))
