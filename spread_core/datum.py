@@ -135,6 +135,16 @@ def in_batch(value: Any, site: Mapping[str, Any], dim: int | None) -> Any:
     return xp.broadcast_to(xp.reshape(value, own[max(0, len(own) - len(shape)) :]), shape)
 
 
+def masks_parts(mask: Sequence[int], event_dims: int) -> bool:
+    """
+    Whether a mask may leave out elements of an event and keep others.
+
+    :param mask: its shape.
+    :param event_dims: number of its rightmost dims that are event dims of the site.
+    """
+    return any(size != 1 for size in mask[max(0, len(mask) - event_dims) :])
+
+
 def data_first(value: Any, event_dim: int, dim: int | None) -> Any:
     """
     ``value`` with the dimension that counts the data in front of the rest of the datum.

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -157,6 +159,33 @@ def draw_in(
         return draw_at(rng_key, site, kernel, x)
     y = draw_at(rng_key, site, kernel, jnp.reshape(x, shape))
     return y.reshape(jnp.shape(x))
+
+
+# Whether the loss calls the guide that ``register`` returned, with levels: all was checked before.
+_told: ContextVar[bool] = ContextVar("numpyro_spread_told", default=False)
+
+
+def by_the_loss(guide: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    A guide that is told levels by the loss: they are no arguments of the user's.
+
+    :param guide: the guide, which has them.
+    """
+
+    @functools.wraps(guide)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        token = _told.set(True)
+        try:
+            return guide(*args, **kwargs)
+        finally:
+            _told.reset(token)
+
+    return told
+
+
+def is_told() -> bool:
+    """Whether the guide is run that :func:`by_the_loss` returned."""
+    return _told.get()
 
 
 class Watch(Messenger):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpyro import prng_key
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread.infer._registration import declare_params
@@ -36,8 +37,9 @@ def kernels_with_params(
     :raises ValueError: if a callable ``noise`` has params that SVI does not know.
     """
     learned = learned_of(noise)
+    fixed = noise if callable(noise) else {n: k for n, k in noise.items() if n not in learned}
     with trace() as sites, seed(rng_seed=0), substitute(data=params):
-        kernels = kernels_of(noise, args, kwargs)
+        kernels = kernels_of(fixed, args, kwargs)
     unknown = {n: s["type"] for n, s in sites.items() if n not in params}
     untrained = [name for name, kind in unknown.items() if kind == "param"]
     untrained += [_params_of(key) for key in learned if _params_of(key) not in params]
@@ -47,7 +49,7 @@ def kernels_with_params(
         raise ValueError(moving.state_not_given(untold))
     for key, own in learned.items():
         kernels[key] = own._played(params[_params_of(key)])
-    return kernels
+    return kernels if callable(noise) else {name: kernels[name] for name in noise}
 
 
 def declare_noise(noise: Noise) -> None:
@@ -57,7 +59,9 @@ def declare_noise(noise: Noise) -> None:
     :param noise: of a loss, as it keeps it.
     """
     for key, learned in learned_of(noise).items():
-        declare_params(_params_of(key), learned.init)
+        # A key only where there is a net: all that is drawn after it would be another draw.
+        init = learned.init if learned._chain is None else lambda n=learned: n.init(prng_key())
+        declare_params(_params_of(key), init)
 
 
 def _params_of(key: str) -> str:

@@ -16,7 +16,14 @@ from numpyro.handlers import block, seed, substitute
 
 from numpyro_spread._inputs import WANTED
 from numpyro_spread.handlers import is_delta, site_of, spread
-from numpyro_spread.infer._handed import Handed, Watch, draw_noise, draw_rows
+from numpyro_spread.infer._handed import (
+    Handed,
+    Watch,
+    by_the_loss,
+    draw_noise,
+    draw_rows,
+    is_told,
+)
 from numpyro_spread.infer._noise import declare_noise, kernels_of, kernels_with_params
 from numpyro_spread.infer._noise_entropy import check_arguments, with_entropy
 from numpyro_spread.infer._observation import sites_of_other_values
@@ -54,7 +61,8 @@ class Spreading(SpreadingShared):
         """
         declare_noise(self.noise)
         # Predictive runs guides without data: then there is nothing to check.
-        if not self.noise or all(argument is None for argument in (*args, *kwargs.values())):
+        given = any(argument is not None for argument in (*args, *kwargs.values()))
+        if is_told() or not self.noise or not given:
             return
         noise = kernels_of(self.noise, args, kwargs)
         self._located(model, noise, args, kwargs)
@@ -206,8 +214,8 @@ class SpreadStep:
         :param guide: the guide, maybe inside handlers.
         :param handed: what it is given.
         """
-        asks = guide if self._guide is None else self._guide
-        return telling(guide, handed.levels, asks)
+        told = telling(guide, handed.levels, guide if self._guide is None else self._guide)
+        return told if told is guide else by_the_loss(told)
 
     def hand(
         self, rng_key: jax.Array, guess: Mapping[Key, int] | None = None

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ from numpyro_spread.noise import SpreadNoise
 from numpyro_spread.noise.base import is_concrete
 from numpyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
-from spread_core.datum import data_first, in_batch
+from spread_core.datum import data_first, in_batch, masks_parts
 from spread_core.messages import control_flow, general, players, spreading
 from spread_core.noise.levels import level_name, refuse_asking
 from spread_core.nonfinite import NonFiniteError
@@ -218,6 +218,7 @@ class Side:
             value = value if jnp.result_type(value) == dtype else jnp.asarray(value, dtype)
             mask = mask_at(name, site, jnp.shape(value))
             if name in noise:
+                _refuse_masked_parts(name, noise[name], site)
                 if mask is not None:  # what may be NaN there need not be a valid mean
                     value = jnp.where(mask | jnp.isfinite(value), value, jnp.zeros((), dtype))
                 kernel = noise[name]._at_events(event_dim)
@@ -276,16 +277,30 @@ def check_draws(side: Side) -> None:
 
 def mask_at(name: str, site: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:
     """Which elements of a value of ``shape`` count; None if all do."""
-    fn, result = site["fn"], None
+    result = None
+    for mask, event_dim in _masks(site):
+        mask = jnp.asarray(mask, bool)
+        try:
+            full = jnp.broadcast_to(mask.reshape(*mask.shape, *[1] * event_dim), shape)
+        except ValueError as error:
+            raise ValueError(players.mask_misfit(name, mask.shape, shape)) from error
+        result = full if result is None else result & full
+    return result
+
+
+def _masks(site: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    """The masks around and inside of a distribution, and to how many event dims each belongs."""
+    fn = site["fn"]
     while isinstance(fn, Distribution):
         mask = _parents.mask_of(fn) if isinstance(fn, MaskedDistribution) else None
         if mask is not None and mask is not True:
-            mask = jnp.asarray(mask, bool)
-            try:
-                event = [1] * fn.event_dim
-                full = jnp.broadcast_to(mask.reshape(*mask.shape, *event), shape)
-            except ValueError as error:
-                raise ValueError(players.mask_misfit(name, mask.shape, shape)) from error
-            result = full if result is None else result & full
+            yield mask, fn.event_dim
         fn = getattr(fn, "base_dist", None)
-    return result
+
+
+def _refuse_masked_parts(name: str, kernel: SpreadNoise, site: Mapping[str, Any]) -> None:
+    if not kernel._mixes_elements():
+        return
+    for mask, event_dim in _masks(site):
+        if masks_parts(jnp.shape(mask), site["fn"].event_dim - event_dim):
+            raise NotImplementedError(players.masked_parts(name, type(kernel).__name__))

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from pyro_spread.infer._sites import is_computed, is_latent, is_learned, plain_n
 from pyro_spread.noise import SpreadNoise
 from pyro_spread.ratio.adapters import SiteValues
 from spread_core.arguments import positional_names
-from spread_core.datum import data_first, in_batch
+from spread_core.datum import data_first, in_batch, masks_parts
 from spread_core.messages import general, players, spreading
 from spread_core.noise.levels import level_name, refuse_asking
 from spread_core.nonfinite import NonFiniteError
@@ -187,12 +187,16 @@ class Side:
                     )
                 )
             value, event_dim = value.to(site["value"].dtype), site["fn"].event_dim
+            mask = mask_at(name, site, value)
             if name in noise:
+                _refuse_masked_parts(name, noise[name], site)
+                if mask is not None:  # what may be NaN there need not be a valid mean
+                    value = torch.where(mask | value.isfinite(), value, torch.zeros_like(value))
                 kernel = noise[name]._at_events(event_dim)
                 value, level, _ = draw_told(name, kernel, value, event_dim)
                 if level is not None:
                     self.levels[level_name(name)] = data_first(level, 0, dim)
-            mask = mask_at(name, site, value)
+                mask = mask_at(name, site, value)
             if mask is not None:
                 value = torch.where(mask, value, torch.zeros_like(value))
                 whole = data_first(mask, event_dim, dim)
@@ -230,16 +234,8 @@ def check_draws(side: Side) -> None:
 
 def mask_at(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Tensor | None:
     """Which elements of ``value`` count, in its shape; None if all do."""
-    masks = [(site["mask"], site["fn"].event_dim)]
-    fn = site["fn"]
-    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((_parents.mask_of(fn), fn.event_dim))
-        fn = fn.base_dist
     result: torch.Tensor | None = None
-    for mask, event_dim in masks:
-        if mask is None or mask is True:
-            continue
+    for mask, event_dim in _masks(site):
         mask = torch.as_tensor(mask, device=value.device).bool()
         try:
             full = mask.reshape([*mask.shape, *[1] * event_dim]).expand(value.shape)
@@ -247,3 +243,21 @@ def mask_at(name: str, site: Mapping[str, Any], value: torch.Tensor) -> torch.Te
             raise ValueError(players.mask_misfit(name, mask.shape, value.shape)) from error
         result = full if result is None else result & full
     return result
+
+
+def _masks(site: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    """The masks around and inside of a distribution, and to how many event dims each belongs."""
+    fn, found = site["fn"], [(site["mask"], site["fn"].event_dim)]
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        if isinstance(fn, MaskedDistribution):
+            found.append((_parents.mask_of(fn), fn.event_dim))
+        fn = fn.base_dist
+    return ((mask, event_dim) for mask, event_dim in found if mask is not None and mask is not True)
+
+
+def _refuse_masked_parts(name: str, kernel: SpreadNoise, site: Mapping[str, Any]) -> None:
+    if not kernel._mixes_elements():
+        return
+    for mask, event_dim in _masks(site):
+        if masks_parts(torch.as_tensor(mask).shape, site["fn"].event_dim - event_dim):
+            raise NotImplementedError(players.masked_parts(name, type(kernel).__name__))

@@ -13,7 +13,7 @@ def no_constraint() -> str:
     return (
         "learned: noise that raises the divergence without a constraint vanishes, since less noise "
         "always tells data and model better apart: pass constraint='trace' or "
-        "constraint='determinant'."
+        "constraint='determinant'. To learn its mean and nothing else, pass mean=net."
     )
 
 
@@ -32,7 +32,58 @@ def nothing_to_learn(kernel: str, constraint: str) -> str:
     return (
         f"learned: the single scale of this {kernel} is fixed by constraint='{constraint}', so "
         "that there is nothing to learn. Give it a scale for each element of the event, as an "
-        "array of its shape."
+        "array of its shape. To learn the mean alone, pass mean=net without constraint."
+    )
+
+
+def bad_lipschitz(value: object) -> str:
+    return (
+        "learned: lipschitz bounds how far mean moves two points towards each other, and must lie "
+        f"between 0 and 1, got {shown(value)}."
+    )
+
+
+def lipschitz_of_nothing() -> str:
+    return "learned: lipschitz is the bound of a net: pass mean=net too, or leave lipschitz out."
+
+
+def no_chain(net: object, wanted: str) -> str:
+    return (
+        f"learned: mean must be {wanted}, one after the other, since the Lipschitz constant of "
+        f"other nets is not known; got {shown(net)}."
+    )
+
+
+def unknown_layer(number: int, layer: object, known: Iterable[str]) -> str:
+    return (
+        f"learned: layer {number} of mean, {shown(layer)}, has no known Lipschitz constant. Use "
+        f"{', '.join(sorted(known))}."
+    )
+
+
+def no_dense_layer() -> str:
+    return "learned: mean has no dense layer, and with it nothing to learn."
+
+
+def mean_widths(number: int, inputs: int, given: int) -> str:
+    return (
+        f"learned: layer {number} of mean takes {inputs} numbers and gets {given}. The net must "
+        "map the elements of an event to as many numbers."
+    )
+
+
+def mean_elsewhere(size: int, elements: int) -> str:
+    return (
+        f"learned: mean maps {size} numbers, but the kernel's own are for events of {elements} "
+        "elements."
+    )
+
+
+def mean_misfit(size: int, event: Sequence[int]) -> str:
+    return (
+        f"noise of learned(..., mean=net): the net maps {size} numbers, which does not fit the "
+        f"event shape {tuple(event)}. Declare the dimensions of a datum as event dimensions, "
+        ".to_event(n), and give the net as many inputs and outputs as they have elements."
     )
 
 

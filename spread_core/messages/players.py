@@ -235,6 +235,14 @@ def mask_misfit(site: str, mask: Sequence[int], value: Sequence[int]) -> str:
     )
 
 
+def masked_parts(site: str, kernel: str) -> str:
+    return (
+        f"site '{site}': its mask leaves out elements of an event, and {kernel} makes each noisy "
+        "element of all elements, also those left out. Mask whole events, or use a kernel that "
+        "takes elements one by one, such as GaussianNoise."
+    )
+
+
 def everything_masked() -> str:
     return "every datum is masked out or has weight zero, so there is nothing to compare."
 

@@ -100,8 +100,9 @@ class Backend:
             if isinstance(kernel, Learnable):
                 if not is_played:
                     raise NotImplementedError(general.at_site(site, learned.learned_elsewhere()))
-                if seen.setdefault(id(kernel), site) != site:
-                    raise ValueError(learned.one_object_twice(seen[id(kernel)], site))
+                for part in (kernel, *kernel._nets()):
+                    if seen.setdefault(id(part), site) != site:
+                        raise ValueError(learned.one_object_twice(seen[id(part)], site))
             elif not self.is_kernel(kernel):
                 raise TypeError(general.at_site(site, noise_messages.not_a_kernel(kernel)))
         return dict(noise)
@@ -300,6 +301,10 @@ class Kernel(SharedDocs, Generic[ValueT, ArrayT, DistributionT]):
     def _for_components(self, event_dim: int) -> Any:
         """The kernel for the components of a mixture, with a dimension left of the event dims."""
         return self
+
+    def _mixes_elements(self) -> bool:
+        """Whether an element of y depends on other elements of x."""
+        return False
 
     #: Whether a loss has to tell how often its critic is right.
     _needs_critic: ClassVar[bool] = False

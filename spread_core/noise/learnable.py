@@ -14,6 +14,10 @@ class Learnable:
         """The kernel of a step."""
         raise NotImplementedError
 
+    def _nets(self) -> tuple[Any, ...]:
+        """Modules of the user's whose params are its own."""
+        return ()
+
 
 def learned_of(noise: Any) -> dict[str, Any]:
     """

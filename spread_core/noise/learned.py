@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from spread_core.noise.base import Backend, Kernel
 from spread_core.noise.learnable import Learnable
 from spread_core.noise.low_rank import LowRankGaussian
 from spread_core.noise.moving import Moving
+from spread_core.noise.residual import Chain, Weights
 from spread_core.noise.stationary import Gaussian, Laplace, Logistic
 from spread_core.shared_docs import SharedDocs
 
@@ -29,12 +31,17 @@ _KINDS = (Gaussian, Laplace, Logistic, LowRankGaussian)
 #: otherwise: a scale of 0 spreads nothing.
 LEAST = 1e-6
 
+#: Largest Lipschitz constant of g, unless told otherwise.
+LIPSCHITZ = 0.9
+
 Params = Mapping[str, Any]
+#: An activation and how steep it is at most; None and one for a dense layer.
+Layer = tuple[Any, float]
 
 
 class LearnedShared(SharedDocs, Learnable):
     r"""
-    Noise whose covariance is learned: it raises the divergence that the model lowers.
+    Noise whose params are learned: it raises the divergence that the model lowers.
 
     More noise lowers every spread divergence, and a bound on :math:`E \log\tilde q(y)` alone rises
     as noise vanishes, so noise that follows the model's loss says nothing. Here the noise is a
@@ -65,6 +72,15 @@ class LearnedShared(SharedDocs, Learnable):
     element: ``least`` is the variance that each keeps. Under a fixed determinant there is no such
     bound, and the divergence of a model on a thin set has no maximum.
 
+    With ``mean`` the noise is round :math:`f(x) = x + g(x)`, for data and model alike: the
+    injective mean of [1], as a residual network [3]. The net g is a chain of dense layers and
+    activations, of Lipschitz constant at most ``lipschitz`` below one, so that no two points go to
+    one and the divergence is still zero only at equality. The bound holds at every step for any
+    params: a dense layer whose largest singular value, computed exactly, is above its share is
+    scaled down to it (spectral normalisation [4]). At most, f stretches a direction by 1 +
+    ``lipschitz``, which is to the divergence as less noise there. An event of several dimensions is
+    flattened. Without a constraint the covariance stays what it is, and the mean alone is learned.
+
     **References**
 
     [1] `Spread Divergence`, Mingtian Zhang, Peter Hayes, Tom Bird, Raza Habib, David Barber,
@@ -73,40 +89,66 @@ class LearnedShared(SharedDocs, Learnable):
     [2] `On Variational Bounds of Mutual Information`, Ben Poole, Sherjil Ozair, Aäron van den Oord,
     Alexander Alemi, George Tucker, https://arxiv.org/abs/1905.06922
 
+    [3] `Invertible Residual Networks`, Jens Behrmann, Will Grathwohl, Ricky T. Q. Chen, David
+    Duvenaud, Jörn-Henrik Jacobsen, https://arxiv.org/abs/1811.00995
+
+    [4] `Spectral Normalization for Generative Adversarial Networks`, Takeru Miyato, Toshiki
+    Kataoka, Masanori Koyama, Yuichi Yoshida, https://arxiv.org/abs/1802.05957
+
     :param noise: the kernel to start from: ``GaussianNoise``, ``LaplaceNoise`` or ``LogisticNoise``
         with a scale for each element, or ``LowRankGaussianNoise``.
-    :param constraint: ``"trace"`` or ``"determinant"``; there is no default.
+    :param constraint: ``"trace"`` or ``"determinant"``; there is no default but with ``mean``, with
+        which None leaves the covariance, that may then be of a single scale.
     :param least: the variance that every element keeps under a trace, as a share of the mean
         variance; a millionth by default.
-    :raises TypeError: if noise is no kernel.
-    :raises ValueError: if there is no constraint, or under it nothing to learn.
+    :param mean: the net g, from the elements of an event to as many numbers.
+    :param lipschitz: the largest Lipschitz constant of g; 0.9 by default.
+    :raises TypeError: if noise is no kernel, or mean not such a net.
+    :raises ValueError: if there is no constraint, or under it nothing to learn; if a layer of mean
+        has no known Lipschitz constant, or the sizes do not fit.
     :raises NotImplementedError: for other kernels.
     """
 
     _backend: ClassVar[Backend]
+    #: The kernel round f(x) of this backend, and its functions with arguments that it sees through.
+    _around: ClassVar[Any]
+    _partial: ClassVar[Any]
+    _chain: Chain | None = None
 
-    def __init__(self, noise: Any, constraint: Any, least: float | None) -> None:
+    def __init__(
+        self, noise: Any, constraint: Any, least: float | None, mean: Any, lipschitz: float | None
+    ) -> None:
         super().__init__()
         if not self._backend.is_kernel(noise):
             raise TypeError("learned: " + noise_messages.not_a_kernel(noise))
-        if constraint is None:
+        if lipschitz is not None and mean is None:
+            raise ValueError(messages.lipschitz_of_nothing())
+        if constraint is None and mean is None:
             raise ValueError(messages.no_constraint())
-        if constraint not in CONSTRAINTS:
+        if constraint not in (*CONSTRAINTS, None):
             raise ValueError(messages.bad_constraint(constraint, CONSTRAINTS))
         if least is not None and (constraint != "trace" or not 0 < least < 1):
             raise ValueError(messages.bad_least(least, constraint))
         if not isinstance(noise, _KINDS):
             moving = f"{noise._name}(...)" if isinstance(noise, Moving) else None
             raise NotImplementedError(messages.other_kernel(moving or type(noise).__name__))
+        self.constraint = constraint
+        self.lipschitz = LIPSCHITZ if lipschitz is None else lipschitz
         scale, factor = (self._numbers(getattr(noise, n, None)) for n in ("scale", "factor"))
+        self._size = scale.size if factor is None else len(factor)
+        if mean is not None:
+            self._learn_mean(mean)
+        self._kernel = copy.copy(noise)  # of which the class and the shapes remain
+        if constraint is None:
+            self._start: dict[str, Any] = {}
+            fields = {name: self._constant(getattr(noise, name)) for name in noise._fields()}
+            self._kernel = noise._changed(**fields)
+            return
         if scale.size == 1 and factor is None:
             raise ValueError(messages.nothing_to_learn(type(noise).__name__, constraint))
         if factor is not None and not factor.any():
             raise ValueError(messages.zero_factor())
-        self.constraint = constraint
         self.least = LEAST if least is None else float(least)
-        self._kernel = copy.copy(noise)  # of which the class and the shapes remain
-        self._size = scale.size if factor is None else len(factor)
         if constraint == "trace":
             self._level, self._start = self._from_trace(scale, factor)
         else:
@@ -116,6 +158,35 @@ class LearnedShared(SharedDocs, Learnable):
     def _numbers(value: Any) -> Any:
         """A parameter as NumPy's doubles; None for none."""
         raise NotImplementedError
+
+    @staticmethod
+    def _constant(value: Any) -> Any:
+        """A parameter without its gradient."""
+        return value
+
+    def _net_of(self, mean: Any) -> tuple[list[Layer], int]:
+        """
+        The layers of a net, and the number of its inputs.
+
+        :raises TypeError: if it is no chain.
+        :raises ValueError: naming a layer that is not known or does not fit.
+        """
+        raise NotImplementedError
+
+    def _weights(self, params: Params) -> Weights:
+        """What the dense layers take from the params, one after the other."""
+        raise NotImplementedError
+
+    def _learn_mean(self, mean: Any) -> None:
+        if not isinstance(self.lipschitz, Real) or not 0 < self.lipschitz < 1:
+            raise ValueError(messages.bad_lipschitz(self.lipschitz))
+        layers, size = self._net_of(mean)
+        if all(layer is not None for layer, _ in layers):
+            raise ValueError(messages.no_dense_layer())
+        if self._size not in (1, size):
+            raise ValueError(messages.mean_elsewhere(size, self._size))
+        slope = math.prod(slope for _, slope in layers)
+        self._chain = Chain([layer for layer, _ in layers], slope, size, float(self.lipschitz))
 
     def _from_trace(self, scale: Any, factor: Any) -> tuple[float, dict[str, Any]]:
         """The trace, and params with which :meth:`_at` gives these numbers."""
@@ -148,6 +219,8 @@ class LearnedShared(SharedDocs, Learnable):
 
     def _at(self, params: Params) -> dict[str, Any]:
         """The fields of the kernel at these params, on which the constraint holds."""
+        if self.constraint is None:
+            return {}
         log_scale, factor = params["log_scale"], params.get("factor")
         xp = array_namespace(log_scale)
         if self.constraint == "determinant":
@@ -177,11 +250,14 @@ class LearnedShared(SharedDocs, Learnable):
         # Not by its constructor: what it checks holds, and cannot be looked at in compiled steps.
         for name, value in self._at(params).items():
             object.__setattr__(kernel, name, value)
+        if self._chain is not None:
+            weights = self._chain.bounded(self._weights(params))
+            kernel = self._around(self._partial(self._chain, weights), kernel)
         object.__setattr__(kernel, "_is_played", is_played)
         return kernel
 
     def _moves_with_data(self) -> bool:
-        """It has a scale for each element."""
+        """It has a scale for each element, or a mean that depends on all of them."""
         return False
 
 

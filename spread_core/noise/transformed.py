@@ -173,6 +173,12 @@ class Transformed(Kernel[Any, Any, Any]):
     def _is_elementwise(self) -> bool:
         return self.coupled_dims == 0 and self.noise._is_elementwise()
 
+    def _mixes_elements(self) -> bool:
+        known = self._transforms
+        parts = known.all_parts(self.transform)
+        single = (p for p in parts if not known.parts(p) and known.inverted(p) is None)
+        return any(part.domain.event_dim > 0 for part in single)
+
     def _scaled(self, factor: Any) -> Any:
         return dataclasses.replace(self, noise=self.noise._scaled(factor))  # type: ignore[type-var]
 

@@ -10,8 +10,7 @@ import pyro
 import pytest
 import scipy.optimize
 import torch
-from flax import linen
-from torch import nn
+from gaussian_players import FlaxQuadratic, TorchQuadratic, assert_mean, kl, log_ratio
 from twins import (
     CRITIC,
     FlaxNet,
@@ -33,39 +32,6 @@ import pyro_spread
 NOISE = "noise$x$params"
 DATA, MODEL = np.array([[1.3, 0.2], [0.2, 0.3]]), np.array([0.7, 0.9])
 VARIANCE = np.array([0.2, 0.5])
-
-
-class TorchQuadratic(nn.Module):
-    """The logit of two Gaussians of mean 0, ``x A x + b``."""
-
-    def __init__(self, matrix, bias):
-        super().__init__()
-        self.matrix = nn.Parameter(torch.as_tensor(matrix))
-        self.bias = nn.Parameter(torch.as_tensor(bias))
-
-    def forward(self, values, *args):
-        x = values["x"]
-        return ((x @ self.matrix) * x).sum(-1) + self.bias
-
-
-class FlaxQuadratic(linen.Module):
-    """Its twin."""
-
-    @linen.compact
-    def __call__(self, values, *args):
-        x = values["x"]
-        matrix = self.param("matrix", linen.initializers.zeros, (2, 2))
-        return ((x @ matrix) * x).sum(-1) + self.param("bias", linen.initializers.zeros, ())
-
-
-def log_ratio(data, model):
-    """The matrix and the constant of log N(x; 0, data) / N(x; 0, model)."""
-    matrix = 0.5 * (np.linalg.inv(model) - np.linalg.inv(data))
-    return matrix, 0.5 * (np.linalg.slogdet(model)[1] - np.linalg.slogdet(data)[1])
-
-
-def kl(p, q):
-    return 0.5 * (np.trace(np.linalg.solve(q, p)) - len(p)) + log_ratio(p, q)[1]
 
 
 def js(p, q, pi=0.3):
@@ -157,14 +123,6 @@ def adversarial(b, noise, twin, divergence, data, **options):
     loss = b.package.AdversarialDivergence(critic, divergence, noise={"x": noise}, **options)
     nets = {CRITIC: net, NOISE: twin}
     return b.loss_and_grads(loss, model, no_guide, data, params={"log_scale": 0.0}, nets=nets)[1]
-
-
-def assert_mean(draws, truth, within):
-    """The mean of draws is the truth, to four standard errors, which are small beside it."""
-    draws = np.array(draws, dtype=float)
-    error = 4 * draws.std(0, ddof=1) / np.sqrt(len(draws))
-    assert (error < within * np.abs(truth).max()).all(), (error, truth)
-    np.testing.assert_array_less(abs(draws.mean(0) - truth), error)
 
 
 @in_both

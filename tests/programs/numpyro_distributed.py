@@ -33,6 +33,7 @@ from numpyro_spread import (
     KL,
     MMD,
     R1,
+    R2,
     AdversarialDivergence,
     EnergyDistance,
     GaussianKernel,
@@ -43,17 +44,22 @@ from numpyro_spread import (
     JSPi,
     LaplaceKernel,
     LeastSquaresCritic,
+    MultiLevelNoise,
     PriorContrastELBO,
     RelativisticCritic,
     SemiImplicitELBO,
     SlicedWasserstein,
     SpreadELBO,
     WassersteinCritic,
+    adaptive,
+    annealed,
     concat_sites,
+    learned,
 )
 
 NUM_DATA, BATCH, X_DIM, Z_DIM, HIDDEN, STEPS = 64, 16, 3, 2, 4, 3
 NOISE = {"x": GaussianNoise(0.3)}
+LEVELS = {"x": MultiLevelNoise(GaussianNoise(0.3), [0.5, 2.0])}
 # A sum, means and all pairs, where every program is compiled by two processes at once.
 FEW = ("spread", "adversarial_masked", "sliced_masked")
 
@@ -92,6 +98,17 @@ def guide(x, mask=None):
     loc, log_scale = jnp.split(net(x), 2, -1)
     with numpyro.plate("data", NUM_DATA, len(x)), counted(mask):
         numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
+
+
+def asking(x, mask=None, x_level=None):
+    """A guide that is told the level of the noise."""
+    level = jnp.ones(len(x)) if x_level is None else x_level  # nobody tells it in ``init``
+    return guide(x / (1 + level[:, None]), mask)
+
+
+def learned_noise():
+    scale, net = jnp.array([0.3, 0.4, 0.5]), [nn.Dense(HIDDEN), jnp.tanh, nn.Dense(X_DIM)]
+    return {"x": learned(GaussianNoise(scale), "trace", mean=nn.Sequential(net))}
 
 
 def implicit(x, mask=None):
@@ -146,6 +163,34 @@ CASES = {
         None,
         lambda: AdversarialDivergence(critic("x", batch_norm=True), KL(), NOISE),
         False,
+    ),
+    "spread_levels_told": (model, asking, lambda: SpreadELBO(LEVELS), True),
+    "spread_learned": (model, guide, lambda: SpreadELBO(learned_noise()), False),
+    "adversarial_levels_told": (
+        model,
+        None,
+        lambda: AdversarialDivergence(critic("x", "x_level"), noise=LEVELS),
+        True,
+    ),
+    "adversarial_learned": (
+        model,
+        None,
+        lambda: AdversarialDivergence(critic("x"), noise=learned_noise()),
+        True,
+    ),
+    "adversarial_annealed": (
+        model,
+        None,
+        lambda: AdversarialDivergence(
+            critic("x"), noise=annealed(NOISE, lambda step: 0.5**step), regularizer=R1() + R2(0.3)
+        ),
+        True,
+    ),
+    "adversarial_adaptive": (
+        model,
+        None,
+        lambda: AdversarialDivergence(critic("x"), noise=adaptive(NOISE, speed=0.3)),
+        True,
     ),
     "wasserstein": (model, None, lambda: WassersteinCritic(critic("x"), noise=NOISE), True),
     "hinge": (model, None, lambda: HingeCritic(critic("x")), False),

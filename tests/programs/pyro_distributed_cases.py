@@ -27,13 +27,16 @@ from pyro_spread import (
     JSPi,
     LaplaceKernel,
     LeastSquaresCritic,
+    MultiLevelNoise,
     PriorContrastELBO,
     RelativisticCritic,
     SemiImplicitELBO,
     SlicedWasserstein,
     SpreadELBO,
     WassersteinCritic,
+    annealed,
     concat_sites,
+    learned,
 )
 
 # No two sizes alike: a dimension of the size of a shard is the one over the data.
@@ -41,6 +44,7 @@ NUM_DATA, BATCH, X_DIM, Z_DIM, HIDDEN, STEPS = 60, 12, 3, 2, 8, 4
 UNEVEN = {1: [12], 2: [5, 7]}
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 NOISE = {"x": GaussianNoise(0.3)}
+LEVELS = {"x": MultiLevelNoise(GaussianNoise(0.3), [0.5, 2.0])}
 
 
 def net(*sizes):
@@ -107,6 +111,13 @@ class Guide(PyroModule):
             pyro.sample("z", fn_dist)
 
 
+class AskingGuide(Guide):
+    """One that is told the level of the noise."""
+
+    def forward(self, x, mask=None, x_level=None):
+        super().forward(x / (1 + x_level.unsqueeze(-1)), mask)
+
+
 class Head(nn.Module):
     """The Gaussian of an adaptive contrast."""
 
@@ -129,12 +140,17 @@ class NoGuide(nn.Module):
 
 
 def critic(*names):
-    sizes = {"x": X_DIM, "z": Z_DIM}
+    sizes = {"x": X_DIM, "z": Z_DIM, "x_level": 1}
     return concat_sites(net(sum(sizes[name] for name in names), HIDDEN, 1), *names)
 
 
 def generator():
     return Model(), NoGuide()
+
+
+def learned_noise():
+    scale = torch.tensor([0.3, 0.4, 0.5])
+    return {"x": learned(GaussianNoise(scale), "trace", mean=net(X_DIM, HIDDEN, X_DIM))}
 
 
 def encoder(scale=None, implicit=False, **options):
@@ -191,6 +207,24 @@ CASES = {
             critic("x"), KL(), NOISE, regularizer=R1(1.0), num_particles=2
         ),
         {"sizes": UNEVEN},
+    ),
+    "spread_levels_told": (lambda: (Model(), AskingGuide()), lambda: SpreadELBO(LEVELS), {}),
+    "adversarial_levels_told": (
+        generator,
+        lambda: AdversarialDivergence(critic("x", "x_level"), noise=LEVELS),
+        {"masked": True, "sizes": UNEVEN},
+    ),
+    "adversarial_learned": (
+        generator,
+        lambda: AdversarialDivergence(critic("x"), noise=learned_noise()),
+        {"masked": True, "sizes": UNEVEN},
+    ),
+    "adversarial_annealed": (
+        generator,
+        lambda: AdversarialDivergence(
+            critic("x"), noise=annealed(NOISE, lambda step: 0.5**step), regularizer=R1() + R2(0.3)
+        ),
+        {"masked": True, "sizes": UNEVEN},
     ),
     "wasserstein": (generator, lambda: WassersteinCritic(critic("x"), noise=NOISE), {}),
     "wasserstein_masked": (

@@ -284,13 +284,19 @@ MODULES = {
 }
 
 
+def mean():
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+    return learned(GaussianNoise(torch.tensor([0.4, 0.6])), "trace", mean=net)
+
+
+@pytest.mark.parametrize("make", [noise, mean])
 @pytest.mark.parametrize("name", MODULES)
-def test_as_a_module(name):
-    own = noise()
+def test_as_a_module(name, make):
+    own = make()
     module = MODULES[name](own)
-    assert any(param is own.log_scale for param in module.parameters())
+    assert {*own.parameters()} <= {*module.parameters()}
     module(X).backward()
-    assert own.log_scale.grad.any()
+    assert all(param.grad.any() for param in own.parameters())
     twin = copy.deepcopy(module)
     torch.manual_seed(0)
     value = module(X)

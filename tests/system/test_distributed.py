@@ -23,18 +23,22 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 TOLERANCE = 1e-6
 
 PYRO = (
-    "spread", "spread_mean_field", "spread_masked", "spread_global_latent", "spread_plain_plate",
-    "spread_scaled", "adversarial", "adversarial_two_pass", "adversarial_uneven", "wasserstein",
-    "wasserstein_masked", "hinge", "least_squares_masked", "relativistic_masked", "prior_plain",
-    "prior_adaptive", "prior_default_draws", "prior_masked", "prior_masked_shard", "joint",
-    "joint_masked", "joint_ali", "joint_npe", "semi_implicit", "mmd", "mmd_masked", "energy",
-    "energy_uneven", "sliced", "sliced_masked",
+    "spread", "spread_mean_field", "spread_masked", "spread_global_latent",
+    "spread_plain_plate", "spread_scaled", "adversarial", "adversarial_two_pass",
+    "adversarial_uneven", "spread_levels_told", "adversarial_levels_told",
+    "adversarial_learned", "adversarial_annealed", "wasserstein", "wasserstein_masked", "hinge",
+    "least_squares_masked", "relativistic_masked", "prior_plain", "prior_adaptive",
+    "prior_default_draws", "prior_masked", "prior_masked_shard", "joint", "joint_masked",
+    "joint_ali", "joint_npe", "semi_implicit", "mmd", "mmd_masked", "energy", "energy_uneven",
+    "sliced", "sliced_masked",
 )  # fmt: skip
 NUMPYRO = (
     "spread", "spread_mean_field", "spread_renyi", "adversarial", "adversarial_masked",
-    "adversarial_coupled", "wasserstein", "hinge", "least_squares", "relativistic", "unrolled",
-    "prior_plain", "prior_adaptive", "joint", "joint_ali", "joint_npe", "semi_implicit", "mmd",
-    "mmd_masked", "energy", "sliced", "sliced_masked",
+    "adversarial_coupled", "spread_levels_told", "spread_learned", "adversarial_levels_told",
+    "adversarial_learned", "adversarial_annealed", "adversarial_adaptive", "wasserstein",
+    "hinge", "least_squares", "relativistic", "unrolled", "prior_plain", "prior_adaptive",
+    "joint", "joint_ali", "joint_npe", "semi_implicit", "mmd", "mmd_masked", "energy", "sliced",
+    "sliced_masked",
 )  # fmt: skip
 NUMPYRO_PROCESSES = ("spread", "adversarial_masked", "sliced_masked")
 
