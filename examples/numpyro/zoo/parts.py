@@ -20,7 +20,7 @@ import optax
 from flax import linen as nn
 from jax import lax, random
 from numpyro.contrib.module import flax_module
-from numpyro.infer import SVI, Predictive
+from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 from studies.gan_study import as_images, as_signed
@@ -37,9 +37,12 @@ from numpyro_spread import importance_weighted_bound, two_player
 from numpyro_spread.ratio import MLPCritic
 
 # PyTorch's default, so that both backends start alike.
-Dense = functools.partial(
-    nn.Dense, kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-)
+like_torch = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+Dense = functools.partial(nn.Dense, kernel_init=like_torch)
+
+
+# Images that are evaluated at a time: what nets compute for thousands of large ones is gigabytes.
+CHUNK = 500
 
 
 class MLP(nn.Module):
@@ -145,11 +148,14 @@ def mean_bound(
         return svi.evaluate(state._replace(rng_key=key), *arrays, **options)
 
     @jax.jit
-    def losses(keys: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
-        return lax.map(lambda key: loss(key, state, arrays), keys)
+    def mean(keys: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
+        return lax.map(lambda key: loss(key, state, arrays), keys).mean()
 
-    values = losses(random.split(rng_key, num_draws), state, tuple(map(jnp.asarray, arrays)))
-    return -float(values.mean()) / len(arrays[0])
+    total = 0.0
+    for start in range(0, len(arrays[0]), CHUNK):
+        keys = random.split(random.fold_in(rng_key, start) if start else rng_key, num_draws)
+        total += float(mean(keys, state, [jnp.asarray(a[start : start + CHUNK]) for a in arrays]))
+    return -total / len(arrays[0])
 
 
 def weighted_bound(
@@ -185,6 +191,63 @@ def draw(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarra
 def draw_counts(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarray:
     """Draw whole-number pixels from a model."""
     return draw(rng_key, svi, state, *args) / MAX_COUNT
+
+
+def draw_pixels(
+    rng_key: jax.Array, net: nn.Module, variables: Any, num_images: int, num_pixels: int
+) -> jax.Array:
+    """Pixel after pixel, each given those before it."""
+
+    def fill(pixel: jax.Array, x: jax.Array) -> jax.Array:
+        logits = net.apply(variables, x)[:, pixel]
+        return x.at[:, pixel].set(random.categorical(random.fold_in(rng_key, pixel), logits))
+
+    return lax.fori_loop(0, num_pixels, fill, jnp.zeros((num_images, num_pixels), jnp.int32))
+
+
+def autoregressive_svi(settings: Settings, net: nn.Module, weight_decay: float = 0.0) -> SVI:
+    """
+    Maximum likelihood of rows of whole numbers x: its loss is minus log p(x), exactly.
+
+    :param net: from x to logits of all its numbers, of each given those before it.
+    """
+
+    def model(x):
+        logits = flax_module("net", net, input_shape=x.shape)(x)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x)
+
+    return SVI(model, no_guide, adam(settings, weight_decay=weight_decay), Trace_ELBO())
+
+
+def train_pixels(
+    data: ZooData,
+    settings: Settings,
+    net: nn.Module,
+    draw: Callable[..., jax.Array] = draw_pixels,
+) -> Trained:
+    """
+    An autoregressive model of whole-number pixels, in reading order.
+
+    :param net: as of :func:`autoregressive_svi`.
+    :param draw: called as :func:`draw_pixels`, if there is a faster way than a pass of the net for
+        each pixel.
+    """
+    fit_key, draw_key, test_key = random.split(random.key(settings.seed), 3)
+    svi = autoregressive_svi(settings, net)
+    state, seconds = fit(fit_key, settings, svi, data.train_counts.astype(np.int32))
+
+    @jax.jit
+    def run(rng_key: jax.Array, params: Any) -> jax.Array:
+        variables = {"params": params["net$params"]}
+        return draw(rng_key, net, variables, settings.num_samples, data.num_pixels)
+
+    test = data.test_counts.astype(np.int32)
+    return Trained(
+        samples=np.asarray(run(draw_key, svi.get_params(state))) / MAX_COUNT,
+        seconds=seconds,
+        log_likelihood=mean_bound(test_key, svi, state, test, num_draws=1),
+    )
 
 
 def train_generator(
