@@ -32,6 +32,7 @@ from jax import lax, random
 from numpyro import handlers
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Predictive, TraceGraph_ELBO
+from numpyro.infer.svi import SVIState
 from parts import CHUNK, adam, autoregressive_svi, draw_pixels, fit, like_torch, mean_bound
 from pixel_cnn import MaskedConvs
 from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
@@ -82,31 +83,42 @@ class Prior(nn.Module):
 
     @nn.compact
     def __call__(self, codes: jax.Array) -> jax.Array:
-        one_hot = jax.nn.one_hot(codes, NUM_CODES)
+        one_hot = jax.nn.one_hot(codes.astype(jnp.int32), NUM_CODES)
         return MaskedConvs(self.channels, NUM_CODES)(one_hot)
 
 
-def train(row: str, data: ZooData, settings: Settings) -> Trained:
-    keys = random.split(random.key(settings.seed), 6)
-    book_key, fit_key, prior_key, codes_key, draw_key, test_key = keys
-    width, channels = round(data.num_pixels**0.5), settings.hidden_dim // 4
-    halvings = max(1, math.ceil(math.log2(width / LARGEST_GRID)))
-    grid = width // 2**halvings
-    encoder_net, decoder_net = Encoder(channels, halvings), Decoder(channels, halvings)
-    first_book = random.normal(book_key, (NUM_CODES, CODE_DIM))
-    # While the codes are learned, all are equally likely.
-    uniform = dist.Categorical(logits=jnp.zeros((grid**2, NUM_CODES))).to_event(1)
+class VQVAE:
+    """Model and guide of images and their codes."""
 
-    def encode(x):
-        return flax_module("encoder", encoder_net, input_shape=x.shape)(x)
+    def __init__(self, rng_key: jax.Array, num_pixels: int, channels: int) -> None:
+        width = round(num_pixels**0.5)
+        halvings = max(1, math.ceil(math.log2(width / LARGEST_GRID)))
+        self.num_codes = (width // 2**halvings) ** 2  # of an image
+        self.encoder_net = Encoder(channels, halvings)
+        self.decoder_net = Decoder(channels, halvings)
+        self.first_book = random.normal(rng_key, (NUM_CODES, CODE_DIM))
+        # While the codes are learned, all are equally likely.
+        logits = jnp.zeros((self.num_codes, NUM_CODES))
+        self.uniform = dist.Categorical(logits=logits).to_event(1)
 
-    def model(x, num_images=0, learns=True):
-        decoder = flax_module("decoder", decoder_net, input_shape=(1, grid**2, CODE_DIM))
-        book = numpyro.param("book", first_book)
+    def encode(self, x):
+        return flax_module("encoder", self.encoder_net, input_shape=x.shape)(x)
+
+    def book(self):
+        return numpyro.param("book", self.first_book)
+
+    def nearest(self, x):
+        """The codes of images, shape (N, num_codes)."""
+        return jnp.square(self.encode(x)[..., None, :] - self.book()).sum(-1).argmin(-1)
+
+    def model(self, x, num_images=0, learns=True):
+        decoder = flax_module(
+            "decoder", self.decoder_net, input_shape=(1, self.num_codes, CODE_DIM)
+        )
         with numpyro.plate("data", num_images if x is None else len(x)):
-            vectors = book[numpyro.sample("codes", uniform)]
+            vectors = self.book()[numpyro.sample("codes", self.uniform)]
             if learns and x is not None:
-                given = encode(x)
+                given = self.encode(x)
                 to_codes = (vectors - lax.stop_gradient(given)) ** 2
                 to_vectors = (given - lax.stop_gradient(vectors)) ** 2
                 numpyro.factor("pull", -(to_codes + COMMITMENT * to_vectors).sum((-2, -1)))
@@ -115,22 +127,30 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
             pixels = dist.Binomial(MAX_COUNT, logits=decoder(vectors)).to_event(1)
             numpyro.sample("x", pixels, obs=x)
 
-    def nearest(x):
-        book = numpyro.param("book", first_book)
-        return jnp.square(encode(x)[..., None, :] - book).sum(-1).argmin(-1)
-
-    def guide(x, learns=True):
+    def guide(self, x, learns=True):
         with numpyro.plate("data", len(x)):
-            numpyro.sample("codes", dist.Delta(nearest(x), event_dim=1))
+            numpyro.sample("codes", dist.Delta(self.nearest(x), event_dim=1))
 
+
+def given_codes(rng_key: jax.Array, vq: VQVAE, svi: SVI, state: SVIState, x: np.ndarray) -> float:
+    """Mean log p(x | c) at the codes of the images, nats: the bound, without a prior."""
+    bound = mean_bound(rng_key, svi, state, x, num_draws=1, learns=False)
+    return bound + vq.num_codes * math.log(NUM_CODES)
+
+
+def train(row: str, data: ZooData, settings: Settings) -> Trained:
+    keys = random.split(random.key(settings.seed), 6)
+    book_key, fit_key, prior_key, codes_key, draw_key, test_key = keys
+    channels = settings.hidden_dim // 4
+    vq = VQVAE(book_key, data.num_pixels, channels)
     # Trace_ELBO, but at home with discrete latents; with a point as guide they are the same.
-    svi = SVI(model, guide, adam(settings), TraceGraph_ELBO())
+    svi = SVI(vq.model, vq.guide, adam(settings), TraceGraph_ELBO())
     state, seconds = fit(fit_key, settings, svi, data.train_counts)
-    params = svi.get_params(state)
-    with_uniform = mean_bound(test_key, svi, state, data.test_counts, num_draws=1, learns=False)
+    of_images = given_codes(test_key, vq, svi, state, data.test_counts)
 
     prior = Prior(channels)
-    encoded = jax.jit(handlers.substitute(nearest, data=params))
+    params = svi.get_params(state)
+    encoded = jax.jit(handlers.substitute(vq.nearest, data=params))
 
     def codes(x):
         starts = range(0, len(x), CHUNK)
@@ -143,16 +163,15 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     @jax.jit
     def sample(codes_key, draw_key, prior_params):
         variables = {"params": prior_params["net$params"]}
-        drawn = draw_pixels(codes_key, prior, variables, settings.num_samples, grid**2)
-        decoded = handlers.condition(model, data={"codes": drawn})
-        return Predictive(decoded, params=params, num_samples=1)(
-            draw_key, None, settings.num_samples
-        )["x"][0]
+        drawn = draw_pixels(codes_key, prior, variables, settings.num_samples, vq.num_codes)
+        decoded = handlers.condition(vq.model, data={"codes": drawn})
+        predictive = Predictive(decoded, params=params, num_samples=1)
+        return predictive(draw_key, None, settings.num_samples)["x"][0]
 
     return Trained(
         samples=np.asarray(sample(codes_key, draw_key, svi.get_params(state))) / MAX_COUNT,
         seconds=seconds + more,
-        log_likelihood=with_uniform + grid**2 * math.log(NUM_CODES) + of_codes,
+        log_likelihood=of_images + of_codes,
     )
 
 

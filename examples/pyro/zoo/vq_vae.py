@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -93,60 +94,79 @@ class Prior(nn.Module):
         return dist.Categorical(logits=self.net(one_hot)).to_event(1)
 
 
-def train(row: str, data: ZooData, settings: Settings) -> Trained:
-    start(settings)
-    width, channels = round(data.num_pixels**0.5), settings.hidden_dim // 4
-    halvings = max(1, math.ceil(math.log2(width / LARGEST_GRID)))
-    grid = width // 2**halvings
-    encoder = Encoder(width, channels, halvings)
-    decoder = Decoder(grid, channels, halvings)
-    first_book = torch.randn(NUM_CODES, CODE_DIM)
-    # While the codes are learned, all are equally likely.
-    uniform = dist.Categorical(logits=torch.zeros(grid**2, NUM_CODES)).to_event(1)
+class VQVAE:
+    """Model and guide of images and their codes."""
 
-    def encode(x):
-        pyro.module("encoder", encoder)
-        return encoder(x)
+    def __init__(self, num_pixels: int, channels: int) -> None:
+        width = round(num_pixels**0.5)
+        halvings = max(1, math.ceil(math.log2(width / LARGEST_GRID)))
+        grid = width // 2**halvings
+        self.num_codes = grid**2  # of an image
+        self.encoder = Encoder(width, channels, halvings)
+        self.decoder = Decoder(grid, channels, halvings)
+        self.first_book = torch.randn(NUM_CODES, CODE_DIM)
+        # While the codes are learned, all are equally likely.
+        logits = torch.zeros(self.num_codes, NUM_CODES)
+        self.uniform = dist.Categorical(logits=logits).to_event(1)
 
-    def model(x, num_images=0, learns=True):
-        pyro.module("decoder", decoder)
-        book = pyro.param("book", first_book)
+    def encode(self, x):
+        pyro.module("encoder", self.encoder)
+        return self.encoder(x)
+
+    def book(self):
+        return pyro.param("book", self.first_book)
+
+    @torch.no_grad()
+    def nearest(self, x):
+        """The codes of images, shape (N, num_codes)."""
+        book, chunks = self.book(), x.split(CHUNK)
+        return torch.cat([torch.cdist(self.encode(some), book).argmin(-1) for some in chunks])
+
+    def model(self, x, num_images=0, learns=True):
+        pyro.module("decoder", self.decoder)
         with pyro.plate("data", num_images if x is None else len(x)):
-            vectors = book[pyro.sample("codes", uniform)]
+            vectors = self.book()[pyro.sample("codes", self.uniform)]
             if learns and x is not None:
-                given = encode(x)
+                given = self.encode(x)
                 to_codes = (vectors - given.detach()) ** 2
                 to_vectors = (given - vectors.detach()) ** 2
                 pyro.factor("pull", -(to_codes + COMMITMENT * to_vectors).sum((-2, -1)))
                 # Straight through: the value is the book's, the gradient goes to the encoder.
                 vectors = given + (vectors - given).detach()
-            pixels = dist.Binomial(MAX_COUNT, logits=decoder(vectors)).to_event(1)
+            pixels = dist.Binomial(MAX_COUNT, logits=self.decoder(vectors)).to_event(1)
             pyro.sample("x", pixels, obs=x)
 
-    @torch.no_grad()
-    def nearest(x):
-        book = pyro.param("book", first_book)
-        return torch.cat([torch.cdist(encode(some), book).argmin(-1) for some in x.split(CHUNK)])
-
-    def guide(x, learns=True):
+    def guide(self, x, learns=True):
         with pyro.plate("data", len(x)):
-            pyro.sample("codes", dist.Delta(nearest(x), event_dim=1))
+            pyro.sample("codes", dist.Delta(self.nearest(x), event_dim=1))
 
+
+def given_codes(vq: VQVAE, svi: SVI, x: np.ndarray) -> float:
+    """Mean log p(x | c) at the codes of the images, nats: the bound, without a prior."""
+    return mean_bound(svi, x, num_draws=1, learns=False) + vq.num_codes * math.log(NUM_CODES)
+
+
+def train(row: str, data: ZooData, settings: Settings) -> Trained:
+    start(settings)
+    channels = settings.hidden_dim // 4
+    vq = VQVAE(data.num_pixels, channels)
     # Trace_ELBO, but at home with discrete latents; with a point as guide they are the same.
-    svi = SVI(model, guide, adam(settings), TraceGraph_ELBO())
+    svi = SVI(vq.model, vq.guide, adam(settings), TraceGraph_ELBO())
     seconds = fit(settings, svi, data.train_counts)
-    with_uniform = mean_bound(svi, data.test_counts, num_draws=1, learns=False)
+    of_images = given_codes(vq, svi, data.test_counts)
 
     prior = Prior(channels)
-    codes, test_codes = (nearest(torch.as_tensor(x)) for x in (data.train_counts, data.test_counts))
+    codes, test_codes = (
+        vq.nearest(torch.as_tensor(x)) for x in (data.train_counts, data.test_counts)
+    )
     svi = autoregressive_svi(settings, prior, weight_decay=0.1)
     seconds += fit(settings, svi, codes)
-    of_codes = mean_bound(svi, test_codes, num_draws=1)
-    drawn = draw_pixels(prior, settings.num_samples, grid**2).long()
+    drawn = draw_pixels(prior, settings.num_samples, vq.num_codes).long()
+    decoded = poutine.condition(vq.model, {"codes": drawn})
     return Trained(
-        samples=draw_counts(poutine.condition(model, {"codes": drawn}), None, settings.num_samples),
+        samples=draw_counts(decoded, None, settings.num_samples),
         seconds=seconds,
-        log_likelihood=with_uniform + grid**2 * math.log(NUM_CODES) + of_codes,
+        log_likelihood=of_images + mean_bound(svi, test_codes, num_draws=1),
     )
 
 
