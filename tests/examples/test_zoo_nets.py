@@ -5,12 +5,13 @@
 import importlib
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import logsumexp
-from scipy.stats import binom
+from scipy.stats import binom, chisquare
 from studies.zoo import MAX_COUNT, NUM_LEVELS
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def make_logits(backend, load, name, num_pixels):
             with torch.no_grad():
                 return net(torch.as_tensor(x, dtype=torch.float32)).base_dist.logits.numpy()
 
-        return logits
+        return logits, net, None
     jax = load("jax")
     make = {
         "pixel_cnn": lambda: example.PixelCNN(HIDDEN),
@@ -66,13 +67,13 @@ def make_logits(backend, load, name, num_pixels):
     net = make[name]()
     variables = net.init(jax.random.key(0), np.zeros((1, num_pixels), np.float32))
     run = jax.jit(lambda x: jax.nn.log_softmax(net.apply(variables, x)))
-    return lambda x: np.asarray(run(np.asarray(x, np.float32)))
+    return lambda x: np.asarray(run(np.asarray(x, np.float32))), net, variables
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_pixel_is_given_those_before_it_and_no_others(backend, load, name):
     num_pixels = 16
-    logits = make_logits(backend, load, name, num_pixels)
+    logits, *_ = make_logits(backend, load, name, num_pixels)
     rng = np.random.default_rng(0)
     image = rng.integers(NUM_LEVELS, size=num_pixels)
     # Row i has other pixels from i on.
@@ -93,10 +94,34 @@ def test_the_probabilities_of_all_images_sum_to_one(backend, load, monkeypatch, 
     monkeypatch.setattr(load(name), "NUM_LEVELS", 3)
     monkeypatch.setattr(load(name), "MAX_COUNT", 0.1)  # large inputs: far from uniform
     images = np.array(list(itertools.product(range(3), repeat=4)))
-    log_levels = make_logits(backend, load, name, 4)(images)
-    log_probs = np.take_along_axis(log_levels, images[..., None], -1).astype(float).sum((1, 2))
+    log_levels, *_ = make_logits(backend, load, name, 4)
+    log_probs = (
+        np.take_along_axis(log_levels(images), images[..., None], -1).astype(float).sum((1, 2))
+    )
     assert logsumexp(log_probs) == pytest.approx(0.0, abs=1e-5)
     assert log_probs.std() > 0.02
+
+
+@pytest.mark.parametrize("name", ["pixel_cnn", "recurrent"])
+def test_draws_are_as_frequent_as_they_are_likely(backend, load, monkeypatch, name):
+    # Two levels of 2 x 2 pixels: 16 images. The recurrent net draws pixel after pixel.
+    monkeypatch.setattr(load(name), "NUM_LEVELS", 2)
+    monkeypatch.setattr(load(name), "MAX_COUNT", 0.1)
+    images = np.array(list(itertools.product(range(2), repeat=4)))
+    log_levels, net, variables = make_logits(backend, load, name, 4)
+    log_probs = np.take_along_axis(log_levels(images), images[..., None], -1).sum((1, 2))
+    size = 2000
+    if backend == "pyro":
+        draw = net.sample if name == "recurrent" else partial(load("parts").draw_pixels, net)
+        drawn = draw(size, 4).numpy()
+    else:
+        draw = load(name).draw if name == "recurrent" else load("parts").draw_pixels
+        key = load("jax").random.key(3)
+        drawn = np.asarray(draw(key, net, variables, size, 4))
+    found = np.bincount(drawn.astype(int) @ [8, 4, 2, 1], minlength=16)
+    expected = size * np.exp(log_probs.astype(float))
+    assert expected.max() / expected.min() > 1.3
+    assert chisquare(found, expected * found.sum() / expected.sum()).pvalue > 1e-4
 
 
 def test_codes_bound_the_log_likelihood(backend, load, monkeypatch):

@@ -14,6 +14,8 @@ the 17 levels a probability of its own. Masked layers and MADE are Pyro's.
 
 from __future__ import annotations
 
+import functools
+
 import pyro.distributions as dist
 import torch
 from parts import start, train_pixels
@@ -50,11 +52,21 @@ class MADE(nn.Module):
         return dist.Categorical(logits=self.net(x / MAX_COUNT).mT).to_event(1)
 
 
+@torch.no_grad()
+def sample(net: nn.Module, num_images: int, num_pixels: int) -> torch.Tensor:
+    """Pixel after pixel, each given those before it."""
+    x = torch.zeros(num_images, num_pixels)
+    for pixel in range(num_pixels):
+        x[:, pixel] = net(x).sample()[:, pixel].to(x)
+    return x
+
+
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
     start(settings)
     num_pixels = data.num_pixels
     net = BeliefNet(num_pixels) if row == "fvsbn" else MADE(num_pixels, settings.hidden_dim)
-    return train_pixels(data, settings, net, weight_decay=0.1)
+    draw = functools.partial(sample, net)
+    return train_pixels(data, settings, net, weight_decay=0.1, draw=draw)
 
 
 if __name__ == "__main__":
