@@ -13,6 +13,9 @@ it is. log p(x) is exact.
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax, random
@@ -50,6 +53,7 @@ class PixelGRU(nn.Module):
         return hidden, self.output(hidden)
 
 
+@functools.partial(jax.jit, static_argnames=("net", "num_images", "num_pixels"))
 def draw(rng_key, net, variables, num_images, num_pixels):
     """Pixel after pixel, with a step of the GRU for each."""
 
@@ -67,7 +71,8 @@ def draw(rng_key, net, variables, num_images, num_pixels):
 
 
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
-    return train_pixels(data, settings, PixelGRU(data.num_pixels, settings.hidden_dim), draw)
+    net = PixelGRU(data.num_pixels, settings.hidden_dim)
+    return train_pixels(data, settings, net, draw, in_one_program=True)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     vq = VQVAE(book_key, data.num_pixels, channels)
     # Trace_ELBO, but at home with discrete latents; with a point as guide they are the same.
     svi = SVI(vq.model, vq.guide, adam(settings), TraceGraph_ELBO())
-    state, seconds = fit(fit_key, settings, svi, data.train_counts)
+    state, seconds = fit(fit_key, settings, svi, data.train_counts, in_one_program=False)
     of_images = given_codes(test_key, vq, svi, state, data.test_counts)
 
     prior = Prior(channels)
@@ -157,19 +157,17 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         return np.concatenate([encoded(x[start : start + CHUNK]) for start in starts])
 
     svi = autoregressive_svi(settings, prior, weight_decay=0.1)
-    state, more = fit(prior_key, settings, svi, codes(data.train_counts))
+    train_codes = codes(data.train_counts)
+    state, more = fit(prior_key, settings, svi, train_codes, in_one_program=False)
     of_codes = mean_bound(test_key, svi, state, codes(data.test_counts), num_draws=1)
 
-    @jax.jit
-    def sample(codes_key, draw_key, prior_params):
-        variables = {"params": prior_params["net$params"]}
-        drawn = draw_pixels(codes_key, prior, variables, settings.num_samples, vq.num_codes)
-        decoded = handlers.condition(vq.model, data={"codes": drawn})
-        predictive = Predictive(decoded, params=params, num_samples=1)
-        return predictive(draw_key, None, settings.num_samples)["x"][0]
-
+    variables = {"params": svi.get_params(state)["net$params"]}
+    drawn = draw_pixels(codes_key, prior, variables, settings.num_samples, vq.num_codes)
+    decoded = handlers.condition(vq.model, data={"codes": drawn})
+    predictive = Predictive(decoded, params=params, num_samples=1)
+    samples = predictive(draw_key, None, settings.num_samples)["x"][0]
     return Trained(
-        samples=np.asarray(sample(codes_key, draw_key, svi.get_params(state))) / MAX_COUNT,
+        samples=np.asarray(samples) / MAX_COUNT,
         seconds=seconds + more,
         log_likelihood=of_images + of_codes,
     )
