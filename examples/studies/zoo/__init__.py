@@ -8,14 +8,13 @@ and returns arrays (``examples/pyro/zoo/``, ``examples/numpyro/zoo/``). Rows, op
 table, pictures and files are here, so that both backends report alike.
 """
 
-from studies.zoo.data import DATASETS, MAX_COUNT, NUM_LEVELS, ZooData, load_zoo_data, pixel_places
+from studies.zoo.data import MAX_COUNT, NUM_LEVELS, ZooData, load_zoo_data, pixel_places
 from studies.zoo.program import main, run_backend, run_rows
 from studies.zoo.report import write_report, zoo_table
 from studies.zoo.rows import ROWS, SYSTEMS, Row, Settings, Trained
 from studies.zoo.training import batches, learning_rate_factor, mixture_bound
 
 __all__ = [
-    "DATASETS",
     "MAX_COUNT",
     "NUM_LEVELS",
     "ROWS",
