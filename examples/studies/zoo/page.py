@@ -62,7 +62,7 @@ def write_docs(
             name = f"zoo_samples_{backend}{_suffix(dataset)}.png"
             shutil.copyfile(folder / SAMPLES_FILE, images / name)
             pictures.append(f"![Samples of all systems, {backend}](images/{name})")
-    told = [f"{_LATER}{', '.join(later)}."] if later else []
+    told = [f"{_LATER}{'; '.join(later)}."] if later else []
     path.write_text("\n\n".join([_COMMENT, text, *told, *pictures]) + "\n")
 
 
@@ -82,7 +82,7 @@ def merged(new: str, old: str) -> str:
 def _later(new: str, old: str) -> list[str]:
     """Titles of the rows that the pictures of the page have not."""
     found = re.search(rf"^{_LATER}(.*)\.$", old, re.MULTILINE)
-    known = set(found[1].split(", ")) if found else set()
+    known = set(found[1].split("; ")) if found else set()
     known |= {title for title, _ in _lines(new)} - {title for title, _ in _lines(old)}
     return [row.title for row in ROWS.values() if row.title in known]
 
