@@ -6,11 +6,13 @@ Every system of the literature on the same digits, in both backends; ``make zoo`
     python examples/zoo.py --output zoo-output
     python examples/zoo.py --backend numpyro --systems vae real_nvp --num-seeds 3
     python examples/zoo.py --output zoo-output --report --docs docs
+    python examples/zoo.py --output zoo-mnist --dataset mnist --data-dir DIR --resume
 
 The backends run side by side, a process each, with their logs in ``log.txt``. A row that fails says
 so in the table, the others run on, and the program ends with an error. ``--report`` trains nothing
 and writes table and pictures from the numbers that are there; ``--docs`` writes those of the
-documentation too.
+documentation too: of rows that were not run the page keeps what it has. ``--resume`` goes on where
+a run was killed, after the last row that it had finished.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from studies.zoo import SYSTEMS, run_backend, write_report
+from studies.zoo import SYSTEMS, load_zoo_data, run_backend, write_report
 from studies.zoo.program import add_zoo_options, check_zoo_options
 
 BACKENDS = ("pyro", "numpyro")
 ROOT = Path(__file__).resolve().parents[1]
 LOG_FILE = "log.txt"
+FLAGS = ("resume", "smoke_test")
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,11 +53,10 @@ def parse_args() -> argparse.Namespace:
 def start_backend(backend: str, args: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]:
     """Run this program again with one backend: the two never share a process."""
     options = ["--backend", backend, "--output", str(folder), "--systems", *args.systems]
-    options += ["--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
-    if args.num_steps is not None:
-        options += ["--num-steps", str(args.num_steps)]
-    if args.smoke_test:
-        options.append("--smoke-test")
+    for name in ("dataset", "data_dir", "seed", "num_seeds", "num_steps"):
+        if getattr(args, name) is not None:
+            options += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    options += [f"--{name.replace('_', '-')}" for name in FLAGS if getattr(args, name)]
     folder.mkdir(parents=True, exist_ok=True)
     # The program may run before the packages are installed. A core each: nets as small as these
     # gain nothing from a second one.
@@ -99,6 +101,7 @@ def main() -> None:
     began = time.perf_counter()
     failed = []
     if not args.report:
+        load_zoo_data(args.smoke_test, args.dataset, args.data_dir)  # a wrong folder ends it here
         running = {name: start_backend(name, args, folder) for name, folder in folders.items()}
         wait_for(running, folders)
         failed = [

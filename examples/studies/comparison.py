@@ -29,7 +29,7 @@ from spread_analysis.evaluation import (
 )
 from spread_analysis.plots import plot_loss_curve, plot_reconstructions, plot_sample_grid
 from spread_core.optional import import_extra
-from studies.options import add_run_options, read_dataset
+from studies.options import add_run_options, read_dataset, reserved_share
 
 MODELS = ("vae", "spread")
 RESULTS_FILE = "results.json"
@@ -69,9 +69,6 @@ PRESETS = {
 # Enough to go through every line, in seconds.
 _SMOKE = Preset(2, 16, 2, 1e-3, 64, 0.3, num_threads=1)
 _SMOKE_IMAGES = 400
-# The share of training images that only the yardstick uses: its features are learned from some, the
-# scores of real images are of the others. The digits are too few to be divided once more.
-_RESERVED = 1 / 6
 # Photographs are 12,288 numbers each: this many take 1 GB.
 _CELEBA_IMAGES = 20_000
 
@@ -158,7 +155,7 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
     :return: what was written as JSON.
     :raises SystemExit: if the data cannot be read, saying which file is missing or corrupt.
     """
-    dataset = read_dataset(args, reserved=0.0 if args.dataset == "digits" else _RESERVED)
+    dataset = read_dataset(args, reserved=reserved_share(args.dataset))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     judge = SampleJudge(dataset)

@@ -3,6 +3,7 @@
 """The shared part of the zoo: rows, what backends hand in, table, pictures, files."""
 
 import argparse
+import gzip
 import json
 import re
 from dataclasses import replace
@@ -22,10 +23,13 @@ from studies.zoo import (
     write_report,
     zoo_table,
 )
-from studies.zoo.report import DOCS_FILE, MISSING, describe
+from studies.zoo.page import docs_file
+from studies.zoo.program import seeds
+from studies.zoo.report import MISSING, describe, plot_summary
 from studies.zoo.rows import check_trained, settings_for
 
 ROOT = Path(__file__).parents[2]
+BACKENDS = ("pyro", "numpyro")
 PIXELS = 64
 
 
@@ -46,6 +50,7 @@ def run(**changes):
 def results(backend="pyro", **rows):
     real = {"frechet": 0.4, "mmd2": 0.0, "precision": 0.9, "recall": 0.9}
     numbers = {"num_train": 1438, "num_held_out": 359, "num_samples": 1438, "num_seeds": 1}
+    numbers["dataset"] = "digits"
     rows = {name.replace("_", "-"): runs for name, runs in rows.items()}
     return {"backend": backend, **numbers, "features": "features", "real": real, "rows": rows}
 
@@ -141,17 +146,25 @@ def test_a_run_that_diverged_says_so():
 
 def options(output, **changes):
     values = {"output": output, "seed": 0, "num_seeds": 1, "num_steps": None, "smoke_test": True}
+    values |= {"dataset": "digits", "data_dir": None, "resume": False}
     return argparse.Namespace(**values | changes)
 
 
-def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
+def copies(log_likelihood=-90.0):
+    """A way to train a row: its samples are training images."""
+
     def train(row, data, settings):
         if row == "fvsbn":
             raise RuntimeError("no luck")
         samples = np.random.default_rng(0).choice(data.train_images, settings.num_samples)
-        return Trained(samples, 1.0, -90.0)
+        measured = ROWS[row].measure is not None
+        return Trained(samples, 1.0, log_likelihood if measured else None)
 
-    rows = [(ROWS[name], train) for name in ("coin", "fvsbn", "made")]
+    return train
+
+
+def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
+    rows = [(ROWS[name], copies()) for name in ("coin", "fvsbn", "made")]
     with pytest.raises(SystemExit, match="fvsbn: RuntimeError: no luck"):
         run_rows("pyro", rows, options(tmp_path / "pyro"))
     assert "Traceback" in capsys.readouterr().err
@@ -166,11 +179,109 @@ def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
     assert line(text, "fully visible belief net") == [MISSING] * 7
     assert (tmp_path / "table.md").read_text() == text + "\n"
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
-    included = (docs / DOCS_FILE).read_text()
+    included = (docs / docs_file("digits")).read_text()
     assert text in included
     pictures = re.findall(r"\]\((images/\S+)\)", included)
     assert [path.split("/")[1] for path in pictures] == ["zoo_summary.png", "zoo_samples_pyro.png"]
     assert all((docs / path).is_file() for path in pictures)
+
+
+def test_finished_rows_are_kept(tmp_path, capsys):
+    def run_again(names, log_likelihood, **changes):
+        rows = [(ROWS[name], copies(log_likelihood)) for name in names]
+        return run_rows("pyro", rows, options(tmp_path, resume=True, **changes))["rows"]
+
+    with pytest.raises(SystemExit, match="fvsbn: RuntimeError"):
+        run_again(["coin", "fvsbn"], -1.0)
+    # What is finished stays, what has failed is tried again, and a row that is new is added.
+    with pytest.raises(SystemExit, match="fvsbn: RuntimeError"):
+        run_again(["coin", "fvsbn", "made"], -2.0)
+    assert "pyro: coin, as before" in capsys.readouterr().out
+    rows = run_again(["made"], -3.0)
+    assert [rows[name][0]["log_likelihood"] for name in ("coin", "made")] == [-1.0, -2.0]
+    assert list(np.load(tmp_path / "shown.npz")) == ["coin", "made"]
+    # Other settings are another run.
+    rows = run_again(["made"], -4.0, num_steps=3)
+    assert [rows[name][0]["log_likelihood"] for name in ("coin", "made")] == [-1.0, -4.0]
+    rows = run_again(["made"], -5.0, num_steps=3, num_seeds=2)
+    assert [run["seed"] for run in rows["made"]] == [0, 1]
+    with pytest.raises(SystemExit, match=r"\(backend 'pyro', here 'numpyro'\): leave --resume out"):
+        run_rows("numpyro", [], options(tmp_path, resume=True))
+    # Without the option all is new.
+    assert run_rows("numpyro", [], options(tmp_path))["rows"] == {}
+
+
+def test_games_have_three_seeds_unless_told_otherwise(tmp_path):
+    rows = [(ROWS[name], copies()) for name in ("coin", "gan-unrolled")]
+    chosen = {"smoke_test": True, "num_steps": 1}
+    found = run_rows("pyro", rows, options(tmp_path, num_seeds=None, **chosen))
+    assert [len(runs) for runs in found["rows"].values()] == [1, 1]
+    assert [seeds(row, options(tmp_path, num_seeds=None, smoke_test=False)) for row, _ in rows] == [
+        range(1),
+        range(3),
+    ]
+    assert seeds(ROWS["coin"], options(tmp_path, num_seeds=2, seed=5)) == range(5, 7)
+    words = describe(results() | {"num_seeds": None})
+    assert "± standard error of 3 seeds for games with a critic; one seed for all others." in words
+
+
+def test_a_panel_without_numbers_is_not_drawn():
+    def texts(axes):
+        return [text.get_text() for text in axes.texts]
+
+    alone = plot_summary([results(ali=[run(log_likelihood=None)])])
+    assert alone.figure.axes == [alone]
+    both = plot_summary([results(ali=[run()], vae=[run()], delta_vae_laplace=[run()])])
+    _, right = both.figure.axes
+    assert texts(right) == ["of images with noise: not comparable", "has none"]
+    assert [list(drawn.get_ydata()) for drawn in right.lines if len(drawn.get_ydata())] == [[0]]
+
+
+def test_the_page_keeps_rows_that_were_not_run(tmp_path):
+    def write(names, log_likelihood, **changes):
+        rows = [(ROWS[name], copies(log_likelihood)) for name in names]
+        for backend in BACKENDS:
+            run_rows(backend, rows, options(tmp_path / backend, **changes))
+        folders = {backend: tmp_path / backend for backend in BACKENDS}
+        write_report(tmp_path, folders, [ROWS[name].system for name in names], docs=tmp_path)
+        return (tmp_path / "zoo_results.inc").read_text()
+
+    before = write(["recurrent", "vae"], -1.0)
+    assert "Added after" not in before
+    after = write(["coin", "vae"], -2.0)
+    lines = [text.split(" | ")[:3] for text in after.splitlines() if "pyro |" in text]
+    assert lines == [
+        [f"| {title}", backend, number]
+        for title, number in [("coin", "-2.0"), ("recurrent (GRU)", "-1.0"), ("VAE", "≥ -2.0")]
+        for backend in BACKENDS
+    ]
+    assert "\n\nAdded after the pictures were made: coin.\n\n![" in after
+    assert after.split("![")[1:] == before.split("![")[1:]
+    write(["made", "gan-k-steps"], -3.0)  # the other rows of these files were not run
+    again = write(["ali"], -3.0)
+    assert "made: coin; MADE; GAN, 3 critic steps; ALI / BiGAN.\n" in again
+    assert "missing" not in again
+    with pytest.raises(SystemExit, match=r"zoo_results\.inc has rows of other data or seeds"):
+        write(["coin"], -4.0, num_seeds=2)
+
+
+def test_mnist_is_read_from_a_folder(tmp_path):
+    for part, size in (("train", 60), ("t10k", 20)):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", np.full((size, 28, 28), 128))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", np.arange(size) % 10)
+    data = load_zoo_data(dataset="mnist", data_dir=str(tmp_path))
+    assert data.test_counts.shape == (20, 784)
+    assert set(data.test_counts.flat) == {8.0}  # 128 of 255 is the ninth of 17 levels
+    assert len(data.train_images) == 50  # the others are the yardstick's
+    assert settings_for(ROWS["vae"], 0, 7, dataset="mnist").hidden_dim == 256
+    with pytest.raises(SystemExit, match="mnist is read from disk: name the folder of train"):
+        load_zoo_data(dataset="mnist")
+
+
+def write_idx(path, values):
+    values = np.asarray(values, np.uint8)
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()))
 
 
 def test_nothing_to_report_is_an_error(tmp_path):
@@ -187,7 +298,7 @@ def test_the_page_names_every_row_s_system_and_source():
     for row in ROWS.values():
         assert f"`{row.system}.py`" in page
         assert all(number in page for number in re.findall(r"arXiv:(\S+?)[;,]?(?=\s|$)", row.paper))
-    assert f"{{include}} {DOCS_FILE}" in page
+    assert f"{{include}} {docs_file('digits')}" in page
 
 
 def test_options_out_of_range_end_the_program(capsys):

@@ -22,15 +22,14 @@ from parts import adam, draw_counts, fit, mean_bound, no_guide
 from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main
 
 
-def model(x, num_images=0):
-    # Not at zero, where NumPyro's gradient is that of one side: pixels that are never dark would
-    # stay there.
-    logits = numpyro.param("logits", jnp.full(64, -1.0))
-    with numpyro.plate("data", num_images if x is None else len(x)):
-        numpyro.sample("x", dist.Binomial(MAX_COUNT, logits=logits).to_event(1), obs=x)
-
-
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
+    def model(x, num_images=0):
+        # Not at zero, where NumPyro's gradient is that of one side: pixels that are never dark
+        # would stay there.
+        logits = numpyro.param("logits", jnp.full(data.num_pixels, -1.0))
+        with numpyro.plate("data", num_images if x is None else len(x)):
+            numpyro.sample("x", dist.Binomial(MAX_COUNT, logits=logits).to_event(1), obs=x)
+
     fit_key, draw_key, test_key = random.split(random.key(settings.seed), 3)
     svi = SVI(model, no_guide, adam(settings), Trace_ELBO())
     state, seconds = fit(fit_key, settings, svi, data.train_counts)

@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO
-from parts import adam, draw_counts, fit, no_guide
+from parts import CHUNK, adam, draw_counts, fit, no_guide
 from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
 
 
@@ -36,7 +36,9 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     state, seconds = fit(fit_key, settings, svi, data.train_counts, data.train_labels)
     labels = jnp.asarray(data.label_draws(settings.num_samples, settings.seed))
     components = dist.Binomial(MAX_COUNT, logits=svi.get_params(state)["logits"]).to_event(1)
-    given_labels = components.log_prob(data.test_counts[:, None])
+    test = data.test_counts[:, None]
+    chunks = (test[start : start + CHUNK] for start in range(0, len(test), CHUNK))
+    given_labels = jnp.concatenate([components.log_prob(chunk) for chunk in chunks])
     return Trained(
         samples=draw_counts(draw_key, svi, state, None, labels),
         seconds=seconds,

@@ -20,7 +20,7 @@ import optax
 from flax import linen as nn
 from jax import lax, random
 from numpyro.contrib.module import flax_module
-from numpyro.infer import SVI, Predictive
+from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 from studies.gan_study import as_images, as_signed
@@ -37,9 +37,14 @@ from numpyro_spread import importance_weighted_bound, two_player
 from numpyro_spread.ratio import MLPCritic
 
 # PyTorch's default, so that both backends start alike.
-Dense = functools.partial(
-    nn.Dense, kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-)
+like_torch = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+Dense = functools.partial(nn.Dense, kernel_init=like_torch)
+
+
+# Images that are evaluated at a time: what nets compute for thousands of large ones is gigabytes.
+CHUNK = 500
+# The last image to settle decides how many passes are made for all that are drawn with it.
+DRAWN_AT_ONCE = 100
 
 
 class MLP(nn.Module):
@@ -103,26 +108,40 @@ def fit(
     *arrays: np.ndarray,
     num_steps: int | None = None,
     init_params: dict[str, Any] | None = None,
+    in_one_program: bool = True,
 ) -> tuple[SVIState, float]:
     """
-    Train on mini-batches of the arrays, all steps in one program; the state and the seconds.
+    Train on mini-batches of the arrays; the state and the seconds.
 
     :param init_params: where to start; what is left out starts as model and guide say.
+    :param in_one_program: whether all steps are one program, or each is. Convolutions want the
+        latter: on a CPU their gradient takes seventy times as long inside of a loop that is
+        compiled (JAX 0.10.2).
     """
     began = time.perf_counter()
     steps = num_steps or settings.num_steps
     chunks = batches(len(arrays[0]), settings.batch_size, steps, settings.seed)
     rows = jnp.asarray(np.concatenate(list(chunks)))
 
+    def first(rng_key: jax.Array, arrays: Any, init_params: Any) -> SVIState:
+        example = (array[: settings.batch_size] for array in arrays)
+        return svi.init(rng_key, *example, init_params=init_params)
+
+    def step(state: SVIState, batch: jax.Array, arrays: Any) -> SVIState:
+        return svi.update(state, *(array[batch] for array in arrays))[0]
+
     @jax.jit
     def run(rng_key: jax.Array, rows: jax.Array, arrays: Any, init_params: Any) -> SVIState:
-        def step(state: SVIState, batch: jax.Array) -> tuple[SVIState, None]:
-            return svi.update(state, *(array[batch] for array in arrays))[0], None
+        state = first(rng_key, arrays, init_params)
+        return lax.scan(lambda state, batch: (step(state, batch, arrays), None), state, rows)[0]
 
-        example = (array[: settings.batch_size] for array in arrays)
-        return lax.scan(step, svi.init(rng_key, *example, init_params=init_params), rows)[0]
-
-    state = run(rng_key, rows, tuple(map(jnp.asarray, arrays)), init_params)
+    inputs = tuple(map(jnp.asarray, arrays))
+    if in_one_program:
+        state = run(rng_key, rows, inputs, init_params)
+    else:
+        state, one_step = jax.jit(first)(rng_key, inputs, init_params), jax.jit(step)
+        for batch in rows:
+            state = one_step(state, batch, inputs)
     jax.block_until_ready(state)
     return state, time.perf_counter() - began
 
@@ -145,11 +164,14 @@ def mean_bound(
         return svi.evaluate(state._replace(rng_key=key), *arrays, **options)
 
     @jax.jit
-    def losses(keys: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
-        return lax.map(lambda key: loss(key, state, arrays), keys)
+    def mean(keys: jax.Array, state: SVIState, arrays: Any) -> jax.Array:
+        return lax.map(lambda key: loss(key, state, arrays), keys).mean()
 
-    values = losses(random.split(rng_key, num_draws), state, tuple(map(jnp.asarray, arrays)))
-    return -float(values.mean()) / len(arrays[0])
+    total = 0.0
+    for start in range(0, len(arrays[0]), CHUNK):
+        keys = random.split(random.fold_in(rng_key, start) if start else rng_key, num_draws)
+        total += float(mean(keys, state, [jnp.asarray(a[start : start + CHUNK]) for a in arrays]))
+    return -total / len(arrays[0])
 
 
 def weighted_bound(
@@ -185,6 +207,75 @@ def draw(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarra
 def draw_counts(rng_key: jax.Array, svi: SVI, state: SVIState, *args: Any) -> np.ndarray:
     """Draw whole-number pixels from a model."""
     return draw(rng_key, svi, state, *args) / MAX_COUNT
+
+
+def draw_pixels(
+    rng_key: jax.Array, net: nn.Module, variables: Any, num_images: int, num_pixels: int
+) -> jax.Array:
+    """
+    Draw images from a net that gives logits of the levels of each pixel, or code.
+
+    A draw is the level of which the log-probability and Gumbel noise have the largest sum. All
+    pixels are drawn in one pass, and again with the same noise until none changes: after i passes
+    the first i are as if drawn one after the other, and in the end all are. Most settle much sooner
+    (Wiggers, Hoogeboom 2020, arXiv:2002.09928).
+    """
+
+    @jax.jit
+    def draw_all(rng_key: jax.Array, variables: Any, x: jax.Array) -> jax.Array:
+        return random.categorical(rng_key, net.apply(variables, x)).astype(x.dtype)
+
+    chunks = []
+    for start in range(0, num_images, DRAWN_AT_ONCE):
+        key = random.fold_in(rng_key, start)
+        new = jnp.zeros((DRAWN_AT_ONCE, num_pixels), jnp.int32)
+        x = new - 1
+        while (x != new).any():
+            x, new = new, draw_all(key, variables, new)
+        chunks.append(new)
+    return jnp.concatenate(chunks)[:num_images]
+
+
+def autoregressive_svi(settings: Settings, net: nn.Module, weight_decay: float = 0.0) -> SVI:
+    """
+    Maximum likelihood of rows of whole numbers x: its loss is minus log p(x), exactly.
+
+    :param net: from x to logits of all its numbers, of each given those before it.
+    """
+
+    def model(x):
+        logits = flax_module("net", net, input_shape=x.shape)(x)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x)
+
+    return SVI(model, no_guide, adam(settings, weight_decay=weight_decay), Trace_ELBO())
+
+
+def train_pixels(
+    data: ZooData,
+    settings: Settings,
+    net: nn.Module,
+    draw: Callable[..., jax.Array] = draw_pixels,
+    in_one_program: bool = False,
+) -> Trained:
+    """
+    An autoregressive model of whole-number pixels, in reading order.
+
+    :param net: as of :func:`autoregressive_svi`.
+    :param draw: called as :func:`draw_pixels`, if there is a faster way.
+    :param in_one_program: as of :func:`fit`.
+    """
+    fit_key, draw_key, test_key = random.split(random.key(settings.seed), 3)
+    svi = autoregressive_svi(settings, net)
+    train, test = (counts.astype(np.int32) for counts in (data.train_counts, data.test_counts))
+    state, seconds = fit(fit_key, settings, svi, train, in_one_program=in_one_program)
+    variables = {"params": svi.get_params(state)["net$params"]}
+    samples = draw(draw_key, net, variables, settings.num_samples, data.num_pixels)
+    return Trained(
+        samples=np.asarray(samples) / MAX_COUNT,
+        seconds=seconds,
+        log_likelihood=mean_bound(test_key, svi, state, test, num_draws=1),
+    )
 
 
 def train_generator(

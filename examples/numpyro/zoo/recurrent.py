@@ -13,17 +13,14 @@ it is. log p(x) is exact.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro
-import numpyro.distributions as dist
 from flax import linen as nn
 from jax import lax, random
-from numpyro.contrib.module import flax_module
-from numpyro.infer import SVI, Trace_ELBO
-from parts import Dense, adam, fit, mean_bound, no_guide
-from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
+from parts import Dense, train_pixels
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main, pixel_places
 
 
 class PixelGRU(nn.Module):
@@ -37,8 +34,7 @@ class PixelGRU(nn.Module):
         self.cell = nn.GRUCell(self.hidden_dim)
         self.gru = nn.RNN(self.cell)
         self.output = Dense(NUM_LEVELS)
-        rows, columns = np.divmod(np.arange(self.num_pixels), self.width)
-        self.where = np.concatenate([np.eye(self.width)[rows], np.eye(self.width)[columns]], -1)
+        self.where = pixel_places(self.num_pixels)
 
     def __call__(self, x):
         """Logits of every pixel given those before it."""
@@ -57,41 +53,26 @@ class PixelGRU(nn.Module):
         return hidden, self.output(hidden)
 
 
+@functools.partial(jax.jit, static_argnames=("net", "num_images", "num_pixels"))
+def draw(rng_key, net, variables, num_images, num_pixels):
+    """Pixel after pixel, with a step of the GRU for each."""
+
+    def fill(carry, pixel):
+        hidden, padded = carry
+        hidden, logits = net.apply(variables, hidden, padded, pixel, method="step")
+        level = random.categorical(random.fold_in(rng_key, pixel), logits)
+        return (hidden, padded.at[:, width + pixel].set(level)), None
+
+    width = round(num_pixels**0.5)
+    hidden = jnp.zeros((num_images, net.hidden_dim))
+    padded = jnp.zeros((num_images, width + num_pixels), jnp.int32)
+    (_, padded), _ = lax.scan(fill, (hidden, padded), jnp.arange(num_pixels))
+    return padded[:, width:]
+
+
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
-    num_pixels, width = data.num_pixels, round(data.num_pixels**0.5)
-    net = PixelGRU(num_pixels, settings.hidden_dim)
-
-    def model(x):
-        logits = flax_module("net", net, input_shape=x.shape)(x)
-        with numpyro.plate("data", len(x)):
-            numpyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x)
-
-    fit_key, draw_key, test_key = random.split(random.key(settings.seed), 3)
-    svi = SVI(model, no_guide, adam(settings), Trace_ELBO())
-    state, seconds = fit(fit_key, settings, svi, data.train_counts.astype(np.int32))
-
-    @jax.jit
-    def sample(rng_key, params):
-        """Pixel after pixel, each given those before it."""
-
-        def fill(carry, pixel):
-            hidden, padded = carry
-            variables = {"params": params["net$params"]}
-            hidden, logits = net.apply(variables, hidden, padded, pixel, method="step")
-            level = random.categorical(random.fold_in(rng_key, pixel), logits)
-            return (hidden, padded.at[:, width + pixel].set(level)), None
-
-        hidden = jnp.zeros((settings.num_samples, settings.hidden_dim))
-        padded = jnp.zeros((settings.num_samples, width + num_pixels), jnp.int32)
-        (_, padded), _ = lax.scan(fill, (hidden, padded), jnp.arange(num_pixels))
-        return padded[:, width:]
-
-    test = data.test_counts.astype(np.int32)
-    return Trained(
-        samples=np.asarray(sample(draw_key, svi.get_params(state))) / MAX_COUNT,
-        seconds=seconds,
-        log_likelihood=mean_bound(test_key, svi, state, test, num_draws=1),
-    )
+    net = PixelGRU(data.num_pixels, settings.hidden_dim)
+    return train_pixels(data, settings, net, draw, in_one_program=True)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ the 17 levels a probability of its own. Masked layers and MADE are Pyro's.
 
 from __future__ import annotations
 
-import pyro
+import functools
+
 import pyro.distributions as dist
 import torch
-from parts import adam, fit, mean_bound, no_guide, start
-from pyro.infer import SVI, Trace_ELBO
+from parts import start, train_pixels
 from pyro.nn import AutoRegressiveNN, MaskedLinear
 from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 from torch import nn
@@ -65,19 +65,8 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     start(settings)
     num_pixels = data.num_pixels
     net = BeliefNet(num_pixels) if row == "fvsbn" else MADE(num_pixels, settings.hidden_dim)
-
-    def model(x):
-        pyro.module("net", net)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", net(x), obs=x)
-
-    svi = SVI(model, no_guide, adam(settings, weight_decay=0.1), Trace_ELBO())
-    seconds = fit(settings, svi, data.train_counts)
-    return Trained(
-        samples=sample(net, settings.num_samples, num_pixels).cpu().numpy() / MAX_COUNT,
-        seconds=seconds,
-        log_likelihood=mean_bound(svi, data.test_counts, num_draws=1),
-    )
+    draw = functools.partial(sample, net)
+    return train_pixels(data, settings, net, weight_decay=0.1, draw=draw)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import adam, draw_counts, fit, no_guide, start
+from parts import CHUNK, adam, draw_counts, fit, no_guide, start
 from pyro.infer import SVI, Trace_ELBO
 from studies.zoo import MAX_COUNT, Settings, Trained, ZooData, main, mixture_bound
 
@@ -36,9 +36,10 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
     svi = SVI(model, no_guide, adam(settings), Trace_ELBO())
     seconds = fit(settings, svi, data.train_counts, data.train_labels)
     labels = torch.as_tensor(data.label_draws(settings.num_samples, settings.seed))
-    test = torch.as_tensor(data.test_counts)
+    test = torch.as_tensor(data.test_counts).unsqueeze(1)
     with torch.no_grad():
-        given_labels = coins(torch.arange(data.num_classes)).log_prob(test.unsqueeze(1))
+        components = coins(torch.arange(data.num_classes))
+        given_labels = torch.cat([components.log_prob(chunk) for chunk in test.split(CHUNK)])
     return Trained(
         samples=draw_counts(model, None, labels),
         seconds=seconds,

@@ -37,7 +37,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from parts import adam, fit, mlp, start
+from parts import adam, fit, mean_bound, mlp, start
 from pyro.infer import SVI, TraceMeanField_ELBO
 from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
 from torch import nn
@@ -162,13 +162,11 @@ def train(row: str, data: ZooData, settings: Settings) -> Trained:
         TraceMeanField_ELBO(),
     )
     seconds = fit(settings, svi, data.train_counts)
-    test = torch.as_tensor(data.test_counts)
-    with torch.no_grad():
-        bounds = [-svi.evaluate_loss(test, True) / len(test) for _ in range(3)]
+    bound = mean_bound(svi, data.test_counts, num_draws=3, every_level=True)
     return Trained(
         samples=diffusion.sample(settings.num_samples) / MAX_COUNT,
         seconds=seconds,
-        log_likelihood=np.mean(bounds),
+        log_likelihood=bound,
     )
 
 

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, Predictive
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.optim import Adam, LambdaLR, PyroLRScheduler, PyroOptim
 from studies.gan_study import as_images, as_signed
@@ -27,6 +29,11 @@ from torch import nn
 
 from pyro_spread import two_player
 from pyro_spread.ratio import MLPCritic
+
+# Images that are evaluated at a time: what nets compute for thousands of large ones is gigabytes.
+CHUNK = 500
+# The last image to settle decides how many passes are made for all that are drawn with it.
+DRAWN_AT_ONCE = 100
 
 
 def mlp(num_inputs: int, hidden_dim: int, num_outputs: int) -> nn.Sequential:
@@ -119,11 +126,21 @@ def fit(
 
 
 @torch.no_grad()
-def mean_bound(svi: SVI, *arrays: np.ndarray, num_draws: int = 10) -> float:
-    """The loss on held-out images as a bound on log p(x), in nats per image."""
-    tensors = [torch.as_tensor(array) for array in arrays]
-    losses = [svi.evaluate_loss(*tensors) for _ in range(num_draws)]
-    return -float(np.mean(losses)) / len(tensors[0])
+def mean_bound(
+    svi: SVI, *arrays: np.ndarray | torch.Tensor, num_draws: int = 10, **options: Any
+) -> float:
+    """
+    The loss on held-out images as a bound on log p(x), in nats per image.
+
+    :param options: keyword arguments of model and guide.
+    """
+    chunks = [torch.as_tensor(array).split(CHUNK) for array in arrays]
+    losses = [
+        svi.evaluate_loss(*chunk, **options)
+        for chunk in zip(*chunks, strict=True)
+        for _ in range(num_draws)
+    ]
+    return -float(np.sum(losses)) / num_draws / len(arrays[0])
 
 
 @torch.no_grad()
@@ -135,6 +152,67 @@ def draw(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.nda
 def draw_counts(model: Callable[..., None], *args: torch.Tensor | int | None) -> np.ndarray:
     """Draw whole-number pixels from a model."""
     return draw(model, *args) / MAX_COUNT
+
+
+@torch.no_grad()
+def draw_pixels(net: nn.Module, num_images: int, num_pixels: int) -> torch.Tensor:
+    """
+    Draw images from a net that gives each pixel, or code, a categorical distribution.
+
+    A draw is the level of which the log-probability and Gumbel noise have the largest sum. All
+    pixels are drawn in one pass, and again with the same noise until none changes: after i passes
+    the first i are as if drawn one after the other, and in the end all are. Most settle much sooner
+    (Wiggers, Hoogeboom 2020, arXiv:2002.09928).
+    """
+    chunks = []
+    for size in map(len, torch.empty(num_images).split(DRAWN_AT_ONCE)):
+        x = torch.full((size, num_pixels), -1.0)
+        new = torch.zeros_like(x)
+        noise = -torch.empty_like(net(new).base_dist.logits).exponential_().log()
+        while not torch.equal(x, new):
+            x, new = new, (net(new).base_dist.logits + noise).argmax(-1).to(new)
+        chunks.append(new)
+    return torch.cat(chunks)
+
+
+def autoregressive_svi(settings: Settings, net: nn.Module, weight_decay: float = 0.0) -> SVI:
+    """
+    Maximum likelihood of rows of whole numbers x: its loss is minus log p(x), exactly.
+
+    :param net: from x to the distribution of all its numbers, of each given those before it.
+    """
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", net(x), obs=x)
+
+    return SVI(model, no_guide, adam(settings, weight_decay=weight_decay), Trace_ELBO())
+
+
+def train_pixels(
+    data: ZooData,
+    settings: Settings,
+    net: nn.Module,
+    *,
+    weight_decay: float = 0.0,
+    draw: Callable[[int, int], torch.Tensor] | None = None,
+) -> Trained:
+    """
+    An autoregressive model of whole-number pixels, in reading order.
+
+    :param net: as of :func:`autoregressive_svi`.
+    :param draw: from numbers of images and of pixels to images, if there is a faster way than a
+        pass of the net for each pixel.
+    """
+    svi = autoregressive_svi(settings, net, weight_decay)
+    seconds = fit(settings, svi, data.train_counts)
+    draw = draw or functools.partial(draw_pixels, net)
+    return Trained(
+        samples=draw(settings.num_samples, data.num_pixels).cpu().numpy() / MAX_COUNT,
+        seconds=seconds,
+        log_likelihood=mean_bound(svi, data.test_counts, num_draws=1),
+    )
 
 
 def train_generator(

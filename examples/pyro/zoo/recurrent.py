@@ -13,12 +13,10 @@ it is. log p(x) is exact.
 
 from __future__ import annotations
 
-import pyro
 import pyro.distributions as dist
 import torch
-from parts import adam, fit, mean_bound, no_guide, start
-from pyro.infer import SVI, Trace_ELBO
-from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main
+from parts import start, train_pixels
+from studies.zoo import MAX_COUNT, NUM_LEVELS, Settings, Trained, ZooData, main, pixel_places
 from torch import nn
 
 
@@ -30,9 +28,7 @@ class PixelGRU(nn.Module):
         self.width = round(num_pixels**0.5)
         self.gru = nn.GRU(2 + 2 * self.width, hidden_dim, batch_first=True)
         self.output = nn.Linear(hidden_dim, NUM_LEVELS)
-        where = torch.eye(self.width)
-        rows, columns = where.repeat_interleave(self.width, 0), where.repeat(self.width, 1)
-        self.register_buffer("where", torch.cat([rows, columns], -1))
+        self.register_buffer("where", torch.as_tensor(pixel_places(num_pixels)))
 
     def inputs(self, before: torch.Tensor, above: torch.Tensor, pixels: slice) -> torch.Tensor:
         seen = torch.stack([before, above], -1) / MAX_COUNT
@@ -62,19 +58,7 @@ class PixelGRU(nn.Module):
 def train(row: str, data: ZooData, settings: Settings) -> Trained:
     start(settings)
     net = PixelGRU(data.num_pixels, settings.hidden_dim)
-
-    def model(x):
-        pyro.module("net", net)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", net(x), obs=x)
-
-    svi = SVI(model, no_guide, adam(settings), Trace_ELBO())
-    seconds = fit(settings, svi, data.train_counts)
-    return Trained(
-        samples=net.sample(settings.num_samples, data.num_pixels).cpu().numpy() / MAX_COUNT,
-        seconds=seconds,
-        log_likelihood=mean_bound(svi, data.test_counts, num_draws=1),
-    )
+    return train_pixels(data, settings, net, draw=net.sample)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ and returns arrays (``examples/pyro/zoo/``, ``examples/numpyro/zoo/``). Rows, op
 table, pictures and files are here, so that both backends report alike.
 """
 
-from studies.zoo.data import MAX_COUNT, NUM_LEVELS, ZooData, load_zoo_data
+from studies.zoo.data import MAX_COUNT, NUM_LEVELS, ZooData, load_zoo_data, pixel_places
 from studies.zoo.program import main, run_backend, run_rows
 from studies.zoo.report import write_report, zoo_table
 from studies.zoo.rows import ROWS, SYSTEMS, Row, Settings, Trained
@@ -28,6 +28,7 @@ __all__ = [
     "load_zoo_data",
     "main",
     "mixture_bound",
+    "pixel_places",
     "run_backend",
     "run_rows",
     "write_report",

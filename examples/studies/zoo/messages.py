@@ -28,6 +28,20 @@ def no_results(path: object) -> str:
     return f"There are no results in {path}: run examples/zoo.py with this --output first."
 
 
+def other_results(path: object, key: str, kept: object, wanted: object) -> str:
+    return (
+        f"{path} holds rows of another run ({key} {kept!r}, here {wanted!r}): leave --resume out "
+        "to overwrite them, or choose another --output."
+    )
+
+
+def other_page(path: object) -> str:
+    return (
+        f"{path} has rows of other data or seeds, to which these cannot be added: run all systems, "
+        "or with the options of that page."
+    )
+
+
 def failed_rows(errors: Mapping[str, str]) -> str:
     lines = "\n".join(f"  {row}: {error}" for row, error in errors.items())
     return f"These rows have failed:\n{lines}"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import math
 import sys
 import traceback
@@ -20,10 +19,10 @@ from spread_analysis.evaluation import SampleJudge, SampleQuality
 from studies.gan_study import picture
 from studies.options import add_run_options
 from studies.zoo import messages
-from studies.zoo.data import ZooData, load_zoo_data
+from studies.zoo.data import DATASETS, ZooData, load_zoo_data
+from studies.zoo.kept import RESULTS_FILE, Shown, are_same_runs, read_kept, write_kept
+from studies.zoo.page import SAMPLES_FILE
 from studies.zoo.report import (
-    RESULTS_FILE,
-    SAMPLES_FILE,
     TABLE_FILE,
     describe,
     zoo_table,
@@ -63,8 +62,12 @@ def add_zoo_options(parser: argparse.ArgumentParser) -> None:
 
     :param parser: the parser.
     """
+    parser.add_argument("--dataset", default="digits", choices=DATASETS)
+    parser.add_argument("--data-dir", help="folder of the data set's files (digits need none)")
+    said = "keep the rows that are in the output folder with the same settings"
+    parser.add_argument("--resume", action="store_true", help=said)
     parser.add_argument("--seed", default=0, type=int, help="of the first run")
-    parser.add_argument("--num-seeds", default=1, type=int, help="runs per row")
+    parser.add_argument("--num-seeds", type=int, help="runs per row, instead of the row's own")
     parser.add_argument("-n", "--num-steps", type=int, help="instead of the row's own")
 
 
@@ -75,7 +78,7 @@ def check_zoo_options(parser: argparse.ArgumentParser, args: argparse.Namespace)
     :param parser: the parser.
     :param args: what it has read.
     """
-    if args.num_seeds < 1 or (args.num_steps is not None and args.num_steps < 1):
+    if any(given is not None and given < 1 for given in (args.num_seeds, args.num_steps)):
         parser.error("--num-seeds and --num-steps must be at least 1")
 
 
@@ -98,36 +101,48 @@ def run_rows(
     backend: str, rows: Sequence[tuple[Row, TrainRow]], args: argparse.Namespace
 ) -> dict[str, Any]:
     """
-    Train, judge and report rows; files are brought up to date after every row.
+    Train, judge and report rows; the numbers are written after every row.
 
     :param backend: name of the backend.
     :param rows: rows, each with what trains it.
-    :param args: ``output``, ``seed``, ``num_seeds``, ``num_steps`` and ``smoke_test``.
+    :param args: ``output``, ``smoke_test`` and the options of :func:`add_zoo_options`.
     :return: what was written as JSON.
     :raises SystemExit: if a row has failed, after all others.
     """
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    data = load_zoo_data(args.smoke_test)
+    data = load_zoo_data(args.smoke_test, args.dataset, args.data_dir)
     judge = SampleJudge(data.dataset)
     results: dict[str, Any] = {
         "backend": backend,
+        "dataset": args.dataset,
         "smoke_test": args.smoke_test,
         "num_train": len(data.train_images),
         "num_held_out": len(data.test_images),
         "num_samples": judge.num_samples,
-        "num_seeds": args.num_seeds,
+        "num_seeds": args.num_seeds or (1 if args.smoke_test else None),
         "features": judge.features.description,
         "real": judge.real()._asdict(),
         "rows": {},
         "errors": {},
     }
-    shown, titles = [data.test_images[:SHOWN]], ["held out"]
+    shown: Shown = {}
+    if args.resume:
+        results["rows"], shown = read_kept(output, results)
     for row, train in rows:
+        all_settings = [
+            settings_for(
+                row, seed, judge.num_samples, args.smoke_test, args.num_steps, args.dataset
+            )
+            for seed in seeds(row, args)
+        ]
+        if are_same_runs(results["rows"].get(row.name, ()), all_settings):
+            print(f"{backend}: {row.title}, as before", flush=True)
+            continue
         runs: list[dict[str, Any]] = []
         results["rows"][row.name] = runs
-        for seed in range(args.seed, args.seed + args.num_seeds):
-            settings = settings_for(row, seed, judge.num_samples, args.smoke_test, args.num_steps)
+        shown.pop(row.name, None)
+        for settings in all_settings:
             try:
                 trained = train(row.name, data, settings)
                 check_trained(row, trained, judge.num_samples, data.num_pixels)
@@ -136,21 +151,45 @@ def run_rows(
                 traceback.print_exc()
                 results["errors"][row.name] = f"{type(error).__name__}: {error}"
                 runs.clear()  # no mean over fewer seeds than the table says
+                shown.pop(row.name, None)
                 break
-            runs.append({"seed": seed, **numbers(trained, judge), **settings._asdict()})
-            if len(runs) == 1:
-                shown.append(np.asarray(trained.samples[:SHOWN], np.float32))
-                titles.append(row.title)
+            runs.append({**numbers(trained, judge), **settings._asdict()})
+            shown.setdefault(row.name, np.asarray(trained.samples[:SHOWN], np.float32))
             print(f"{backend}: {row.title}, {trained.seconds:.0f} s", flush=True)
-        (output / RESULTS_FILE).write_text(json.dumps(results, indent=1))
-        images = np.concatenate(shown).reshape(-1, *data.dataset.image_shape)
-        picture(f"zoo, {backend}", images, titles, output / SAMPLES_FILE)
-    report = f"{describe(results)}\n\n{zoo_table([results], [row.name for row, _ in rows])}"
+        write_kept(output, results, shown)
+    draw_samples(f"zoo, {backend}", data, shown, output / SAMPLES_FILE)
+    report = f"{describe(results)}\n\n{zoo_table([results])}"
     (output / TABLE_FILE).write_text(report + "\n")
     print(f"\n{report}\n\n{SAMPLES_FILE}, {TABLE_FILE} and {RESULTS_FILE} are in {output}.")
     if results["errors"]:
         raise SystemExit(messages.failed_rows(results["errors"]))
     return results
+
+
+def seeds(row: Row, args: argparse.Namespace) -> range:
+    """
+    The seeds of a row's runs.
+
+    :param row: the row.
+    :param args: ``seed``, ``num_seeds`` and ``smoke_test``.
+    """
+    number = args.num_seeds or (1 if args.smoke_test else row.num_seeds)
+    return range(args.seed, args.seed + number)
+
+
+def draw_samples(title: str, data: ZooData, shown: Shown, path: Path) -> None:
+    """
+    Draw images of every row below held-out ones.
+
+    :param title: above them.
+    :param data: what they were trained on.
+    :param shown: by name of the row, :data:`SHOWN` images.
+    :param path: the file to write.
+    """
+    names = [name for name in ROWS if name in shown]
+    images = np.concatenate([data.test_images[:SHOWN], *(shown[name] for name in names)])
+    titles = ["held out", *(ROWS[name].title for name in names)]
+    picture(title, images.reshape(-1, *data.dataset.image_shape), titles, path)
 
 
 def run_backend(backend: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:

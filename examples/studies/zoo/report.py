@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,15 @@ from matplotlib.figure import Figure
 
 from spread_analysis.evaluation import SampleQuality, mean_and_error
 from studies.zoo import messages
+from studies.zoo.kept import RESULTS_FILE
+from studies.zoo.page import SUMMARY_FILE, write_docs
 from studies.zoo.rows import ROWS, Row
 
 #: Stands for what a system does not have.
 NONE = "-"
 #: Stands for a run that has failed, or was not made.
 MISSING = "missing"
-RESULTS_FILE = "results.json"
 TABLE_FILE = "table.md"
-SAMPLES_FILE = "samples.png"
-SUMMARY_FILE = "summary.png"
-#: The documentation's page includes this file, which is not a separate page.
-DOCS_FILE = "zoo_results.inc"
 COLOURS = ("#1f5fa8", "#d1662a")
 _HEADER = (
     "log p(x)",
@@ -45,13 +41,18 @@ def describe(results: Mapping[str, Any]) -> str:
 
     :param results: from :func:`studies.zoo.run_rows`.
     """
+    seeds = (
+        f"Mean ± standard error of {results['num_seeds']} seed(s)."
+        if results["num_seeds"]
+        else "Mean ± standard error of 3 seeds for games with a critic; one seed for all others."
+    )
+    name = "" if results["dataset"] == "digits" else f"{results['dataset']}: "
     text = f"""
-        {results["num_train"]} training images, {results["num_held_out"]} held out. log p(x) is the
-        mean over held-out images in nats, of whole-number pixels: exact, or a lower bound (≥).
-        [In brackets]: a lower bound on images with spread noise, which compares with no other row.
-        {results["num_samples"]} samples against held-out images: MMD² of the pixels; Fréchet
-        distance, precision and recall in {results["features"]}. Mean ± standard error of
-        {results["num_seeds"]} seed(s).
+        {name}{results["num_train"]} training images, {results["num_held_out"]} held out. log p(x)
+        is the mean over held-out images in nats, of whole-number pixels: exact, or a lower bound
+        (≥). [In brackets]: a lower bound on images with spread noise, which compares with no other
+        row. {results["num_samples"]} samples against held-out images: MMD² of the pixels; Fréchet
+        distance, precision and recall in {results["features"]}. {seeds}
     """
     return " ".join(text.split())
 
@@ -73,7 +74,7 @@ def zoo_table(all_results: Sequence[Mapping[str, Any]], rows: Sequence[str] | No
             lines.append((ROWS[name].title, results["backend"], *cells))
     real = all_results[0]["real"]
     quality = [_cell([real[key]], key) for key in ("mmd2", "frechet", "precision", "recall")]
-    lines.append(("real images (training)", "", "", "", *quality, ""))
+    lines.append((_real_images(all_results[0]), "", "", "", *quality, ""))
     text = ["| " + " | ".join(line) + " |" for line in lines]
     text.insert(1, "|" + "---|" * 2 + "---:|" * len(_HEADER))
     return "\n".join(text)
@@ -135,26 +136,24 @@ def write_report(
             raise SystemExit(messages.no_results(path))
         all_results.append(json.loads(path.read_text()))
     rows = [name for name, row in ROWS.items() if row.system in systems]
-    text = f"{describe(all_results[0])}\n\n{zoo_table(all_results, rows)}"
+    text = _report(all_results, rows)
     (output / TABLE_FILE).write_text(text + "\n")
     (output / RESULTS_FILE).write_text(json.dumps(all_results, indent=1))
     plot_summary(all_results).figure.savefig(output / SUMMARY_FILE, dpi=150)
     if docs is not None:
-        _write_docs(text, output, folders, Path(docs))
+        # Of some systems, the rows that were run: the page may have the others.
+        told = text if len(rows) == len(ROWS) else _report(all_results, None)
+        write_docs(told, output, folders, Path(docs), all_results[0]["dataset"])
     return text
 
 
-def _write_docs(text: str, output: Path, folders: Mapping[str, Path], docs: Path) -> None:
-    images = docs / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(output / SUMMARY_FILE, images / "zoo_summary.png")
-    pictures = ["![Fréchet distance and log-likelihood of all systems](images/zoo_summary.png)"]
-    for backend, folder in folders.items():
-        name = f"zoo_samples_{backend}.png"
-        shutil.copyfile(folder / SAMPLES_FILE, images / name)
-        pictures.append(f"![Samples of all systems, {backend}](images/{name})")
-    comment = "<!-- Written by examples/zoo.py --report --docs docs: do not edit. -->"
-    (docs / DOCS_FILE).write_text("\n\n".join([comment, text, *pictures]) + "\n")
+def _real_images(results: Mapping[str, Any]) -> str:
+    # The digits are too few to reserve some that no model is trained on.
+    return "real images (training)" if results["dataset"] == "digits" else "real images"
+
+
+def _report(all_results: Sequence[Mapping[str, Any]], rows: Sequence[str] | None) -> str:
+    return f"{describe(all_results[0])}\n\n{zoo_table(all_results, rows)}"
 
 
 def plot_summary(all_results: Sequence[Mapping[str, Any]]) -> Any:
@@ -167,24 +166,43 @@ def plot_summary(all_results: Sequence[Mapping[str, Any]]) -> Any:
     present = {name for results in all_results for name in results["rows"]}
     names = [name for name in ROWS if name in present]
     figure = Figure(figsize=(10, 1.2 + 0.26 * len(names)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    # No panel where no row has a number for it.
+    panels = 2 if any(ROWS[name].measure in ("exact", "bound") for name in names) else 1
+    left, *right = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     for results, colour in zip(all_results, COLOURS, strict=False):
         for place, name in enumerate(names):
             runs = results["rows"].get(name, [])
-            # A spread bound has another scale: it would say something that is not so.
-            plots = [(left, "frechet"), (right, "log_likelihood")]
-            for axes, key in plots[: 1 if ROWS[name].measure in (None, "spread") else 2]:
-                values = [run[key] for run in runs if run[key] is not None]
-                marker = "o" if key == "frechet" or ROWS[name].measure == "exact" else ">"
-                axes.plot(values, [place] * len(values), marker, color=colour, alpha=0.8)
+            _plot_values(left, [run["frechet"] for run in runs], place, "o", colour)
+            for axes in right if ROWS[name].measure in ("exact", "bound") else ():
+                marker = "o" if ROWS[name].measure == "exact" else ">"
+                _plot_values(axes, [run["log_likelihood"] for run in runs], place, marker, colour)
         left.plot([], [], "o", color=colour, label=results["backend"])
     real = all_results[0]["real"]["frechet"]
-    left.axvline(real, color="#5c5c5c", linestyle=":", label="real images (training)")
+    label = _real_images(all_results[0])
+    left.axvline(real, color="#5c5c5c", linestyle=":", label=label)
     left.set_yticks(range(len(names)), [ROWS[name].title for name in names], fontsize=8)
-    left.invert_yaxis()
+    left.set_ylim(len(names) - 0.5, -0.5)
     left.set(xscale="log", xlabel="Fréchet distance, smaller is better")
     left.legend(fontsize=8, loc="upper right")
-    right.set_xlabel("log p(x), nats per image; arrows are lower bounds")
-    for axes in (left, right):
+    for axes in right:
+        axes.set_xlabel("log p(x), nats per image; arrows are lower bounds")
+        for place, name in enumerate(names):
+            if ROWS[name].measure not in ("exact", "bound"):
+                _say_why_empty(axes, ROWS[name], place)
+    for axes in (left, *right):
         axes.grid(axis="both", alpha=0.2)
     return left
+
+
+def _plot_values(
+    axes: Any, values: Sequence[float | None], place: int, marker: str, colour: str
+) -> None:
+    known = [value for value in values if value is not None]
+    axes.plot(known, [place] * len(known), marker, color=colour, alpha=0.8)
+
+
+def _say_why_empty(axes: Any, row: Row, place: int) -> None:
+    # A spread bound has another scale: among the others it would say something that is not so.
+    why = "of images with noise: not comparable" if row.measure == "spread" else "has none"
+    options = {"fontsize": 7, "color": "#5c5c5c", "va": "center"}
+    axes.text(0.02, place, why, transform=axes.get_yaxis_transform(), **options)

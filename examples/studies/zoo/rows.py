@@ -42,6 +42,11 @@ class Row:
     learning_rate: float
 
     @property
+    def num_seeds(self) -> int:
+        """Runs, unless told otherwise: what comes of a game with a critic varies with the seed."""
+        return 3 if self.system in _GAMES else 1
+
+    @property
     def paper(self) -> str:
         """Where the system comes from."""
         return _PAPERS[self.system]
@@ -79,7 +84,8 @@ class Trained(NamedTuple):
     """
     One trained system, as arrays.
 
-    :param samples: images that it draws, pixels in [0, 1], shape (settings.num_samples, 64).
+    :param samples: images that it draws, pixels in [0, 1], shape (settings.num_samples,
+        number of pixels).
     :param seconds: wall time of training, compilation included, evaluation not.
     :param log_likelihood: mean over held-out images, nats per image; what it is, exact or a bound,
         ``Row.measure`` says. None if the row has none.
@@ -101,11 +107,16 @@ _PAPERS = {
     "arXiv:1502.03509",
     "recurrent": "Cho et al. 2014, EMNLP, arXiv:1406.1078; van den Oord et al. 2016, ICML, "
     "arXiv:1601.06759",
+    "pixel_cnn": "van den Oord, Kalchbrenner, Kavukcuoglu 2016, ICML, arXiv:1601.06759",
+    "dilated": "van den Oord et al. 2016, arXiv:1609.03499",
+    "row_lstm": "van den Oord, Kalchbrenner, Kavukcuoglu 2016, ICML, arXiv:1601.06759",
     "real_nvp": "Dinh, Sohl-Dickstein, Bengio 2017, ICLR, arXiv:1605.08803; Theis, van den Oord, "
     "Bethge 2016, ICLR, arXiv:1511.01844",
     "vae": "Kingma, Welling 2014, ICLR, arXiv:1312.6114",
+    "vq_vae": "van den Oord, Vinyals, Kavukcuoglu 2017, NeurIPS 30, arXiv:1711.00937",
     "conditional_vae": "Sohn, Lee, Yan 2015, NeurIPS 28",
     "gan": "Goodfellow et al. 2014, NeurIPS, arXiv:1406.2661",
+    "unrolled_gan": "Metz, Poole, Pfau, Sohl-Dickstein 2017, ICLR, arXiv:1611.02163",
     "wasserstein_gan": "Arjovsky, Chintala, Bottou 2017, ICML, arXiv:1701.07875; Gulrajani et al. "
     "2017, NeurIPS, arXiv:1704.00028",
     "mmd_network": "Li, Swersky, Zemel 2015, ICML, arXiv:1502.02761; Dziugaite, Roy, Ghahramani "
@@ -119,6 +130,13 @@ _PAPERS = {
     "lfvi": "Tran, Ranganath, Blei 2017, NeurIPS, arXiv:1702.08896; Huszár 2017, arXiv:1702.08235",
     "diffusion": "Sohl-Dickstein et al. 2015, ICML, arXiv:1503.03585; Ho, Jain, Abbeel 2020, "
     "NeurIPS, arXiv:2006.11239; Kingma et al. 2021, NeurIPS, arXiv:2107.00630",
+}
+_GAMES = {"gan", "unrolled_gan", "wasserstein_gan", "js_pi", "avb", "ali", "lfvi"}
+# Larger images take wider nets, and more noise to hide as much.
+_OF_DATASET: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "mnist": {"hidden_dim": 256, "noise_scale": 0.3},
+    "fashion-mnist": {"hidden_dim": 256, "noise_scale": 0.3},
 }
 _JS_NS = "AdversarialDivergence(JSPi(.5), generator='non_saturating')"
 
@@ -142,6 +160,9 @@ ROWS: dict[str, Row] = {
         ),
         Row("made", "autoregressive", "MADE", "exact", "Trace_ELBO", 2000, 1e-3),
         Row("recurrent", "recurrent", "recurrent (GRU)", "exact", "Trace_ELBO", 800, 3e-3),
+        Row("pixel-cnn", "pixel_cnn", "PixelCNN", "exact", "Trace_ELBO", 1500, 2e-3),
+        Row("dilated", "dilated", "dilated convolutions", "exact", "Trace_ELBO", 1500, 2e-3),
+        Row("row-lstm", "row_lstm", "Row LSTM", "exact", "Trace_ELBO", 1500, 2e-3),
         Row("real-nvp", "real_nvp", "Real NVP", "bound", "Trace_ELBO", 2500, 1e-3),
         Row("vae", "vae", "VAE", "bound", "Trace_ELBO", 8000, 2e-3),
         Row(
@@ -153,14 +174,22 @@ ROWS: dict[str, Row] = {
             8000,
             2e-3,
         ),
+        Row("vq-vae", "vq_vae", "VQ-VAE", "bound", "TraceGraph_ELBO", 2500, 2e-3),
         _adversarial("gan-saturating", "gan", "GAN, saturating", "AdversarialDivergence(JSPi(.5))"),
         _adversarial("gan-non-saturating", "gan", "GAN, non-saturating", _JS_NS),
         _adversarial("gan-k-steps", "gan", "GAN, 3 critic steps", _JS_NS),
+        _adversarial(
+            "gan-unrolled",
+            "unrolled_gan",
+            "GAN, unrolled",
+            "AdversarialDivergence(JSPi(.5), unroll=5)",
+        ),
         _adversarial("wasserstein-gan", "wasserstein_gan", "Wasserstein GAN", "WassersteinCritic"),
         _adversarial("mmd-network", "mmd_network", "MMD network", "MMD"),
         _delta_vae("delta-vae-gaussian", "delta-VAE, Gaussian noise"),
         _delta_vae("delta-vae-laplace", "delta-VAE, Laplace noise"),
         _delta_vae("delta-vae-low-rank", "delta-VAE, low-rank noise"),
+        _delta_vae("delta-vae-learned", "delta-VAE, learned noise"),
         Row(
             "deterministic-ica",
             "deterministic_ica",
@@ -192,7 +221,12 @@ SYSTEMS = tuple(dict.fromkeys(row.system for row in ROWS.values()))
 
 
 def settings_for(
-    row: Row, seed: int, num_samples: int, smoke_test: bool = False, num_steps: int | None = None
+    row: Row,
+    seed: int,
+    num_samples: int,
+    smoke_test: bool = False,
+    num_steps: int | None = None,
+    dataset: str = "digits",
 ) -> Settings:
     """
     Settings of a row, for ``train``.
@@ -203,11 +237,12 @@ def settings_for(
     :param smoke_test: tiny, but through every line; the coin, which is checked against its closed
         form, takes all its steps.
     :param num_steps: instead of those of the row.
+    :param dataset: name of the data set.
     """
     if smoke_test and num_steps is None and row.name != "coin":
         num_steps = _SMOKE_STEPS
     steps = row.num_steps if num_steps is None else num_steps
-    settings = Settings(seed, steps, row.learning_rate, num_samples)
+    settings = Settings(seed, steps, row.learning_rate, num_samples, **_OF_DATASET[dataset])
     if smoke_test:
         settings = settings._replace(
             batch_size=32, latent_dim=4, hidden_dim=16, num_weights=3, num_levels=5
