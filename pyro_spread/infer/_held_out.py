@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 
+from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import EvidenceReport
 
 
@@ -35,31 +37,46 @@ def fit_critic(
     :param num_steps: number of steps.
     :param learning_rate: at the first step; it falls linearly to zero.
     """
-    optim = torch.optim.Adam(critic.parameters(), lr=learning_rate)
+    params = list(critic.parameters())
+    optim = torch.optim.Adam(params, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optim, 1.0, 1e-2, num_steps)
     for _ in range(num_steps):
-        optim.zero_grad()
-        loss().backward()
+        # Nothing but the critic may get a gradient: a head is not to be moved by the next step.
+        grads = torch.autograd.grad(loss(), params, allow_unused=True)
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
         optim.step()
         schedule.step()
 
 
 def compare_estimates(
-    reported: Callable[[], float], checked: Callable[[], float], num_draws: int
+    reported: Callable[[], float], checked: Sequence[Callable[[], float]], num_draws: int
 ) -> EvidenceReport:
     """
-    Both estimates and their gap, over draws that they share.
+    The reported estimate and the best of others, over draws that they share.
 
     :param reported: gives the ELBO estimate as it is reported, at draws of its own.
-    :param checked: the same with the fresh critic; it draws the same from the same random state.
+    :param checked: the same with other critics; they draw the same from the same random state.
     :param num_draws: number of draws.
     """
-    values = []
+    values, others = [], []
     for _ in range(num_draws):
         state = get_rng_state()
-        first = reported()
+        values.append(reported())
         after = get_rng_state()
-        set_rng_state(state)
-        values.append((first, checked()))
+        each = []
+        for estimate in checked:
+            set_rng_state(state)
+            each.append(estimate())
+        others.append(each)
         set_rng_state(after)
-    return EvidenceReport.from_draws(*zip(*values, strict=True))
+    return EvidenceReport.from_draws(values, np.transpose(others))
+
+
+class Silent(nn.Module):
+    """A critic that says nothing: the guide is taken for its contrast."""
+
+    def forward(self, values: SiteValues, *args: object, **kwargs: object) -> torch.Tensor:
+        """Zeros of the batch shape."""
+        first = next(iter(values.values()))
+        return first.new_zeros(values.batch_shape)

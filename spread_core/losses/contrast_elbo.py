@@ -14,6 +14,9 @@ from spread_core.monitors import FalseEvidenceWarning
 from spread_core.shared_docs import SharedDocs
 from spread_core.validation import check_count
 
+#: Draws of the contrast per datum, for the normaliser at each held-out draw.
+NUM_NORMALISER_DRAWS = 256
+
 
 class PriorContrastShared(SharedDocs):
     r"""
