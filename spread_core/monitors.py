@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from spread_core.caller_warning import warn_user
 from spread_core.messages import contrasts, players
@@ -61,7 +61,7 @@ class Monitor(Stateful):
     :param patience: how many.
     """
 
-    _remembers = ("warned", "streak")
+    _remembers: ClassVar[tuple[str, ...]] = ("warned", "streak")
     #: What it warns by.
     category: type[UserWarning] = UserWarning
 

@@ -138,7 +138,7 @@ class ImplicitGroup:
         :param looks: whether to look; else it is NaN.
         :return: a scalar; None if the contrast has no density, or a recorded step no spare draws.
         """
-        densities = [self._contrasts.get(name) or self._prior(name) for name in self._sites]
+        densities: list[Any] = [self._contrasts.get(n) or self._prior(n) for n in self._sites]
         if None in densities or not (self._moment_draws or values_known()):
             return None
         if not looks:
@@ -146,8 +146,8 @@ class ImplicitGroup:
         gap = -logits.p.detach()
         for density, (name, site) in zip(densities, self._sites.items(), strict=True):
             draws, value = self._spare_draws(site), self._drawn[name]
-            counted = (_in_full(_counted(site, each)) for each in (draws, value))
-            own = own_log_density(*counted, site.fn.event_dim)
+            drawn, seen = (_in_full(_counted(site, each)) for each in (draws, value))
+            own = own_log_density(drawn, seen, site.fn.event_dim)
             gap = gap + own - density.log_prob(value)
         gap = gap.mean(0) if self._lead else gap
         weights, scale = self._first.weights, self._first.scale

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from spread_core.logits import Logits
@@ -25,7 +27,7 @@ class LagWatch(Stateful):
     :param usual: the logit of a critic that cannot tell the sides apart.
     """
 
-    _remembers = ("_monitor", "_seen")
+    _remembers: ClassVar[tuple[str, ...]] = ("_monitor", "_seen")
 
     def __init__(self, usual: float = 0.0) -> None:
         self._monitor = FalseEvidenceMonitor()
