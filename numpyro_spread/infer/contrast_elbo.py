@@ -314,7 +314,14 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         **kwargs: Any,
     ) -> EvidenceReport:
         """
-        Check the estimate with other critics; guide and model stay as they are.
+        Look for false evidence with other critics; guide and model stay as they are.
+
+        A Gaussian with the covariance of the guide's draws, a fresh critic whose contrast it is, and
+        with ``adaptive`` a copy of the trained critic, trained on: the one that is best on other
+        draws gives an estimate that is no lower than the ELBO, on average. What the reported one
+        exceeds it by is false evidence. If all are worse than the trained critic, the report says
+        "not known". A guide that has collapsed to a point has no ELBO: then the gap is NaN or what
+        rounding leaves, and the evidence false.
 
         :param rng_key: random key.
         :param params: dict from param site to value, such as ``svi.get_params(state)``.
@@ -325,6 +332,8 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         :param learning_rate: of its Adam, falling linearly to zero.
         :param num_draws: held-out draws of the guide for all data.
         :param kwargs: keyword arguments of both.
+        :return: both estimates and the gap with its standard error, in nats.
+        :warns FalseEvidenceWarning: if the gap is more than two standard errors and 0.3 nats.
         """
         own = dataclasses.replace(self._options, regularizer=None, num_particles=1, at_once=False)
         full = dataclasses.replace(own, adaptive=True, head=None, full=True)

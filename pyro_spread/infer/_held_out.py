@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import Trace_ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import nn
 
 from pyro_spread.ratio.adapters import SiteValues
 from spread_analysis import EvidenceReport
+from spread_core.contrast_options import ContrastOptions
+from spread_core.losses.contrast_elbo import NUM_NORMALISER_DRAWS
 
 
 def fresh_copy(module: nn.Module) -> nn.Module:
@@ -24,6 +29,29 @@ def fresh_copy(module: nn.Module) -> nn.Module:
         if callable(reset):
             reset()
     return fresh
+
+
+def judging(loss: Any, options: ContrastOptions, critic: nn.Module | None = None) -> Any:
+    """
+    A copy of a contrast loss with other options, and with another critic if there is one.
+
+    :param loss: the loss.
+    :param options: its options.
+    :param critic: its critics, in one module.
+    """
+    loss = copy.copy(loss)
+    loss._stock, loss._one = Trace_ELBO(), Trace_ELBO()
+    if critic is not None:
+        loss.discriminator = critic
+        critics = dict(critic) if isinstance(critic, nn.ModuleDict) else critic
+        options = replace(options, critics=critics)
+    loss._options = options
+    return loss
+
+
+def normalised(loss: Any) -> Any:
+    """A copy of a contrast loss whose critic stands for a normalised density."""
+    return judging(loss, replace(loss._options, num_normaliser_draws=NUM_NORMALISER_DRAWS))
 
 
 def fit_critic(

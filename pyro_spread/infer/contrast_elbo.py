@@ -28,7 +28,14 @@ from pyro_spread.infer._critic import (
     register_critic,
 )
 from pyro_spread.infer._guards import idle_critics
-from pyro_spread.infer._held_out import Silent, compare_estimates, fit_critic, fresh_copy
+from pyro_spread.infer._held_out import (
+    Silent,
+    compare_estimates,
+    fit_critic,
+    fresh_copy,
+    judging,
+    normalised,
+)
 from pyro_spread.infer._implicit_group import CollapsedGuideError
 from pyro_spread.infer._noise import Noise
 from pyro_spread.infer._random_delta import refuse_random_deltas
@@ -41,7 +48,7 @@ from pyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis import EvidenceReport
 from spread_core.arguments import positional_names
 from spread_core.contrast_options import ContrastOptions
-from spread_core.losses.contrast_elbo import NUM_NORMALISER_DRAWS, PriorContrastShared
+from spread_core.losses.contrast_elbo import PriorContrastShared
 from spread_core.messages import contrasts, players
 from spread_core.monitors import Monitor
 from spread_core.paths import Where
@@ -222,20 +229,29 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         **kwargs: Any,
     ) -> EvidenceReport:
         """
-        Check the estimate with other critics; guide and model stay as they are.
+        Look for false evidence with other critics; guide and model stay as they are.
+
+        A Gaussian with the covariance of the guide's draws, a fresh critic whose contrast it is, and
+        with ``adaptive`` a copy of the trained critic, trained on: the one that is best on other
+        draws gives an estimate that is no lower than the ELBO, on average. What the reported one
+        exceeds it by is false evidence. If all are worse than the trained critic, the report says
+        "not known". A guide that has collapsed to a point has no ELBO: then the gap is NaN or what
+        rounding leaves, and the evidence false.
 
         :param model: the model.
         :param guide: the guide.
         :param num_steps: steps of each critic that is fitted.
         :param learning_rate: of its Adam, falling linearly to zero.
         :param num_draws: held-out draws of the guide.
+        :return: both estimates and the gap with its standard error, in nats. A gap of more than two
+            standard errors and 0.3 nats is a :class:`FalseEvidenceWarning`.
         """
         own = replace(self._options, num_particles=1, at_once=False, regularizer=None)
         full = replace(own, head=None, adaptive=True, full=True)
-        reported = self._checking(own)
-        fitted = [self._checking(full, fresh_copy(self.discriminator))]
+        reported = judging(self, own)
+        fitted = [judging(self, full, fresh_copy(self.discriminator))]
         if self.adaptive:  # against the prior it would lag as it does
-            fitted.append(self._checking(own, copy.deepcopy(self.discriminator)))
+            fitted.append(judging(self, own, copy.deepcopy(self.discriminator)))
 
         def critic_loss(loss: PriorContrastELBO) -> torch.Tensor:
             with torch.no_grad():
@@ -252,8 +268,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
                     estimate(loss)  # lazy layers see their input
                     fitting = functools.partial(critic_loss, loss)
                     fit_critic(loss.discriminator, fitting, num_steps, learning_rate)
-                judges = [self._checking(full.with_critics(Silent()))]
-                judges += [loss._normalised() for loss in fitted]
+                judges = [judging(self, full.with_critics(Silent())), *map(normalised, fitted)]
                 report = compare_estimates(
                     functools.partial(estimate, reported),
                     [functools.partial(estimate, loss) for loss in judges],
@@ -267,23 +282,6 @@ class PriorContrastELBO(PriorContrastShared, Loss):
                 value = estimate(reported)
             report = EvidenceReport(value, math.nan, math.nan, math.nan, num_draws)
         return self._checked(report)
-
-    def _checking(
-        self, options: ContrastOptions, critic: nn.Module | None = None
-    ) -> PriorContrastELBO:
-        """The same loss with other options, and with another critic if there is one."""
-        loss = copy.copy(self)
-        loss._stock, loss._one = Trace_ELBO(), Trace_ELBO()
-        if critic is not None:
-            loss.discriminator = critic
-            critics = dict(critic) if isinstance(critic, nn.ModuleDict) else critic
-            options = replace(options, critics=critics)
-        loss._options = options
-        return loss
-
-    def _normalised(self) -> PriorContrastELBO:
-        """The same loss, where the critic stands for a normalised density."""
-        return self._checking(replace(self._options, num_normaliser_draws=NUM_NORMALISER_DRAWS))
 
     def _annealed(self) -> float:
         assert isinstance(self.annealing, int)

@@ -32,7 +32,14 @@ class PriorContrastShared(SharedDocs):
 
     The reported loss is minus an **adversarial ELBO estimate** in nats. It is **not a bound**: a
     critic that lags behind reports values above the evidence. Compare models by
-    ``ais_log_likelihood`` instead, and see :meth:`held_out_check`.
+    ``ais_log_likelihood`` instead.
+
+    No normalised density scores better on the guide's draws than the guide's own, so that whatever
+    another one gains on the critic's estimate of :math:`\log q`, the reported value is too high by,
+    at least. In training, every eighth step is compared with a Gaussian that has the mean and the
+    covariance of each datum's draws; a gap that has stayed for half of the steps so far is a
+    :class:`FalseEvidenceWarning`. :meth:`held_out_check` also fits critics and normalises them, so
+    that it sees what is not Gaussian, too.
 
     The contrast is adaptive by default [1, section 4]: a Gaussian with the moments of
     :math:`q(z \mid x)` for each datum, and the critic sees z standardised by them. The critic then
