@@ -231,9 +231,9 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         """
         Look for false evidence with other critics; guide and model stay as they are.
 
-        A Gaussian with the covariance of the guide's draws, a fresh critic whose contrast it is, and
-        with ``adaptive`` a copy of the trained critic, trained on: the one that is best on other
-        draws gives an estimate that is no lower than the ELBO, on average. What the reported one
+        There are a Gaussian with the covariance of the guide's draws, a fresh critic whose contrast
+        it is, and with ``adaptive`` a copy of the trained critic, trained on. That which is best on
+        other draws gives an estimate no lower than the ELBO, on average. What the reported one
         exceeds it by is false evidence. If all are worse than the trained critic, the report says
         "not known". A guide that has collapsed to a point has no ELBO: then the gap is NaN or what
         rounding leaves, and the evidence false.

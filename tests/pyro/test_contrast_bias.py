@@ -60,23 +60,23 @@ class Head(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    "options",
     [
-        ({}, LAG),
-        ({"num_particles": 3, "vectorize_particles": True}, LAG),
-        ({"num_critic_draws": 1}, LAG),
-        ({"head": Head()}, LAG),
-        ({"adaptive": False}, LAG),
+        {},
+        {"num_particles": 3, "vectorize_particles": True},
+        {"num_critic_draws": 1},
+        {"head": Head()},
+        {"adaptive": False},
     ],
 )
 @pytest.mark.parametrize("mask", [True, [True, False, True, True, False, True]])
-def test_the_lag_of_a_critic_in_closed_form(options, wanted, mask):
+def test_the_lag_of_a_critic_in_closed_form(options, mask):
     pyro.set_rng_seed(0)
     critic = Told(silent if options.get("adaptive", True) else prior_ratio)
     loss = PriorContrastELBO(critic, num_moment_draws=60, **options)
     x = data()
     if mask is not True:  # what is masked may be anything
-        x = torch.where(torch.tensor(mask), x, math.nan)
+        x = torch.where(torch.tensor(mask), x, 1e4)
         model_of = poutine.mask(model, mask=torch.tensor(mask))
     else:
         model_of = model
@@ -89,8 +89,8 @@ def test_the_lag_of_a_critic_in_closed_form(options, wanted, mask):
     gaps = torch.stack(gaps)
     error = float(gaps.std()) / math.sqrt(150)
     num = NUM_DATA if mask is True else sum(mask)
-    assert error < 0.08 * 10 * num * wanted
-    assert abs(float(gaps.mean()) - 10 * num * wanted) < 4 * error
+    assert error < 0.08 * 10 * num * LAG
+    assert abs(float(gaps.mean()) - 10 * num * LAG) < 4 * error
 
 
 def test_looking_moves_no_random_number():
@@ -120,7 +120,15 @@ def steps(loss, guide, count=115):
         svi.step(data())
 
 
-@pytest.mark.parametrize("how", [lambda loss: loss, functools.partial(compiled, backend="eager")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(lambda loss: loss, id="as it is"),
+        pytest.param(
+            functools.partial(compiled, backend="eager"), id="compiled", marks=pytest.mark.slow
+        ),
+    ],
+)
 def test_training_with_a_critic_that_lags_warns_though_it_is_rarely_right(how, at_every_step):
     loss = how(PriorContrastELBO(Told(silent), num_moment_draws=32, num_critic_draws=4))
     with pytest.warns(FalseEvidenceWarning, match=r"lies [45]\d.* own draws allow"):
