@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spread_core.messages import contrasts
-from spread_core.moments import default_critic_draws, default_moment_draws
+from spread_core.moments import LEAST_DRAWS, default_critic_draws, default_moment_draws
 from spread_core.validation import check_count
 
 
@@ -98,6 +98,11 @@ class ContrastOptions:
         """
         critics = dict.fromkeys(self.critics, critic) if self.is_by_site else critic
         return replace(self, critics=critics)
+
+    def with_full_contrast(self) -> ContrastOptions:
+        """The same with the whole covariance of the guide's draws, of which there are enough."""
+        count = self.num_moment_draws and max(self.num_moment_draws, LEAST_DRAWS)
+        return replace(self, adaptive=True, head=None, full=True, num_moment_draws=count)
 
     def sites_by_critic(self, sites: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
         """Dict from the key of a critic to the implicit sites that it judges."""

@@ -12,6 +12,10 @@ from scipy import special
 
 from spread_core.validation import as_count
 
+#: Draws from which a Gaussian's own log density may be estimated: of fewer the regret is infinite,
+#: or nearly so.
+LEAST_DRAWS = 6
+
 
 @lru_cache(maxsize=256, typed=True)  # 2.0 is refused after 2, too
 def predictive_regret(num_draws: int) -> float:

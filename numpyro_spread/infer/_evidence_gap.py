@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
+from numpyro_spread.infer._guide_run import stop_gradient_tree
 from numpyro_spread.infer._implicit_group import ImplicitGroup
 from spread_core.logits import Logits
 from spread_core.math.own_density import own_log_density
+from spread_core.moments import LEAST_DRAWS
 
 # Folded into keys, so that the other draws stay as they are.
 _SPARE = 0x5EED0003
@@ -29,19 +31,23 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: jax.Array) -> jax.
     :param group: the sites of the critic.
     :param logits: as its ``critic_loss`` returned them.
     :param looks: whether to look; else it is NaN.
-    :return: a scalar; None if the contrast has no density, or steps of a series are masked.
+    :return: a scalar; None if the contrast has no density, there are few draws for moments, or steps
+        of a series are masked.
     """
     run, names = group._run, group._names
     densities = {name: group._contrasts.get(name) or _prior(group, name) for name in names}
-    if None in densities.values() or any(group._kept_steps(name) is not None for name in names):
+    few = run.options.count_moment_draws(group._num_at_once()) < LEAST_DRAWS
+    masked = any(group._kept_steps(name) is not None for name in names)
+    if few or masked or None in densities.values():
         return None
 
     def look() -> jax.Array:
         gap = -logits.p
         for name, density in densities.items():
-            value = group._fresh.get(name, group._values[name])
+            value = lax.stop_gradient(group._fresh.get(name, group._values[name]))
             draws, event_dim = _spare_draws(group, name), run.implicit[name][0].event_dim
-            gap = gap + own_log_density(draws, value, event_dim) - density.log_prob(value)
+            own = own_log_density(_in_full(draws), _in_full(value), event_dim)
+            gap = gap + own - density.log_prob(value)
         gap = gap.mean(0) if group._fresh else gap
         if group._weights is not None:
             gap = jnp.where(group._weights > 0, gap * group._weights, 0.0)
@@ -66,4 +72,9 @@ def _spare_draws(group: ImplicitGroup, name: str) -> jax.Array:
 
 def _prior(group: ImplicitGroup, name: str) -> Any:
     """The prior that is the contrast of a site, if it has a density."""
-    return group._run.prior(name, group._contrast_key)
+    return stop_gradient_tree(group._run.prior(name, group._contrast_key))
+
+
+def _in_full(x: jax.Array) -> jax.Array:
+    """Matrices are decomposed in single precision at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -336,7 +336,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         :warns FalseEvidenceWarning: if the gap is more than two standard errors and 0.3 nats.
         """
         own = dataclasses.replace(self._options, regularizer=None, num_particles=1, at_once=False)
-        full = dataclasses.replace(own, adaptive=True, head=None, full=True)
+        full = own.with_full_contrast()
         silent = full.with_critics(Silent())
         frozen = {site: value for site, value in params.items() if site != self._steps_site}
         step = self._spreading.looked(frozen, model, args, kwargs, guide)

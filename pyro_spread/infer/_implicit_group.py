@@ -29,6 +29,7 @@ from spread_core.logits import Logits
 from spread_core.math.normaliser import log_normaliser
 from spread_core.math.own_density import own_log_density
 from spread_core.messages import contrasts
+from spread_core.moments import LEAST_DRAWS
 from spread_core.nonfinite import NonFiniteError
 
 
@@ -136,10 +137,12 @@ class ImplicitGroup:
 
         :param logits: as :meth:`critic_loss` returned them.
         :param looks: whether to look; else it is NaN.
-        :return: a scalar; None if the contrast has no density, or a recorded step no spare draws.
+        :return: a scalar; None if the contrast has no density, there are few draws for moments, or
+            a recorded step has none to spare.
         """
         densities: list[Any] = [self._contrasts.get(n) or self._prior(n) for n in self._sites]
-        if None in densities or not (self._moment_draws or values_known()):
+        few = self._run.options.count_moment_draws(self._num_data) < LEAST_DRAWS
+        if few or None in densities or not (self._moment_draws or values_known()):
             return None
         if not looks:
             return torch.full((), math.nan)

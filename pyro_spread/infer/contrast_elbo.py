@@ -247,7 +247,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
             standard errors and 0.3 nats is a :class:`FalseEvidenceWarning`.
         """
         own = replace(self._options, num_particles=1, at_once=False, regularizer=None)
-        full = replace(own, head=None, adaptive=True, full=True)
+        full = own.with_full_contrast()
         reported = judging(self, own)
         fitted = [judging(self, full, fresh_copy(self.discriminator))]
         if self.adaptive:  # against the prior it would lag as it does

@@ -21,7 +21,7 @@ def own_log_density(draws: Array, values: Array, event_dim: int) -> Array:
     given back, :func:`~spread_core.moments.plug_in_regret`, so that for a Gaussian q the two agree
     for every number of draws; it costs no other density less.
 
-    :param draws: of shape S + batch + event, at least four.
+    :param draws: of shape S + batch + event, at least :data:`~spread_core.moments.LEAST_DRAWS`.
     :param values: of shape (sample +) batch + event, drawn independently of ``draws``.
     :param event_dim: number of event dimensions; their elements are one vector.
     :return: in nats, of shape (sample +) batch.
