@@ -23,9 +23,10 @@ PERFECT_SATURATION = 0.9
 LAGGING_ACCURACY = 0.98
 #: Gap in nats up to which a reported value counts as right whatever its error.
 GAP_TOLERANCE = 0.3
-# A gap that has fallen below this share of itself is closing. That, and how many blocks count, was
-# chosen on 38 runs with guides of known density, at lengths of 1,000 to 3,000 steps each.
-_CLOSING = 0.45
+# A gap that has fallen below this share of itself is closing. Chosen, as the patience, on 42 runs
+# with Gaussian guides, frozen and trained, that were stopped at lengths of 1,000 to 3,000 steps: it
+# warned of 316 of 324 gaps above a nat then, and of none of 149 below a tenth.
+_CLOSING = 0.4
 _MOST_BLOCKS = 40
 _RECENT, _HARDLY_CLOSING = 8, 0.9
 
@@ -190,7 +191,7 @@ class EvidenceGapMonitor(Monitor):
     allow (:func:`~spread_core.math.own_density.own_log_density`). Looks are noisy, so the means of
     blocks of them count. Every critic lags at first, and most catch up. The warning comes when the
     gap has been there for half of all blocks, without closing: each third of that half is above
-    ``tolerance``, the last one by two standard errors, and that is no less than 0.45 of the first.
+    ``tolerance``, the last one by two standard errors, and that is no less than 0.4 of the first.
 
     :param patience: Blocks that the half must have at least, 3 or more.
     :param tolerance: Gap in nats that does no harm.

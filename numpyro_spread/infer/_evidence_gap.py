@@ -31,8 +31,8 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: jax.Array) -> jax.
     :param group: the sites of the critic.
     :param logits: as its ``critic_loss`` returned them.
     :param looks: whether to look; else it is NaN.
-    :return: a scalar; None if the contrast has no density, there are few draws for moments, or steps
-        of a series are masked.
+    :return: a scalar; None if the contrast has no density, there are few draws for moments, or
+        steps of a series are masked.
     """
     run, names = group._run, group._names
     densities = {name: group._contrasts.get(name) or _prior(group, name) for name in names}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-NUM_DATA, NUM_STEPS = 12, 1300
+NUM_DATA, NUM_STEPS = 12, 1100
 
 
 class Run(NamedTuple):
@@ -26,11 +26,9 @@ RUNS = [
     Run(8, 0.3, True, 3e-3, 2),
     Run(2, 0.8, False, 3e-4, 3),
     Run(2, 0.8, False, 3e-4, 4),
-    Run(8, 0.2, False, 1e-3, 5),
     Run(8, 0.0, True, 3e-4, 6),
     Run(2, 0.0, True, 1e-3, 7),
     Run(2, 0.0, True, 3e-3, 8),
-    Run(8, 0.0, True, 1e-3, 9),
 ]
 
 
