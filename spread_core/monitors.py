@@ -226,7 +226,8 @@ class EvidenceGapMonitor(Monitor):
         """
         if math.isnan(gap):
             return False
-        self._looks.append(float(gap))
+        # New lists, never changed ones: a step that is undone goes back to the old.
+        self._looks = [*self._looks, float(gap)]
         self._recent = [*self._recent, float(gap)][-_RECENT:]
         if len(self._looks) < self.block:
             return False

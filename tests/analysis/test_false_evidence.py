@@ -91,6 +91,10 @@ def test_a_gap_within_the_noise_is_not_and_the_state_is_plain():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not any(map(monitor.observe, noise))
+    before = monitor.get_state()
+    kept = json.dumps(before)
+    monitor.observe(1.0)
+    assert json.dumps(before) == kept  # a step can be undone
     other = EvidenceGapMonitor()
     other.set_state(json.loads(json.dumps(monitor.get_state())))
     assert other.get_state() == monitor.get_state()
