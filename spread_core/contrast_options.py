@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spread_core.messages import contrasts
-from spread_core.moments import default_critic_draws, default_moment_draws
+from spread_core.moments import LEAST_DRAWS, default_critic_draws, default_moment_draws
 from spread_core.validation import check_count
 
 
@@ -27,6 +27,9 @@ class ContrastOptions:
     :param name: of the discriminator among the params.
     :param num_particles: number of draws of the guide per datum and step.
     :param at_once: whether all particles are drawn at once.
+    :param full: whether the Gaussian has the whole covariance of vectors.
+    :param num_normaliser_draws: contrast draws per datum with which the density that the critic
+        stands for is normalised; 0 takes its logit as it is.
     """
 
     critics: Any
@@ -38,6 +41,8 @@ class ContrastOptions:
     name: str = "discriminator"
     num_particles: int = 1
     at_once: Any = False
+    full: bool = False
+    num_normaliser_draws: int = 0
 
     def __post_init__(self) -> None:
         check_count("num_particles", self.num_particles)
@@ -84,6 +89,20 @@ class ContrastOptions:
         if key not in self.critics:
             raise ValueError(contrasts.missing_critic(key, self.critics))
         return self.critics[key]
+
+    def with_critics(self, critic: Any) -> ContrastOptions:
+        """
+        The same with another critic in every place.
+
+        :param critic: the critic.
+        """
+        critics = dict.fromkeys(self.critics, critic) if self.is_by_site else critic
+        return replace(self, critics=critics)
+
+    def with_full_contrast(self) -> ContrastOptions:
+        """The same with the whole covariance of the guide's draws, of which there are enough."""
+        count = self.num_moment_draws and max(self.num_moment_draws, LEAST_DRAWS)
+        return replace(self, adaptive=True, head=None, full=True, num_moment_draws=count)
 
     def sites_by_critic(self, sites: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
         """Dict from the key of a critic to the implicit sites that it judges."""

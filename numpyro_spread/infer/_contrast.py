@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution
 from numpyro.handlers import block, seed
 
 from numpyro_spread._gradients import refuse_gradient
+from numpyro_spread.infer._evidence_gap import evidence_gap
 from numpyro_spread.infer._guide_run import GuideRun
 from numpyro_spread.infer._implicit_group import ImplicitGroup
 from numpyro_spread.infer._registration import example_of
@@ -143,18 +144,21 @@ class ContrastRun(GuideRun):
         """The estimate of the guide's log density at an implicit site, of its batch shape."""
         return self.groups[self.options.key_of(name)].log_q(name)
 
-    def learn(self) -> tuple[jax.Array, dict[str | None, Logits]]:
+    def learn(self, looks: jax.Array) -> tuple[jax.Array, list[tuple[Logits, jax.Array | None]]]:
         """
         A term of value zero, added to the loss to give critics, head and learned priors their
         gradients.
 
-        :return: a scalar, and the critics' logits, detached, by critic.
+        :param looks: whether to look how far critics lag; else NaN stands there.
+        :return: a scalar; and of each critic its logits, detached, and how far it lags in nats,
+            None if that cannot be known.
         """
-        total, logits = self._prior_terms(), {}
-        for key, group in self.groups.items():
-            loss, logits[key] = group.critic_loss()
+        total, seen = self._prior_terms(), []
+        for group in self.groups.values():
+            loss, logits = group.critic_loss()
             total = total + loss
-        return total - lax.stop_gradient(total), logits
+            seen.append((logits, evidence_gap(group, logits, looks)))
+        return total - lax.stop_gradient(total), seen
 
     def logits(self) -> dict[str | None, Logits]:
         """The critics' logits at guide draws and at the contrast's, by critic."""

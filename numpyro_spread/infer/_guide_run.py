@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax import lax
+import jax.numpy as jnp
+from jax import lax, random
 from numpyro.distributions import Distribution
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_spread._gradients import refuse_gradient
-from numpyro_spread.infer._scan import Inside
-from numpyro_spread.infer._sites import is_implicit
+from numpyro_spread.infer._scan import Inside, is_scanned
+from numpyro_spread.infer._series import whole
+from numpyro_spread.infer._sites import is_black_box, is_implicit
 from spread_core.contrast_options import ContrastOptions
 from spread_core.messages import contrasts
 
@@ -66,14 +68,60 @@ class GuideRun:
         )
         return sites
 
-    def prior_draw(self, name: str, rng_key: jax.Array) -> Callable[[jax.Array], Any]:
-        """From a key to a draw of the model at one site, given the guide's values at all others."""
-        site = self.prior_trace(set(), rng_key)[name]
-        fn = site["fn"]
+    def prior(self, name: str, rng_key: jax.Array) -> Distribution | None:
+        """
+        The prior of an implicit site, given the guide's values at all others.
+
+        :return: of the guide's batch shape; None if the site is none of the model, is a series, or
+            has no density.
+        """
+        if "_covers" in self.trace[name]["infer"] or is_scanned(self.trace[name]):
+            return None
+        fn = self._at_guide_batch(name, rng_key)
+        return None if is_implicit(fn) or is_black_box(fn) else fn
+
+    def prior_draws(
+        self, shapes: Mapping[str, tuple[int, ...]], rng_key: jax.Array, count: int | None
+    ) -> dict[str, Any]:
+        """
+        Draws of the model at sites of one critic, given the guide's values at all others.
+
+        :param shapes: dict from site to the shape of its value.
+        :param rng_key: random key.
+        :param count: number of draws per datum; None for one, without a dimension for it.
+        """
+        infers = {name: self.trace[name]["infer"] for name in shapes}
+        drawn = {site for name in shapes for site in infers[name].get("_covers", (name,))}
+        run_key, draw_key = random.split(rng_key)
+        # Not of a series, whose steps depend on those before.
+        steps = any(is_scanned(self.trace[name]) for name in shapes)
+        if drawn == set(shapes) and len(drawn) == 1 and not steps:
+            (name,) = drawn
+            fn = self._at_guide_batch(name, run_key)
+
+            def draw(key: jax.Array) -> dict[str, jax.Array]:
+                return {name: _detach(name, fn, fn.sample(key))}
+        else:  # ancestral: what is drawn later depends on what was drawn before
+
+            def draw(key: jax.Array) -> dict[str, jax.Array]:
+                sites = self.prior_trace(drawn, key)
+                values = {}
+                for name, infer in infers.items():
+                    if "_covers" in infer:
+                        covered = {site: sites[site]["value"] for site in infer["_covers"]}
+                        value = infer["_unconstrain"](covered)
+                    else:
+                        value = whole(sites[name])["value"]
+                    values[name] = jnp.broadcast_to(value, shapes[name])
+                return stop_gradient_tree(values)
+
+        return draw(draw_key) if count is None else jax.vmap(draw)(random.split(draw_key, count))
+
+    def _at_guide_batch(self, name: str, rng_key: jax.Array) -> Any:
+        """The model's distribution at one site, given the guide's values at all others."""
+        fn = self.prior_trace(set(), rng_key)[name]["fn"]
         batch_shape = self.implicit[name][0].batch_shape
-        if fn.batch_shape != batch_shape:
-            fn = fn.expand(batch_shape)
-        return lambda key: _detach(name, fn, fn.sample(key))
+        return fn if fn.batch_shape == batch_shape else fn.expand(batch_shape)
 
 
 def stop_gradient_tree(tree: Any) -> Any:

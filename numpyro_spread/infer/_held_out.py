@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 
+from numpyro_spread.ratio.adapters import SiteValues
 from spread_analysis.critic import EvidenceReport
 
 
@@ -46,10 +48,19 @@ def compare_estimates(
     judge: Callable[[jax.Array], tuple[jax.Array, jax.Array]], rng_keys: jax.Array
 ) -> EvidenceReport:
     """
-    Both estimates and their gap over held-out draws.
+    The reported estimate and the best of others, over held-out draws.
 
-    :param judge: from a random key to two ELBO estimates at the same draws: as it is reported, and
-        with the fresh critic.
+    :param judge: from a random key to ELBO estimates at the same draws: as it is reported, and with
+        each of the other critics.
     :param rng_keys: random keys of the draws.
     """
-    return EvidenceReport.from_draws(*jax.jit(lambda keys: lax.map(judge, keys))(rng_keys))
+    reported, others = jax.jit(lambda keys: lax.map(judge, keys))(rng_keys)
+    return EvidenceReport.from_draws(reported, others.T)
+
+
+class Silent:
+    """A critic that says nothing: the guide is taken for its contrast."""
+
+    def apply(self, params: Any, values: SiteValues, args: Any, kwargs: Any) -> jax.Array:
+        """Zeros of the batch shape."""
+        return jnp.zeros(values.batch_shape)

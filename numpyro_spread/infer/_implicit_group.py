@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,7 +24,11 @@ from numpyro_spread.noise.base import is_concrete, where_valid
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
 from spread_core.logits import Logits
+from spread_core.math.normaliser import log_normaliser
 from spread_core.messages import contrasts, players
+
+# Folded into keys, so that the other draws stay as they are.
+_NORMALISER = 0x5EED0005
 
 
 class ImplicitGroup:
@@ -56,16 +61,31 @@ class ImplicitGroup:
     def log_q(self, name: str) -> jax.Array:
         """The estimate at one of the sites; the joint logit is booked at the first."""
         self._prepare()
-        log_q = jnp.zeros(self._batch_shape)
+        log_q, options = jnp.zeros(self._batch_shape), self._run.options
         if name in self._contrasts:
-            log_q = self._contrasts[name].log_prob(self._values[name])
+            contrast = self._contrasts[name]
+            log_q = contrast.log_prob(self._values[name])
+            if options.full and contrast.num_draws is None:
+                log_q = log_q + contrast.plug_in_regret(len(self._moment_draws[name]))
         if name == self._names[0]:
             critic = stop_gradient_tree(self._params)
             values = SiteValues(self._shown, self._batch_shape, self._arguments)
             log_q = log_q + self._critic.apply(critic, values, self._run.args, self._run.kwargs)
             if not is_concrete(self._alike):
                 log_q = where_valid(log_q, self._alike)
+            if options.num_normaliser_draws:
+                log_q = log_q - self._log_normaliser(options.num_normaliser_draws)
         return log_q if self._mask is None else jnp.where(self._batch_mask, log_q, 0.0)
+
+    def _log_normaliser(self, count: int) -> jax.Array:
+        """Of the density that the critic stands for, of the batch shape."""
+        key = random.fold_in(self._contrast_key, _NORMALISER)
+        keys = random.split(key, len(self._contrasts))
+        drawn = {
+            name: each.draw(key, (count,))
+            for key, (name, each) in zip(keys, self._contrasts.items(), strict=True)
+        }
+        return log_normaliser(self._judge(stop_gradient_tree(self._params), drawn, several=True))
 
     def critic_loss(self) -> tuple[jax.Array, Logits]:
         """The loss of critic and head, a scalar in nats; and logits, detached."""
@@ -208,6 +228,7 @@ class ImplicitGroup:
         run, options = self._run, self._run.options
         self._values: dict[str, jax.Array] = {}
         self._fresh: dict[str, jax.Array] = {}
+        self._moment_draws: dict[str, jax.Array] = {}
         self._contrasts: dict[str, GaussianContrast] = {}
         self._critic: Any = options.critic(self._key)
         params = (run.params or {})[options.params_site]
@@ -226,15 +247,17 @@ class ImplicitGroup:
             if num_fresh:
                 self._fresh[name] = draws[num_moments:]
             if from_moments:
-                contrast = GaussianContrast.from_draws(draws[:num_moments], fn.event_dim)
-                self._contrasts[name] = self._valid(name, contrast)
+                self._moment_draws[name] = draws[:num_moments]
+                self._contrasts[name] = self._of_draws(name, draws[:num_moments])
             elif options.adaptive:
                 frozen = stop_gradient_tree(self._head_params)
                 self._contrasts[name] = self._head(name, frozen).detach()
         self._shown = self._standardised(self._values)
 
-    def _valid(self, name: str, contrast: GaussianContrast) -> GaussianContrast:
+    def _of_draws(self, name: str, draws: jax.Array) -> GaussianContrast:
         """The contrast, its moments checked; those of masked data are replaced."""
+        event_dim, kept = self._run.implicit[name][0].event_dim, self._kept_steps(name)
+        contrast = GaussianContrast.from_draws(draws, event_dim)
         loc, scale = contrast.loc, contrast.scale
         if self._mask is not None:
             kept = self._on_event(name)
@@ -245,13 +268,11 @@ class ImplicitGroup:
             loc = where_valid(loc, valid)
         elif not np.asarray(valid).all():
             raise ValueError(contrasts.collapsed_guide(name))
-        return self._contrast(name, loc, scale, contrast.num_draws)
-
-    def _contrast(
-        self, name: str, loc: jax.Array, scale: jax.Array, num_draws: int | None
-    ) -> GaussianContrast:
-        event_dim = self._run.implicit[name][0].event_dim
-        return GaussianContrast(loc, scale, event_dim, num_draws, self._kept_steps(name))
+        if self._run.options.full and kept is None:
+            full = GaussianContrast.of_covariance(draws, event_dim)
+            full = replace(full, loc=loc)
+            return full if self._mask is None else full.where(self._on_event(name))
+        return GaussianContrast(loc, scale, event_dim, contrast.num_draws, kept)
 
     def _kept_steps(self, name: str) -> Any:
         """Of a series, steps may be masked."""
@@ -282,56 +303,31 @@ class ImplicitGroup:
     def _both_sides(self) -> tuple[SiteValues, SiteValues]:
         """The critic's training samples: guide draws and contrast draws, without gradient."""
         self._prepare()
+        run = self._run
         data = stop_gradient_tree(self._standardised(self._fresh) if self._fresh else self._shown)
         leading = (self._num_draws,) if self._fresh else ()
-        if self._run.options.adaptive:
+        if run.options.adaptive:
             keys = random.split(self._contrast_key, len(self._names))
             model = {
                 name: self._contrasts[name].draw(key, leading)
                 for name, key in zip(self._names, keys, strict=True)
             }
         else:
-            model = self._prior_draws()
+            shapes = {name: jnp.shape(self._values[name]) for name in self._names}
+            count = self._num_draws if self._fresh else None
+            model = run.prior_draws(shapes, self._contrast_key, count)
         arguments, shape = stop_gradient_tree(self._arguments), (*leading, *self._batch_shape)
         if self._mask is not None:
             model = {name: self._counted(name, value) for name, value in model.items()}
         return SiteValues(data, shape, arguments), SiteValues(model, shape, arguments)
 
-    def _prior_draws(self) -> dict[str, jax.Array]:
-        """Draws of the model given the guide's values at all other sites."""
-        run = self._run
-        infers = {name: run.trace[name]["infer"] for name in self._names}
-        drawn = {site for name in self._names for site in infers[name].get("_covers", (name,))}
-        run_key, draw_key = random.split(self._contrast_key)
-        # Not of a series, whose steps depend on those before.
-        steps = any(is_scanned(run.trace[name]) for name in self._names)
-        if drawn == set(self._names) and len(drawn) == 1 and not steps:
-            one = run.prior_draw(self._names[0], run_key)
-
-            def draw(key: jax.Array) -> dict[str, jax.Array]:
-                return {self._names[0]: one(key)}
-        else:  # ancestral: what is drawn later depends on what was drawn before
-
-            def draw(key: jax.Array) -> dict[str, jax.Array]:
-                sites = run.prior_trace(drawn, key)
-                values = {}
-                for name, infer in infers.items():
-                    if "_covers" in infer:
-                        covered = {site: sites[site]["value"] for site in infer["_covers"]}
-                        value = infer["_unconstrain"](covered)
-                    else:
-                        value = whole(sites[name])["value"]
-                    values[name] = jnp.broadcast_to(value, jnp.shape(self._values[name]))
-                return stop_gradient_tree(values)
-
-        if self._fresh:
-            return jax.vmap(draw)(random.split(draw_key, self._num_draws))
-        return draw(draw_key)
-
     # --- what critic and head learn
 
-    def _judge(self, critic: Any, values: Mapping[str, jax.Array]) -> jax.Array:
-        """Logits; draws beyond one per datum are judged one by one."""
+    def _judge(
+        self, critic: Any, values: Mapping[str, jax.Array], several: bool | None = None
+    ) -> jax.Array:
+        """Logits; draws beyond one per datum, ``several`` by default if any, one by one."""
+        several = bool(self._fresh) if several is None else several
         args, kwargs, arguments = stop_gradient_tree(
             (self._run.args, self._run.kwargs, self._arguments)
         )
@@ -340,7 +336,7 @@ class ImplicitGroup:
             shown = SiteValues(values, self._batch_shape, arguments)
             return self._critic.apply(critic, shown, args, kwargs)
 
-        logits: jax.Array = (jax.vmap(judge) if self._fresh else judge)(dict(values))
+        logits: jax.Array = (jax.vmap(judge) if several else judge)(dict(values))
         return logits
 
     def _judge_both(self, critic: Any, data: SiteValues, model: SiteValues) -> Logits:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_spread.infer._critic_loss import CriticLoss
-from numpyro_spread.infer._watch import watched
+from numpyro_spread.infer._watch import looks_now, watched
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from spread_core.logits import Logits
 from spread_core.losses.adversarial_divergence import AdversarialDivergenceShared
@@ -69,4 +69,4 @@ class AdversarialDivergence(AdversarialDivergenceShared, Stateful, CriticLoss):
 
         amiss = (right >= PERFECT_ACCURACY) & (flat >= PERFECT_SATURATION)
         amiss |= self._range.suspects(low, high) | self._clamp.suspects(value)
-        return watched(loss, rng_key, observe, amiss, right, flat, low, high, value)
+        return watched(loss, looks_now(rng_key), observe, amiss, right, flat, low, high, value)

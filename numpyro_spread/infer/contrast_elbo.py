@@ -21,21 +21,21 @@ from numpyro.primitives import mutable as numpyro_mutable
 
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._contrast import ContrastRun, init_params
-from numpyro_spread.infer._held_out import compare_estimates, fit_critic
+from numpyro_spread.infer._held_out import Silent, compare_estimates, fit_critic
 from numpyro_spread.infer._moving import state_sites
 from numpyro_spread.infer._noise import Noise
 from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Loss, Registered, declare_params
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
-from numpyro_spread.infer._watch import watch_lag
+from numpyro_spread.infer._watch import GAP_EVERY, looks_now, watch_lag
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.binding import bind
 from numpyro_spread.ratio.regularizers import Regularizer, check_regularizer
 from spread_analysis.critic import EvidenceReport
 from spread_core.contrast_options import ContrastOptions
-from spread_core.losses.contrast_elbo import PriorContrastShared
+from spread_core.losses.contrast_elbo import NUM_NORMALISER_DRAWS, PriorContrastShared
 from spread_core.messages import players, spreading
-from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor
+from spread_core.monitors import EvidenceGapMonitor, FalseEvidenceMonitor, LogitRangeMonitor
 from spread_core.paths import Where
 from spread_core.stateful import Stateful
 from spread_core.typing import Guide, Model
@@ -89,7 +89,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
     #: As in the stock ``Trace_ELBO``; ``SVI.init`` asks.
     can_infer_discrete = False
 
-    _remembers = ("_monitor",)
+    _remembers = ("_monitor", "_gap")
 
     def __init__(
         self,
@@ -131,6 +131,7 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         super().__init__(discriminator, head, annealing, options, spreading, **of_elbo)
         self._stock = Trace_ELBO()
         self._monitor = FalseEvidenceMonitor()
+        self._gap = EvidenceGapMonitor()
         self._range = LogitRangeMonitor()
 
     def register(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,17 +200,18 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
     ) -> Any:
         param_map = step.params
         beta = self._likelihood_weight(param_map, args, kwargs)
+        looks = looks_now(random.fold_in(rng_key, _WATCH), GAP_EVERY)
 
         def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any], list[Any]]:
             result, run = self._run(key, self._options, step, param_map, model, guide, beta)
             if run.has_bare_delta:
                 refuse_random_deltas(param_map, guide, args, kwargs)
-            learned, logits = run.learn()
+            learned, seen = run.learn(looks)
             mutable = dict(result["mutable_state"] or {})
             return (
                 result["loss"] + learned,
                 mutable,
-                [(each.accuracy(), *each.range()) for each in logits.values()],
+                [(gap, each.accuracy(), *each.range()) for each, gap in seen],
             )
 
         if self.num_particles == 1:
@@ -222,17 +224,23 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
                 raise NotImplementedError(spreading.mutable_particles(self.num_particles))
         step.check_observed()
         if seen:
-            # Of several critics the worst counts: right most often, or with odd logits.
-            right, low, high = map(jnp.stack, zip(*seen, strict=True))
-            right, low, high = (each.reshape(len(seen), -1) for each in (right, low, high))
-            right, low, high = right.mean(1), low.min(1), high.max(1)
-            odd = jnp.argmax(self._range.suspects(low, high))
-            worst = right.max(), low[odd], high[odd]
-            watch_key = random.fold_in(rng_key, _WATCH)
-            loss = watch_lag(loss, watch_key, self._monitor, self._range, worst)
+            loss = self._watch(loss, looks, seen)
         if self._steps_site in param_map:
             mutable[self._steps_site] = param_map[self._steps_site] + 1
         return {"loss": loss, "mutable_state": mutable or None}
+
+    def _watch(self, loss: jax.Array, looks: jax.Array, seen: list[Any]) -> jax.Array:
+        """``loss``; the monitors look at the critics of all particles."""
+        gaps, *others = zip(*seen, strict=True)
+        # Of several critics the worst counts: right most often, or with odd logits.
+        right, low, high = (jnp.stack(each).reshape(len(seen), -1) for each in others)
+        right, low, high = right.mean(1), low.min(1), high.max(1)
+        odd = jnp.argmax(self._range.suspects(low, high))
+        worst = right.max(), low[odd], high[odd]
+        known = None
+        if all(gap is not None for gap in gaps):
+            known = self._gap, jnp.stack(gaps).reshape(len(seen), -1).mean(1).sum()
+        return watch_lag(loss, looks, self._monitor, self._range, worst, known)
 
     def logits(
         self, rng_key: RngKey, param_map: Any, model: Model, guide: Guide, *args: Any, **kwargs: Any
@@ -306,49 +314,58 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         **kwargs: Any,
     ) -> EvidenceReport:
         """
-        Check the estimate with a fresh critic; guide and model stay as they are.
+        Look for false evidence with other critics; guide and model stay as they are.
 
-        It is of the same kind, always under the adaptive contrast. Both then judge the same draws.
-        Of a guide that has collapsed to a point, as the plain contrast may let it, the fresh
-        estimate is NaN or what rounding leaves, and the report says false evidence.
+        There are a Gaussian with the covariance of the guide's draws, a fresh critic whose contrast
+        it is, and with ``adaptive`` a copy of the trained critic, trained on. That which is best on
+        other draws gives an estimate no lower than the ELBO, on average. What the reported one
+        exceeds it by is false evidence. If all are worse than the trained critic, the report says
+        "not known". A guide that has collapsed to a point has no ELBO: then the gap is NaN or what
+        rounding leaves, and the evidence false.
 
         :param rng_key: random key.
         :param params: dict from param site to value, such as ``svi.get_params(state)``.
         :param model: the model.
         :param guide: the guide.
         :param args: positional arguments of both.
-        :param num_steps: steps of Adam for the fresh critic.
+        :param num_steps: steps of Adam for each critic that is fitted.
         :param learning_rate: of its Adam, falling linearly to zero.
         :param num_draws: held-out draws of the guide for all data.
         :param kwargs: keyword arguments of both.
-        :return: both estimates, their gap and its standard error, in nats.
-        :warns FalseEvidenceWarning: if the reported value is higher by more than chance.
+        :return: both estimates and the gap with its standard error, in nats.
+        :warns FalseEvidenceWarning: if the gap is more than two standard errors and 0.3 nats.
         """
-        options = dataclasses.replace(
-            self._options, adaptive=True, head=None, regularizer=None, num_particles=1
-        )
+        own = dataclasses.replace(self._options, regularizer=None, num_particles=1, at_once=False)
+        full = own.with_full_contrast()
+        silent = full.with_critics(Silent())
         frozen = {site: value for site, value in params.items() if site != self._steps_site}
         step = self._spreading.looked(frozen, model, args, kwargs, guide)
         beta = self._likelihood_weight(frozen, args, kwargs)
         init_key, fit_key, draw_key = random.split(rng_key, 3)
         started = substitute(guide, data=frozen)
-        initial = init_params(options, model, started, args, kwargs, init_key)[0]
+        initial = init_params(full, model, started, args, kwargs, init_key)[0]
 
-        def critic_loss(critic: Any, key: jax.Array) -> jax.Array:
-            known = {**frozen, options.params_site: critic}
-            run = self._run_guide(key, options, step, known, model, guide)
-            return jnp.asarray(sum(group.critic_loss()[0] for group in run.groups.values()))
+        def fitted(options: ContrastOptions, initial: Any, key: jax.Array) -> Any:
+            def critic_loss(critic: Any, key: jax.Array) -> jax.Array:
+                known = {**frozen, options.params_site: critic}
+                run = self._run_guide(key, options, step, known, model, guide)
+                return jnp.asarray(sum(group.critic_loss()[0] for group in run.groups.values()))
 
-        keys = random.split(fit_key, num_steps)
-        known = {
-            **frozen,
-            options.params_site: fit_critic(critic_loss, initial, keys, learning_rate),
-        }
+            keys = random.split(key, num_steps)
+            critic = fit_critic(critic_loss, initial, keys, learning_rate)
+            judged = dataclasses.replace(options, num_normaliser_draws=NUM_NORMALISER_DRAWS)
+            return judged, {**frozen, options.params_site: critic}
+
+        fresh_key, own_key = random.split(fit_key)
+        judges = [(silent, frozen), fitted(full, initial, fresh_key)]
+        if self.adaptive and own.params_site in frozen:  # against the prior it would lag as it does
+            judges.append(fitted(own, frozen[own.params_site], own_key))
 
         def judge(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            reported, _ = self._run(key, self._options, step, frozen, model, guide, beta)
-            checked, _ = self._run(key, options, step, known, model, guide, beta)
-            return -reported["loss"], -checked["loss"]
+            def estimate(options: ContrastOptions, known: Any) -> jax.Array:
+                return -self._run(key, options, step, known, model, guide, beta)[0]["loss"]
+
+            return estimate(own, frozen), jnp.stack([estimate(*each) for each in judges])
 
         checked = compare_estimates(judge, random.split(draw_key, num_draws))
         return self._checked(checked)

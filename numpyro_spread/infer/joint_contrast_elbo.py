@@ -33,7 +33,7 @@ from numpyro_spread.infer._random_delta import refuse_random_deltas
 from numpyro_spread.infer._registration import Loss, Registered, declare_params, example_of
 from numpyro_spread.infer._simulated import Rows
 from numpyro_spread.infer._spreading import Spreading, SpreadStep
-from numpyro_spread.infer._watch import watch_lag
+from numpyro_spread.infer._watch import looks_now, watch_lag
 from numpyro_spread.ratio._last_layer import refuse_bounded_logits
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.binding import bind
@@ -203,7 +203,7 @@ class JointContrastELBO(JointContrastShared, Stateful, Loss):
         note(counts, totals[0] * self.num_particles, can)
         if seen is not None:
             watch_key = random.fold_in(rng_key, _WATCH)
-            loss = watch_lag(loss, watch_key, self._monitor, self._range, seen)
+            loss = watch_lag(loss, looks_now(watch_key), self._monitor, self._range, seen)
         return {"loss": loss, "mutable_state": mutable or None}
 
     def logits(

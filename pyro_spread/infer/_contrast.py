@@ -97,15 +97,23 @@ class ContrastRun(GuideRun):
             return torch.zeros(())
         return self.groups[self.options.key_of(name)].log_q(name)
 
-    def learn(self) -> tuple[torch.Tensor, list[Logits]]:
-        """The loss of all critics and of the head, and the critics' logits."""
-        total, seen = torch.zeros(()), []
+    def learn(self, looks: bool = False) -> tuple[torch.Tensor, list[Logits], torch.Tensor | None]:
+        """
+        The loss of all critics and of the head, the critics' logits, and how far they lag.
+
+        :param looks: whether to look how far, in nats; else it is NaN. None: it cannot be known.
+        """
+        total, seen, gaps = torch.zeros(()), [], []
         for group in self.groups.values():
             loss, logits = group.critic_loss()
-            if logits is not None:
-                total = total + loss
-                seen.append(logits)
-        return total, seen
+            if logits is None:
+                continue
+            gaps.append(group.evidence_gap(logits, looks))
+            total = total + loss
+            seen.append(logits)
+        known = [gap for gap in gaps if gap is not None]
+        gap = torch.stack(known).sum() if known and len(known) == len(gaps) else None
+        return total, seen, gap
 
     def logits(self) -> dict[str | None, Logits]:
         """The critics' logits at guide draws and at the contrast's, by critic."""

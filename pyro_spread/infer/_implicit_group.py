@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyro_spread._recording import values_known
@@ -19,11 +21,15 @@ from pyro_spread.infer._guide_run import GuideRun, ImplicitSite
 from pyro_spread.infer._plate_arguments import expand_batch
 from pyro_spread.infer._ranks import num_ranks, share
 from pyro_spread.infer._shared_pass import can_share, shared_logits
+from pyro_spread.infer._sites import is_black_box, is_implicit
 from pyro_spread.ratio._samplewise import couples
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
 from spread_core.logits import Logits
+from spread_core.math.normaliser import log_normaliser
+from spread_core.math.own_density import own_log_density
 from spread_core.messages import contrasts
+from spread_core.moments import LEAST_DRAWS
 from spread_core.nonfinite import NonFiniteError
 
 
@@ -50,6 +56,9 @@ class ImplicitGroup:
         self._lead = self._choose_lead()
         self._arguments = self._find_arguments()
         adaptive = run.options.adaptive
+        #: Draws behind the moments, and those from which the critic learned, by site.
+        self._moment_draws: dict[str, torch.Tensor] = {}
+        self._drawn: dict[str, torch.Tensor] = {}
         self._contrasts = {n: self._contrast(s) for n, s in self._sites.items()} if adaptive else {}
         side = self._side(
             {name: self._seen(name, site.value) for name, site in self._sites.items()}
@@ -78,7 +87,21 @@ class ImplicitGroup:
         """
         value = self._sites[name].value
         log_q = self._logit if name == self._first.name else value.new_zeros(())
-        return log_q + self._contrasts[name].log_prob(value) if self._contrasts else log_q
+        options = self._run.options
+        if options.num_normaliser_draws and name == self._first.name:
+            log_q = log_q - self._log_normaliser(options.num_normaliser_draws)
+        if not self._contrasts:
+            return log_q
+        contrast = self._contrasts[name]
+        if options.full:
+            log_q = log_q + contrast.plug_in_regret(self._moment_draws[name].shape[0])
+        return log_q + contrast.log_prob(value)
+
+    def _log_normaliser(self, count: int) -> torch.Tensor:
+        """Of the density that the critic stands for, of the batch shape."""
+        drawn = {name: each.draw((count,)) for name, each in self._contrasts.items()}
+        side = self._side(drawn, (count,), detached=True)
+        return log_normaliser(self._judge(side)(side))
 
     def critic_loss(self) -> tuple[torch.Tensor, Logits | None]:
         """The loss of critic and head, a scalar in nats, and logits; none if nothing counts."""
@@ -103,6 +126,54 @@ class ImplicitGroup:
         """Logits at guide draws and at the contrast's; several draws lead the batch shape."""
         sides = self._both_sides()
         return self._logits(self._judge(sides[0]), *sides)
+
+    @torch.no_grad()
+    def evidence_gap(self, logits: Logits, looks: bool) -> torch.Tensor | None:
+        """
+        By how much the estimate of log q falls short of what the guide's own draws say, in nats.
+
+        Summed over the data, at the draws from which the critic learned: on average at most what
+        the reported ELBO is too high by, and just that for a Gaussian guide.
+
+        :param logits: as :meth:`critic_loss` returned them.
+        :param looks: whether to look; else it is NaN.
+        :return: a scalar; None if the contrast has no density, there are few draws for moments, or
+            a recorded step has none to spare.
+        """
+        densities: list[Any] = [self._contrasts.get(n) or self._prior(n) for n in self._sites]
+        few = self._run.options.count_moment_draws(self._num_data) < LEAST_DRAWS
+        if few or None in densities or not (self._moment_draws or values_known()):
+            return None
+        if not looks:
+            return torch.full((), math.nan)
+        gap = -logits.p.detach()
+        for density, (name, site) in zip(densities, self._sites.items(), strict=True):
+            draws, value = self._spare_draws(site), self._drawn[name]
+            drawn, seen = (_in_full(_counted(site, each)) for each in (draws, value))
+            own = own_log_density(drawn, seen, site.fn.event_dim)
+            gap = gap + own - density.log_prob(value)
+        gap = gap.mean(0) if self._lead else gap
+        weights, scale = self._first.weights, self._first.scale
+        if weights is not None:
+            gap = torch.where(weights > 0, gap * weights, 0.0)
+        if not isinstance(scale, torch.Tensor) or not scale.dim():  # else it is in the weights
+            gap = gap * scale
+        return gap.sum().detach() / self._run.options.num_at_once
+
+    def _spare_draws(self, site: ImplicitSite) -> torch.Tensor:
+        """Draws of a site that the critic's do not depend on."""
+        if site.name in self._moment_draws:
+            return self._moment_draws[site.name]
+        device = site.value.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return site.draw(self._run.options.count_moment_draws(self._num_data))
+
+    def _prior(self, name: str) -> TorchDistribution | None:
+        """The prior that is the contrast of a site, if it has a density."""
+        prior = self._run.priors.get(name)
+        if prior is None or is_implicit(prior) or is_black_box(prior):
+            return None
+        return prior.expand(self._sites[name].batch_shape)
 
     # --- what the critic is called with
 
@@ -158,7 +229,7 @@ class ImplicitGroup:
 
     def _judge(self, side: SiteValues) -> Judge:
         """The critic as a function of values laid out as ``side``."""
-        if self._lead and self._one_by_one:
+        if self._one_by_one and side.batch_shape != self._first.batch_shape:
             return _DrawByDraw(self._critic, *self._call_arguments(side), self)
         return Judge(self._critic, *self._call_arguments(side))
 
@@ -174,16 +245,19 @@ class ImplicitGroup:
         if options.head is not None:
             return self._head(site).detach()
         count = options.count_moment_draws(self._num_data)
-        contrast = GaussianContrast.from_draws(site.draw(count), event_dim)
+        draws = site.draw(count)
+        self._moment_draws[site.name] = draws
+        contrast = GaussianContrast.from_draws(draws, event_dim)
         if site.weights is not None:
-            kept = site.weights > 0
-            contrast = contrast.where(kept.reshape([*kept.shape, *[1] * event_dim]))
+            contrast = contrast.where(_counts(site))
         # What rounding leaves of a spread of zero; NaN fails too.
         least = torch.finfo(contrast.scale.dtype).eps * contrast.loc.abs()
         if not bool(((contrast.scale > least) & contrast.scale.isfinite()).all()):
             is_point = bool(contrast.scale.isfinite().all())
             error = CollapsedGuideError if is_point else NonFiniteError
             raise error(contrasts.collapsed_guide(site.name))
+        if options.full:
+            return GaussianContrast.of_covariance(_counted(site, draws), event_dim)
         return contrast
 
     def _head(self, site: ImplicitSite) -> GaussianContrast:
@@ -200,8 +274,7 @@ class ImplicitGroup:
             raise ValueError(message) from error
         positive = contrast.scale > 0
         if site.weights is not None:  # what is masked may be anything
-            ignored = site.weights <= 0
-            positive = positive | ignored.reshape([*ignored.shape, *[1] * site.fn.event_dim])
+            positive = positive | ~_counts(site)
         if values_known() and not bool(positive.all()):
             raise ValueError(contrasts.head_scale(site.name))
         return contrast
@@ -219,7 +292,7 @@ class ImplicitGroup:
         guide, contrast = {}, {}
         for name, site in self._sites.items():
             drawn = site.draw(*self._lead) if self._lead else site.value.detach()
-            guide[name] = self._seen(name, drawn)
+            guide[name], self._drawn[name] = self._seen(name, drawn), drawn
             if self._contrasts:
                 contrast[name] = self._contrasts[name].draw(self._lead)
         if not self._contrasts:
@@ -283,6 +356,23 @@ def _broadcasts(shape: torch.Size, full: torch.Size) -> bool:
         return torch.broadcast_shapes(shape, full) == full
     except RuntimeError:
         return False
+
+
+def _counted(site: ImplicitSite, values: torch.Tensor) -> torch.Tensor:
+    """Values with zeros for what is masked, which may be anything."""
+    return values if site.weights is None else torch.where(_counts(site), values, 0.0)
+
+
+def _counts(site: ImplicitSite) -> torch.Tensor:
+    """Which elements of the batch are not masked, with dimensions for the event."""
+    assert site.weights is not None
+    kept = site.weights > 0
+    return kept.reshape([*kept.shape, *[1] * site.fn.event_dim])
+
+
+def _in_full(x: torch.Tensor) -> torch.Tensor:
+    """Matrices are decomposed in single precision at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _detached(value: Any) -> Any:

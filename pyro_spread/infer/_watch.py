@@ -1,16 +1,23 @@
 # Copyright Contributors to the pyro-spread project.
 # SPDX-License-Identifier: Apache-2.0
-"""Monitor whether the critic of a contrast ELBO keeps up."""
+"""Monitor whether the critic of a contrast keeps up."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 
 from spread_core.logits import Logits
-from spread_core.monitors import FalseEvidenceMonitor, LogitRangeMonitor, Monitor
+from spread_core.monitors import (
+    EvidenceGapMonitor,
+    FalseEvidenceMonitor,
+    LogitRangeMonitor,
+    Monitor,
+)
 from spread_core.stateful import Stateful
 
-_EVERY = 4
+_EVERY, _GAP_EVERY = 4, 8
 
 
 class LagWatch(Stateful):
@@ -20,7 +27,7 @@ class LagWatch(Stateful):
     :param usual: the logit of a critic that cannot tell the sides apart.
     """
 
-    _remembers = ("_monitor", "_seen")
+    _remembers: ClassVar[tuple[str, ...]] = ("_monitor", "_seen")
 
     def __init__(self, usual: float = 0.0) -> None:
         self._monitor = FalseEvidenceMonitor()
@@ -44,4 +51,43 @@ class LagWatch(Stateful):
             return
         with torch.no_grad():
             self._range.observe(*map(float, logits.range()))
-            self._monitor.observe(float(logits.accuracy()))
+            self._monitor.observe(float(logits.accuracy()) if self._may_lag() else 0.0)
+
+    def _may_lag(self) -> bool:
+        """Whether a critic that is always right is reason for doubt."""
+        return True
+
+
+class BiasWatch(LagWatch):
+    """The same for a contrast that can say by how many nats its critics lag."""
+
+    _remembers = (*LagWatch._remembers, "_gap", "_runs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gap = EvidenceGapMonitor()
+        self._runs = 0
+
+    @property
+    def monitors(self) -> list[Monitor]:
+        """Those that it asks."""
+        return [*super().monitors, self._gap]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the gap is looked at in the next run."""
+        return (self._runs + 1) % _GAP_EVERY == 0
+
+    def _may_lag(self) -> bool:
+        return self._gap.has_doubts()
+
+    def look_at_gap(self, gap: torch.Tensor) -> None:
+        """
+        Count one run.
+
+        :param gap: of all critics, in nats.
+        """
+        due = self.is_due
+        self._runs += 1
+        if due:
+            self._gap.observe(float(gap))

@@ -11,9 +11,13 @@ from typing import Any, Self
 from array_api_compat import array_namespace
 
 from spread_core.math._arrays import Array, stop_gradient
-from spread_core.moments import predictive_regret
+from spread_core.moments import plug_in_regret, predictive_regret
 
 _LOG_2PI = math.log(2 * math.pi)
+# With fewer draws a covariance matrix says little.
+DRAWS_PER_DIMENSION = 4
+# Of correlations in float32: without it rounding may leave no positive definite matrix.
+_RIDGE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,33 @@ class GaussianDensity:
         return cls(draws.mean(0), xp.sqrt(variance), event_dim, draws.shape[0])
 
     @classmethod
+    def of_covariance(cls, draws: Array, event_dim: int) -> Self:
+        """
+        The one with the mean and the whole covariance of ``draws``, taken as known.
+
+        Events that are no vectors, and draws of fewer than four per dimension, have independent
+        elements. What does not vary gets a scale of one, and hardly any correlation is perfect, so
+        that it is a density whatever the draws.
+
+        :param draws: of shape S + batch + event.
+        :param event_dim: number of event dimensions.
+        """
+        xp = array_namespace(draws)
+        loc = draws.mean(0)
+        scale = xp.sqrt(xp.var(draws, axis=0, correction=1))
+        scale = xp.where(scale > 0, scale, xp.ones_like(scale))
+        count, dim = draws.shape[0], draws.shape[-1] if event_dim else 1
+        if event_dim != 1 or count < DRAWS_PER_DIMENSION * dim:
+            return cls(loc, scale, event_dim)
+        u = xp.moveaxis((draws - loc) / scale, 0, -1)
+        correlation = (u @ xp.matrix_transpose(u)) / (count - 1)
+        ones = xp.ones_like(correlation)
+        eye = xp.tril(ones) * xp.triu(ones)
+        correlation = correlation * (1 - eye) + (1 + _RIDGE) * eye
+        tril = scale[..., None] * xp.linalg.cholesky(correlation)
+        return cls(loc, xp.linalg.diagonal(tril), event_dim, tril=tril)
+
+    @classmethod
     def around(cls, loc: Array, scale: Array, event_dim: int) -> Self:
         """
         The one with known moments.
@@ -73,6 +104,19 @@ class GaussianDensity:
             raise ValueError("Cholesky factors are of events of one dimension")
         tril = xp.tril(xp.broadcast_to(scale, (*shape, shape[-1])))
         return cls(loc, xp.linalg.diagonal(tril), event_dim, tril=tril)
+
+    def plug_in_regret(self, num_draws: int) -> float:
+        """
+        What moments of finitely many draws cost if they are taken as known, in nats.
+
+        :param num_draws: their number.
+        """
+        dim = math.prod(self.loc.shape[self.loc.ndim - self.event_dim :])
+        return (
+            plug_in_regret(num_draws, dim)
+            if self.tril is not None
+            else (dim * plug_in_regret(num_draws, 1))
+        )
 
     def where(self, counts: Array, kept: Any = None) -> Self:
         """

@@ -131,6 +131,15 @@ def false_evidence() -> str:
     )
 
 
+def false_evidence_in_training(gap: float, error: float) -> str:
+    return (
+        f"the reported value lies {gap:.3g} ± {error:.2g} nats above what the guide's own draws "
+        "allow, and may lie far above the evidence: the critic lags behind the guide. Use "
+        "adaptive=True, more critic steps (two_player(..., discriminator_steps=k)), a larger "
+        "learning rate of the critic or a larger critic, and look at loss.held_out_check(...)."
+    )
+
+
 def false_evidence_gap(gap: float, error: float) -> str:
     return (
         f"the critic of the training run overstates the ELBO by {gap:.3g} ± {error:.2g} nats "
