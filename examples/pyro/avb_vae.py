@@ -8,6 +8,8 @@ All models begin as one VAE. After some steps they part: the VAE goes on with it
 Gaussian encoder, the others with one without a density, which starts as the Gaussian one and may
 bend its codes into any shape: by ``PriorContrastELBO`` with the adaptive and the plain contrast
 (Mescheder et al., https://arxiv.org/abs/1701.04722), and by ``SemiImplicitELBO`` without a critic.
+Beside them stand the same guide with its density, which is as far as a critic without errors would
+come, and IWAE with five samples of the Gaussian one (Burda et al., https://arxiv.org/abs/1509.00519).
 
 What a contrast ELBO reports is an estimate, not a bound. Hence log p(x) of test images is measured
 without any critic: by importance weights from a guide that is fitted to the finished decoder, and

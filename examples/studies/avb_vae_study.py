@@ -163,19 +163,17 @@ def parse_args(
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("-n", "--num-steps", type=int, help="of the decoder")
     parser.add_argument("--start-steps", type=int, help="those that all models have in common")
-    parser.add_argument("-lr", "--learning-rate", type=float, default=1e-3, help="of model and "
-                        "guide")  # fmt: skip
+    parser.add_argument("-lr", "--learning-rate", type=float, default=1e-3, help="the model's too")
     parser.add_argument("--critic-learning-rate", type=float)
     parser.add_argument("--critic-steps", type=int, default=2, help="for each of the decoder")
-    parser.add_argument("--critic-draws", type=int, default=8, help="per image, in each step")
+    parser.add_argument("--critic-draws", type=int, default=8, help="per image and step")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--latent-dim", type=int, default=8)
     parser.add_argument("--hidden-dim", type=int, help="of all nets")
     parser.add_argument("--bend-dim", type=int, default=128, help="hidden units of what bends")
     parser.add_argument("--num-mixture", type=int, default=10, help="of the semi-implicit ELBO")
     parser.add_argument("--num-weights", type=int, default=1000, help="per test image")
-    parser.add_argument("--proposal-steps", type=int, default=1500, help="of the guide that the "
-                        "importance weights come from")  # fmt: skip
+    parser.add_argument("--proposal-steps", type=int, default=1500, help="of the weights' guide")
     parser.add_argument("--num-ais", type=int, help="test images for annealed importance sampling, "
                         "in runs of the first seed, or 0")  # fmt: skip
     parser.add_argument("--num-temperatures", type=int, default=1000, help="of it")
@@ -203,7 +201,7 @@ def load_images(args: argparse.Namespace) -> Images:
     """Return the data set, every pixel drawn once with its grey value as probability.
 
     :param args: Options from :func:`parse_args`.
-    :raises SystemExit: If the data cannot be read, saying which file is missing or corrupt.
+    :raises SystemExit: If the data cannot be read.
     """
     dataset = read_dataset(args, held_out=args.held_out)
     rng = np.random.default_rng(_BINARISE_SEED)
