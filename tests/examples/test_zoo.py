@@ -23,9 +23,9 @@ from studies.zoo import (
     write_report,
     zoo_table,
 )
-from studies.zoo.page import docs_file
+from studies.zoo.page import MISSING, docs_file, merged
 from studies.zoo.program import seeds
-from studies.zoo.report import MISSING, describe, plot_summary
+from studies.zoo.report import describe, plot_summary
 from studies.zoo.rows import check_trained, settings_for
 
 ROOT = Path(__file__).parents[2]
@@ -261,6 +261,8 @@ def test_the_page_keeps_rows_that_were_not_run(tmp_path):
     again = write(["ali"], -3.0)
     assert "made: coin; MADE; GAN, 3 critic steps; ALI / BiGAN.\n" in again
     assert "missing" not in again
+    kept = merged(f"head\n---\n| coin | pyro | {MISSING} | {MISSING} |\nreal", again)
+    assert "| coin | pyro | -2.0 |" in kept  # of a backend in which it was not run
     with pytest.raises(SystemExit, match=r"zoo_results\.inc has rows of other data or seeds"):
         write(["coin"], -4.0, num_seeds=2)
 

@@ -14,6 +14,8 @@ from studies.zoo.rows import ROWS
 
 SAMPLES_FILE = "samples.png"
 SUMMARY_FILE = "summary.png"
+#: Stands for a run that has failed, or was not made.
+MISSING = "missing"
 _COMMENT = "<!-- Written by examples/zoo.py --report --docs docs: do not edit. -->"
 _LATER = "Added after the pictures were made: "
 
@@ -68,12 +70,14 @@ def write_docs(
 
 def merged(new: str, old: str) -> str:
     """
-    A table with the lines of another one that it does not have itself, in the order of the rows.
+    A table with the lines of another one whose runs it does not have, in the order of the rows.
 
     :param new: the table.
     :param old: text in which the other stands.
     """
-    head, lines = new.splitlines()[:2], _lines(old) | _lines(new)
+    head, lines = new.splitlines()[:2], _lines(new)
+    made = {key: line for key, line in lines.items() if f"| {MISSING} | {MISSING} |" not in line}
+    lines |= _lines(old) | made
     order = {row.title: place for place, row in enumerate(ROWS.values())}
     rows = [lines[key] for key in sorted(lines, key=lambda key: order[key[0]])]
     return "\n".join([*head, *rows, new.splitlines()[-1]])

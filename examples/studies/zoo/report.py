@@ -14,13 +14,11 @@ from matplotlib.figure import Figure
 from spread_analysis.evaluation import SampleQuality, mean_and_error
 from studies.zoo import messages
 from studies.zoo.kept import RESULTS_FILE
-from studies.zoo.page import SUMMARY_FILE, write_docs
+from studies.zoo.page import MISSING, SUMMARY_FILE, write_docs
 from studies.zoo.rows import ROWS, Row
 
 #: Stands for what a system does not have.
 NONE = "-"
-#: Stands for a run that has failed, or was not made.
-MISSING = "missing"
 TABLE_FILE = "table.md"
 COLOURS = ("#1f5fa8", "#d1662a")
 _HEADER = (
