@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from spread_analysis.reference.divergences import class_entropy
-from spread_core.monitors import GAP_TOLERANCE, SATURATED_LOGIT, is_suspicious
+from spread_core.monitors import SATURATED_LOGIT, gap_tolerance, is_suspicious
 from spread_core.validation import FloatArray, as_count, as_finite, as_probability
 
 
@@ -189,6 +189,7 @@ class EvidenceReport:
         ELBO by.
     :param standard_error: Of the gap, over the draws that both judge.
     :param num_draws: How many draws those are.
+    :param num_data: Number of data that the ELBO sums over.
     """
 
     estimate: float
@@ -196,6 +197,7 @@ class EvidenceReport:
     gap: float
     standard_error: float
     num_draws: int
+    num_data: float = 1.0
 
     @classmethod
     def from_draws(cls, estimates: ArrayLike, fresh_estimates: ArrayLike) -> EvidenceReport:
@@ -223,26 +225,30 @@ class EvidenceReport:
         means = [float(each.mean()) for each in (reported, fresh, gaps)]
         return cls(means[0], means[1], means[2], float(error), len(gaps))
 
-    def is_false(self, threshold: float = GAP_TOLERANCE) -> bool:
+    def is_false(self, threshold: float | None = None) -> bool:
         """Whether the estimate is false evidence.
 
         It is if the gap exceeds both ``threshold`` and two standard errors, and also if either is
         NaN, since it cannot be checked then.
 
-        :param threshold: Gap in nats that does no harm.
+        :param threshold: Gap in nats that does no harm: 0.3 by default, or 0.1 per datum if that is
+            more.
         """
+        threshold = gap_tolerance(self.num_data) if threshold is None else threshold
         return not self.gap <= np.maximum(threshold, 2 * self.standard_error)  # NaN propagates
 
-    def is_known(self, threshold: float = GAP_TOLERANCE) -> bool:
+    def is_known(self, threshold: float | None = None) -> bool:
         """Whether the check can tell; else the fitted critics are worse than the trained one.
 
         Then the fresh estimate is the higher one by more than chance, or the error is so large that
-        a gap of a nat would not be seen.
+        a gap of a nat, or of three times what does no harm, would not be seen.
 
-        :param threshold: Gap in nats that does no harm.
+        :param threshold: Gap in nats that does no harm, as for :meth:`is_false`.
         """
+        threshold = gap_tolerance(self.num_data) if threshold is None else threshold
         error = 2 * self.standard_error
-        return self.is_false(threshold) or (self.gap >= -max(threshold, error) and error <= 1.0)
+        seen = self.gap >= -max(threshold, error) and error <= max(1.0, 3 * threshold)
+        return self.is_false(threshold) or seen
 
     def __str__(self) -> str:
         rows = [

@@ -21,8 +21,9 @@ PERFECT_SATURATION = 0.9
 # logit's size is extrapolated. In the conjugate case z ~ N(0, 1), x = 5 ~ N(z, s²) the critic of
 # the exact posterior, 14 nats from the prior at s = 0.1, is off by 5 nats.
 LAGGING_ACCURACY = 0.98
-#: Gap in nats up to which a reported value counts as right whatever its error.
-GAP_TOLERANCE = 0.3
+#: Gap in nats up to which a reported value counts as right whatever its error; and for each datum:
+#: subsampled plates stand for many, of which every critic leaves out a little.
+GAP_TOLERANCE, GAP_PER_DATUM = 0.3, 0.1
 # A gap that has fallen below this share of itself is closing. Chosen, as the patience, on 42 runs
 # with Gaussian guides, frozen and trained, that were stopped at lengths of 1,000 to 3,000 steps: it
 # warned of 316 of 324 gaps above a nat then, and of none of 149 below a tenth.
@@ -184,6 +185,18 @@ class FalseEvidenceMonitor(Monitor):
         return contrasts.false_evidence()
 
 
+def gap_tolerance(num_data: float) -> float:
+    """
+    Gap in nats that does no harm.
+
+    :param num_data: Number of data whose gaps are summed.
+
+    >>> gap_tolerance(1), gap_tolerance(100)
+    (0.3, 10.0)
+    """
+    return max(GAP_TOLERANCE, GAP_PER_DATUM * num_data)
+
+
 class EvidenceGapMonitor(Monitor):
     """Watch how far the critic of a contrast ELBO lags behind, in nats, and warn, once.
 
@@ -191,10 +204,10 @@ class EvidenceGapMonitor(Monitor):
     allow (:func:`~spread_core.math.own_density.own_log_density`). Looks are noisy, so the means of
     blocks of them count. Every critic lags at first, and most catch up. The warning comes when the
     gap has been there for half of all blocks, without closing: each third of that half is above
-    ``tolerance``, the last one by two standard errors, and that is no less than 0.4 of the first.
+    :func:`gap_tolerance`, the last one by two standard errors, and that is no less than 0.4 of the
+    first.
 
     :param patience: Blocks that the half must have at least, 3 or more.
-    :param tolerance: Gap in nats that does no harm.
     :param block: Looks in a block, at least 2.
 
     >>> monitor = EvidenceGapMonitor(patience=3, block=2)
@@ -203,13 +216,13 @@ class EvidenceGapMonitor(Monitor):
     """
 
     category = FalseEvidenceWarning
-    _remembers = ("warned", "blocks", "_looks", "_recent", "_means", "_errors")
+    _remembers = ("warned", "blocks", "tolerance", "_looks", "_recent", "_means", "_errors")
 
-    def __init__(
-        self, patience: int = 7, tolerance: float = GAP_TOLERANCE, block: int = 16
-    ) -> None:
+    def __init__(self, patience: int = 7, block: int = 16) -> None:
         super().__init__(as_count(patience, "patience", 3))
-        self.tolerance, self.block = float(tolerance), as_count(block, "block", 2)
+        self.block = as_count(block, "block", 2)
+        #: Gap in nats that does no harm.
+        self.tolerance = GAP_TOLERANCE
         #: Blocks up to now.
         self.blocks = 0
         self._looks: list[float] = []
@@ -217,15 +230,17 @@ class EvidenceGapMonitor(Monitor):
         self._means: list[float] = []
         self._errors: list[float] = []
 
-    def observe(self, gap: float) -> bool:
+    def observe(self, gap: float, num_data: float = 1.0) -> bool:
         """
         Take in one look.
 
         :param gap: In nats; NaN if this step could not be looked at.
+        :param num_data: Number of data whose gaps it sums.
         :return: Whether this call issued the warning.
         """
         if math.isnan(gap):
             return False
+        self.tolerance = gap_tolerance(num_data)
         # New lists, never changed ones: a step that is undone goes back to the old.
         self._looks = [*self._looks, float(gap)]
         self._recent = [*self._recent, float(gap)][-_RECENT:]

@@ -31,8 +31,8 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: jax.Array) -> jax.
     :param group: the sites of the critic.
     :param logits: as its ``critic_loss`` returned them.
     :param looks: whether to look; else it is NaN.
-    :return: a scalar; None if the contrast has no density, there are few draws for moments, or
-        steps of a series are masked.
+    :return: it and the number of data; None if the contrast has no density, there are few draws for
+        moments, or steps of a series are masked.
     """
     run, names = group._run, group._names
     densities = {name: group._contrasts.get(name) or _prior(group, name) for name in names}
@@ -48,15 +48,25 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: jax.Array) -> jax.
             draws, event_dim = _spare_draws(group, name), run.implicit[name][0].event_dim
             own = own_log_density(_in_full(draws), _in_full(value), event_dim)
             gap = gap + own - density.log_prob(value)
-        gap = gap.mean(0) if group._fresh else gap
-        if group._weights is not None:
-            gap = jnp.where(group._weights > 0, gap * group._weights, 0.0)
-        scale = run.trace[names[0]]["scale"]
-        if scale is not None and jnp.ndim(scale) == 0:  # else it is in the weights
-            gap = gap * scale
-        return jnp.asarray(lax.stop_gradient(gap.sum()), float)
+        gap = lax.stop_gradient(gap.mean(0) if group._fresh else gap)
+        counts = _counts(group)
+        gap = jnp.where(counts > 0, gap * counts, 0.0).sum()
+        return jnp.asarray(jnp.stack([gap, counts.sum()]), float)
 
-    return lax.cond(looks, look, lambda: jnp.asarray(math.nan))
+    return lax.cond(looks, look, lambda: jnp.full(2, math.nan))
+
+
+def num_data(group: ImplicitGroup) -> jax.Array:
+    """The number of data of a critic: of subsampled plates all, of masked ones none."""
+    return _counts(group).sum()
+
+
+def _counts(group: ImplicitGroup) -> jax.Array:
+    """How many data each element of the batch stands for."""
+    counts = jnp.ones(group._batch_shape) if group._weights is None else group._weights
+    scale = group._run.trace[group._names[0]]["scale"]
+    # Else it is in the weights.
+    return counts * scale if scale is not None and jnp.ndim(scale) == 0 else counts
 
 
 def _spare_draws(group: ImplicitGroup, name: str) -> jax.Array:

@@ -78,18 +78,18 @@ def watch_lag(
     :param lag: gets how often the critic is right.
     :param span: gets its least and its largest logit.
     :param seen: these three numbers, for each particle.
-    :param gap: a monitor, and by how many nats the critic lags, if that can be known; NaN unless
-        ``looks``.
+    :param gap: a monitor, and by how many nats the critic lags, in how many data, if that can be
+        known; NaN unless ``looks``.
     """
     right, low, high = seen[0].mean(), seen[1].min(), seen[2].max()
-    nats = jnp.asarray(math.nan) if gap is None else gap[1]
+    looked = jnp.full(2, math.nan) if gap is None else gap[1]
 
-    def observe(right: float, low: float, high: float, nats: float) -> None:
+    def observe(right: float, low: float, high: float, nats: float, num_data: float) -> None:
         span.observe(low, high)
         if gap is not None:
-            gap[0].observe(nats)
+            gap[0].observe(nats, num_data)
         may_lag = gap is None or gap[0].has_doubts()
         lag.observe(right if may_lag else 0.0)
 
     amiss = (right >= LAGGING_ACCURACY) | span.suspects(low, high)
-    return watched(loss, looks, observe, amiss, right, low, high, nats)
+    return watched(loss, looks, observe, amiss, right, low, high, *looked)

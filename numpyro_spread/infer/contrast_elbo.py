@@ -21,6 +21,7 @@ from numpyro.primitives import mutable as numpyro_mutable
 
 from numpyro_spread._typing import RngKey
 from numpyro_spread.infer._contrast import ContrastRun, init_params
+from numpyro_spread.infer._evidence_gap import num_data
 from numpyro_spread.infer._held_out import Silent, compare_estimates, fit_critic
 from numpyro_spread.infer._moving import state_sites
 from numpyro_spread.infer._noise import Noise
@@ -239,7 +240,8 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         worst = right.max(), low[odd], high[odd]
         known = None
         if all(gap is not None for gap in gaps):
-            known = self._gap, jnp.stack(gaps).reshape(len(seen), -1).mean(1).sum()
+            nats, num_data = jnp.stack(gaps).reshape(len(seen), -1, 2).mean(1).T
+            known = self._gap, jnp.stack([nats.sum(), num_data.max()])
         return watch_lag(loss, looks, self._monitor, self._range, worst, known)
 
     def logits(
@@ -333,7 +335,8 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         :param num_draws: held-out draws of the guide for all data.
         :param kwargs: keyword arguments of both.
         :return: both estimates and the gap with its standard error, in nats.
-        :warns FalseEvidenceWarning: if the gap is more than two standard errors and 0.3 nats.
+        :warns FalseEvidenceWarning: if the gap is more than two standard errors, 0.3 nats and 0.1
+            nats per datum.
         """
         own = dataclasses.replace(self._options, regularizer=None, num_particles=1, at_once=False)
         full = own.with_full_contrast()
@@ -367,8 +370,9 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
 
             return estimate(own, frozen), jnp.stack([estimate(*each) for each in judges])
 
-        checked = compare_estimates(judge, random.split(draw_key, num_draws))
-        return self._checked(checked)
+        groups = self._run_guide(init_key, own, step, frozen, model, guide).groups
+        data = max((float(num_data(group)) for group in groups.values()), default=1.0)
+        return self._checked(compare_estimates(judge, random.split(draw_key, num_draws)), data)
 
     def _likelihood_weight(self, params: Any, args: Any, kwargs: Any) -> Any:
         if callable(self.annealing):

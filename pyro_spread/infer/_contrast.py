@@ -112,8 +112,10 @@ class ContrastRun(GuideRun):
             total = total + loss
             seen.append(logits)
         known = [gap for gap in gaps if gap is not None]
-        gap = torch.stack(known).sum() if known and len(known) == len(gaps) else None
-        return total, seen, gap
+        if not known or len(known) < len(gaps):
+            return total, seen, None
+        nats, num_data = torch.stack(known).unbind(-1)
+        return total, seen, torch.stack([nats.sum(), num_data.max()])
 
     def logits(self) -> dict[str | None, Logits]:
         """The critics' logits at guide draws and at the contrast's, by critic."""

@@ -137,15 +137,15 @@ class ImplicitGroup:
 
         :param logits: as :meth:`critic_loss` returned them.
         :param looks: whether to look; else it is NaN.
-        :return: a scalar; None if the contrast has no density, there are few draws for moments, or
-            a recorded step has none to spare.
+        :return: it and the number of data; None if the contrast has no density, there are few draws
+            for moments, or a recorded step has none to spare.
         """
         densities: list[Any] = [self._contrasts.get(n) or self._prior(n) for n in self._sites]
         few = self._run.options.count_moment_draws(self._num_data) < LEAST_DRAWS
         if few or None in densities or not (self._moment_draws or values_known()):
             return None
         if not looks:
-            return torch.full((), math.nan)
+            return torch.full((2,), math.nan)
         gap = -logits.p.detach()
         for density, (name, site) in zip(densities, self._sites.items(), strict=True):
             draws, value = self._spare_draws(site), self._drawn[name]
@@ -153,12 +153,22 @@ class ImplicitGroup:
             own = own_log_density(drawn, seen, site.fn.event_dim)
             gap = gap + own - density.log_prob(value)
         gap = gap.mean(0) if self._lead else gap
-        weights, scale = self._first.weights, self._first.scale
-        if weights is not None:
-            gap = torch.where(weights > 0, gap * weights, 0.0)
-        if not isinstance(scale, torch.Tensor) or not scale.dim():  # else it is in the weights
-            gap = gap * scale
-        return gap.sum().detach() / self._run.options.num_at_once
+        counts = self._counts()
+        gap = torch.where(counts > 0, gap * counts, 0.0).sum()
+        return torch.stack([gap, counts.sum()]).detach()
+
+    @property
+    def num_data(self) -> torch.Tensor:
+        """The number of data: of subsampled plates all, of masked ones none."""
+        return self._counts().sum()
+
+    def _counts(self) -> torch.Tensor:
+        """How many data each element of the batch stands for."""
+        first = self._first
+        counts = first.value.new_ones(first.batch_shape) if first.weights is None else first.weights
+        if not isinstance(first.scale, torch.Tensor) or not first.scale.dim():
+            counts = counts * first.scale  # else it is in the weights
+        return counts / self._run.options.num_at_once
 
     def _spare_draws(self, site: ImplicitSite) -> torch.Tensor:
         """Draws of a site that the critic's do not depend on."""

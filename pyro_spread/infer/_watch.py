@@ -85,9 +85,9 @@ class BiasWatch(LagWatch):
         """
         Count one run.
 
-        :param gap: of all critics, in nats.
+        :param gap: of all critics, in nats, and in how many data.
         """
         due = self.is_due
         self._runs += 1
         if due:
-            self._gap.observe(float(gap))
+            self._gap.observe(*gap.tolist())

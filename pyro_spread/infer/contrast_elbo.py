@@ -244,12 +244,11 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         :param learning_rate: of its Adam, falling linearly to zero.
         :param num_draws: held-out draws of the guide.
         :return: both estimates and the gap with its standard error, in nats. A gap of more than two
-            standard errors and 0.3 nats is a :class:`FalseEvidenceWarning`.
+            standard errors, 0.3 nats and 0.1 nats per datum is a :class:`FalseEvidenceWarning`.
         """
         own = replace(self._options, num_particles=1, at_once=False, regularizer=None)
         full = own.with_full_contrast()
-        reported = judging(self, own)
-        fitted = [judging(self, full, fresh_copy(self.discriminator))]
+        reported, fitted = judging(self, own), [judging(self, full, fresh_copy(self.discriminator))]
         if self.adaptive:  # against the prior it would lag as it does
             fitted.append(judging(self, own, copy.deepcopy(self.discriminator)))
 
@@ -274,14 +273,17 @@ class PriorContrastELBO(PriorContrastShared, Loss):
                     [functools.partial(estimate, loss) for loss in judges],
                     num_draws,
                 )
+                with torch.no_grad(), reported._unchanged():
+                    groups = reported._run(model, guide, args, kwargs, 1.0)[1][0].groups
+                data = max((float(group.num_data) for group in groups.values()), default=1.0)
         except ValueError as error:
             # Pyro's traces wrap what their sites raise. With moments the loss itself needs them.
             if self.adaptive or not isinstance(error.__cause__ or error, CollapsedGuideError):
                 raise
             with poutine.block(), unchanged_buffers():
-                value = estimate(reported)
-            report = EvidenceReport(value, math.nan, math.nan, math.nan, num_draws)
-        return self._checked(report)
+                report = EvidenceReport.from_draws([estimate(reported)] * 2, [math.nan] * 2)
+            return self._checked(replace(report, num_draws=num_draws))
+        return self._checked(report, data)
 
     def _annealed(self) -> float:
         assert isinstance(self.annealing, int)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from spread_core.caller_warning import warn_user
@@ -37,7 +38,8 @@ class PriorContrastShared(SharedDocs):
     No normalised density scores better on the guide's draws than the guide's own, so that whatever
     another one gains on the critic's estimate of :math:`\log q`, the reported value is too high by,
     at least. In training, every eighth step is compared with a Gaussian that has the mean and the
-    covariance of each datum's draws; a gap that has stayed for half of the steps so far is a
+    covariance of each datum's draws; a gap above 0.3 nats, and above 0.1 nats per datum, that has
+    stayed for half of the steps so far is a
     :class:`FalseEvidenceWarning`. Where that cannot be, accuracy is watched: a critic that is right
     about nearly all draws is one that guesses. So it is with implicit priors, fewer than six moment
     draws, and, in compiled steps of Pyro, with a head or against the prior. :meth:`held_out_check`
@@ -130,12 +132,14 @@ class PriorContrastShared(SharedDocs):
             is_sum=True,
         )
 
-    def _checked(self, report: Any) -> Any:
+    def _checked(self, report: Any, num_data: float = 1.0) -> Any:
         """
         The result of :meth:`held_out_check`, with a warning if the evidence is false.
 
         :param report: both estimates.
+        :param num_data: number of data that they are of.
         """
+        report = replace(report, num_data=num_data)
         if report.is_false():
             message = contrasts.false_evidence_gap(report.gap, report.standard_error)
             warn_user(message, FalseEvidenceWarning)

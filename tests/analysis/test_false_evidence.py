@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watch over a lagging critic, and the report of a fresh one."""
 
+import contextlib
 import dataclasses
 import json
 import warnings
@@ -83,6 +84,18 @@ def test_other_gaps_are_not(gaps):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert told(EvidenceGapMonitor(), *gaps) == 0
+
+
+def test_of_many_data_a_tenth_of_a_nat_each_is_harmless():
+    for num, warns in ((29, True), (30, False)):
+        monitor = EvidenceGapMonitor()
+        with pytest.warns(sa.FalseEvidenceWarning) if warns else contextlib.nullcontext():
+            for _ in range(8 * monitor.block):
+                monitor.observe(2.95, num)
+        assert monitor.warned is warns
+        whole = dataclasses.replace(report(2.95, 0.5), num_data=num)
+        assert whole.is_false() is warns
+        assert whole.is_known()
 
 
 def test_a_gap_within_the_noise_is_not_and_the_state_is_plain():

@@ -70,7 +70,9 @@ def test_the_lag_of_a_critic_in_closed_form(options, mask):
         _, run = loss._run(key, loss._options, step, params, model, registered, None)
         return run.learn(jnp.asarray(True))[1][0][1]
 
-    gaps = np.asarray(jax.jit(lambda keys: lax.map(gap, keys))(random.split(random.key(1), 300)))
+    looked = np.asarray(jax.jit(lambda keys: lax.map(gap, keys))(random.split(random.key(1), 300)))
+    gaps, data = looked.T
+    assert set(data) == {10.0 * num}  # of a subsampled plate all, of masked data none
     error = gaps.std() / math.sqrt(len(gaps))
     wanted = 10 * num * LAG
     assert error < 0.08 * wanted

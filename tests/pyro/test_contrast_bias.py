@@ -86,9 +86,11 @@ def test_the_lag_of_a_critic_in_closed_form(options, mask):
         for _ in range(150):
             _, runs = loss._run(model_of, guide, (x,), {}, 1.0)
             gaps.append(runs[0].learn(looks=True)[2])
-    gaps = torch.stack(gaps)
+    gaps, counts = torch.stack(gaps).T
     error = float(gaps.std()) / math.sqrt(150)
     num = NUM_DATA if mask is True else sum(mask)
+    # Of a subsampled plate all, of masked data none.
+    torch.testing.assert_close(counts, torch.full_like(counts, 10.0 * num))
     assert error < 0.08 * 10 * num * LAG
     assert abs(float(gaps.mean()) - 10 * num * LAG) < 4 * error
 
