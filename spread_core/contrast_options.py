@@ -12,6 +12,22 @@ from spread_core.messages import contrasts
 from spread_core.moments import LEAST_DRAWS, default_critic_draws, default_moment_draws
 from spread_core.validation import check_count
 
+# Of images a few draws are what a whole step takes.
+_MOST_NUMBERS = 2**20
+
+
+def within_memory(count: int, num_numbers: int) -> int:
+    """
+    A number of draws that are no more than a million numbers together, and at least one.
+
+    :param count: how many are wanted.
+    :param num_numbers: how many numbers one has.
+
+    >>> within_memory(100, 8), within_memory(100, 2**16)
+    (100, 16)
+    """
+    return max(1, min(count, _MOST_NUMBERS // max(1, num_numbers)))
+
 
 @dataclass(frozen=True)
 class ContrastOptions:
@@ -124,6 +140,15 @@ class ContrastOptions:
     def count_moment_draws(self, num_data: int) -> int:
         """Guide draws per datum from which the moments are taken."""
         return self.num_moment_draws or default_moment_draws(num_data)
+
+    def count_spare_draws(self, num_data: int, num_numbers: int) -> int:
+        """
+        Guide draws per datum for a look at the gap, where none are drawn for moments.
+
+        :param num_data: number of data.
+        :param num_numbers: how many numbers a draw for all of them has.
+        """
+        return within_memory(self.count_moment_draws(num_data), num_numbers)
 
     def count_critic_draws(self, num_data: int) -> int:
         """Guide draws per datum from which a critic of one site learns."""

@@ -238,7 +238,7 @@ class EvidenceGapMonitor(Monitor):
         :param num_data: Number of data whose gaps it sums.
         :return: Whether this call issued the warning.
         """
-        if math.isnan(gap):
+        if not gap > -math.inf:  # at the edge of a prior's support
             return False
         self.tolerance = gap_tolerance(num_data)
         # New lists, never changed ones: a step that is undone goes back to the old.
@@ -246,10 +246,13 @@ class EvidenceGapMonitor(Monitor):
         self._recent = [*self._recent, float(gap)][-_RECENT:]
         if len(self._looks) < self.block:
             return False
-        mean = sum(self._looks) / self.block
-        square = sum((look - mean) ** 2 for look in self._looks)
+        looks = [look for look in self._looks if look < math.inf]
+        if 2 * len(looks) <= self.block:  # mostly inf: a guide that has collapsed
+            looks = self._looks
+        mean = sum(looks) / len(looks)
+        square = sum((look - mean) ** 2 for look in looks)
         self._means = [*self._means, mean][-_MOST_BLOCKS:]
-        error = math.sqrt(square / (self.block - 1) / self.block)
+        error = math.sqrt(square / (len(looks) - 1) / len(looks))
         self._errors = [*self._errors, error][-_MOST_BLOCKS:]
         self._looks = []
         self.blocks += 1

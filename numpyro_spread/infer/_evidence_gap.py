@@ -36,7 +36,7 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: jax.Array) -> jax.
     """
     run, names = group._run, group._names
     densities = {name: group._contrasts.get(name) or _prior(group, name) for name in names}
-    few = run.options.count_moment_draws(group._num_at_once()) < LEAST_DRAWS
+    few = _num_draws(group) < LEAST_DRAWS
     masked = any(group._kept_steps(name) is not None for name in names)
     if few or masked or None in densities.values():
         return None
@@ -73,11 +73,18 @@ def _spare_draws(group: ImplicitGroup, name: str) -> jax.Array:
     """Draws of a site that the critic's do not depend on."""
     if name in group._moment_draws:
         return group._moment_draws[name]
-    run = group._run
-    count = run.options.count_moment_draws(group._num_at_once())
+    run, count = group._run, _num_draws(group)
     key = random.fold_in(random.fold_in(group._draw_key, _SPARE), group._names.index(name))
     draws = jax.vmap(run.implicit[name][0].sample)(random.split(key, count))
     return group._counted(name, lax.stop_gradient(draws))
+
+
+def _num_draws(group: ImplicitGroup) -> int:
+    """Draws per datum that say what the guide is like."""
+    options, num_data = group._run.options, group._num_at_once()
+    if group._moment_draws:
+        return options.count_moment_draws(num_data)
+    return options.count_spare_draws(num_data, sum(v.size for v in group._values.values()))
 
 
 def _prior(group: ImplicitGroup, name: str) -> Any:

@@ -23,6 +23,7 @@ from numpyro_spread.infer._series import time_last, whole
 from numpyro_spread.noise.base import is_concrete, where_valid
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
+from spread_core.contrast_options import within_memory
 from spread_core.logits import Logits
 from spread_core.math.normaliser import log_normaliser
 from spread_core.messages import contrasts, players
@@ -81,6 +82,7 @@ class ImplicitGroup:
         """Of the density that the critic stands for, of the batch shape."""
         key = random.fold_in(self._contrast_key, _NORMALISER)
         keys = random.split(key, len(self._contrasts))
+        count = max(16, within_memory(count, sum(v.size for v in self._values.values())))
         drawn = {
             name: each.draw(key, (count,))
             for key, (name, each) in zip(keys, self._contrasts.items(), strict=True)

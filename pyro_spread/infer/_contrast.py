@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyro_spread import _parents
+from pyro_spread.infer._evidence_gap import evidence_gap
 from pyro_spread.infer._guide_run import GuideRun, ImplicitSite
 from pyro_spread.infer._implicit_group import ImplicitGroup
 from pyro_spread.infer._sites import (
@@ -108,7 +109,7 @@ class ContrastRun(GuideRun):
             loss, logits = group.critic_loss()
             if logits is None:
                 continue
-            gaps.append(group.evidence_gap(logits, looks))
+            gaps.append(evidence_gap(group, logits, looks))
             total = total + loss
             seen.append(logits)
         known = [gap for gap in gaps if gap is not None]

@@ -65,7 +65,7 @@ def fit_critic(
     :param num_steps: number of steps.
     :param learning_rate: at the first step; it falls linearly to zero.
     """
-    params = list(critic.parameters())
+    params = [param for param in critic.parameters() if param.requires_grad]
     optim = torch.optim.Adam(params, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optim, 1.0, 1e-2, num_steps)
     for _ in range(num_steps):

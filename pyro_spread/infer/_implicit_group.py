@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyro_spread._recording import values_known
@@ -21,15 +19,13 @@ from pyro_spread.infer._guide_run import GuideRun, ImplicitSite
 from pyro_spread.infer._plate_arguments import expand_batch
 from pyro_spread.infer._ranks import num_ranks, share
 from pyro_spread.infer._shared_pass import can_share, shared_logits
-from pyro_spread.infer._sites import is_black_box, is_implicit
 from pyro_spread.ratio._samplewise import couples
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
+from spread_core.contrast_options import within_memory
 from spread_core.logits import Logits
 from spread_core.math.normaliser import log_normaliser
-from spread_core.math.own_density import own_log_density
 from spread_core.messages import contrasts
-from spread_core.moments import LEAST_DRAWS
 from spread_core.nonfinite import NonFiniteError
 
 
@@ -99,6 +95,7 @@ class ImplicitGroup:
 
     def _log_normaliser(self, count: int) -> torch.Tensor:
         """Of the density that the critic stands for, of the batch shape."""
+        count = max(16, within_memory(count, self._num_numbers))
         drawn = {name: each.draw((count,)) for name, each in self._contrasts.items()}
         side = self._side(drawn, (count,), detached=True)
         return log_normaliser(self._judge(side)(side))
@@ -127,63 +124,10 @@ class ImplicitGroup:
         sides = self._both_sides()
         return self._logits(self._judge(sides[0]), *sides)
 
-    @torch.no_grad()
-    def evidence_gap(self, logits: Logits, looks: bool) -> torch.Tensor | None:
-        """
-        By how much the estimate of log q falls short of what the guide's own draws say, in nats.
-
-        Summed over the data, at the draws from which the critic learned: on average at most what
-        the reported ELBO is too high by, and just that for a Gaussian guide.
-
-        :param logits: as :meth:`critic_loss` returned them.
-        :param looks: whether to look; else it is NaN.
-        :return: it and the number of data; None if the contrast has no density, there are few draws
-            for moments, or a recorded step has none to spare.
-        """
-        densities: list[Any] = [self._contrasts.get(n) or self._prior(n) for n in self._sites]
-        few = self._run.options.count_moment_draws(self._num_data) < LEAST_DRAWS
-        if few or None in densities or not (self._moment_draws or values_known()):
-            return None
-        if not looks:
-            return torch.full((2,), math.nan)
-        gap = -logits.p.detach()
-        for density, (name, site) in zip(densities, self._sites.items(), strict=True):
-            draws, value = self._spare_draws(site), self._drawn[name]
-            drawn, seen = (_in_full(_counted(site, each)) for each in (draws, value))
-            own = own_log_density(drawn, seen, site.fn.event_dim)
-            gap = gap + own - density.log_prob(value)
-        gap = gap.mean(0) if self._lead else gap
-        counts = self._counts()
-        gap = torch.where(counts > 0, gap * counts, 0.0).sum()
-        return torch.stack([gap, counts.sum()]).detach()
-
     @property
-    def num_data(self) -> torch.Tensor:
-        """The number of data: of subsampled plates all, of masked ones none."""
-        return self._counts().sum()
-
-    def _counts(self) -> torch.Tensor:
-        """How many data each element of the batch stands for."""
-        first = self._first
-        counts = first.value.new_ones(first.batch_shape) if first.weights is None else first.weights
-        if not isinstance(first.scale, torch.Tensor) or not first.scale.dim():
-            counts = counts * first.scale  # else it is in the weights
-        return counts / self._run.options.num_at_once
-
-    def _spare_draws(self, site: ImplicitSite) -> torch.Tensor:
-        """Draws of a site that the critic's do not depend on."""
-        if site.name in self._moment_draws:
-            return self._moment_draws[site.name]
-        device = site.value.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return site.draw(self._run.options.count_moment_draws(self._num_data))
-
-    def _prior(self, name: str) -> TorchDistribution | None:
-        """The prior that is the contrast of a site, if it has a density."""
-        prior = self._run.priors.get(name)
-        if prior is None or is_implicit(prior) or is_black_box(prior):
-            return None
-        return prior.expand(self._sites[name].batch_shape)
+    def _num_numbers(self) -> int:
+        """How many numbers a draw of all sites has."""
+        return sum(site.value.numel() for site in self._sites.values())
 
     # --- what the critic is called with
 
@@ -267,7 +211,7 @@ class ImplicitGroup:
             error = CollapsedGuideError if is_point else NonFiniteError
             raise error(contrasts.collapsed_guide(site.name))
         if options.full:
-            return GaussianContrast.of_covariance(_counted(site, draws), event_dim)
+            return GaussianContrast.of_covariance(counted(site, draws), event_dim)
         return contrast
 
     def _head(self, site: ImplicitSite) -> GaussianContrast:
@@ -368,7 +312,7 @@ def _broadcasts(shape: torch.Size, full: torch.Size) -> bool:
         return False
 
 
-def _counted(site: ImplicitSite, values: torch.Tensor) -> torch.Tensor:
+def counted(site: ImplicitSite, values: torch.Tensor) -> torch.Tensor:
     """Values with zeros for what is masked, which may be anything."""
     return values if site.weights is None else torch.where(_counts(site), values, 0.0)
 
@@ -378,11 +322,6 @@ def _counts(site: ImplicitSite) -> torch.Tensor:
     assert site.weights is not None
     kept = site.weights > 0
     return kept.reshape([*kept.shape, *[1] * site.fn.event_dim])
-
-
-def _in_full(x: torch.Tensor) -> torch.Tensor:
-    """Matrices are decomposed in single precision at least."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _detached(value: Any) -> Any:

@@ -19,7 +19,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from pyro_spread._recording import number, values_known, when_known
+from pyro_spread._recording import number, when_known
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._critic import (
@@ -27,6 +27,7 @@ from pyro_spread.infer._critic import (
     is_lazy,
     register_critic,
 )
+from pyro_spread.infer._evidence_gap import num_data
 from pyro_spread.infer._guards import idle_critics
 from pyro_spread.infer._held_out import (
     Silent,
@@ -275,7 +276,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
                 )
                 with torch.no_grad(), reported._unchanged():
                     groups = reported._run(model, guide, args, kwargs, 1.0)[1][0].groups
-                data = max((float(group.num_data) for group in groups.values()), default=1.0)
+                data = max((float(num_data(group)) for group in groups.values()), default=1.0)
         except ValueError as error:
             # Pyro's traces wrap what their sites raise. With moments the loss itself needs them.
             if self.adaptive or not isinstance(error.__cause__ or error, CollapsedGuideError):
@@ -295,7 +296,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
     def _learn(self, run: ContrastRun) -> torch.Tensor:
         """The critics' loss in a run, at which the monitors look."""
         watch = self._contrast._watch
-        loss, seen, gap = run.learn(watch.is_due or not values_known())
+        loss, seen, gap = run.learn(watch.is_due)
         for logits in seen:
             when_known(watch, logits)
         if gap is not None:
@@ -307,7 +308,6 @@ class PriorContrastELBO(PriorContrastShared, Loss):
     ) -> tuple[Any, list[ContrastRun]]:
         """The stock loss of the scored guide, and the runs it is made of."""
         self._spreading.check_asking(model, guide, args, kwargs)
-        # A guide that its first call sets up is looked at after that.
         is_checked = refuse_random_deltas(guide, args, kwargs, settled=True)
         if callable(self.annealing):
             beta = self.annealing(*args, **kwargs)

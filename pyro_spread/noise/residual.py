@@ -75,12 +75,13 @@ def layers_of(net: nn.Sequential) -> tuple[list[tuple[Any, float]], int]:
     linear = [layer for layer in net if type(layer) is nn.Linear]
     size = width = linear[0].in_features if linear else 0
     for number, layer in enumerate(net):
-        if type(layer) is nn.Linear:
+        # Old-style norms put another weight in the place of the param.
+        if type(layer) is nn.Linear and isinstance(layer.weight, nn.Parameter):
             if layer.in_features != width:
                 raise ValueError(messages.mean_widths(number, layer.in_features, width))
             width = layer.out_features
             layers.append((None, 1.0))
-        elif type(layer) in _SLOPES:
+        elif type(layer) in _SLOPES and not _jumps(layer):
             activation = copy.copy(layer)
             if getattr(activation, "inplace", False):  # what it changed would be the data
                 activation.inplace = False  # type: ignore[assignment]
@@ -92,3 +93,8 @@ def layers_of(net: nn.Sequential) -> tuple[list[tuple[Any, float]], int]:
     if width != size:
         raise ValueError(messages.mean_widths(len(layers), size, width))
     return layers, size
+
+
+def _jumps(layer: nn.Module) -> bool:
+    """Softplus is replaced by its input above a threshold: from 15 on rounding hides the step."""
+    return isinstance(layer, nn.Softplus) and layer.threshold < 15

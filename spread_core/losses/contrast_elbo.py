@@ -41,9 +41,10 @@ class PriorContrastShared(SharedDocs):
     covariance of each datum's draws; a gap above 0.3 nats, and above 0.1 nats per datum, that has
     stayed for half of the steps so far is a
     :class:`FalseEvidenceWarning`. Where that cannot be, accuracy is watched: a critic that is right
-    about nearly all draws is one that guesses. So it is with implicit priors, fewer than six moment
-    draws, and, in compiled steps of Pyro, with a head or against the prior. :meth:`held_out_check`
-    also fits critics and normalises them, so that it sees what is not Gaussian, too.
+    about nearly all draws is one that guesses. So it is with implicit priors, fewer than six draws
+    (with a head or against the prior, latents of images too), and in compiled steps of Pyro.
+    :meth:`held_out_check` also fits critics and normalises them, so that it sees what is not
+    Gaussian, too.
 
     The contrast is adaptive by default [1, section 4]: a Gaussian with the moments of
     :math:`q(z \mid x)` for each datum, and the critic sees z standardised by them. The critic then

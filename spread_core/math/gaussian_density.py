@@ -16,7 +16,7 @@ from spread_core.moments import plug_in_regret, predictive_regret
 _LOG_2PI = math.log(2 * math.pi)
 # With fewer draws a covariance matrix says little.
 DRAWS_PER_DIMENSION = 4
-# Of correlations in float32: without it rounding may leave no positive definite matrix.
+# Of correlations: without it rounding may leave no positive definite matrix.
 _RIDGE = 1e-5
 
 
@@ -82,7 +82,11 @@ class GaussianDensity:
         correlation = (u @ xp.matrix_transpose(u)) / (count - 1)
         ones = xp.ones_like(correlation)
         eye = xp.tril(ones) * xp.triu(ones)
-        correlation = correlation * (1 - eye) + (1 + _RIDGE) * eye
+        # Rounding of a decomposition grows with the size and with the largest eigenvalue.
+        ridge = max(_RIDGE, dim**2 * float(xp.finfo(draws.dtype).eps))
+        correlation = correlation * (1 - eye) + (1 + ridge) * eye
+        # The moments say it if draws are not finite; a decomposition would raise.
+        correlation = xp.where(xp.isfinite(correlation), correlation, eye)
         tril = scale[..., None] * xp.linalg.cholesky(correlation)
         return cls(loc, xp.linalg.diagonal(tril), event_dim, tril=tril)
 

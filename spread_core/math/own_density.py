@@ -19,7 +19,8 @@ def own_log_density(draws: Array, values: Array, event_dim: int) -> Array:
     On average no normalised density scores better than the true one: if both are drawn from q, the
     mean over ``values`` is at most :math:`E_q[\log q]`. What estimated moments cost a Gaussian is
     given back, :func:`~spread_core.moments.plug_in_regret`, so that for a Gaussian q the two agree
-    for every number of draws; it costs no other density less.
+    for every number of draws. Light tails it costs a little less, by about a hundredth of a nat per
+    dimension for a handful of draws.
 
     :param draws: of shape S + batch + event, at least :data:`~spread_core.moments.LEAST_DRAWS`.
     :param values: of shape (sample +) batch + event, drawn independently of ``draws``.
@@ -39,7 +40,8 @@ def own_log_density(draws: Array, values: Array, event_dim: int) -> Array:
     xp = array_namespace(draws)
     least = xp.finfo(draws.dtype).eps * xp.abs(gaussian.loc)
     spread = xp.max(xp.abs(draws - draws[:1]), axis=0)
-    return xp.where(xp.all(spread > least, axis=-1), own, math.inf)
+    # Of draws that are not finite nothing is known: NaN.
+    return xp.where(xp.any(spread <= least, axis=-1), math.inf, own)
 
 
 def _as_vectors(values: Array, event_dim: int) -> Array:

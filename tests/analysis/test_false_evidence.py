@@ -86,6 +86,20 @@ def test_other_gaps_are_not(gaps):
         assert told(EvidenceGapMonitor(), *gaps) == 0
 
 
+def test_looks_that_are_not_finite_are_left_out():
+    monitor = EvidenceGapMonitor()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(10):  # at the edge of a prior's support, and a datum that is a point
+            told(monitor, 0.0)
+            assert not monitor.observe(float("-inf"))
+            assert not monitor.observe(float("inf"))
+    monitor = EvidenceGapMonitor()
+    monitor.observe(float("-inf"))
+    with pytest.warns(sa.FalseEvidenceWarning, match="lies 5 ± 0"):
+        assert told(monitor, *[5.0] * 8) == 1
+
+
 def test_of_many_data_a_tenth_of_a_nat_each_is_harmless():
     for num, warns in ((29, True), (30, False)):
         monitor = EvidenceGapMonitor()

@@ -80,3 +80,15 @@ def test_the_normaliser_is_estimated_from_above():
         assert found.mean() > 0.245 - 4 * error
     assert found.mean() == pytest.approx(0.245, abs=0.01)
     np.testing.assert_allclose(log_normaliser(np.full((4, 2), 800.0)), 800.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_draws_of_fewer_dimensions_than_they_have_elements_raise_nothing(dtype):
+    rng = np.random.default_rng(0)
+    # Of rank one: rounding leaves a matrix that is not positive definite.
+    draws = (rng.normal(size=(1100, 1)) @ rng.normal(size=(1, 256))).astype(dtype)
+    torch = pytest.importorskip("torch")
+    found = own_log_density(torch.tensor(draws), torch.tensor(draws[:3]), 1)
+    assert torch.isfinite(found).all()
+    draws[7, 3] = np.nan
+    assert torch.isnan(own_log_density(torch.tensor(draws), torch.tensor(draws[:3]), 1)).all()

@@ -217,6 +217,18 @@ def test_spectral_normalisation_of_torch_is_not_needed():
         pyro_spread.learned(gaussian(Pyro), mean=nn.Sequential(layer))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.utils.spectral_norm(nn.Linear(2, 2)),  # puts its weight in the place of the param
+        nn.Softplus(threshold=0.0),  # jumps where it becomes its input
+    ],
+)
+def test_layers_of_torch_that_are_not_what_they_seem(layer):
+    with pytest.raises(ValueError, match=r"layer 1 of mean, .* no known Lipschitz constant"):
+        pyro_spread.learned(gaussian(Pyro), mean=nn.Sequential(nn.Linear(2, 2), layer))
+
+
 def test_one_net_at_two_sites_of_torch():
     net = nn.Linear(2, 2)
     noise = {site: pyro_spread.learned(gaussian(Pyro), mean=net) for site in "xy"}

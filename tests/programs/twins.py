@@ -99,8 +99,8 @@ class JaxNormal(numpyro_dist.Normal):
     @classmethod
     def tree_unflatten(cls, aux, parts):
         self = cls.__new__(cls)
-        numpyro_dist.Distribution.__init__(self, jnp.shape(parts[0]), ())
         (self.name, self.vmapped), (self.loc, self.scale) = aux, parts
+        numpyro_dist.Distribution.__init__(self, jnp.shape(parts[0]), (), validate_args=False)
         return self
 
     def sample(self, key, sample_shape=()):
