@@ -52,7 +52,8 @@ def log_q(z, loc, tril, solve, log):
 
 def check_rates(rows):
     """
-    The check finds nine of ten gaps above a nat, and it and training one of twenty below a tenth.
+    With 0.3 nats that do no harm, the check finds nine of ten gaps above a nat, and it and training
+    one of twenty below a tenth.
 
     After so few steps training has warned of 6 of 10 large gaps only, in both backends together:
     it waits until a gap is not closing, and these are.
@@ -60,8 +61,8 @@ def check_rates(rows):
     :param rows: of (true gap, whether training warned, report of the held-out check).
     """
     text = "\n".join(f"{gap:6.2f} {warned} {report.gap:.2f}" for gap, warned, report in rows)
-    large = [report.is_false() for gap, _, report in rows if gap > 1]
-    small = [warned or report.is_false() for gap, warned, report in rows if gap < 0.1]
+    large = [report.is_false(0.3) for gap, _, report in rows if gap > 1]
+    small = [warned or report.is_false(0.3) for gap, warned, report in rows if gap < 0.1]
     assert len(large) >= 5, text
     assert len(small) >= 2, text
     assert sum(large) >= 0.9 * len(large), text
