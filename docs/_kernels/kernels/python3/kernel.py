@@ -6,8 +6,13 @@ A cell whose first line is ``# Pyro`` or ``# NumPyro`` runs as if the other back
 not on the page. The page shows such cells as tabs.
 """
 
+import warnings
+
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+
+# ArviZ tells the first of its users each day of its next version: that is no output of a page.
+warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
 
 
 def changed(names, before):
