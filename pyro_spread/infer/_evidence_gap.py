@@ -30,18 +30,18 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: bool) -> torch.Ten
 
     :param group: the sites of the critic.
     :param logits: as its ``critic_loss`` returned them.
-    :param looks: whether to look; else it is NaN.
-    :return: it and the number of data; None if the contrast has no density, there are few draws for
-        moments, or the step is recorded: then it would be computed at every step.
+    :param looks: whether to look; else it is NaN, as in recorded steps, which would look every time.
+    :return: it and the number of data; None if the contrast has no density, or there are few draws
+        for moments.
     """
-    if not values_known() or _num_draws(group) < LEAST_DRAWS:
+    if _num_draws(group) < LEAST_DRAWS:
         return None
     sites = group._sites
     densities: list[Any] = [group._contrasts.get(name) or _prior(group, name) for name in sites]
     if None in densities:
         return None
-    if not looks:
-        return torch.full((2,), math.nan)
+    if not looks or not values_known():
+        return logits.p.detach().new_full((2,), math.nan)
     gap = -logits.p.detach()
     for density, (name, site) in zip(densities, sites.items(), strict=True):
         draws, value = _spare_draws(group, site), group._drawn[name]
