@@ -30,7 +30,7 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: bool) -> torch.Ten
 
     :param group: the sites of the critic.
     :param logits: as its ``critic_loss`` returned them.
-    :param looks: whether to look; else it is NaN, as in recorded steps, which would look every time.
+    :param looks: whether to look; else it is NaN, as in recorded steps, which would always look.
     :return: it and the number of data; None if the contrast has no density, or there are few draws
         for moments.
     """
