@@ -13,17 +13,17 @@ from spread_core.moments import LEAST_DRAWS, default_critic_draws, default_momen
 from spread_core.validation import check_count
 
 # Of images a few draws are what a whole step takes.
-_MOST_NUMBERS = 2**20
+_MOST_NUMBERS, _LEAST_NORMALISER_DRAWS = 2**20, 16
 
 
-def within_memory(count: int, num_numbers: int) -> int:
+def _within_memory(count: int, num_numbers: int) -> int:
     """
     A number of draws that are no more than a million numbers together, and at least one.
 
     :param count: how many are wanted.
     :param num_numbers: how many numbers one has.
 
-    >>> within_memory(100, 8), within_memory(100, 2**16)
+    >>> _within_memory(100, 8), _within_memory(100, 2**16)
     (100, 16)
     """
     return max(1, min(count, _MOST_NUMBERS // max(1, num_numbers)))
@@ -148,7 +148,16 @@ class ContrastOptions:
         :param num_data: number of data.
         :param num_numbers: how many numbers a draw for all of them has.
         """
-        return within_memory(self.count_moment_draws(num_data), num_numbers)
+        return _within_memory(self.count_moment_draws(num_data), num_numbers)
+
+    def count_normaliser_draws(self, num_numbers: int) -> int:
+        """
+        Contrast draws per datum with which the critic's density is normalised.
+
+        :param num_numbers: how many numbers a draw for all data has.
+        """
+        count = _within_memory(self.num_normaliser_draws, num_numbers)
+        return max(_LEAST_NORMALISER_DRAWS, count)
 
     def count_critic_draws(self, num_data: int) -> int:
         """Guide draws per datum from which a critic of one site learns."""

@@ -23,7 +23,6 @@ from numpyro_spread.infer._series import time_last, whole
 from numpyro_spread.noise.base import is_concrete, where_valid
 from numpyro_spread.ratio.adapters import SiteValues
 from numpyro_spread.ratio.losses import logistic_loss, weighted_mean
-from spread_core.contrast_options import within_memory
 from spread_core.logits import Logits
 from spread_core.math.normaliser import log_normaliser
 from spread_core.messages import contrasts, players
@@ -75,14 +74,15 @@ class ImplicitGroup:
             if not is_concrete(self._alike):
                 log_q = where_valid(log_q, self._alike)
             if options.num_normaliser_draws:
-                log_q = log_q - self._log_normaliser(options.num_normaliser_draws)
+                log_q = log_q - self._log_normaliser()
         return log_q if self._mask is None else jnp.where(self._batch_mask, log_q, 0.0)
 
-    def _log_normaliser(self, count: int) -> jax.Array:
+    def _log_normaliser(self) -> jax.Array:
         """Of the density that the critic stands for, of the batch shape."""
         key = random.fold_in(self._contrast_key, _NORMALISER)
         keys = random.split(key, len(self._contrasts))
-        count = max(16, within_memory(count, sum(v.size for v in self._values.values())))
+        num_numbers = sum(v.size for v in self._values.values())
+        count = self._run.options.count_normaliser_draws(num_numbers)
         drawn = {
             name: each.draw(key, (count,))
             for key, (name, each) in zip(keys, self._contrasts.items(), strict=True)

@@ -22,7 +22,6 @@ from pyro_spread.infer._shared_pass import can_share, shared_logits
 from pyro_spread.ratio._samplewise import couples
 from pyro_spread.ratio.adapters import SiteValues
 from pyro_spread.ratio.losses import logistic_loss, weighted_mean
-from spread_core.contrast_options import within_memory
 from spread_core.logits import Logits
 from spread_core.math.normaliser import log_normaliser
 from spread_core.messages import contrasts
@@ -85,7 +84,7 @@ class ImplicitGroup:
         log_q = self._logit if name == self._first.name else value.new_zeros(())
         options = self._run.options
         if options.num_normaliser_draws and name == self._first.name:
-            log_q = log_q - self._log_normaliser(options.num_normaliser_draws)
+            log_q = log_q - self._log_normaliser()
         if not self._contrasts:
             return log_q
         contrast = self._contrasts[name]
@@ -93,9 +92,9 @@ class ImplicitGroup:
             log_q = log_q + contrast.plug_in_regret(self._moment_draws[name].shape[0])
         return log_q + contrast.log_prob(value)
 
-    def _log_normaliser(self, count: int) -> torch.Tensor:
+    def _log_normaliser(self) -> torch.Tensor:
         """Of the density that the critic stands for, of the batch shape."""
-        count = max(16, within_memory(count, self._num_numbers))
+        count = self._run.options.count_normaliser_draws(self._num_numbers)
         drawn = {name: each.draw((count,)) for name, each in self._contrasts.items()}
         side = self._side(drawn, (count,), detached=True)
         return log_normaliser(self._judge(side)(side))

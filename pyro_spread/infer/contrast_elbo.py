@@ -282,8 +282,8 @@ class PriorContrastELBO(PriorContrastShared, Loss):
             if self.adaptive or not isinstance(error.__cause__ or error, CollapsedGuideError):
                 raise
             with poutine.block(), unchanged_buffers():
-                report = EvidenceReport.from_draws([estimate(reported)] * 2, [math.nan] * 2)
-            return self._checked(replace(report, num_draws=num_draws))
+                value = estimate(reported)
+            return self._checked(EvidenceReport(value, math.nan, math.nan, math.nan, num_draws))
         return self._checked(report, data)
 
     def _annealed(self) -> float:
