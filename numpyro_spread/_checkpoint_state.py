@@ -171,11 +171,15 @@ def nodes(svi_state: SVIState) -> list[list[str]]:
 
 
 def leaves(svi_state: SVIState) -> dict[str, Any]:
-    """Leaves by their paths."""
-    return {
+    """Leaves by their paths, all of them computed: what their step reports, it has reported."""
+    found = {
         jax.tree_util.keystr(path).lstrip("."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(svi_state)
     }
+    donated = [leaf for leaf in found.values() if isinstance(leaf, jax.Array) and leaf.is_deleted()]
+    if not donated:  # else it is refused when the file is written
+        jax.block_until_ready(list(found.values()))
+    return found
 
 
 def bounds(svi: SVI) -> dict[str, Any]:

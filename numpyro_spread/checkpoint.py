@@ -66,7 +66,7 @@ def save_checkpoint(
         "nodes": state.nodes(svi_state),
         "leaves": state.leaves(svi_state),
         "bounds": state.bounds(svi),
-        # Last: with the leaves at hand, compiled steps have reported to the loss.
+        # Last: with the leaves computed, compiled steps have reported to the loss.
         "loss": loss_state(loss_of(svi)),
     }
     return write(state.codec(), directory, step, content, metadata, state.versions(), keep)

@@ -3,6 +3,7 @@
 """A resumed run in NumPyro is the run that was never stopped; what cannot be resumed is refused."""
 
 import dataclasses
+import time
 import warnings
 
 import jax
@@ -13,7 +14,7 @@ import numpyro.distributions as dist
 import numpyro_checkpointed
 import optax
 import pytest
-from jax import random
+from jax import lax, random
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.svi import SVIState
 
@@ -26,7 +27,9 @@ from numpyro_spread import (
     save_checkpoint,
 )
 from numpyro_spread._checkpoint_state import codec
+from numpyro_spread._host_calls import call_if
 from spread_core.checkpoint_file import write
+from spread_core.stateful import Stateful
 
 X = jnp.linspace(-1.0, 2.0, 8)
 
@@ -154,6 +157,32 @@ def test_monitors_go_on(tmp_path):
     assert svi.loss._monitor.streak == 49
     with pytest.warns(FalseEvidenceWarning):
         svi.loss._monitor.observe(1.0)
+
+
+def test_waits_for_what_the_last_step_reports(tmp_path):
+    class Slow(Stateful, Trace_ELBO):
+        _remembers = ("reports",)
+        reports = 0
+
+        def loss_with_mutable_state(self, *args, **kwargs):
+            result = super().loss_with_mutable_state(*args, **kwargs)
+            result["loss"] *= call_if(result["loss"] > -jnp.inf, self.report)
+            return result
+
+        def report(self):
+            time.sleep(0.2)
+            self.reports += 1
+
+    svi = plain(optax.adam(0.1), Slow())
+    state, update = svi.init(random.key(0), X), jax.jit(svi.update)
+    # JAX waits for short steps at once, unless what they need is still being computed.
+    late = jax.jit(lambda x: lax.fori_loop(0, 300, lambda _, x: x @ x / 200, x)[0, :8])
+    for _ in range(2):  # the first compiles
+        state, _ = update(state, late(jnp.eye(200)))
+    save_checkpoint(tmp_path, svi, state, 2)
+    again = plain(optax.adam(0.1), Slow())
+    load_checkpoint(tmp_path, again, again.init(random.key(0), X))
+    assert again.loss.reports == 2
 
 
 @pytest.fixture
