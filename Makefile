@@ -33,7 +33,8 @@ slow: $(READY)
 # Whole programs: killed and resumed runs, several processes, a browser, wheels, the demo, every
 # example of the zoo, what README and pages print. Of the slow tests beside them, the short ones.
 system: $(DOCS_READY) $(RELEASE_READY)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/system tests/benchmarks \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile \
+		tests/system tests/benchmarks \
 		tests/numpyro/test_reporting.py tests/numpyro/test_finite_guard.py \
 		tests/numpyro/test_generic_distributions.py tests/numpyro/test_checkpoint.py \
 		tests/numpyro/test_half_precision.py tests/pyro/test_half_precision.py \

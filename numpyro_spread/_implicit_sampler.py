@@ -31,7 +31,7 @@ def _push(
 def _implicit(
     net: Any, loc: jax.Array, scale: jax.Array, context: jax.Array | None
 ) -> ImplicitDistribution:
-    noise_size = net["layers"][0]["kernel"].shape[0]
+    noise_size = net["layers"][0]["kernel"].shape[0] // 2
     base = dist.Normal(jnp.zeros(noise_size, loc.dtype), 1.0).to_event(1)
     fn = Partial(_push, net, loc, scale, context)
     return ImplicitDistribution(fn, base.expand(loc.shape[:-1]), loc.shape[-1:])
@@ -46,7 +46,7 @@ def init_net(
     dtype: Any,
 ) -> dict[str, Any]:
     """
-    Params of an MLP of the noise and what is known of the datum; its output is zero at first.
+    Params of an MLP of the noise, its signs and what is known of the datum; it is zero at first.
 
     :param rng_key: random key.
     :param noise_size: dimensions of the noise.
@@ -55,7 +55,7 @@ def init_net(
     :param size: dimensions of the output.
     :param dtype: dtype of the params.
     """
-    sizes = [noise_size, *hidden, size]
+    sizes = [2 * noise_size, *hidden, size]
     keys = random.split(rng_key, len(sizes))
     layers = []
     for key, (inputs, outputs) in zip(keys[1:], itertools.pairwise(sizes), strict=True):
@@ -78,6 +78,8 @@ def init_net(
 
 def _apply_net(net: Any, noise: jax.Array, context: jax.Array | None) -> jax.Array:
     first, *rest = net["layers"]
+    # A continuous map would leave draws between two modes.
+    noise = jnp.concatenate([noise, jnp.sign(noise)], -1)
     x = noise @ first["kernel"] + first["bias"]
     if context is not None:
         x = x + context @ net["context"]

@@ -39,7 +39,7 @@ def _implicit(
 
 
 class Net(nn.Module):
-    """An MLP of the noise and what is known of the datum; its output is zero at first."""
+    """An MLP of the noise, its signs and what is known of the datum; it is zero at first."""
 
     def __init__(
         self, noise_size: int, context_size: int, hidden: Sequence[int], like: torch.Tensor
@@ -47,7 +47,7 @@ class Net(nn.Module):
         super().__init__()
         self.noise_size = noise_size
         linear = functools.partial(nn.Linear, dtype=like.dtype, device=like.device)
-        sizes = [noise_size, *hidden, like.shape[-1]]
+        sizes = [2 * noise_size, *hidden, like.shape[-1]]
         self.layers = nn.ModuleList(linear(*pair) for pair in itertools.pairwise(sizes))
         # A layer of its own: it runs once per datum, however many draws there are of each.
         self.context = linear(context_size, sizes[1], bias=False) if context_size else None
@@ -56,7 +56,8 @@ class Net(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, noise: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-        x = self.layers[0](noise)
+        # A continuous map would leave draws between two modes.
+        x = self.layers[0](torch.cat([noise, noise.sign()], -1))
         if self.context is not None:
             x = x + self.context(context)
         for layer in self.layers[1:]:

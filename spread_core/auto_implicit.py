@@ -21,13 +21,14 @@ class AutoImplicitShared(SharedDocs):
     or ``_auto_groups_data``, in the same plates. Each is an :class:`ImplicitDistribution` of
 
     .. math::
-        u = m + s \odot (\epsilon_{1:d} + f(\epsilon, h)), \qquad
+        u = m + s \odot (\epsilon_{1:d} + f(\epsilon, \operatorname{sign} \epsilon, h)), \qquad
         \epsilon \sim \mathcal{N}(0, I_{d + \mathrm{noise\_dim}}),
 
     f an MLP, which is zero at first: the guide starts as a Gaussian with location and scale of the
-    prior. The latents themselves are ``Delta`` sites with the log-Jacobian of the bijection to
-    their support, as in ``AutoContinuous``. Locally, m, s and the embedding h are params of every
-    datum; with an ``encoder``, h are its features and m, s are linear in them. Train it with
+    prior. By the signs it can jump, so that modes part without draws between them. The latents
+    themselves are ``Delta`` sites with the log-Jacobian of the bijection to their support, as in
+    ``AutoContinuous``. Locally, m, s and the embedding h are params of every datum; with an
+    ``encoder``, h are its features and m, s are linear in them. Train it with
     ``PriorContrastELBO`` or ``SemiImplicitELBO``.
 
     Groups of different plates are independent of each other given the data: where global and local

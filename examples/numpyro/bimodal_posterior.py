@@ -25,10 +25,11 @@ from jax import random
 from numpyro.contrib.module import flax_module
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Predictive, Trace_ELBO
-from studies.bimodal_study import OBSERVED, Fit, compare, parse_args
+from studies.bimodal_study import Fit, compare, parse_args
 from studies.comparison import learning_rate_factor
 
 from numpyro_spread import (
+    AutoImplicit,
     GaussianNoise,
     ImplicitDistribution,
     PriorContrastELBO,
@@ -40,13 +41,14 @@ from numpyro_spread.ratio import MLPCritic
 
 
 class Sampler(nn.Module):
-    """z = skip * eps_0 + net(eps), at first the prior N(0, 1)."""
+    """z = skip * eps_0 + net(eps, sign(eps)), at first N(0, 1); by the signs it can jump."""
 
     hidden_dim: int
 
     @nn.compact
     def __call__(self, eps):
-        hidden = nn.tanh(nn.Dense(self.hidden_dim)(eps))
+        hidden = jnp.concatenate([eps, jnp.sign(eps)], -1)
+        hidden = nn.tanh(nn.Dense(self.hidden_dim)(hidden))
         hidden = nn.tanh(nn.Dense(self.hidden_dim)(hidden))
         shift = nn.Dense(1, kernel_init=nn.initializers.zeros)(hidden).squeeze(-1)
         return self.param("skip", nn.initializers.ones, ()) * eps[..., 0] + shift
@@ -54,7 +56,6 @@ class Sampler(nn.Module):
 
 def main(args):
     numpyro.set_platform(args.device)
-    x = jnp.array([OBSERVED])
     prepared = {}
 
     def prepare(name, scale):
@@ -83,13 +84,15 @@ def main(args):
             return {"z": GaussianNoise(std)}
 
         guide, num_steps, critic_steps = implicit_guide, args.num_steps, 1
-        adversarial = name in ("adaptive", "plain")
+        adversarial, site = name in ("adaptive", "automatic", "plain"), "z"
+        if name == "automatic":
+            guide, site = AutoImplicit(model), "_auto_data"
         if adversarial:
             critic_steps = args.critic_steps
             num_steps = critic_steps * args.num_steps
             loss = PriorContrastELBO(
-                concat_sites(MLPCritic([args.hidden_dim] * 2), "z"),
-                adaptive=name == "adaptive",
+                concat_sites(MLPCritic([args.hidden_dim] * 2), site),
+                adaptive=name != "plain",
                 annealing=round(args.warm_up * num_steps),
                 num_particles=args.num_particles,
                 num_moment_draws=args.num_moment_draws,
@@ -114,7 +117,7 @@ def main(args):
         posterior = loss.spread_guide(model, guide) if name == "semi-implicit" else guide
 
         @jax.jit
-        def run(key):
+        def run(key, x):
             init_key, estimate_key, draw_key = random.split(key, 3)
             state = svi.init(init_key, x)
             state = jax.lax.scan(lambda s, _: svi.update(s, x), state, length=num_steps)[0]
@@ -129,10 +132,10 @@ def main(args):
 
         return run
 
-    def fit(name, scale, seed):
-        if (name, scale) not in prepared:
-            prepared[name, scale] = prepare(name, scale)
-        draws, estimates = prepared[name, scale](random.key(seed))
+    def fit(name, case, seed):
+        if (name, case.scale) not in prepared:
+            prepared[name, case.scale] = prepare(name, case.scale)
+        draws, estimates = prepared[name, case.scale](random.key(seed), jnp.array([case.observed]))
         return Fit(np.asarray(draws), np.asarray(estimates))
 
     return compare("numpyro", args, fit)

@@ -19,12 +19,13 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.optim import LambdaLR
-from studies.bimodal_study import OBSERVED, Fit, compare, parse_args
+from studies.bimodal_study import Fit, compare, parse_args
 from studies.comparison import learning_rate_factor
 from torch import nn
 from torch.distributions import constraints
 
 from pyro_spread import (
+    AutoImplicit,
     GaussianNoise,
     ImplicitDistribution,
     PriorContrastELBO,
@@ -49,14 +50,14 @@ def scaled(net):
 
 
 class Sampler(nn.Module):
-    """z = skip * eps_0 + net(eps), at first the prior N(0, 1)."""
+    """z = skip * eps_0 + net(eps, sign(eps)), at first N(0, 1); by the signs it can jump."""
 
     def __init__(self, noise_dim, hidden_dim):
         super().__init__()
         self.skip = nn.Parameter(torch.ones(()))
         self.net = scaled(
             nn.Sequential(
-                nn.Linear(noise_dim, hidden_dim),
+                nn.Linear(2 * noise_dim, hidden_dim),
                 nn.Tanh(),
                 nn.Linear(hidden_dim, hidden_dim),
                 nn.Tanh(),
@@ -66,16 +67,17 @@ class Sampler(nn.Module):
         nn.init.zeros_(self.net[-1].weight)
 
     def forward(self, eps):
-        return self.skip * eps[..., 0] + self.net(eps).squeeze(-1)
+        shift = self.net(torch.cat([eps, eps.sign()], -1)).squeeze(-1)
+        return self.skip * eps[..., 0] + shift
 
 
 def main(args):
     torch.set_num_threads(args.num_threads)
     device = torch.device("cuda" if args.cuda else "cpu")
-    x = torch.tensor([OBSERVED], device=device)
     zero = torch.zeros((), device=device)
 
-    def fit(name, scale, seed):
+    def fit(name, case, seed):
+        x = torch.tensor([case.observed], device=device)
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         sampler = Sampler(args.noise_dim, args.hidden_dim).to(device)
@@ -84,7 +86,7 @@ def main(args):
         def model(x):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(zero, 1.0))
-                pyro.sample("x", dist.Normal(z**2, scale), obs=x)
+                pyro.sample("x", dist.Normal(z**2, case.scale), obs=x)
 
         def implicit_guide(x):
             pyro.module("sampler", sampler)
@@ -107,13 +109,18 @@ def main(args):
             "max_plate_nesting": 1,
         }
         guide, num_steps, critic_steps = implicit_guide, args.num_steps, 1
-        if name in ("adaptive", "plain"):
+        adversarial = name in ("adaptive", "automatic", "plain")
+        if adversarial:
             critic_steps = args.critic_steps
             num_steps = critic_steps * args.num_steps
-            critic = scaled(MLPCritic([args.hidden_dim] * 2, input_dim=1)).to(device)
+            critic, site = MLPCritic([args.hidden_dim] * 2, input_dim=1).to(device), "z"
+            if name == "automatic":  # with the nets as PyTorch starts them
+                guide, site = AutoImplicit(model), "_auto_data"
+            else:
+                scaled(critic)
             loss = PriorContrastELBO(
-                concat_sites(critic, "z"),
-                adaptive=name == "adaptive",
+                concat_sites(critic, site),
+                adaptive=name != "plain",
                 annealing=round(args.warm_up * num_steps),
                 num_moment_draws=args.num_moment_draws,
                 num_critic_draws=args.num_critic_draws,
@@ -134,7 +141,7 @@ def main(args):
             )
 
         optim = adam(args.learning_rate)
-        if critic_steps > 1 or name in ("adaptive", "plain"):
+        if adversarial:
             optim = two_player(optim, adam(args.critic_learning_rate), critic_steps)
         svi = SVI(model, guide, optim, loss)
         for _ in range(num_steps):

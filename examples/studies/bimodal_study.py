@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,19 +20,22 @@ from tqdm import tqdm
 
 from spread_analysis.evaluation import mean_and_error
 from spread_analysis.plots import COLOURS, INK
-from spread_analysis.reference import bimodal_gaussian_gap, bimodal_posterior
+from spread_analysis.reference import (
+    BimodalPosterior,
+    bimodal_gaussian_gap,
+    bimodal_posterior,
+)
 from spread_core.validation import FloatArray
 from studies.options import add_run_options
 
-#: The x that is seen.
-OBSERVED = 1.0
 #: Losses, as they are called on the command line and in the tables.
-LOSSES = ("adaptive", "plain", "semi-implicit", "normal")
+LOSSES = ("adaptive", "automatic", "plain", "semi-implicit", "normal")
 #: A run has both modes if the smaller has this probability at least.
 LEAST_MASS = 0.4
 
 _TITLES = {
     "adaptive": "contrast ELBO, adaptive",
+    "automatic": "the same, AutoImplicit",
     "plain": "contrast ELBO, plain",
     "semi-implicit": "semi-implicit ELBO",
     "normal": "Normal guide",
@@ -59,6 +63,7 @@ class Result(NamedTuple):
     :param kl: KL divergence of the guide from the posterior in nats, estimated from draws alone.
     :param mean_abs: :math:`E|z|`.
     :param positive: Probability of ``z > 0``.
+    :param spread: Standard deviation of ``|z|``, divided by that of the posterior.
     """
 
     gap: float
@@ -66,10 +71,26 @@ class Result(NamedTuple):
     kl: float
     mean_abs: float
     positive: float
+    spread: float
 
 
-# fit(loss, scale, seed) -> the end of one run
-FitGuide = Callable[[str, float, int], Fit]
+class Case(NamedTuple):
+    """
+    What is known of z.
+
+    :param scale: Standard deviation of x given z.
+    :param observed: The x that is seen.
+    """
+
+    scale: float
+    observed: float
+
+    def __str__(self) -> str:
+        return f"s = {self.scale:g}, x = {self.observed:g}"
+
+
+# fit(loss, case, seed) -> the end of one run
+FitGuide = Callable[[str, Case, int], Fit]
 
 
 def parse_args(
@@ -84,6 +105,7 @@ def parse_args(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 0.25], help="of x given z")
+    parser.add_argument("--observed", type=float, nargs="+", default=[1.0], help="the x seen")
     parser.add_argument("-n", "--num-steps", type=int, default=3000, help="of the guide")
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the steps over which "
                         "the weight of the likelihood rises to one")  # fmt: skip
@@ -104,104 +126,122 @@ def parse_args(
     add_run_options(parser, backend, "bimodal-posterior")
     args = parser.parse_args(argv)
     if args.smoke_test:
-        args.scales, args.num_steps = args.scales[:1], min(args.num_steps, 60)
+        args.scales, args.observed = args.scales[:1], args.observed[:1]
+        args.num_steps = min(args.num_steps, 60)
         args.num_evaluations, args.num_draws = 20, 5000
     return args
 
 
-def judge(fit: Fit, scale: float) -> Result:
+def judge(fit: Fit, case: Case) -> Result:
     """Compare the end of a run with the posterior.
 
     :param fit: The end of the run.
-    :param scale: Standard deviation of x given z.
+    :param case: What is known of z.
 
     >>> z = np.linspace(-3, 3, 6001)
-    >>> result = judge(Fit(z, [-1.2, -1.2]), 0.5)
+    >>> result = judge(Fit(z, [-1.2, -1.2]), Case(0.5, 1.0))
     >>> round(result.gap, 3), round(result.positive, 3), round(result.kl, 2)
     (-0.004, 0.5, 22.08)
     """
     estimate = mean_and_error(np.asarray(fit.estimates, np.float64))
     z = np.asarray(fit.draws, np.float64)
-    log_evidence = bimodal_posterior(scale, OBSERVED).log_evidence
-    log_joint = stats.norm.logpdf(z) + stats.norm.logpdf(OBSERVED, z**2, scale)
+    exact = bimodal_posterior(*case)
+    log_joint = stats.norm.logpdf(z) + stats.norm.logpdf(case.observed, z**2, case.scale)
     # From the spacings of the draws: the entropy of the guide as it is, whatever a critic says.
-    kl = log_evidence - log_joint.mean() - stats.differential_entropy(z)
+    kl = exact.log_evidence - log_joint.mean() - stats.differential_entropy(z)
     return Result(
-        float(estimate.mean - log_evidence),
+        float(estimate.mean - exact.log_evidence),
         float(estimate.error),
         float(kl),
         float(np.abs(z).mean()),
         float((z > 0).mean()),
+        float(np.abs(z).std() / _spread(exact)),
     )
 
 
+def _spread(exact: BimodalPosterior) -> float:
+    """Standard deviation of ``|z|``."""
+    weights = exact.density / exact.density.sum()
+    return float(np.sqrt(weights @ exact.grid**2 - exact.mean_abs**2))
+
+
 def compare(backend: str, args: argparse.Namespace, fit: FitGuide) -> dict[str, Any]:
-    """Train with every loss, scale and seed; print and draw the posteriors that were found.
+    """Train with every loss, case and seed; print and draw the posteriors that were found.
 
     :param backend: Name of the backend.
     :param args: Options from :func:`parse_args`.
     :param fit: Trains one guide.
-    :return: For each ``"loss scale"`` a list of one :class:`Result` per seed.
+    :return: For each loss and case, ``"adaptive, s = 0.5, x = 1"``, one :class:`Result` per seed.
     """
     seeds = range(args.seed, args.seed + args.num_seeds)
+    cases = [Case(*case) for case in itertools.product(args.scales, args.observed)]
     results: dict[str, list[Result]] = {}
     draws: dict[str, FloatArray] = {}
-    with tqdm(total=len(args.scales) * len(args.losses) * len(seeds)) as progress:
-        for scale in args.scales:
-            for name in args.losses:
-                key = f"{name} {scale:g}"
-                for seed in seeds:
-                    progress.set_description(f"{name}, s={scale:g}")
-                    run = fit(name, scale, seed)
-                    results.setdefault(key, []).append(judge(run, scale))
-                    draws.setdefault(key, run.draws)
-                    progress.update()
-    _print(args, results)
+    with tqdm(total=len(cases) * len(args.losses) * len(seeds)) as progress:
+        for case, name, seed in itertools.product(cases, args.losses, seeds):
+            progress.set_description(f"{name}, {case}")
+            run = fit(name, case, seed)
+            results.setdefault(f"{name}, {case}", []).append(judge(run, case))
+            draws.setdefault(f"{name}, {case}", run.draws)
+            progress.update()
+    _print(args, cases, results)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     runs = {key: [run._asdict() for run in value] for key, value in results.items()}
     text = json.dumps({"seeds": list(seeds), "runs": runs}, indent=1)
     (output / "summary.json").write_text(text + "\n")
-    _figure(backend, args, draws).savefig(
+    _figure(backend, args, cases, draws).savefig(
         output / "bimodal_posterior.png", dpi=150, bbox_inches="tight"
     )
     print(f"\npicture: {output / 'bimodal_posterior.png'}")
     return results
 
 
-def _print(args: argparse.Namespace, results: dict[str, list[Result]]) -> None:
-    for scale in args.scales:
-        exact = bimodal_posterior(scale, OBSERVED)
+def _print(
+    args: argparse.Namespace, cases: Sequence[Case], results: dict[str, list[Result]]
+) -> None:
+    for case in cases:
+        exact = bimodal_posterior(*case)
         print(
-            f"\ns = {scale:g}: log evidence {exact.log_evidence:.6f}, E|z| {exact.mean_abs:.4f}, "
-            f"the best Normal guide misses by {bimodal_gaussian_gap(scale, OBSERVED):.3f}"
+            f"\n{case}: log evidence {exact.log_evidence:.6f}, E|z| {exact.mean_abs:.4f}, "
+            f"the best Normal guide misses by {bimodal_gaussian_gap(*case):.3f}"
         )
-        print(f"{'':>15}{'KL':>8}{'E|z|':>8}{'both modes':>12}  gap of the estimate / P(z > 0), "
-              "seed by seed")  # fmt: skip
+        print(f"{'':>15}{'KL':>8}{'E|z|':>8}{'spread':>8}{'both modes':>12}"
+              "  gap of the estimate / P(z > 0), seed by seed")  # fmt: skip
         for name in args.losses:
-            runs = results[f"{name} {scale:g}"]
+            runs = results[f"{name}, {case}"]
             both = sum(LEAST_MASS <= run.positive <= 1 - LEAST_MASS for run in runs)
-            kl, mean_abs = (np.mean([run[i] for run in runs]) for i in (2, 3))
+            kl, mean_abs, spread = (
+                np.mean([getattr(run, field) for run in runs])
+                for field in ("kl", "mean_abs", "spread")
+            )
             print(
-                f"{name:>15}{kl:>8.3f}{mean_abs:>8.4f}{f'{both} of {len(runs)}':>12}  "
+                f"{name:>15}{kl:>8.3f}{mean_abs:>8.4f}{spread:>8.3f}"
+                f"{f'{both} of {len(runs)}':>12}  "
                 + "  ".join(f"{run.gap:+.4f} / {run.positive:.3f}" for run in runs)
             )
 
 
-def _figure(backend: str, args: argparse.Namespace, draws: dict[str, FloatArray]) -> Any:
-    shape = len(args.scales), len(args.losses)
+def _figure(
+    backend: str,
+    args: argparse.Namespace,
+    cases: Sequence[Case],
+    draws: dict[str, FloatArray],
+) -> Any:
+    shape = len(cases), len(args.losses)
     figure = Figure((2.9 * shape[1] + 0.6, 2.6 * shape[0] + 0.4), layout="constrained")
     rows = figure.subplots(*shape, squeeze=False, sharex=True, sharey="row")
-    for row, scale in zip(rows, args.scales, strict=True):
-        exact = bimodal_posterior(scale, OBSERVED)
+    width = 1.2 * np.sqrt(max(args.observed)) + 1.0
+    for row, case in zip(rows, cases, strict=True):
+        exact = bimodal_posterior(*case)
         for ax, name in zip(row, args.losses, strict=True):
             colour = COLOURS[LOSSES.index(name)]
-            ax.hist(draws[f"{name} {scale:g}"], np.linspace(-2.5, 2.5, 101), density=True,
+            ax.hist(draws[f"{name}, {case}"], np.linspace(-width, width, 101), density=True,
                     color=colour, alpha=0.45, label="guide")  # fmt: skip
             ax.plot(exact.grid, exact.density, color=INK, linewidth=1.2, label="exact")
             ax.spines[["top", "right"]].set_visible(False)
-            ax.set(xlim=(-2.2, 2.2), ylim=(0, 1.6 * exact.density.max()))
-        row[0].set_ylabel(f"density, s = {scale:g}")
+            ax.set(xlim=(-width, width), ylim=(0, 1.6 * exact.density.max()))
+        row[0].set_ylabel(f"density, {case}")
         row[0].legend(frameon=False, fontsize=8, loc="upper center")
     for ax, name in zip(rows[0], args.losses, strict=True):
         ax.set_title(_TITLES[name], fontsize=11)

@@ -111,3 +111,28 @@ def test_same_names_and_way_back(guides):
         values = {name: nodes[name]["value"].detach() for name in infer["_covers"]}
         got = other["_unconstrain"]({name: to_jax(value) for name, value in values.items()})
         assert_twins(infer["_unconstrain"](values), got, rtol=1e-9, atol=1e-9)
+
+
+def test_the_net_can_jump():
+    """With minus the noise and twice its sign as output, u is -2 or 2."""
+
+    def model_of_one(b):
+        return lambda: b.sample("z", b.dist.Normal(0.0, 1.0))
+
+    options = {"noise_dim": 0, "hidden": (), "init_samples": 3}
+    ours = Pyro.package.AutoImplicit(model_of_one(Pyro), **options)
+    ours()
+    sampler = ours.samplers.auto_latent
+    with torch.no_grad():
+        sampler.net.layers[0].weight.copy_(torch.tensor([[-1.0, 2.0]]))
+    loc, scale = sampler.loc.detach(), sampler.scale.detach()
+    draws = torch.stack([ours()["z"] for _ in range(20)]).detach()
+    assert (((draws - loc) / scale).abs() - 2).abs().max() < 1e-5
+    assert draws.std() > 0
+    theirs = NumPyro.package.AutoImplicit(model_of_one(NumPyro), **options)
+    handlers.seed(theirs, 0)()
+    params = {f"auto_latent_{name}": value for name, value in to_params(sampler, False).items()}
+    found = theirs.sample_posterior(jax.random.key(0), params, sample_shape=(20,))["z"]
+    units = (found - to_jax(loc)) / to_jax(scale)
+    np.testing.assert_allclose(abs(units), 2, atol=1e-5)
+    assert found.std() > 0
