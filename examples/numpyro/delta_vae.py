@@ -117,6 +117,9 @@ def make_svi(
     if kind == "learned":
         scales = jnp.full(image_size, noise_scale)
         noise = learned(GaussianNoise(scales), constraint="trace", least=0.5)
+    elif kind == "learned-mean":
+        layers = [nn.Dense(hidden_dim), nn.tanh, nn.Dense(image_size)]
+        noise = learned(noise, mean=nn.Sequential(layers))
     # The whole difference: the loss.
     loss = SpreadELBO({"x": noise}) if name == "spread" else Trace_ELBO()
     optim = Adam(lambda step: learning_rate * learning_rate_factor(step / num_steps))
@@ -166,9 +169,9 @@ def fit_model(
     inputs = test[:10]
     if name == "spread":
         kernel = svi.loss.noise["x"]
-        if args.noise == "learned":
+        if args.noise != "fixed":
             kernel = kernel.kernel(params["noise$x$params"])
-        inputs = kernel(inputs).sample(noise_key)
+        inputs = kernel(inputs, event_dim=1).sample(noise_key)
     return Fit(
         losses=losses,
         stock_loss=float(stock_loss) / len(test),

@@ -95,10 +95,17 @@ class PlainVAE(DeltaVAE):
         return dist.Normal(image, scale).to_event(1)
 
 
-def make_noise(args: argparse.Namespace, scales: torch.Tensor) -> SpreadNoise | LearnedNoise:
+def make_noise(
+    args: argparse.Namespace, size: int, device: torch.device
+) -> SpreadNoise | LearnedNoise:
+    noise = GaussianNoise(args.noise_scale)
     if args.noise == "learned":
+        scales = torch.full((size,), args.noise_scale, device=device)
         return learned(GaussianNoise(scales), constraint="trace", least=0.5)
-    return GaussianNoise(args.noise_scale)
+    if args.noise == "learned-mean":
+        layers = nn.Linear(size, args.hidden_dim), nn.Tanh(), nn.Linear(args.hidden_dim, size)
+        return learned(noise, mean=nn.Sequential(*layers).to(device))
+    return noise
 
 
 def fit_model(
@@ -112,7 +119,7 @@ def fit_model(
 
     vae_class = DeltaVAE if name == "spread" else PlainVAE
     vae = vae_class(dataset.image_size, args.latent_dim, args.hidden_dim).to(device)
-    noise = make_noise(args, torch.full((dataset.image_size,), args.noise_scale, device=device))
+    noise = make_noise(args, dataset.image_size, device)
     # The whole difference: the loss.
     loss = SpreadELBO({"x": noise}) if name == "spread" else Trace_ELBO()
     if args.compile:
@@ -142,7 +149,7 @@ def fit_model(
         draws = Predictive(vae.model, num_samples=1)(None, num_samples)
         shown = test[:10]
         kernel = noise.kernel() if isinstance(noise, LearnedNoise) else noise
-        inputs = kernel(shown).sample() if name == "spread" else shown
+        inputs = kernel(shown, event_dim=1).sample() if name == "spread" else shown
         reconstructions = vae.decoder(vae.encoder(inputs).chunk(2, -1)[0])
         return Fit(
             losses=losses,

@@ -119,8 +119,9 @@ def parse_args(
     parser.add_argument(
         "--noise",
         default="fixed",
-        choices=("fixed", "learned"),
-        help="learned: a variance for each pixel, half of which stays, of constant sum",
+        choices=("fixed", "learned", "learned-mean"),
+        help="learned: a variance for each pixel, half of which stays, of constant sum; "
+        "learned-mean: round x + g(x), g a net of slope below 0.9",
     )
     parser.add_argument("-n", "--num-epochs", type=int)
     parser.add_argument("-lr", "--learning-rate", type=float)
@@ -222,7 +223,7 @@ def describe(results: Mapping[str, Any]) -> str:
     :param results: from :func:`compare`.
     """
     options = results["options"]
-    noise = options.get("noise", "fixed")
+    noise = options.get("noise", "fixed").replace("-", " ")
     text = f"""
         {options["dataset"]}: {results["num_train"]} training images; both models have the same
         nets, {options["latent_dim"]} latents, {options["num_epochs"]} epochs. Spread noise

@@ -106,12 +106,13 @@ def test_compiled(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_learned_noise(tmp_path, backend):
+@pytest.mark.parametrize("kind", ["learned", "learned-mean"])
+def test_learned_noise(tmp_path, backend, kind):
     pytest.importorskip("matplotlib")
     script, options = ROOT / "examples" / backend / "delta_vae.py", [*SMALL[:-1], "1"]
-    process = run(script, "--output", tmp_path, *options, "--noise", "learned")
+    process = run(script, "--output", tmp_path, *options, "--noise", kind)
     assert process.returncode == 0, process.stderr
-    assert "Spread noise 0.3, learned." in " ".join(process.stdout.split())
+    assert f"Spread noise 0.3, {kind.replace('-', ' ')}." in " ".join(process.stdout.split())
     assert all(map(math.isfinite, load_results(tmp_path)["models"]["spread"]["spread_loss"]))
 
 
