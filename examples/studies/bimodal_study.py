@@ -35,7 +35,7 @@ LEAST_MASS = 0.4
 
 _TITLES = {
     "adaptive": "contrast ELBO, adaptive",
-    "automatic": "the same, AutoImplicit",
+    "automatic": "contrast ELBO, AutoImplicit",
     "plain": "contrast ELBO, plain",
     "semi-implicit": "semi-implicit ELBO",
     "normal": "Normal guide",

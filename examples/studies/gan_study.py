@@ -196,9 +196,10 @@ def compare(backend: str, args: argparse.Namespace, fit: FitModel) -> dict[str, 
     """
     dataset, output = prepare(args)
     grey_judge = LabelJudge(dataset)
-    label_judge = StackedJudge(dataset, grey_judge) if args.stacked else grey_judge
+    label_judge: LabelJudge | StackedJudge = grey_judge
     num_labelled = 0
     if args.stacked:
+        label_judge = StackedJudge(dataset, grey_judge)
         num_labelled = args.limit if args.smoke_test else NUM_STACKED
         dataset = stack(dataset, num_labelled)
     judge = SampleJudge(dataset)
