@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from spread_analysis.evaluation import SampleQuality, mean_and_error
 from studies.zoo import messages
@@ -181,6 +182,10 @@ def plot_summary(all_results: Sequence[Mapping[str, Any]]) -> Any:
     left.set_yticks(range(len(names)), [ROWS[name].title for name in names], fontsize=8)
     left.set_ylim(len(names) - 0.5, -0.5)
     left.set(xscale="log", xlabel="Fréchet distance, smaller is better")
+    # Else powers of ten, one over the other.
+    left.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.legend(fontsize=8, loc="upper right")
     for axes in right:
         axes.set_xlabel("log p(x), nats per image; arrows are lower bounds")
