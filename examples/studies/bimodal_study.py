@@ -231,7 +231,7 @@ def _figure(
     shape = len(cases), len(args.losses)
     figure = Figure((2.9 * shape[1] + 0.6, 2.6 * shape[0] + 0.4), layout="constrained")
     rows = figure.subplots(*shape, squeeze=False, sharex=True, sharey="row")
-    width = 1.2 * np.sqrt(max(args.observed)) + 1.0
+    width = 1.2 * np.sqrt(max(0.0, *args.observed)) + 1.0
     for row, case in zip(rows, cases, strict=True):
         exact = bimodal_posterior(*case)
         for ax, name in zip(row, args.losses, strict=True):
