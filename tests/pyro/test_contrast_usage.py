@@ -327,7 +327,8 @@ def test_an_autoguide_without_density(adaptive):
     auto = AutoImplicit(constrained, hidden=(8,))
     critics = {name: concat_sites(mlp(size), name) for name, size in SITES.items()}
     loss = PriorContrastELBO(critics, adaptive=adaptive)
-    svi = SVI(constrained, auto, sgd(), loss)
+    # With larger steps the tails of the prior throw the guide far away, in most seeds.
+    svi = SVI(constrained, auto, sgd(1e-5), loss)
     assert torch.isfinite(torch.tensor([svi.step(data()) for _ in range(3)])).all()
     if adaptive:
         return
