@@ -27,8 +27,9 @@ def test_smoke(backend, tmp_path):
         assert f"{result['gap']:+.4f} / {result['positive']:.3f}" in stdout
         if not name.startswith("normal"):  # hardly moved from the prior, which has both halves
             assert 0.4 < result["positive"] < 0.6
-            # The prior is 1.44 nats away; without a warm-up the first steps may lead further.
-            most = 2.5 if name.startswith("semi") else 1.6
+            # The prior is 1.44 nats away; without a warm-up the first steps may lead further, and
+            # AutoImplicit starts at an estimate of it.
+            most = 2.5 if name.startswith(("semi", "automatic")) else 1.6
             assert 0.2 < result["kl"] < most
             assert -1.25 * most < result["gap"] < 0.1
     assert (tmp_path / "out" / "bimodal_posterior.png").read_bytes().startswith(b"\x89PNG")
