@@ -176,8 +176,8 @@ def leaves(svi_state: SVIState) -> dict[str, Any]:
         jax.tree_util.keystr(path).lstrip("."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(svi_state)
     }
-    donated = [leaf for leaf in found.values() if isinstance(leaf, jax.Array) and leaf.is_deleted()]
-    if not donated:  # else it is refused when the file is written
+    # What was donated to a later step is refused when the file is written.
+    if not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in found.values()):
         jax.block_until_ready(list(found.values()))
     return found
 
