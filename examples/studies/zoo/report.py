@@ -186,7 +186,7 @@ def plot_summary(all_results: Sequence[Mapping[str, Any]]) -> Any:
     left.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_formatter(NullFormatter())
-    left.legend(fontsize=8, loc="upper right")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3, frameon=False)
     for axes in right:
         axes.set_xlabel("log p(x), nats per image; arrows are lower bounds")
         for place, name in enumerate(names):
