@@ -57,7 +57,7 @@ from numpyro_spread import (
     importance_weighted_bound,
     two_player,
 )
-from numpyro_spread.ratio import MLPCritic
+from numpyro_spread.ratio import site_features
 
 # PyTorch's default, so that both backends start alike.
 Dense = functools.partial(
@@ -99,33 +99,84 @@ class Bend(nn.Module):
     """
 
     hidden_dim: int
+    sizes: tuple[int, int]
+
+    def setup(self):
+        self.first, self.second = (Move(self.hidden_dim, size) for size in self.sizes)
+
+    def __call__(self, loc, scale, features, eps):
+        first, second = jnp.split(eps, self.sizes[:1], -1)
+        shift, log_scale = self.second(first, features)
+        second = second * jnp.exp(log_scale) + shift
+        shift, log_scale = self.first(second, features)
+        first = first * jnp.exp(log_scale) + shift
+        return loc + scale * jnp.concatenate([first, second], -1)
+
+    def log_prob(self, loc, scale, features, codes):
+        first, second = jnp.split((codes - loc) / scale, self.sizes[:1], -1)
+        shift, log_scale = self.first(second, features)
+        first = (first - shift) * jnp.exp(-log_scale)
+        log_det = jnp.log(scale).sum(-1) + log_scale.sum(-1)
+        shift, log_scale = self.second(first, features)
+        second = (second - shift) * jnp.exp(-log_scale)
+        log_det = log_det + log_scale.sum(-1)
+        return dist.Normal().log_prob(jnp.concatenate([first, second], -1)).sum(-1) - log_det
+
+
+class Move(nn.Module):
+    """By how much one half is moved and widened, as the other one says."""
+
+    hidden_dim: int
+    num_moved: int
 
     @nn.compact
-    def __call__(self, loc, scale, features, eps):
-        first, second = jnp.split(eps, [eps.shape[-1] // 2], -1)
-        second, wider = self._moved(second, first, features)
-        first, wide = self._moved(first, second, features)
-        log_det = jnp.log(scale).sum(-1) + wider + wide
-        return loc + scale * jnp.concatenate([first, second], -1), log_det
-
-    def _moved(self, half, other, features):
+    def __call__(self, other, features):
         hidden = nn.relu(Dense(self.hidden_dim)(features) + Dense(self.hidden_dim)(other))
-        out = nn.Dense(2 * half.shape[-1], kernel_init=nn.initializers.zeros)(hidden)
+        out = nn.Dense(2 * self.num_moved, kernel_init=nn.initializers.zeros)(hidden)
         shift, log_scale = jnp.split(out, 2, -1)
-        log_scale = jnp.tanh(log_scale)
-        return half * jnp.exp(log_scale) + shift, log_scale.sum(-1)
+        return shift, jnp.tanh(log_scale)
+
+
+def along_path(log_prob, z):
+    """
+    The log density at a draw, whose gradient passes through the draw alone, as that of a critic
+    does. The rest of it has mean zero (Roeder et al. 2017, https://arxiv.org/abs/1703.09194).
+    """
+    still = lax.stop_gradient(z)
+    values, pull = jax.vjp(log_prob, still)
+    (slope,) = lax.stop_gradient(pull(jnp.ones_like(values)))
+    return lax.stop_gradient(values) + (slope * (z - still)).sum(-1)
 
 
 class Head(nn.Module):
-    """Mean and Cholesky factor of the contrast, from the encoder's features."""
+    """
+    Mean and Cholesky factor of the contrast: at first those of the Gaussian encoder as it is at
+    that step, so that what must be learned is the difference that the bend makes.
+    """
 
     latent_dim: int
 
     @nn.compact
-    def __call__(self, features):
-        out = nn.Dense(self.latent_dim * (self.latent_dim + 3) // 2)(features)
-        loc, log_scale, lower = jnp.split(out, [self.latent_dim, 2 * self.latent_dim], -1)
-        return loc, cholesky(jnp.exp(log_scale), lower)
+    def __call__(self, inputs):
+        size = self.latent_dim
+        start = inputs.shape[-1] - 2 * size
+        features, centre, width = jnp.split(inputs, [start, start + size], -1)
+        out = nn.Dense(size * (size + 3) // 2, kernel_init=nn.initializers.zeros)(features)
+        loc, log_scale, lower = jnp.split(out, [size, 2 * size], -1)
+        return centre + width * loc, cholesky(width * jnp.exp(log_scale), lower)
+
+
+class Critic(nn.Module):
+    """Logits; what it makes of an image's features serves all codes of the image."""
+
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, values, *args, **kwargs):
+        features, codes = (site_features(values, name) for name in ("features", "z"))
+        hidden = nn.relu(nn.Dense(self.hidden_dim)(features) + nn.Dense(self.hidden_dim)(codes))
+        hidden = nn.relu(nn.Dense(self.hidden_dim)(hidden))
+        return nn.Dense(1, kernel_init=nn.initializers.zeros)(hidden).squeeze(-1)
 
 
 def cholesky(scale, lower):
@@ -143,7 +194,7 @@ class VAE:
         self.num_pixels, self.latent_dim, self.hidden_dim = num_pixels, latent_dim, hidden_dim
         self.decoder = MLP(hidden_dim, num_pixels)
         self.encoder = Encoder(hidden_dim, latent_dim)
-        self.bend = Bend(args.bend_dim)
+        self.bend = Bend(args.bend_dim, (latent_dim // 2, latent_dim - latent_dim // 2))
         self.lower = nn.Dense(latent_dim * (latent_dim - 1) // 2, kernel_init=nn.initializers.zeros)
         self.prior = dist.Normal(jnp.zeros(latent_dim), 1.0).to_event(1)
 
@@ -163,10 +214,7 @@ class VAE:
 
     def implicit_guide(self, x):
         with numpyro.plate("data", len(x)):
-            draw = self.bent(x)
-            codes = ImplicitDistribution(
-                lambda eps: draw(eps)[0], self.prior, event_shape=(self.latent_dim,)
-            )
+            codes = ImplicitDistribution(self.bent(x), self.prior, event_shape=(self.latent_dim,))
             return numpyro.sample("z", codes)
 
     def exact_guide(self, x):
@@ -174,14 +222,18 @@ class VAE:
         with numpyro.plate("data", len(x)):
             draw = self.bent(x)
             eps = numpyro.sample("eps", self.prior, infer={"is_auxiliary": True})
-            z, log_det = draw(eps)
-            return numpyro.sample("z", dist.Delta(z, log_density=-log_det, event_dim=1))
+            z = draw(eps)
+            log_prob = along_path(functools.partial(draw, method="log_prob"), z)
+            # The ELBO has the density of eps already.
+            codes = dist.Delta(z, log_density=log_prob - self.prior.log_prob(eps), event_dim=1)
+            return numpyro.sample("z", codes)
 
     def bent(self, x):
         """From noise to codes of x."""
         loc, scale, features = self.encode(x)
         # Critic and contrast see x as the encoder does now.
-        features = numpyro.deterministic("features", features)
+        for name, value in (("features", features), ("loc", loc), ("scale", scale)):
+            numpyro.deterministic(name, value)
         bend = flax_module("bend", self.bend, loc[0], scale[0], features[0], loc[0])
         return functools.partial(bend, loc, scale, features)
 
@@ -260,16 +312,18 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
     elif name == "semi-implicit":
         loss = SemiImplicitELBO(vae.kernel, args.num_mixture)
     else:
-        critic = concat_sites(MLPCritic([args.hidden_dim] * 2), "features", "z")
         # The whole difference between the run that holds and the one that does not: the contrast.
         adaptive = name == "avb"
-        head = concat_sites(Head(vae.latent_dim), "features") if adaptive else None
+        head = concat_sites(Head(vae.latent_dim), "features", "loc", "scale")
         loss = PriorContrastELBO(
-            critic, adaptive=adaptive, head=head, num_critic_draws=args.critic_draws
+            Critic(args.hidden_dim),
+            adaptive=adaptive,
+            head=head if adaptive else None,
+            num_critic_draws=args.critic_draws,
         )
         num_updates = args.critic_steps * num_steps
         optim = two_player(
-            adam(args.learning_rate, num_steps, b1=0.5),
+            optim,
             adam(args.critic_learning_rate, num_updates, b1=0.5),
             args.critic_steps,
         )
@@ -282,12 +336,15 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
         params = train(svi, keys.pop(), x, num_updates, args.batch_size, seed + 1, start)
     seconds = time.perf_counter() - began
 
-    def reported(key):
-        return -loss.loss(key, params, vae.model, registered, test) / len(test)
+    def reported(loss, guide):
+        def one(key):
+            return -loss.loss(key, params, vae.model, guide, test) / len(test)
 
-    estimate = jax.jit(lambda keys: lax.map(reported, keys))(jnp.stack(keys)).mean()
+        return float(jax.jit(lambda keys: lax.map(one, keys))(jnp.stack(keys)).mean())
+
+    is_avb = name.startswith("avb")
     check = ais = None
-    if name.startswith("avb") and args.num_checked:
+    if is_avb and args.num_checked:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the report says it
             check = loss.held_out_check(
@@ -308,7 +365,8 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
 
     reconstructions, samples = np.asarray(show(params, test[:NUM_SHOWN]))
     return Fit(
-        estimate=float(estimate),
+        estimate=reported(loss, registered),
+        exact=reported(Trace_ELBO(), vae.exact_guide) if is_avb else float("nan"),
         evidence=log_evidence(args, vae, evidence_key, params, start, test),
         ais=ais,
         check=check,

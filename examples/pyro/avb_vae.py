@@ -28,6 +28,7 @@ import functools
 import time
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -55,7 +56,7 @@ from pyro_spread import (
     importance_weighted_bound,
     two_player,
 )
-from pyro_spread.ratio import MLPCritic
+from pyro_spread.ratio import site_features
 
 
 def mlp(num_inputs, hidden_dim, num_outputs):
@@ -98,14 +99,26 @@ class Bend(nn.Module):
 
     def forward(self, loc, scale, features, eps):
         first, second = eps.split(self.sizes, -1)
-        second, wider = self.second(second, first, features)
-        first, wide = self.first(first, second, features)
-        log_det = scale.log().sum(-1) + wider + wide
-        return loc + scale * torch.cat([first, second], -1), log_det
+        shift, log_scale = self.second(first, features)
+        second = second * log_scale.exp() + shift
+        shift, log_scale = self.first(second, features)
+        first = first * log_scale.exp() + shift
+        return loc + scale * torch.cat([first, second], -1)
+
+    def log_prob(self, loc, scale, features, codes):
+        first, second = ((codes - loc) / scale).split(self.sizes, -1)
+        shift, log_scale = self.first(second, features)
+        first = (first - shift) * (-log_scale).exp()
+        log_det = scale.log().sum(-1) + log_scale.sum(-1)
+        shift, log_scale = self.second(first, features)
+        second = (second - shift) * (-log_scale).exp()
+        log_det = log_det + log_scale.sum(-1)
+        eps = torch.cat([first, second], -1)
+        return dist.Normal(torch.zeros_like(eps), 1.0).log_prob(eps).sum(-1) - log_det
 
 
 class Move(nn.Module):
-    """One half moved and widened as the other one says."""
+    """By how much one half is moved and widened, as the other one says."""
 
     def __init__(self, num_features, hidden_dim, num_others, num_moved):
         super().__init__()
@@ -113,24 +126,58 @@ class Move(nn.Module):
         self.others = nn.Linear(num_others, hidden_dim)
         self.out = zeroed(nn.Linear(hidden_dim, 2 * num_moved))
 
-    def forward(self, half, other, features):
+    def forward(self, other, features):
         hidden = torch.relu(self.features(features) + self.others(other))
         shift, log_scale = self.out(hidden).chunk(2, -1)
-        log_scale = log_scale.tanh()
-        return half * log_scale.exp() + shift, log_scale.sum(-1)
+        return shift, log_scale.tanh()
+
+
+def along_path(log_prob, z):
+    """
+    The log density at a draw, whose gradient passes through the draw alone, as that of a critic
+    does. The rest of it has mean zero (Roeder et al. 2017, https://arxiv.org/abs/1703.09194).
+    """
+    still = z.detach().requires_grad_()
+    with torch.enable_grad():
+        values = log_prob(still)
+        (slope,) = torch.autograd.grad(values.sum(), still)
+    return values.detach() + (slope * (z - still.detach())).sum(-1)
 
 
 class Head(nn.Module):
-    """Mean and Cholesky factor of the contrast, from the encoder's features."""
+    """
+    Mean and Cholesky factor of the contrast: at first those of the Gaussian encoder as it is at
+    that step, so that what must be learned is the difference that the bend makes.
+    """
 
     def __init__(self, num_features, latent_dim):
         super().__init__()
+        self.num_inputs = num_features, latent_dim, latent_dim
         self.sizes = latent_dim, latent_dim, latent_dim * (latent_dim - 1) // 2
-        self.out = nn.Linear(num_features, sum(self.sizes))
+        self.out = zeroed(nn.Linear(num_features, sum(self.sizes)))
 
-    def forward(self, features):
+    def forward(self, inputs):
+        features, centre, width = inputs.split(self.num_inputs, -1)
         loc, log_scale, lower = self.out(features).split(self.sizes, -1)
-        return loc, cholesky(log_scale.exp(), lower)
+        return centre + width * loc, cholesky(width * log_scale.exp(), lower)
+
+
+class Critic(nn.Module):
+    """Logits; what it makes of an image's features serves all codes of the image."""
+
+    def __init__(self, num_features, hidden_dim, latent_dim):
+        super().__init__()
+        self.features = even(nn.Linear(num_features, hidden_dim))
+        self.codes = even(nn.Linear(latent_dim, hidden_dim))
+        self.hidden = even(nn.Linear(hidden_dim, hidden_dim))
+        self.out = zeroed(nn.Linear(hidden_dim, 1))
+
+    def forward(self, values, *args, **kwargs):
+        features, codes = (site_features(values, name) for name in ("features", "z"))
+        if values.batch_ndim > 1:  # several codes of each image
+            features = features[0]
+        hidden = torch.relu(self.features(features) + self.codes(codes))
+        return self.out(torch.relu(self.hidden(hidden))).squeeze(-1)
 
 
 def cholesky(scale, lower):
@@ -140,6 +187,13 @@ def cholesky(scale, lower):
     tril = torch.eye(size, device=scale.device).repeat(*scale.shape[:-1], 1, 1)
     tril[..., rows, columns] = lower
     return scale.unsqueeze(-1) * tril
+
+
+def even(layer):
+    """Start at unit gain, as flax does: with PyTorch's own start critics learn slower."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def zeroed(layer):
@@ -181,27 +235,29 @@ class VAE(nn.Module):
 
     def implicit_guide(self, x):
         with pyro.plate("data", len(x)):
-            draw = self.bent(x)
-            codes = ImplicitDistribution(
-                lambda eps: draw(eps)[0], self.prior, event_shape=(self.latent_dim,)
-            )
+            draw = functools.partial(self.bend, *self.bent(x))
+            codes = ImplicitDistribution(draw, self.prior, event_shape=(self.latent_dim,))
             return pyro.sample("z", codes)
 
     def exact_guide(self, x):
         """The same codes, with their density: what a critic that made no errors would reach."""
         with pyro.plate("data", len(x)):
-            draw = self.bent(x)
+            seen = self.bent(x)
             eps = pyro.sample("eps", self.prior, infer={"is_auxiliary": True})
-            z, log_det = draw(eps)
-            return pyro.sample("z", dist.Delta(z, log_density=-log_det, event_dim=1))
+            z = self.bend(*seen, eps)
+            log_prob = along_path(functools.partial(self.bend.log_prob, *seen), z)
+            # The ELBO has the density of eps already.
+            codes = dist.Delta(z, log_density=log_prob - self.prior.log_prob(eps), event_dim=1)
+            return pyro.sample("z", codes)
 
     def bent(self, x):
-        """From noise to codes of x."""
+        """What bends noise to codes of x."""
         pyro.module("bend", self.bend)
         loc, scale, features = self.encode(x)
         # Critic and contrast see x as the encoder does now.
-        features = pyro.deterministic("features", features, event_dim=1)
-        return functools.partial(self.bend, loc, scale, features)
+        for name, value in (("features", features), ("loc", loc), ("scale", scale)):
+            pyro.deterministic(name, value, event_dim=1)
+        return loc, scale, features
 
     def kernel(self, x):
         """Noise on the implicit codes, as wide as a learned share of the Gaussian ones."""
@@ -279,23 +335,18 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
     elif name == "semi-implicit":
         loss = SemiImplicitELBO(vae.kernel, args.num_mixture)
     else:
-        net = MLPCritic([args.hidden_dim] * 2, input_dim=args.hidden_dim + args.latent_dim)
-        for layer in net.layers:  # at unit gain, as flax does: PyTorch's own start learns slower
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-            nn.init.zeros_(layer.bias)
-        critic = concat_sites(net.to(x.device), "features", "z")
         # The whole difference between the run that holds and the one that does not: the contrast.
         adaptive = name == "avb"
         head = Head(args.hidden_dim, args.latent_dim).to(x.device)
         loss = PriorContrastELBO(
-            critic,
+            Critic(args.hidden_dim, args.hidden_dim, args.latent_dim).to(x.device),
             adaptive=adaptive,
-            head=concat_sites(head, "features") if adaptive else None,
+            head=concat_sites(head, "features", "loc", "scale") if adaptive else None,
             num_critic_draws=args.critic_draws,
         )
         num_updates = args.critic_steps * num_steps
         optim = two_player(
-            adam(args.learning_rate, num_updates, b1=0.5),
+            adam(args.learning_rate, num_updates),
             adam(args.critic_learning_rate, num_updates, b1=0.5),
             args.critic_steps,
         )
@@ -309,9 +360,16 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
         train(svi, x, num_updates, args.batch_size, seed + 1)
     seconds = time.perf_counter() - began
 
-    losses = [svi.evaluate_loss(test) / len(test) for _ in range(args.num_evaluations)]
+    def reported(loss, guide):
+        seen = SVI(vae.model, guide, optim, loss)
+        nats = [seen.evaluate_loss(test) for _ in range(args.num_evaluations)]
+        return -float(np.mean(nats)) / len(test)
+
+    is_avb = name.startswith("avb")
+    estimate = reported(loss, guide)
+    exact = reported(Trace_ELBO(), vae.exact_guide) if is_avb else float("nan")
     check = ais = None
-    if name.startswith("avb") and args.num_checked:
+    if is_avb and args.num_checked:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the report says it
             check = loss.held_out_check(
@@ -327,7 +385,8 @@ def fit_model(args, name, seed, start, x, test, wants_ais):
             vae.model, test[: args.num_ais], num_temperatures=args.num_temperatures, num_chains=8
         )
     return Fit(
-        estimate=-sum(losses) / len(losses),
+        estimate=estimate,
+        exact=exact,
         evidence=evidence,
         ais=ais,
         check=check,
