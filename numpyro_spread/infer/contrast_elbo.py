@@ -40,6 +40,7 @@ from spread_core.monitors import EvidenceGapMonitor, FalseEvidenceMonitor, Logit
 from spread_core.paths import Where
 from spread_core.stateful import Stateful
 from spread_core.typing import Guide, Model
+from spread_core.validation import check_count
 
 Annealing = int | Callable[..., Any]
 
@@ -332,12 +333,13 @@ class PriorContrastELBO(PriorContrastShared, Stateful, Loss):
         :param args: positional arguments of both.
         :param num_steps: steps of Adam for each critic that is fitted.
         :param learning_rate: of its Adam, falling linearly to zero.
-        :param num_draws: held-out draws of the guide for all data.
+        :param num_draws: held-out draws of the guide for all data, at least 2.
         :param kwargs: keyword arguments of both.
         :return: both estimates and the gap with its standard error, in nats.
         :warns FalseEvidenceWarning: if the gap is more than two standard errors, 0.3 nats and 0.1
             nats per datum.
         """
+        check_count("held_out_check: num_draws", num_draws, 2)
         own = dataclasses.replace(self._options, regularizer=None, num_particles=1, at_once=False)
         full = own.with_full_contrast()
         silent = full.with_critics(Silent())

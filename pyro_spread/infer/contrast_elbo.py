@@ -56,6 +56,7 @@ from spread_core.paths import Where
 from spread_core.stateful import Stateful
 from spread_core.typing import Guide, Model
 from spread_core.use_of_data import UseOfData
+from spread_core.validation import check_count
 
 Critic = nn.Module | Mapping[str, nn.Module]
 Annealing = int | Callable[..., float | torch.Tensor]
@@ -180,8 +181,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         """
         Like :meth:`loss`, as a tensor whose ``backward`` gives every param its player's gradient.
 
-        The gradients of the players belong to different functions, so second derivatives have no
-        meaning.
+        The players' gradients are of different functions: second derivatives have no meaning.
         """
         if not torch.is_grad_enabled():
             return torch.as_tensor(self.loss(model, guide, *args, **kwargs))
@@ -233,20 +233,20 @@ class PriorContrastELBO(PriorContrastShared, Loss):
         Look for false evidence with other critics; guide and model stay as they are.
 
         There are a Gaussian with the covariance of the guide's draws, a fresh critic whose contrast
-        it is, and with ``adaptive`` a copy of the trained critic, trained on. That which is best on
-        other draws gives an estimate no lower than the ELBO, on average. What the reported one
-        exceeds it by is false evidence. If all are worse than the trained critic, the report says
-        "not known". A guide that has collapsed to a point has no ELBO: then the gap is NaN or what
-        rounding leaves, and the evidence false.
+        it is, and with ``adaptive`` a copy of the trained critic, trained on. The best on other
+        draws gives an estimate no lower than the ELBO, on average. What the reported one exceeds it
+        by is false evidence. If all are worse than the trained critic, the report says "not known".
+        A guide that has collapsed to a point has no ELBO: then the evidence is false.
 
         :param model: the model.
         :param guide: the guide.
         :param num_steps: steps of each critic that is fitted.
         :param learning_rate: of its Adam, falling linearly to zero.
-        :param num_draws: held-out draws of the guide.
+        :param num_draws: held-out draws of the guide, at least 2.
         :return: both estimates and the gap with its standard error, in nats. A gap of more than two
             standard errors, 0.3 nats and 0.1 nats per datum is a :class:`FalseEvidenceWarning`.
         """
+        check_count("held_out_check: num_draws", num_draws, 2)
         own = replace(self._options, num_particles=1, at_once=False, regularizer=None)
         full = own.with_full_contrast()
         reported, fitted = judging(self, own), [judging(self, full, fresh_copy(self.discriminator))]

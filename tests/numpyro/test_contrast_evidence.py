@@ -129,6 +129,12 @@ def collapsed_guide(x):
         numpyro.sample("z", ImplicitDistribution(lambda e: x + spread * e, noise, ()))
 
 
+def test_the_check_needs_two_draws():
+    loss = PriorContrastELBO(concat_sites(QuadraticCritic(), "z"))
+    with pytest.raises(ValueError, match=r"held_out_check: num_draws must be .* at least 2, got 1"):
+        loss.held_out_check(random.key(0), {}, model, guide, jnp.zeros(3), num_draws=1)
+
+
 def test_the_check_of_a_collapsed_guide_says_false_evidence():
     loss = PriorContrastELBO(concat_sites(QuadraticCritic(), "z"), adaptive=False)
     registered = loss.register(model, collapsed_guide)

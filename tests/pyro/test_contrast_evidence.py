@@ -55,6 +55,12 @@ def collapsed_guide(x):
         pyro.sample("z", fn)
 
 
+def test_the_check_needs_two_draws():
+    loss = PriorContrastELBO(Told(silent))
+    with pytest.raises(ValueError, match=r"held_out_check: num_draws must be .* at least 2, got 1"):
+        loss.held_out_check(model, guide, data(), num_draws=1)
+
+
 def test_the_check_of_a_collapsed_guide_says_false_evidence():
     loss = PriorContrastELBO(Told(lambda values, x: 0 * values["z"]), adaptive=False)
     with pytest.warns(FalseEvidenceWarning, match=r"by nan"):
