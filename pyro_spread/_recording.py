@@ -48,32 +48,32 @@ class Recording:
     """
     What a recorded step leaves for every step that repeats it.
 
-    :param thrown: how its coins fell, which decide what it computes; without, they are thrown.
+    :param settled: what was decided of what it computes; without, it is decided now.
     """
 
-    def __init__(self, thrown: Sequence[bool] | None = None) -> None:
-        self._given = thrown
-        #: How its coins fell.
-        self.thrown: list[bool] = []
+    def __init__(self, settled: Sequence[bool] | None = None) -> None:
+        self._given = settled
+        #: What was decided.
+        self.settled: list[bool] = []
         #: Whether each of the tensors that must be so is finite.
         self.finite: list[torch.Tensor] = []
         #: Functions to call after the step, with their tensors.
         self.later: list[tuple[Callable[..., Any], Any]] = []
         #: Functions whose numbers are asked for before the step, and the tensors that hold them.
         self.numbers: list[tuple[Callable[[], float], torch.Tensor]] = []
-        #: Probabilities of heads of the coins that it throws, in their order.
-        self.coins: list[float] = []
+        #: Functions that decide, in their order.
+        self.deciders: list[Callable[[], bool]] = []
 
-    def throw(self, heads: float) -> bool:
-        """How the next coin falls."""
+    def settle(self, decide: Callable[[], bool]) -> bool:
+        """What is decided next."""
         if self._given is not None:
-            fell = self._given[len(self.coins)]
+            found = self._given[len(self.deciders)]
         else:
             with _parents.unrecorded():
-                fell = bool(torch.rand(()) < heads)
-        self.coins.append(heads)
-        self.thrown.append(fell)
-        return fell
+                found = decide()
+        self.deciders.append(decide)
+        self.settled.append(found)
+        return found
 
 
 _current: ContextVar[Recording | None] = ContextVar("pyro_spread_recording", default=None)
@@ -113,16 +113,14 @@ def number(function: Callable[[], float]) -> Any:
     return held
 
 
-def throw(heads: float) -> bool:
+def settle(decide: Callable[[], bool]) -> bool:
     """
-    Throw a coin that decides what a step computes; recorded steps are different graphs then.
+    Decide what a step computes; recorded steps are different graphs then.
 
-    :param heads: the probability of True.
+    :param decide: decides, and is called once in every step.
     """
     recording = _current.get()
-    if recording is not None:
-        return recording.throw(heads)
-    return bool(torch.rand(()) < heads)
+    return decide() if recording is None else recording.settle(decide)
 
 
 def to_be_finite(x: torch.Tensor) -> None:
@@ -133,14 +131,14 @@ def to_be_finite(x: torch.Tensor) -> None:
 
 
 @contextmanager
-def recorded(thrown: Sequence[bool] | None) -> Iterator[Recording]:
+def recorded(settled: Sequence[bool] | None) -> Iterator[Recording]:
     """
     Run a step in here, under ``make_fx``, to record it.
 
-    :param thrown: how its coins fall.
+    :param settled: what was decided of it, if anything was.
     :raises NotImplementedError: if what is computed depends on values; the message has the line.
     """
-    recording = Recording(thrown)
+    recording = Recording(settled)
     before, stored = _other_random_states(), _versions()
     token = _current.set(recording)
     try:

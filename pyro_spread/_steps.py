@@ -23,7 +23,7 @@ from pyro_spread._kinds import (
     is_laid_out_like,
     kind_of,
 )
-from pyro_spread._recording import Recording, draw_directly, recorded, throw
+from pyro_spread._recording import Recording, draw_directly, recorded, settle
 from pyro_spread._snapshot import StepSnapshot
 from spread_core.caller_warning import warn_user
 from spread_core.messages import compiled as messages
@@ -47,7 +47,7 @@ class Steps:
         self._options = dict(options)
         self._seen: set[Any] = set()
         self._graphs: dict[Any, _Graph] = {}
-        self._coins: dict[Any, list[float]] = {}
+        self._deciders: dict[Any, list[Callable[[], bool]]] = {}
         self._called: dict[nn.Module, None] = {}
         self._owners: dict[int, Any] = {}
         self._last: Surroundings | None = None
@@ -75,14 +75,14 @@ class Steps:
         if kind not in self._seen or _is_handled() or any(x.requires_grad for x in tensors):
             return None
         tensors_of = surroundings.params, surroundings.buffers, tensors
-        thrown = None
-        if kind in self._coins:
-            thrown = tuple(throw(heads) for heads in self._coins[kind])
-        graph = self._graphs.get((kind, thrown))
+        settled = None
+        if kind in self._deciders:
+            settled = tuple(settle(decide) for decide in self._deciders[kind])
+        graph = self._graphs.get((kind, settled))
         if graph is None:
-            graph = _Graph(self._checked(step), *tensors_of, thrown, arguments, self._options)
-            self._coins[kind] = graph.coins
-            self._graphs[kind, graph.thrown] = graph
+            graph = _Graph(self._checked(step), *tensors_of, settled, arguments, self._options)
+            self._deciders[kind] = graph.deciders
+            self._graphs[kind, graph.settled] = graph
         found = graph(*tensors_of)
         return None if found is None else (*found, surroundings.params)
 
@@ -163,7 +163,7 @@ class _Graph:
         params: list[torch.Tensor],
         buffers: list[torch.Tensor],
         tensors: list[torch.Tensor],
-        thrown: tuple[bool, ...] | None,
+        settled: tuple[bool, ...] | None,
         arguments: tuple[Any, Any],
         options: Mapping[str, Any],
     ) -> None:
@@ -177,7 +177,7 @@ class _Graph:
         tensors = [twins[id(tensor)] for tensor in tensors]
 
         def run(*_: Any) -> Any:
-            with torch.enable_grad(), recorded(thrown) as recording:
+            with torch.enable_grad(), recorded(settled) as recording:
                 recordings[:] = [recording]
                 loss, grads = step(wanted, args, kwargs)
                 loss = torch.as_tensor(loss).detach()
@@ -199,7 +199,7 @@ class _Graph:
             if isinstance(held, torch.Tensor) and held.requires_grad:
                 raise NotImplementedError(messages.unknown_param(tuple(held.shape)))
         self._later, self._numbers = [f for f, _ in recordings[0].later], recordings[0].numbers
-        self.coins, self.thrown = recordings[0].coins, tuple(recordings[0].thrown)
+        self.deciders, self.settled = recordings[0].deciders, tuple(recordings[0].settled)
         self._wanted = [param.requires_grad for param in params]
         # Not the module, whose hooks would run too.
         on_cpu = all(x.device.type == "cpu" for x in (*params, *buffers, *tensors))

@@ -16,7 +16,7 @@ from pyro.params import param_with_module_name
 from torch import nn
 
 from pyro_spread import _parents
-from pyro_spread._recording import throw
+from pyro_spread._recording import settle
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._guards import check_logits, critic_params
 from pyro_spread.infer._ranks import broadcast_from_first, in_module, ranks
@@ -179,7 +179,7 @@ def has_turn(regularizer: Regularizer | None, like: torch.Tensor) -> bool:
         return regularizer is not None
     # By chance and not by a counter: nothing to save, and the same as in a compiled step.
     if ranks() is None:
-        return throw(1 / regularizer.every)
+        return settle(lambda: bool(torch.rand(()) < 1 / regularizer.every))
     return bool(broadcast_from_first(torch.rand(()), like) < 1 / regularizer.every)
 
 

@@ -11,7 +11,6 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.util import get_rng_state, set_rng_state
 
-from pyro_spread._recording import values_known
 from pyro_spread.infer._guide_run import ImplicitSite
 from pyro_spread.infer._implicit_group import ImplicitGroup, counted
 from pyro_spread.infer._sites import is_black_box, is_implicit
@@ -30,7 +29,7 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: bool) -> torch.Ten
 
     :param group: the sites of the critic.
     :param logits: as its ``critic_loss`` returned them.
-    :param looks: whether to look; else it is NaN, as in recorded steps, which would always look.
+    :param looks: whether to look; else it is NaN.
     :return: it and the number of data; None if the contrast has no density, or there are few draws
         for moments.
     """
@@ -40,7 +39,7 @@ def evidence_gap(group: ImplicitGroup, logits: Logits, looks: bool) -> torch.Ten
     densities: list[Any] = [group._contrasts.get(name) or _prior(group, name) for name in sites]
     if None in densities:
         return None
-    if not looks or not values_known():
+    if not looks:
         return logits.p.detach().new_full((2,), math.nan)
     gap = -logits.p.detach()
     for density, (name, site) in zip(densities, sites.items(), strict=True):

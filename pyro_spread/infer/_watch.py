@@ -73,21 +73,18 @@ class BiasWatch(LagWatch):
         """Those that it asks."""
         return [*super().monitors, self._gap]
 
-    @property
     def is_due(self) -> bool:
-        """Whether the gap is looked at in the next run."""
-        return (self._runs + 1) % _GAP_EVERY == 0
+        """Count one run, and say whether the gap is looked at in it."""
+        self._runs += 1
+        return self._runs % _GAP_EVERY == 0
 
     def _may_lag(self) -> bool:
         return self._gap.has_doubts()
 
     def look_at_gap(self, gap: torch.Tensor) -> None:
         """
-        Count one run.
+        Take in a look at the gap.
 
-        :param gap: of all critics, in nats, and in how many data.
+        :param gap: of all critics, in nats, and in how many data; NaN where it was not looked at.
         """
-        due = self.is_due
-        self._runs += 1
-        if due:
-            self._gap.observe(*gap.tolist())
+        self._gap.observe(*gap.tolist())

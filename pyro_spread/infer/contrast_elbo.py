@@ -19,7 +19,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from pyro_spread._recording import number, when_known
+from pyro_spread._recording import number, settle, when_known
 from pyro_spread._transaction import unchanged_buffers
 from pyro_spread.infer._contrast import ContrastRun
 from pyro_spread.infer._critic import (
@@ -296,7 +296,7 @@ class PriorContrastELBO(PriorContrastShared, Loss):
     def _learn(self, run: ContrastRun) -> torch.Tensor:
         """The critics' loss in a run, at which the monitors look."""
         watch = self._contrast._watch
-        loss, seen, gap = run.learn(watch.is_due)
+        loss, seen, gap = run.learn(settle(watch.is_due))
         for logits in seen:
             when_known(watch, logits)
         if gap is not None:

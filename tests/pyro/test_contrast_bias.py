@@ -22,6 +22,7 @@ from pyro_spread import (
     FalseEvidenceWarning,
     ImplicitDistribution,
     PriorContrastELBO,
+    compiled,
     concat_sites,
 )
 
@@ -133,6 +134,17 @@ def test_training_with_a_critic_that_lags_warns_though_it_is_rarely_right(at_eve
     loss = PriorContrastELBO(Told(silent), num_moment_draws=32, num_critic_draws=4)
     with pytest.warns(FalseEvidenceWarning, match=r"lies [45]\d.* own draws allow"):
         steps(loss, correlated)
+
+
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_compiled_steps_are_looked_at_as_often(num_particles, monkeypatch):
+    monkeypatch.setattr("pyro_spread.infer._watch._GAP_EVERY", 3)
+    options = {"num_moment_draws": 32, "num_critic_draws": 4, "num_particles": num_particles}
+    plain = PriorContrastELBO(Told(silent), **options)
+    with pytest.warns(FalseEvidenceWarning, match=r"lies [45]\d.* own draws allow"):
+        steps(compiled(plain, backend="eager"), correlated, 340 // num_particles)
+    looked = plain._contrast._watch._gap.blocks
+    assert looked == 340 // num_particles * num_particles // 3 // 16
 
 
 def test_training_with_a_critic_that_knows_does_not(at_every_step):
