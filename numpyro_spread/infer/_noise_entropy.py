@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpyro.distributions import Distribution
 
 from numpyro_spread.infer._datum import frames_of
@@ -77,8 +78,25 @@ def with_entropy(
     is_same = (handed.reshape(value.shape) == value).all()
     if is_concrete(is_same) and not np.asarray(is_same):
         raise NotImplementedError(learned.mixture_moved(site))
-    log_p = mixture.log_mixture(kernel, value, clean.reshape(value.shape), event_dim, dim)
-    return _WithEntropy(fn, where_valid(lax.stop_gradient(log_p) - log_p, is_same))
+
+    def log_p(y: jax.Array, x: jax.Array) -> jax.Array:
+        return mixture.log_mixture(kernel, y, x, event_dim, dim)
+
+    taken = value, clean.reshape(value.shape)
+    function, others = jax.closure_convert(log_p, *taken)
+    return _WithEntropy(fn, where_valid(-_only_gradient(function, *taken, *others), is_same))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _only_gradient(function: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
+    """Zeros, with the gradient of a function, which is not computed unless that is."""
+    return jnp.zeros_like(jax.eval_shape(function, *args))
+
+
+@_only_gradient.defjvp
+def _slope(function: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    value, slope = jax.jvp(function, primals, tangents)
+    return jnp.zeros_like(value), slope
 
 
 def check_arguments(

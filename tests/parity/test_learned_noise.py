@@ -273,6 +273,27 @@ PLAYERS = {
 }
 
 
+@in_both
+def test_evaluation_of_many_data_takes_no_pairs_of_them(b):
+    noise, _ = made(b, "diagonal", "trace")
+    model, guide = bound_program(b, noise)
+    loss = b.package.SpreadELBO({"x": noise})
+    sgd = b.pick(lambda rate: pyro.optim.SGD({"lr": rate}), optax.sgd)
+    optim = b.package.two_player(sgd(0.1), None, noise=sgd(0.1))
+    svi = b.infer.SVI(model, loss.register(model, guide), optim, loss)
+    x = b.array(numbers("many", 300_000, 2))  # 720 GB for all pairs
+    if b is NumPyro:
+        state = svi.init(jax.random.key(0), x[:4])
+        value = jax.jit(svi.evaluate)(state, x)
+    else:
+        pyro.clear_param_store()
+        value = svi.evaluate_loss(x)
+    # The guide is the exact posterior, so that the bound is the log density.
+    variance = BOUND_MODEL + VARIANCE
+    exact = 0.5 * (np.log(2 * np.pi * variance) + (1 + VARIANCE) / variance).sum()
+    assert float(value) / len(x) == pytest.approx(exact, rel=0.01)
+
+
 def best(name, data, model, constraint, least, start):
     """The variances that SciPy finds."""
     data, model, start = map(np.array, (data, model, start))
